@@ -1,0 +1,89 @@
+"""Batches of model inputs from whatever users hold data in."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def batches(
+    model: keras.Model, data: Any, batch_size: int = 32, steps: int | None = None
+) -> Iterator[Any]:
+    """Yields float32 batches shaped like `model`'s inputs, checked.
+
+    Args:
+        model: the model that the batches are for.
+        data: an array (or the structure of arrays that the model takes), which is cut into
+            batches; or an iterable of batches, `x` or `(x, y)` or `(x, y, weights)`, such as a
+            batched `tf.data.Dataset` or a `keras.utils.PyDataset`.
+        batch_size: samples in a batch, where `data` is an array.
+        steps: the most batches to take, or None for all.
+
+    Raises:
+        ValueError: where there is no data, or a batch has the wrong shape, NaN or infinity.
+    """
+    count = -1
+    for count, x in enumerate(_raw(data, batch_size, steps)):
+        yield _checked(model, x, count)
+    if count < 0:
+        raise ValueError(
+            "`data` must hold at least one sample. Received: no batches "
+            f"(data={type(data).__name__}, steps={steps}). "
+            "A generator that was read before is empty: make a new one."
+        )
+
+
+def batch_spec(tensors: Any) -> Any:
+    """The signature of a traced function that takes batches of any size of `tensors`."""
+    return keras.tree.map_structure(
+        lambda x: tf.TensorSpec((None, *x.shape[1:]), tf.float32, name=x.name), tensors
+    )
+
+
+def sample_count(data: Any) -> int | None:
+    """How many samples an array (or a structure of arrays) has; None for an iterable."""
+    leaves = keras.tree.flatten(data) if isinstance(data, (list, tuple, dict)) else [data]
+    if leaves and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+        return int(leaves[0].shape[0]) if len(leaves[0].shape) else 0
+    return None
+
+
+def _raw(data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
+    samples = sample_count(data)
+    if samples is not None:
+        starts = range(0, samples, batch_size)[:steps]
+        for i in starts:
+            yield keras.tree.map_structure(lambda x, i=i: x[i : i + batch_size], data)
+        return
+    if isinstance(data, keras.utils.PyDataset):
+        data = (data[i] for i in range(len(data)))
+    for i, batch in enumerate(data):
+        if steps is not None and i >= steps:
+            return
+        yield batch[0] if isinstance(batch, tuple) else batch
+
+
+def _checked(model: keras.Model, x: Any, index: int) -> Any:
+    expected = keras.tree.flatten(model.inputs)
+    leaves = [np.asarray(leaf, np.float32) for leaf in keras.tree.flatten(x)]
+    if len(leaves) != len(expected):
+        raise ValueError(
+            f"`data` must hold {len(expected)} input(s) a batch. Received: {len(leaves)}."
+        )
+    for leaf, symbol in zip(leaves, expected, strict=True):
+        fits = leaf.ndim == len(symbol.shape) and all(
+            want in (None, have) for want, have in zip(symbol.shape, leaf.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"`data` must have the shape of model input {symbol.name!r}, {symbol.shape}. "
+                f"Received: a batch of shape {leaf.shape}."
+            )
+        if not np.isfinite(leaf).all():
+            raise ValueError(
+                f"`data` must be finite. Received: NaN or infinity in batch {index}, "
+                f"input {symbol.name!r}. Remove those samples."
+            )
+    return keras.tree.pack_sequence_as(model.input, leaves)

@@ -1,0 +1,158 @@
+"""Small helpers on the object form of a .tflite flatbuffer."""
+
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+from kerasq.grid import Grid
+
+Op = schema.BuiltinOperator
+Type = schema.TensorType
+
+NUMPY_TYPES = {
+    Type.FLOAT32: np.float32,
+    Type.INT8: np.int8,
+    Type.UINT8: np.uint8,
+    Type.INT16: np.int16,
+    Type.INT32: np.int32,
+    Type.INT64: np.int64,
+    Type.BOOL: np.bool_,
+}
+_TYPES = {np.dtype(value): key for key, value in NUMPY_TYPES.items()}
+_OP_NAMES = {code: name for name, code in vars(Op).items() if not name.startswith("_")}
+
+
+def read(content: bytes) -> schema.ModelT:
+    """The object form of a file's content."""
+    return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+
+
+def write(model: schema.ModelT) -> bytes:
+    """A file's content."""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def op_code(model: schema.ModelT, op: schema.OperatorT) -> int:
+    """The builtin operator code."""
+    return model.operatorCodes[op.opcodeIndex].builtinCode
+
+
+def op_name(code: int) -> str:
+    """The name of a builtin operator code, such as "CONV_2D"."""
+    return _OP_NAMES[code]
+
+
+def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
+    """The values of a constant tensor, or None where it is computed."""
+    data = model.buffers[tensor.buffer].data
+    if data is None or len(data) == 0:
+        return None
+    values: np.ndarray = np.frombuffer(bytes(bytearray(data)), NUMPY_TYPES[tensor.type])
+    return values.reshape(tensor.shape)
+
+
+def new_tensor(
+    model: schema.ModelT,
+    name: str,
+    shape: Any,
+    dtype: Any,
+    grid: Grid | None = None,
+    values: np.ndarray | None = None,
+) -> int:
+    """Appends a tensor to the first subgraph and returns its index."""
+    tensor = schema.TensorT()
+    tensor.name = name.encode()
+    tensor.shape = np.asarray(shape, np.int32)
+    tensor.type = _TYPES[np.dtype(dtype)]
+    tensor.hasRank = True
+    tensor.buffer = 0
+    if grid is not None:
+        set_grid(tensor, grid)
+    if values is not None:
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(values, dtype).tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        tensor.buffer = len(model.buffers) - 1
+    tensors = model.subgraphs[0].tensors
+    tensors.append(tensor)
+    return len(tensors) - 1
+
+
+def set_grid(tensor: schema.TensorT, grid: Grid) -> None:
+    """Writes a grid's scale, zero point and axis."""
+    parameters = schema.QuantizationParametersT()
+    parameters.scale = np.atleast_1d(np.asarray(grid.scale, np.float32))
+    parameters.zeroPoint = np.atleast_1d(np.asarray(grid.zero_point, np.int64))
+    parameters.quantizedDimension = grid.axis or 0
+    parameters.detailsType = 0
+    tensor.quantization = parameters
+
+
+def grid_of(tensor: schema.TensorT) -> Grid | None:
+    """The grid that a tensor's parameters describe, in signed codes; None where it has none.
+
+    The converter types fake-quantized tensors UINT8 or UINT16; codes and zero points of the signed
+    grid are lower by half the number of codes.
+    """
+    parameters = tensor.quantization
+    if parameters is None or parameters.scale is None or len(parameters.scale) == 0:
+        return None
+    bits = {Type.INT8: 8, Type.UINT8: 8, Type.INT16: 16, Type.UINT16: 16}.get(tensor.type, 16)
+    offset = 2 ** (bits - 1) if tensor.type in (Type.UINT8, Type.UINT16) else 0
+    scale = np.asarray(parameters.scale, np.float32)
+    zero_point = np.asarray(parameters.zeroPoint, np.int64).astype(np.int32) - offset
+    if len(scale) == 1:
+        return Grid(scale=scale[0], zero_point=zero_point[0], bits=bits)
+    return Grid(scale=scale, zero_point=zero_point, bits=bits, axis=parameters.quantizedDimension)
+
+
+def new_op(
+    model: schema.ModelT, code: int, inputs: list[int], outputs: list[int], version: int = 1
+) -> schema.OperatorT:
+    """An operator without options, on the operator code entry that it needs."""
+    op = schema.OperatorT()
+    op.opcodeIndex = code_index(model, code, version)
+    op.inputs, op.outputs = np.asarray(inputs, np.int32), np.asarray(outputs, np.int32)
+    return op
+
+
+def code_index(model: schema.ModelT, code: int, version: int) -> int:
+    """The index of an operator code entry, appended where there is none yet."""
+    for index, entry in enumerate(model.operatorCodes):
+        if (entry.builtinCode, entry.version) == (code, version):
+            return index
+    entry = schema.OperatorCodeT()
+    entry.builtinCode, entry.version = code, version
+    entry.deprecatedBuiltinCode = min(code, Op.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    model.operatorCodes.append(entry)
+    return len(model.operatorCodes) - 1
+
+
+def prune(model: schema.ModelT) -> None:
+    """Drops tensors, buffers and operator codes that nothing uses, and the converter's metadata."""
+    graph = model.subgraphs[0]
+    used = {*graph.inputs, *graph.outputs}
+    for op in graph.operators:
+        used.update(op.inputs, op.outputs)
+    kept = sorted(int(i) for i in used if i >= 0)
+    place = {old: new for new, old in enumerate(kept)} | {-1: -1}
+    graph.tensors = [graph.tensors[i] for i in kept]
+    graph.inputs, graph.outputs = (
+        np.array([place[int(i)] for i in ends], np.int32) for ends in (graph.inputs, graph.outputs)
+    )
+    codes = sorted({op.opcodeIndex for op in graph.operators})
+    for op in graph.operators:
+        op.inputs = np.array([place[int(i)] for i in op.inputs], np.int32)
+        op.outputs = np.array([place[int(i)] for i in op.outputs], np.int32)
+        op.opcodeIndex = codes.index(op.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[i] for i in codes]
+    for signature in model.signatureDefs:
+        for end in (*signature.inputs, *signature.outputs):
+            end.tensorIndex = place[end.tensorIndex]
+    buffers = sorted({0, *(tensor.buffer for tensor in graph.tensors)})
+    for tensor in graph.tensors:
+        tensor.buffer = buffers.index(tensor.buffer)
+    model.buffers = [model.buffers[i] for i in buffers]
+    model.metadata = []

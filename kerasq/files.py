@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises an OSError now, before hours of work, where `path` cannot be written later."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"The path must name a file. Received: directory {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"The directory of the file must exist. Received: {str(path)!r}. "
+            f"Make {str(path.parent)!r} first."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"The directory of the file must be writable. Received: {str(path)!r}."
+        )
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path` that takes its place if the block succeeds.
+
+    The temporary name ends like the real one, since Keras chooses a format by the suffix.
+    """
+    check_writable(path)
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        if path.exists():
+            temporary.chmod(path.stat().st_mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file; one that was there before stays as it was until the new one is complete."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)

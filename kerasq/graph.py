@@ -1,0 +1,163 @@
+"""Reading and rewriting Keras functional graphs: the only module that knows how Keras holds one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One call of a layer.
+
+    Attributes:
+        layer: the layer; a copy that belongs to the graph.
+        args: positional arguments of the call, tensors among them.
+        kwargs: keyword arguments of the call.
+        output: what the call returned.
+    """
+
+    layer: keras.Layer
+    args: tuple
+    kwargs: dict
+    output: Any
+
+    @property
+    def inputs(self) -> list[keras.KerasTensor]:
+        """The tensors among the arguments."""
+        return symbolic((self.args, self.kwargs))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A copy of a model's layers, weights included, with every call in topological order."""
+
+    model: keras.Model
+    nodes: list[Node]
+
+    def consumers(self, tensor: keras.KerasTensor) -> list[Node]:
+        """The calls that read `tensor`."""
+        return [node for node in self.nodes if any(x is tensor for x in node.inputs)]
+
+    def only_consumer(self, node: Node) -> Node | None:
+        """The one call that reads what `node` returns, if there is no other use of it."""
+        is_output = any(x is node.output for x in keras.tree.flatten(self.model.outputs))
+        consumers = self.consumers(node.output)
+        return consumers[0] if len(consumers) == 1 and not is_output else None
+
+    def producer(self, tensor: keras.KerasTensor) -> Node | None:
+        """The call that made `tensor`; None for an input of the model."""
+        return next((n for n in self.nodes if n.output is tensor), None)
+
+
+def read(model: keras.Model) -> Graph:
+    """Copies `model`, which is left untouched, and lists the calls of the copy.
+
+    Raises:
+        ValueError: where `model` is not a built Keras 3 Sequential or Functional model.
+    """
+    functional = _functional(model)
+    nodes = []
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        output = layer(*args, **kwargs)
+        nodes.append(Node(layer, args, kwargs, output))
+        return output
+
+    copy = keras.models.clone_model(functional, call_function=call)
+    copy.set_weights(functional.get_weights())
+    return Graph(copy, nodes)
+
+
+def _functional(model: keras.Model) -> keras.Model:
+    if not isinstance(model, keras.Model):
+        hint = ""
+        if type(model).__module__.startswith(("tf_keras", "tensorflow.python.keras")):
+            hint = " This is a Keras 2 model: save it with `model.export` or rebuild it in Keras 3."
+        raise ValueError(
+            "`model` must be a Keras 3 model (`keras.Model`). "
+            f"Received: {type(model).__module__}.{type(model).__name__}.{hint}"
+        )
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise ValueError(
+                "`model` must be built, so that its weights and shapes are known. "
+                f"Received: Sequential {model.name!r} without an input shape. "
+                "Start it with `keras.Input(shape)` or call `model.build(input_shape)`."
+            )
+        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+    if not hasattr(model, "operations") or not model.built:
+        raise ValueError(
+            "`model` must be a Sequential or Functional model. "
+            f"Received: subclassed model {type(model).__name__} {model.name!r}. "
+            "Build the same layers with `keras.Model(inputs, outputs)`."
+        )
+    return model
+
+
+def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
+    """Builds a model by replaying `graph`, calling `call(node, *args, **kwargs)` for each node.
+
+    `args` and `kwargs` are the node's own, with tensors of the new model in place of the old.
+    The inputs are new and keep their names, shapes and types.
+    """
+    mapped: dict[int, Any] = {}
+
+    def move(x: Any) -> Any:
+        return mapped[id(x)] if isinstance(x, keras.KerasTensor) else x
+
+    for x in keras.tree.flatten(graph.model.inputs):
+        mapped[id(x)] = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+    inputs = keras.tree.map_structure(move, graph.model.input)
+    for node in graph.nodes:
+        args, kwargs = keras.tree.map_structure(move, (node.args, node.kwargs))
+        mapped[id(node.output)] = call(node, *args, **kwargs)
+    outputs = keras.tree.map_structure(move, graph.model.output)
+    return keras.Model(inputs, outputs, name=graph.model.name)
+
+
+def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
+    """A new, unbuilt layer with the same configuration, `changes` applied."""
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def symbolic(arguments: Any) -> list[keras.KerasTensor]:
+    """The tensors of a graph among the arguments of a call."""
+    flat = keras.tree.flatten(arguments)
+    return [x for x in flat if isinstance(x, keras.KerasTensor) and hasattr(x, "_keras_history")]
+
+
+def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTensor]]:
+    """The layer that made `tensor`, and the inputs of that call."""
+    history = tensor._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    return history.operation, list(node.input_tensors)
+
+
+def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwargs: Any) -> Any:
+    """Calls a copy of `layer`, configuration changed by `changes`, that has the same weights."""
+    copy = copy_layer(layer, **(changes or {}))
+    output = copy(*args, **kwargs)
+    copy.set_weights(layer.get_weights())
+    return output
+
+
+def run(model: keras.Model, inputs: Any, call: Callable[[keras.Layer, Any], Any]) -> list[Any]:
+    """Runs a quantized model on `inputs`, computing every layer by `call(layer, x)`.
+
+    Args:
+        model: a Functional model whose layers are called once each, as `quantize_model` makes it.
+        inputs: a structure of tensors like `model.input`.
+        call: gets a layer and its input, a list where it has several.
+
+    Returns:
+        The outputs, in the order of `model.outputs`.
+    """
+    symbols = keras.tree.flatten(model.inputs)
+    values = {id(x): y for x, y in zip(symbols, keras.tree.flatten(inputs), strict=True)}
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.InputLayer):
+            xs = [values[id(x)] for x in origin(layer.output)[1]]
+            values[id(layer.output)] = call(layer, xs if len(xs) > 1 else xs[0])
+    return [values[id(y)] for y in keras.tree.flatten(model.outputs)]

@@ -1,0 +1,61 @@
+"""One operation a layer: activations and sums of many inputs become layers of their own."""
+
+from typing import Any
+
+import keras
+
+from kerasq import graph as graphs
+from kerasq import registry
+
+
+def separate(model: keras.Model) -> keras.Model:
+    """Returns an equal model in which no layer stands for two integer kernels.
+
+    - A layer with a kernel and an activation becomes two: "<name>" and its ReLU, "<name>_relu"
+      (quantization merges them again), or "<name>_linear" and the activation, which keeps the
+      name, so that outputs of the model keep theirs.
+    - `GlobalAveragePooling2D` becomes `AveragePooling2D` of the whole image, "<name>_pool", and
+      `Flatten`, "<name>". LiteRT's kernels for MEAN differ among themselves in up to 12 % of the
+      values (the reference kernel rounds small sums twice); those for AVERAGE_POOL_2D are equal.
+    - `Add` of n inputs becomes n - 1 sums of two: "<name>_1", "<name>_2", ..., "<name>".
+
+    Args:
+        model: a built Sequential or Functional model; it is not changed.
+    """
+
+    def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        layer = node.layer
+        rule = registry.find(layer)
+        activation = registry.activation_name(layer)
+        if rule is not None and rule.kernel is not None and activation != "linear":
+            names = [f"{layer.name}_linear", layer.name]
+            if activation.startswith("relu"):
+                names = [layer.name, f"{layer.name}_{activation}"]
+            changes = {"activation": "linear", "name": names[0]}
+            y = graphs.copy_call(layer, *args, changes=changes, **kwargs)
+            return keras.layers.Activation(activation, name=names[1])(y)
+        if isinstance(layer, keras.layers.Add) and len(args[0]) > 2:
+            total, *rest, last = args[0]
+            for i, term in enumerate(rest, start=1):
+                total = keras.layers.Add(name=f"{layer.name}_{i}")([total, term])
+            return graphs.copy_call(layer, [total, last], **kwargs)
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+            return _pool_whole_image(layer, args[0])
+        return graphs.copy_call(layer, *args, **kwargs)
+
+    return graphs.rewrite(graphs.read(model), call)
+
+
+def _pool_whole_image(
+    layer: keras.layers.GlobalAveragePooling2D, x: keras.KerasTensor
+) -> keras.KerasTensor:
+    height, width = x.shape[1:3]
+    if height is None or width is None:
+        raise ValueError(
+            "The image size must be known, because the exported model has fixed shapes. "
+            f"Received: {layer.name!r} (GlobalAveragePooling2D) on an input of shape {x.shape}. "
+            "Build the model with a fixed `keras.Input(shape=...)`."
+        )
+    name = layer.name if layer.keepdims else f"{layer.name}_pool"
+    pooled = keras.layers.AveragePooling2D((height, width), name=name)(x)
+    return pooled if layer.keepdims else keras.layers.Flatten(name=layer.name)(pooled)

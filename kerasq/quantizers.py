@@ -1,0 +1,198 @@
+"""Quantizers hold the range of a tensor and fake-quantize onto the grid over it."""
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasq import fake_quant
+from kerasq.grid import Grid
+
+# A range that was never calibrated follows the running mean of this many training batches.
+FIRST_BATCHES = 10
+# Share of a batch in the moving average of range_gradient="none" (Jacob et al. 2018, 3.1).
+MOVING_RATE = 0.01
+# Ranges never get narrower than this, in real units.
+NARROWEST = 1e-6
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class AtMostZero(keras.constraints.Constraint):
+    """Keeps the lower end of a range at or below 0.0."""
+
+    def __call__(self, value: Any) -> Any:
+        """The projected value."""
+        return keras.ops.minimum(value, 0.0)
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class UpperEnd(keras.constraints.Constraint):
+    """Keeps the upper end of a range above 0.0 and at or below `limit` (6.0 behind ReLU6)."""
+
+    def __init__(self, limit: float | None = None) -> None:
+        self.limit = limit
+
+    def __call__(self, value: Any) -> Any:
+        """The projected value."""
+        value = keras.ops.maximum(value, NARROWEST)
+        return value if self.limit is None else keras.ops.minimum(value, self.limit)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {"limit": self.limit}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class ActivationQuantizer(keras.layers.Layer):
+    """Fake-quant of an activation: asymmetric, one learnable range per tensor.
+
+    The range is two scalar variables, `range_min` and `range_max`; `batches_seen` counts the
+    batches they were taken from (0: the range means nothing yet).
+
+    Args:
+        bits: width of a code.
+        relu: whether the tensor is behind a ReLU. The range then starts at 0.0 and its clamp is
+            the ReLU: there is no `range_min`, and no op for the ReLU.
+        limit: what the upper end may not exceed: `max_value` of the ReLU.
+        range_gradient: "lsq", "clip", "none" (the range then follows a moving average while
+            training, until `trainable = False`) or "fixed" (nothing moves it after the first
+            batches: the range of a model's input is a convention with whoever feeds it).
+    """
+
+    def __init__(
+        self,
+        bits: int = 8,
+        relu: bool = False,
+        limit: float | None = None,
+        range_gradient: str = "lsq",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.bits = bits
+        self.relu = relu
+        self.limit = limit
+        self.range_gradient = range_gradient
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the range variables."""
+        learned = self.range_gradient in ("lsq", "clip")
+        self.range_min = None
+        if not self.relu:
+            self.range_min = self._scalar("range_min", learned, AtMostZero())
+        self.range_max = self._scalar("range_max", learned, UpperEnd(self.limit))
+        self.batches_seen = self._scalar("batches_seen", False, None)
+
+    def _scalar(self, name: str, trainable: bool, constraint: Any) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=(),
+            initializer="zeros",
+            trainable=trainable,
+            constraint=constraint,
+            aggregation="mean",
+            autocast=False,
+        )
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "bits": self.bits,
+            "relu": self.relu,
+            "limit": self.limit,
+            "range_gradient": self.range_gradient,
+        }
+
+    def range(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The range's ends, as float32 tensors: it contains 0.0 and is never empty."""
+        low = tf.zeros(()) if self.range_min is None else AtMostZero()(self.range_min.value)
+        return tf.convert_to_tensor(low), UpperEnd(self.limit)(self.range_max.value)
+
+    def grid(self) -> Grid:
+        """The grid over the range, as tensors."""
+        return fake_quant.grid_from_range(*self.range(), bits=self.bits)
+
+    def assign_range(self, low: float, high: float, batches: int = FIRST_BATCHES) -> None:
+        """Sets the range (made to contain 0.0) and marks it as calibrated."""
+        if self.range_min is not None:
+            self.range_min.assign(AtMostZero()(keras.ops.cast(low, "float32")))
+        self.range_max.assign(UpperEnd(self.limit)(keras.ops.cast(high, "float32")))
+        self.batches_seen.assign(batches)
+
+    def _follow(self, x: tf.Tensor) -> None:
+        """Moves the range towards that of a batch.
+
+        The mean over the first batches; then, with "none", an exponential average.
+        """
+        seen = self.batches_seen.value
+        floor = MOVING_RATE if self.range_gradient == "none" else 0.0
+        rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
+        low, high = self.range()
+
+        def batch_range() -> tuple[tf.Tensor, tf.Tensor]:
+            ends = tf.reduce_min(x), tf.reduce_max(x)
+            return low + rate * (ends[0] - low), high + rate * (ends[1] - high)
+
+        # Only the values are computed under tf.cond: an assignment there would need a merge call,
+        # which tf.distribute does not allow in a conditional.
+        low, high = tf.cond(rate > 0.0, batch_range, lambda: (low, high))
+        self.assign_range(low, high, tf.minimum(seen + 1.0, FIRST_BATCHES))
+
+    def clamp(self, x: tf.Tensor) -> tf.Tensor:
+        """The ReLU that the range stands for."""
+        if not self.relu:
+            return x
+        return tf.nn.relu(x) if self.limit is None else tf.clip_by_value(x, 0.0, self.limit)
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Fake-quantized values; in training, the first batches also set the range."""
+        if training and (self.trainable or self.range_gradient != "none"):
+            self._follow(tf.stop_gradient(x))
+        return self.fake_quant(x)
+
+    def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
+        """Fake-quantized values; the range stays where it is."""
+        low, high = self.range()
+        count = math.prod(x.shape[1:]) if None not in x.shape[1:] else 1
+        return fake_quant.fake_quant(
+            x, low, high, bits=self.bits, gradient=self.range_gradient, count=count
+        )
+
+
+class FixedQuantizer:
+    """Fake-quant onto a grid that the kernel insists on (softmax, sigmoid, tanh)."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def grid(self) -> Grid:
+        """The grid."""
+        return self._grid
+
+    def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
+        """Fake-quantized values."""
+        low, high = tf.constant(self._grid.low), tf.constant(self._grid.high)
+        return fake_quant.fake_quant(x, low, high, bits=self._grid.bits, gradient="none")
+
+
+def weight_range(kernel: tf.Tensor) -> tf.Tensor:
+    """The largest magnitude in each channel (last axis) of a kernel, shape `(channels,)`."""
+    return tf.maximum(
+        tf.reduce_max(tf.abs(kernel), axis=list(range(kernel.shape.rank - 1))), NARROWEST
+    )
+
+
+def fake_quant_weights(
+    kernel: tf.Tensor, high: tf.Tensor, bits: int, range_gradient: str
+) -> tf.Tensor:
+    """Symmetric, per-channel fake-quant along the last axis, codes in [-(2^(b-1) - 1), ...]."""
+    return fake_quant.fake_quant(
+        kernel,
+        -high,
+        high,
+        bits=bits,
+        narrow=True,
+        gradient=range_gradient,
+        count=math.prod(kernel.shape[:-1]),
+    )

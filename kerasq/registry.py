@@ -1,0 +1,181 @@
+"""One table: what each Keras layer becomes on the device, and on which grid its output lies."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq import kernels
+from kerasq.grid import Grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one layer class is quantized.
+
+    Attributes:
+        op: the LiteRT operator that it becomes ("-": none, it is merged or dropped).
+        output: grid of the output. "range": learned; "input": that of the input, rounded to it;
+            "same": that of the input, values only copied; "fixed": `grid`, which the kernel
+            insists on; "merged": the layer becomes part of the one before it.
+        kernel: attribute of the weight that is quantized per channel, or None.
+        channels: the number of trailing axes of `kernel` that make up the channels.
+        simulate: the integer kernel in `kerasq.kernels`; None where values are only copied, or
+            for layers with a `kernel`, which accumulate and `rescale`.
+        grid: the grid of "fixed".
+        note: a condition that the table in the documentation states.
+    """
+
+    op: str
+    output: str
+    kernel: str | None = None
+    channels: int = 1
+    simulate: Callable[..., Any] | None = None
+    grid: Grid | None = None
+    note: str = ""
+
+
+def _fixed(scale: float, zero_point: int) -> Grid:
+    return Grid(scale=np.float32(scale), zero_point=np.int32(zero_point))
+
+
+_PROBABILITY = _fixed(1 / 256, -128)
+
+LAYERS: dict[type, Rule] = {
+    keras.layers.Conv2D: Rule(
+        op="CONV_2D", output="range", kernel="kernel", note="channels last, one group"
+    ),
+    keras.layers.DepthwiseConv2D: Rule(
+        op="DEPTHWISE_CONV_2D", output="range", kernel="kernel", channels=2, note="channels last"
+    ),
+    keras.layers.Dense: Rule(
+        op="FULLY_CONNECTED", output="range", kernel="kernel", note="inputs of rank 2"
+    ),
+    keras.layers.BatchNormalization: Rule(
+        op="-", output="merged", note="straight behind a layer with a kernel"
+    ),
+    keras.layers.Add: Rule(op="ADD", output="range", simulate=kernels.add),
+    keras.layers.Concatenate: Rule(
+        op="CONCATENATION", output="range", simulate=kernels.concatenate
+    ),
+    keras.layers.AveragePooling2D: Rule(
+        op="AVERAGE_POOL_2D", output="input", simulate=kernels.average_pool
+    ),
+    keras.layers.GlobalAveragePooling2D: Rule(
+        op="AVERAGE_POOL_2D",
+        output="input",
+        simulate=kernels.average_pool,
+        note="becomes AveragePooling2D of the whole image, then Flatten",
+    ),
+    keras.layers.MaxPooling2D: Rule(op="MAX_POOL_2D", output="same"),
+    keras.layers.GlobalMaxPooling2D: Rule(op="REDUCE_MAX", output="same"),
+    keras.layers.Flatten: Rule(op="RESHAPE", output="same"),
+    keras.layers.Reshape: Rule(op="RESHAPE", output="same"),
+    keras.layers.ZeroPadding2D: Rule(op="PAD", output="same"),
+    keras.layers.Dropout: Rule(op="-", output="same"),
+    keras.layers.Identity: Rule(op="-", output="same"),
+    keras.layers.ReLU: Rule(
+        op="RELU",
+        output="range",
+        simulate=kernels.pointwise,
+        note="no op behind a layer with a range; no slope or threshold",
+    ),
+    keras.layers.Softmax: Rule(
+        op="SOFTMAX",
+        output="fixed",
+        grid=_PROBABILITY,
+        simulate=kernels.softmax,
+        note="last axis, no mask",
+    ),
+}
+
+ACTIVATIONS: dict[str, Rule] = {
+    "linear": Rule(op="-", output="same"),
+    "relu": LAYERS[keras.layers.ReLU],
+    "relu6": LAYERS[keras.layers.ReLU],
+    "softmax": LAYERS[keras.layers.Softmax],
+    "sigmoid": Rule(op="LOGISTIC", output="fixed", grid=_PROBABILITY, simulate=kernels.pointwise),
+    "tanh": Rule(op="TANH", output="fixed", grid=_fixed(1 / 128, 0), simulate=kernels.pointwise),
+}
+
+# An input of the model, quantized by a wrapper around an Identity.
+INPUT = Rule(op="QUANTIZE", output="range")
+
+# What a layer's configuration must say, where LiteRT has no integer kernel for the rest.
+_REQUIRED: dict[type, dict[str, tuple]] = {
+    keras.layers.Conv2D: {"data_format": ("channels_last",), "groups": (1,)},
+    keras.layers.DepthwiseConv2D: {"data_format": ("channels_last",)},
+    keras.layers.AveragePooling2D: {"data_format": ("channels_last",)},
+    keras.layers.GlobalAveragePooling2D: {"data_format": ("channels_last",)},
+    keras.layers.MaxPooling2D: {"data_format": ("channels_last",)},
+    keras.layers.GlobalMaxPooling2D: {"data_format": ("channels_last",)},
+    keras.layers.ZeroPadding2D: {"data_format": ("channels_last",)},
+    keras.layers.ReLU: {"negative_slope": (0, 0.0), "threshold": (0, 0.0)},
+    keras.layers.Softmax: {"axis": (-1,)},
+}
+
+
+def activation_name(layer: keras.Layer) -> str:
+    """The name of a layer's activation function: "linear" where it has none."""
+    function = getattr(layer, "activation", None)
+    return "linear" if function is None else keras.activations.serialize(function)
+
+
+def find(layer: keras.Layer) -> Rule | None:
+    """The rule for `layer`, or None where there is none."""
+    if type(layer) is keras.layers.Activation:
+        return ACTIVATIONS.get(activation_name(layer))
+    return LAYERS.get(type(layer))
+
+
+def rule(layer: keras.Layer) -> Rule:
+    """The rule for `layer`.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    found = find(layer)
+    if found is None:
+        raise ValueError(f"The layer must have a rule. Received: {complaint(layer)}.")
+    return found
+
+
+def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
+    """Whether `layer` is a ReLU, and its upper limit (None: none)."""
+    if type(layer) is keras.layers.ReLU:
+        return True, layer.max_value
+    if type(layer) is keras.layers.Activation and activation_name(layer) in ("relu", "relu6"):
+        return True, 6.0 if activation_name(layer) == "relu6" else None
+    return False, None
+
+
+def complaint(layer: keras.Layer) -> str | None:
+    """Why `layer` cannot be quantized, or None where it can."""
+    name = f"{layer.name!r} ({type(layer).__name__})"
+    if find(layer) is None:
+        if type(layer) is keras.layers.Activation:
+            return f"{name}: activation {activation_name(layer)!r} has no integer kernel here"
+        return f"{name}: this layer type has no rule"
+    activation = activation_name(layer)
+    if activation not in ACTIVATIONS:
+        return f"{name}: activation {activation!r} has no integer kernel here"
+    for key, legal in _REQUIRED.get(type(layer), {}).items():
+        if getattr(layer, key) not in legal:
+            return f"{name}: needs {key}={legal[0]!r}, has {key}={getattr(layer, key)!r}"
+    return None
+
+
+def table() -> str:
+    """The registry as a Markdown table, for the documentation."""
+    rows = [["Keras layer", "LiteRT operator", "grid of the output", "weights", "condition"]]
+    named = [(cls.__name__, row) for cls, row in LAYERS.items()]
+    named += [(f"Activation({name!r})", row) for name, row in ACTIVATIONS.items()]
+    for name, row in named:
+        weights = "int8 per channel, int32 bias" if row.kernel else ""
+        rows.append([name, row.op, row.output, weights, row.note])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)

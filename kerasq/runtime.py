@@ -1,0 +1,234 @@
+"""`TFLiteModel`: a .tflite file in the LiteRT interpreter."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from kerasq.data import sample_count
+from kerasq.export import flatbuffer
+from kerasq.files import write_whole
+from kerasq.grid import Grid
+from kerasq.progress import track
+
+KERNELS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
+BOUNDARY_OPS = ("QUANTIZE", "DEQUANTIZE")
+
+
+class Tensor(NamedTuple):
+    """A tensor of the file; `grid` is in signed codes, also where `dtype` is uint8."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    grid: Grid | None
+    constant: bool
+
+
+class Op(NamedTuple):
+    """An operator of the file, with the names of its tensors."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class TFLiteModel:
+    """Runs a .tflite model on LiteRT's kernels.
+
+    Args:
+        path_or_bytes: the file's path, or its content.
+        num_threads: threads of the interpreter; None for LiteRT's default.
+        kernels: "optimized" (LiteRT's default, with XNNPACK) or "reference" (portable kernels,
+            which round as TFLite Micro does).
+
+    Attributes:
+        content: the file's bytes.
+        kernels: the kernels it runs on.
+        num_threads: the threads it runs on.
+
+    Raises:
+        FileNotFoundError: where there is no file at the path.
+        ValueError: for unknown `kernels`, or content that the interpreter does not load.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike | bytes,
+        num_threads: int | None = None,
+        kernels: str = "optimized",
+    ) -> None:
+        if kernels not in KERNELS:
+            raise ValueError(
+                f"`kernels` must be one of {list(KERNELS)}. Received: kernels={kernels!r}."
+            )
+        if isinstance(path_or_bytes, (bytes, bytearray)):
+            self.content = bytes(path_or_bytes)
+        else:
+            self.content = pathlib.Path(path_or_bytes).read_bytes()
+        self.kernels = kernels
+        self.num_threads = num_threads
+        try:
+            self._interpreter = Interpreter(
+                model_content=self.content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=KERNELS[kernels],
+            )
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The model must load in the LiteRT interpreter ({kernels} kernels). "
+                f"Received: {len(self.content)} bytes that it refuses: {error}"
+            ) from error
+        self._read(flatbuffer.read(self.content))
+
+    def _read(self, model: Any) -> None:
+        graph = model.subgraphs[0]
+        self.tensors = [
+            Tensor(
+                name=tensor.name.decode(),
+                shape=tuple(int(n) for n in tensor.shape),
+                dtype=np.dtype(flatbuffer.NUMPY_TYPES[tensor.type]),
+                grid=flatbuffer.grid_of(tensor),
+                constant=flatbuffer.constant(model, tensor) is not None,
+            )
+            for tensor in graph.tensors
+        ]
+        self.ops = [
+            Op(
+                flatbuffer.op_name(flatbuffer.op_code(model, op)),
+                tuple(self.tensors[i].name for i in op.inputs if i >= 0),
+                tuple(self.tensors[i].name for i in op.outputs),
+            )
+            for op in graph.operators
+        ]
+        self.inputs = [self.tensors[i] for i in graph.inputs]
+        self.outputs = [self.tensors[i] for i in graph.outputs]
+
+    @property
+    def float_ops(self) -> list[Op]:
+        """Operators that compute in float; empty for an integer-only model.
+
+        QUANTIZE and DEQUANTIZE at a float input or output are not counted.
+        """
+        floats = {tensor.name for tensor in self.tensors if tensor.dtype.kind == "f"}
+        return [
+            op
+            for op in self.ops
+            if op.name not in BOUNDARY_OPS and floats & {*op.inputs, *op.outputs}
+        ]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the file, whole or not at all."""
+        write_whole(path, self.content)
+
+    def predict(self, x: Any, dequantize: bool = True) -> Any:
+        """Runs any number of samples.
+
+        Args:
+            x: real values, one array, or a list or dict (by name) of one array an input; with
+                the samples along the first axis. Integer inputs of the model are quantized here.
+            dequantize: whether to return real values (float32) rather than raw codes.
+
+        Returns:
+            One array, or a dict of arrays by name where the model has several outputs.
+
+        Raises:
+            ValueError: where `x` does not have the model's inputs, or their shapes.
+        """
+        columns = self.columns(x)
+        chunks = [[out.copy() for out in outs] for outs in self.calls(columns)]
+        arrays = []
+        for i, tensor in enumerate(self.outputs):
+            empty = np.zeros((0, *tensor.shape[1:]), tensor.dtype)
+            codes = np.concatenate([empty, *(chunk[i] for chunk in chunks)])[: len(columns[0])]
+            arrays.append(real(codes, tensor) if dequantize else codes)
+        if len(arrays) == 1:
+            return arrays[0]
+        return {tensor.name: array for tensor, array in zip(self.outputs, arrays, strict=True)}
+
+    def columns(self, x: Any) -> list[np.ndarray]:
+        """One array an input, checked; `x` as in `predict`."""
+        if isinstance(x, dict):
+            missing = [tensor.name for tensor in self.inputs if tensor.name not in x]
+            if missing:
+                raise ValueError(f"`x` must hold every input. Received: no {missing} in {list(x)}.")
+            x = [x[tensor.name] for tensor in self.inputs]
+        leaves = list(x) if isinstance(x, (list, tuple)) and len(self.inputs) == len(x) else [x]
+        columns = [np.asarray(leaf) for leaf in leaves]
+        wanted = [tensor.shape[1:] for tensor in self.inputs]
+        if [column.shape[1:] for column in columns] != wanted:
+            names = [tensor.name for tensor in self.inputs]
+            raise ValueError(
+                f"`x` must have sample shapes {wanted} (inputs {names}). "
+                f"Received: arrays of shape {[column.shape for column in columns]}."
+            )
+        return columns
+
+    def calls(self, columns: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Outputs of one call after the other; the last one is filled up with its last sample."""
+        details = self._interpreter.get_input_details()
+        outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
+        batch = self.inputs[0].shape[0]
+        starts = range(0, len(columns[0]), batch)
+        for start in track(starts, len(starts), "call"):
+            for column, tensor, detail in zip(columns, self.inputs, details, strict=True):
+                values = column[start : start + batch]
+                if len(values) < batch:
+                    values = np.concatenate([values, [values[-1]] * (batch - len(values))])
+                self._interpreter.set_tensor(detail["index"], _codes(values, tensor))
+            self._interpreter.invoke()
+            yield [self._interpreter.get_tensor(index) for index in outputs]
+
+    def evaluate(self, data: Any, metrics: list) -> dict[str, float]:
+        """Keras metrics of the model's predictions.
+
+        Args:
+            data: `(x, y)` arrays, or an iterable of such batches.
+            metrics: Keras metrics, or their names; "accuracy" picks the kind that fits `y`.
+
+        Returns:
+            The result of each metric, by name.
+        """
+        is_arrays = isinstance(data, tuple) and sample_count(data[1]) is not None
+        results: dict[str, keras.Metric] = {}
+        for x, y, *_ in [data] if is_arrays else data:
+            predicted, y = self.predict(x), np.asarray(y)
+            for metric in metrics:
+                name = metric if isinstance(metric, str) else metric.name
+                if name not in results:
+                    results[name] = _metric(metric, y, predicted)
+                results[name].update_state(y, predicted)
+        return {name: float(metric.result()) for name, metric in results.items()}
+
+
+def _codes(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """What the input tensor takes for real values."""
+    if tensor.dtype.kind == "f" or tensor.grid is None:
+        return values.astype(tensor.dtype)
+    codes = tensor.grid.quantize(values)
+    return codes if tensor.dtype != np.uint8 else (codes.astype(np.int16) + 128).astype(np.uint8)
+
+
+def real(codes: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """The real values of an output tensor's codes."""
+    if tensor.dtype.kind == "f" or tensor.grid is None:
+        return codes
+    signed = codes if tensor.dtype != np.uint8 else codes.astype(np.int16) - 128
+    return tensor.grid.dequantize(signed)
+
+
+def _metric(metric: Any, y: np.ndarray, predicted: np.ndarray) -> keras.Metric:
+    """The metric object; "accuracy" is resolved by shapes, as `compile` does."""
+    if metric not in ("accuracy", "acc"):
+        found = keras.metrics.get(metric)
+        return found() if isinstance(found, type) else found
+    if predicted.shape[-1] == 1:
+        return keras.metrics.BinaryAccuracy()
+    if y.shape == predicted.shape:
+        return keras.metrics.CategoricalAccuracy()
+    return keras.metrics.SparseCategoricalAccuracy()

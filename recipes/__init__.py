@@ -1,0 +1,1 @@
+"""Scripts people run and copy, and the data, model and training helpers they share."""

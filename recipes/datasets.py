@@ -1,0 +1,272 @@
+"""The image data sets recipes know by name, as arrays in memory."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+
+_NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A classification task on images.
+
+    Attributes:
+        name: the name it was loaded by.
+        x_train: images (n, height, width, channels); uint8 pixels 0..255 where the source has
+            them, cast to float32 batch by batch (`recipes.training`).
+        y_train: integer labels (n,).
+        x_test: as `x_train`.
+        y_test: as `y_train`.
+        class_names: one name for each label, in order.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        height, width, channels = self.x_train.shape[1:]
+        return height, width, channels
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Loads the data set `name`.
+
+    Args:
+        name: a key of `DATASETS`.
+        data_dir: the folder of `image_folder`, the file of `npz`; not used by the others.
+
+    Raises:
+        ValueError: the name is unknown, or what `data_dir` holds is not such a data set.
+        FileNotFoundError: `data_dir` does not exist.
+        RuntimeError: a data set of keras.datasets could not be downloaded.
+    """
+    if name not in DATASETS:
+        raise ValueError(
+            f"`dataset` must be one of {', '.join(DATASETS)}. Received: dataset={name!r}."
+        )
+    return DATASETS[name](_required_path(name, data_dir))
+
+
+def _required_path(name: str, data_dir: str | os.PathLike | None) -> Path:
+    """`data_dir` as a path, checked where the data set is read from it."""
+    if name not in _READ_FROM_DATA_DIR:
+        return Path()
+    what = _READ_FROM_DATA_DIR[name]
+    if not data_dir:
+        raise ValueError(
+            f"dataset={name!r} needs `data_dir`: {what}. Received: data_dir={data_dir!r}."
+        )
+    path = Path(data_dir)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`data_dir` must exist: {what}. Received: data_dir={str(path)!r}, which does not "
+            "exist. Check the spelling, or unpack the data there first."
+        )
+    return path
+
+
+def _digits(_: Path) -> Dataset:
+    """The 1,797 8x8 digits embedded in scikit-learn, 0..16 stretched to pixels 0..255."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images * (255 / 16)).astype("uint8").reshape(-1, 8, 8, 1)
+    split = train_test_split(pixels, labels, test_size=500, stratify=labels, random_state=0)
+    x_train, x_test, y_train, y_test = split
+    return _dataset("digits", (x_train, y_train), (x_test, y_test))
+
+
+def _from_keras(name: str) -> Callable[[Path], Dataset]:
+    """A loader for `keras.datasets.<name>`, downloaded once to Keras's own cache."""
+
+    def load_from_keras(_: Path) -> Dataset:
+        try:
+            train, test = getattr(keras.datasets, name).load_data()
+        except Exception as error:  # keras.utils.get_file raises a plain Exception
+            raise RuntimeError(
+                f"dataset={name!r} must be downloaded by keras.datasets, which failed: {error}. "
+                "Without a network use dataset='digits', or a local copy with dataset='npz' or "
+                "dataset='image_folder' and its `data_dir`."
+            ) from error
+        return _dataset(name, train, test)
+
+    return load_from_keras
+
+
+def _npz(path: Path) -> Dataset:
+    """A NumPy archive with the arrays x_train, y_train, x_test and y_test."""
+    if not path.is_file():
+        raise ValueError(
+            f"`data_dir` of dataset='npz' must be a .npz file. Received: data_dir={str(path)!r}, "
+            "which is a folder."
+        )
+    with np.load(path) as archive:
+        missing = [name for name in _NPZ_ARRAYS if name not in archive]
+        if missing:
+            raise ValueError(
+                f"A .npz data set must hold {', '.join(_NPZ_ARRAYS)}. Received: {path.name} with "
+                f"{', '.join(archive.files)}; missing: {', '.join(missing)}."
+            )
+        x_train, y_train, x_test, y_test = (archive[name] for name in _NPZ_ARRAYS)
+    return _dataset("npz", (x_train, y_train), (x_test, y_test))
+
+
+def _image_folder(path: Path) -> Dataset:
+    """Images in train/<class>/ and test/<class>/; the classes are train's sub-folders, sorted."""
+    class_names = _class_folders(path / "train")
+    if _class_folders(path / "test") != class_names:
+        raise ValueError(
+            "train/ and test/ must have the same class sub-folders. Received: "
+            f"{', '.join(class_names)} and {', '.join(_class_folders(path / 'test'))} in {path}."
+        )
+    train = _read_images(path / "train", class_names)
+    test = _read_images(path / "test", class_names)
+    return _dataset("image_folder", train, test, class_names)
+
+
+def _class_folders(split: Path) -> tuple[str, ...]:
+    """The names of the class sub-folders of one split, sorted."""
+    if not split.is_dir():
+        raise FileNotFoundError(
+            "An image folder must have the sub-folders train/ and test/, each with one folder "
+            f"for a class. Received: data_dir={str(split.parent)!r} without {split.name}/."
+        )
+    names = tuple(sorted(folder.name for folder in split.iterdir() if folder.is_dir()))
+    if not names:
+        raise ValueError(
+            f"{split.name}/ must have one sub-folder for each class. Received: {split} with no "
+            "sub-folders. Move the images of a class to a folder named after it."
+        )
+    return names
+
+
+def _read_images(split: Path, class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes every image of a split with one thread a core; returns images and labels."""
+    files, labels = [], []
+    for label, name in enumerate(class_names):
+        found = sorted(f for f in (split / name).iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES)
+        if not found:
+            raise ValueError(
+                f"A class folder must hold images ({', '.join(_IMAGE_SUFFIXES)}). Received: "
+                f"{split / name} without any. Remove the folder or fill it."
+            )
+        files += found
+        labels += [label] * len(found)
+    return _decode_all(files, title=split.name), np.array(labels)
+
+
+def _decode_all(files: list[Path], title: str) -> np.ndarray:
+    """Decodes files to one uint8 array; mode (gray or RGB) and size are the first file's."""
+    first = _decode(files[0], mode=None)
+    mode = "L" if first.shape[-1] == 1 else "RGB"
+    images = np.empty((len(files), *first.shape), "uint8")
+    print(f"Reading {len(files)} images of {title}/")
+    progress = keras.utils.Progbar(len(files), unit_name="image")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, image in enumerate(pool.map(lambda file: _decode(file, mode), files)):
+            if image.shape != first.shape:
+                raise ValueError(
+                    f"All images must have one size. Received: {files[i]} of {image.shape}, "
+                    f"{files[0]} of {first.shape}. Resize them first."
+                )
+            images[i] = image
+            if i % 500 == 499 or i + 1 == len(files):
+                progress.update(i + 1)
+    return images
+
+
+def _decode(file: Path, mode: str | None) -> np.ndarray:
+    """One image as uint8 (height, width, channels); without a `mode` gray stays gray."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            wanted = mode or ("L" if image.mode == "L" else "RGB")
+            pixels = np.asarray(image.convert(wanted))
+    except OSError as error:
+        raise ValueError(
+            f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
+        ) from error
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _dataset(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    class_names: tuple[str, ...] | None = None,
+) -> Dataset:
+    """Checks and normalizes the arrays: images of rank 4, labels of rank 1 counted from 0."""
+    (x_train, y_train), (x_test, y_test) = (
+        (_images(name, x), _labels(name, x, y)) for x, y in (train, test)
+    )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            f"Training and test images of dataset={name!r} must have one shape. Received: "
+            f"{x_train.shape[1:]} and {x_test.shape[1:]}."
+        )
+    highest = int(max(y_train.max(), y_test.max()))
+    return Dataset(
+        name=name,
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        class_names=class_names or tuple(str(label) for label in range(highest + 1)),
+    )
+
+
+def _images(name: str, x: np.ndarray) -> np.ndarray:
+    """Images as (n, height, width, channels), uint8 or float32."""
+    x = x[..., np.newaxis] if x.ndim == 3 else x
+    if x.ndim != 4 or len(x) == 0:
+        raise ValueError(
+            f"Images of dataset={name!r} must be a non-empty array (n, height, width[, channels]). "
+            f"Received: shape={x.shape}."
+        )
+    return x if x.dtype == np.uint8 else x.astype("float32")
+
+
+def _labels(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Labels as int32 (n,), one for each image."""
+    y = np.squeeze(y, axis=-1) if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise ValueError(
+            f"Labels of dataset={name!r} must be integers >= 0, one for each image. Received: "
+            f"shape={y.shape}, dtype={y.dtype} for {len(x)} images."
+        )
+    return y.astype("int32")
+
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "digits": _digits,
+    "mnist": _from_keras("mnist"),
+    "fashion_mnist": _from_keras("fashion_mnist"),
+    "cifar10": _from_keras("cifar10"),
+    "image_folder": _image_folder,
+    "npz": _npz,
+}
+
+_READ_FROM_DATA_DIR = {
+    "image_folder": "a folder with train/<class>/*.jpg and test/<class>/*.jpg",
+    "npz": "a .npz file with x_train, y_train, x_test and y_test",
+}

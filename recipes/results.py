@@ -1,0 +1,149 @@
+"""Run directories: stages done once, files written whole, figures as a table and a plot."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerasq.files import whole_file
+
+Figures = dict[str, Any]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value` as indented JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object."""
+    return json.loads(path.read_text())
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Saves a .keras file, whole or not at all."""
+    with whole_file(path) as temporary:
+        model.save(temporary)
+
+
+class RunDirectory:
+    """The folder of one run: its artifacts, and a record of each finished stage.
+
+    A stage is finished when its record exists, which is written after its artifact; the record
+    holds the settings it was run with, so that a run with other settings cannot continue it.
+
+    Args:
+        path: the folder; made if missing.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        artifacts: tuple[str, ...],
+        work: Callable[[], Figures],
+    ) -> Figures:
+        """Runs `work` unless the stage was finished before; returns its figures.
+
+        Args:
+            name: of the stage.
+            settings: everything the stage's result depends on, as JSON values.
+            artifacts: names of the files the stage leaves in the folder.
+            work: does the stage, writes the artifacts and returns figures as JSON values.
+
+        Returns:
+            What `work` returned, now or before, and the `seconds` it took: those of the run that
+            finished it, where one was interrupted.
+
+        Raises:
+            ValueError: the stage was started before with other settings.
+        """
+        record = self._claimed(name, settings)
+        complete = all((self.path / artifact).exists() for artifact in artifacts)
+        if "figures" in record and complete:
+            print(f"{name}: finished before, in {record['figures']['seconds']:.1f} s", flush=True)
+            return record["figures"]
+        print(f"\n== {name} ==", flush=True)
+        start = time.perf_counter()
+        figures = work()
+        figures["seconds"] = time.perf_counter() - start
+        write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
+        return figures
+
+    def backup_dir(self, stage: str) -> Path:
+        """Where a stage keeps its state between epochs."""
+        return self.path / "backup" / stage
+
+    def _record_path(self, name: str) -> Path:
+        return self.path / "stages" / f"{name}.json"
+
+    def _claimed(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The stage's record, made with these settings if there is none."""
+        path = self._record_path(name)
+        if not path.exists():
+            write_json(path, {"settings": dict(settings)})
+        record = read_json(path)
+        before, now = record["settings"], json.loads(json.dumps(dict(settings)))
+        changed = sorted(k for k in before | now if before.get(k) != now.get(k))
+        if changed:
+            differences = ", ".join(f"{k}={now.get(k)!r} (was {before.get(k)!r})" for k in changed)
+            raise ValueError(
+                f"A run continues with the flags it was started with. Received: {differences} "
+                f"for the stage {name!r} of {self.path}. Choose another --out, or delete that "
+                "folder to start over."
+            )
+        return record
+
+
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Lines up a table: the first column to the left, the others to the right.
+
+    >>> print(table(("", "top-1"), [("float", "99.0 %"), ("int8", "98.8 %")]))
+           top-1
+    float 99.0 %
+    int8  98.8 %
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        first, *others = row
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(" ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> None:
+    """Draws the accuracy after each epoch to a PNG, one panel for each stage that was trained.
+
+    Args:
+        path: of the PNG.
+        panels: for each title, the history of that stage (as `recipes.training.fit` returns it).
+    """
+    from matplotlib.figure import Figure
+
+    trained = {title: history for title, history in panels.items() if history.get("accuracy")}
+    figure = Figure(figsize=(5 * max(1, len(trained)), 4), layout="constrained")
+    for axes, (title, history) in zip(
+        figure.subplots(1, max(1, len(trained)), squeeze=False)[0], trained.items(), strict=False
+    ):
+        for label, name in (("training", "accuracy"), ("test", "val_accuracy")):
+            values = [100 * value for value in history.get(name, [])]
+            axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
+        axes.set(title=title, xlabel="epoch", ylabel="top-1 (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,135 @@
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes import datasets
+
+
+def write_images(root, split="train", classes=("cat", "dog"), count=3, size=(6, 5), mode="RGB"):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            shape = size if mode == "L" else (*size, 3)
+            pixels = rng.integers(0, 100, shape, dtype="uint8") + np.uint8(100 * label)
+            Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+
+
+def write_npz(path, **changes):
+    arrays = {
+        "x_train": np.arange(4 * 6, dtype="uint8").reshape(4, 3, 2),
+        "y_train": np.array([[0], [1], [2], [1]]),
+        "x_test": np.zeros((2, 3, 2), "uint8"),
+        "y_test": np.array([[0], [1]]),
+    } | changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+
+
+def test_digits_are_pixels_in_ten_classes_and_split_alike_each_time():
+    first, second = datasets.load("digits"), datasets.load("digits")
+    assert first.image_shape == (8, 8, 1) and first.classes == 10
+    assert len(first.x_train) == 1297 and len(first.x_test) == 500
+    assert first.x_train.dtype == np.uint8 and first.x_train.max() == 255
+    np.testing.assert_array_equal(first.x_test, second.x_test)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_image_folder_reads_pixels_and_labels_by_folder(tmp_path, mode, channels):
+    write_images(tmp_path, "train", mode=mode)
+    write_images(tmp_path, "test", count=1, mode=mode)
+    data = datasets.load("image_folder", tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert data.x_train.shape == (6, 6, 5, channels) and data.x_train.dtype == np.uint8
+    np.testing.assert_array_equal(data.y_train, [0, 0, 0, 1, 1, 1])
+    expected = np.asarray(Image.open(tmp_path / "train/dog/1.png")).reshape(6, 5, channels)
+    np.testing.assert_array_equal(data.x_train[4], expected)
+
+
+def test_npz_adds_the_channel_axis_and_flattens_labels(tmp_path):
+    write_npz(tmp_path / "d.npz")
+    data = datasets.load("npz", tmp_path / "d.npz")
+    assert data.image_shape == (3, 2, 1) and data.classes == 3
+    np.testing.assert_array_equal(data.y_train, [0, 1, 2, 1])
+    np.testing.assert_array_equal(data.x_train.ravel(), np.arange(24))
+
+
+def test_unknown_name_lists_the_legal_ones():
+    with pytest.raises(ValueError, match=r"must be one of digits, mnist.*dataset='imagenet'"):
+        datasets.load("imagenet")
+
+
+@pytest.mark.parametrize("name", ["image_folder", "npz"])
+def test_missing_data_dir(name, tmp_path):
+    with pytest.raises(ValueError, match=r"needs `data_dir`.*data_dir=None"):
+        datasets.load(name)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist\. Check the spelling"):
+        datasets.load(name, tmp_path / "nowhere")
+
+
+def test_failed_download_names_the_way_out(monkeypatch):
+    def load_data():
+        raise Exception("URL fetch failure: no network")
+
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", load_data)
+    with pytest.raises(RuntimeError, match=r"URL fetch failure.*dataset='npz' or dataset='image_f"):
+        datasets.load("cifar10")
+
+
+def test_folder_without_splits_or_classes(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must have the sub-folders.*without train/"):
+        datasets.load("image_folder", tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=r"one sub-folder for each class.*Move the images"):
+        datasets.load("image_folder", tmp_path)
+
+
+def test_splits_with_different_classes(tmp_path):
+    write_images(tmp_path, "train")
+    write_images(tmp_path, "test", classes=("cat", "cow"))
+    with pytest.raises(ValueError, match=r"same class sub-folders.*cat, dog and cat, cow"):
+        datasets.load("image_folder", tmp_path)
+
+
+def test_class_without_images(tmp_path):
+    write_images(tmp_path, "train")
+    write_images(tmp_path, "test", count=0)
+    with pytest.raises(ValueError, match=r"must hold images.*cat without any"):
+        datasets.load("image_folder", tmp_path)
+
+
+def test_images_of_two_sizes(tmp_path):
+    write_images(tmp_path, "train")
+    write_images(tmp_path, "test")
+    Image.new("RGB", (9, 9)).save(tmp_path / "train/dog/0.png")
+    with pytest.raises(ValueError, match=r"must have one size.*dog/0\.png.*Resize"):
+        datasets.load("image_folder", tmp_path)
+
+
+def test_unreadable_image(tmp_path):
+    write_images(tmp_path, "train")
+    write_images(tmp_path, "test")
+    (tmp_path / "train/cat/1.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"must be readable.*cat/1\.png.*Replace or remove"):
+        datasets.load("image_folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, r"must hold x_train.*missing: y_test"),
+        ({"y_train": np.zeros(3, int)}, r"one for each image.*shape=\(3,\).*for 4 images"),
+        ({"y_train": np.zeros(4)}, r"must be integers.*dtype=float64"),
+        ({"x_test": np.zeros((2, 9, 9))}, r"must have one shape.*\(3, 2, 1\) and \(9, 9, 1\)"),
+        ({"x_train": np.zeros((4, 3))}, r"non-empty array.*shape=\(4, 3\)"),
+    ],
+)
+def test_bad_npz(tmp_path, changes, message):
+    write_npz(tmp_path / "d.npz", **changes)
+    with pytest.raises(ValueError, match=message):
+        datasets.load("npz", tmp_path / "d.npz")
+
+
+def test_npz_that_is_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"must be a \.npz file.*which is a folder"):
+        datasets.load("npz", tmp_path)

@@ -1,0 +1,58 @@
+import pytest
+
+from recipes import results
+
+
+def test_stage_runs_once_and_again_without_its_artifact(tmp_path):
+    directory, calls = results.RunDirectory(tmp_path), []
+
+    def work():
+        calls.append(1)
+        (tmp_path / "a.txt").write_text("a")
+        return {"accuracy": 0.5}
+
+    for _ in range(2):
+        figures = directory.stage("float", {"seed": 0}, ("a.txt",), work)
+        assert figures["accuracy"] == 0.5 and figures["seconds"] >= 0
+    assert len(calls) == 1
+    (tmp_path / "a.txt").unlink()
+    directory.stage("float", {"seed": 0}, ("a.txt",), work)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_flags_are_refused_even_after_an_interruption(tmp_path, finished):
+    directory = results.RunDirectory(tmp_path)
+
+    def work():
+        if not finished:
+            raise KeyboardInterrupt
+        return {}
+
+    if finished:
+        directory.stage("float", {"seed": 0}, (), work)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            directory.stage("float", {"seed": 0}, (), work)
+    with pytest.raises(ValueError, match=r"seed=1 \(was 0\).*another --out, or delete"):
+        directory.stage("float", {"seed": 1}, (), work)
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "r.json"
+    results.write_json(target, {"a": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        results.write_json(target, {"a": object()})
+    assert results.read_json(target) == {"a": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_table_lines_up():
+    text = results.table(("", "top-1"), [("float", "99.0 %"), ("int8", "9 %")])
+    assert text == "       top-1\nfloat 99.0 %\nint8     9 %"
+
+
+def test_curves_are_drawn_and_untrained_stages_left_out(tmp_path):
+    history = {"accuracy": [0.1, 0.2], "val_accuracy": [0.1, 0.3]}
+    results.plot_curves(tmp_path / "c.png", {"float": history, "latency": {}})
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,67 @@
+"""Every example in the documentation runs, and generated pages are current."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq import registry
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = [m.name for m in pkgutil.walk_packages(kerasq.__path__, "kerasq.")]
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    names = {"keras": keras, "kerasq": kerasq, "np": np}
+    result = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_some_docstrings_have_examples():
+    finder = doctest.DocTestFinder()
+    found = [t for m in MODULES for t in finder.find(importlib.import_module(m)) if t.examples]
+    assert len(found) >= 4
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
+        exec(compile(block, page, "exec"), names)
+
+
+def test_readme_output(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(compile(block, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["[]", "True"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "WORKSPACE.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_layers_page_is_current():
+    assert registry.table() in (ROOT / "docs/layers.md").read_text(), (
+        "Write kerasq.registry.table() into docs/layers.md."
+    )
+
+
+def test_workspace_names_every_module():
+    text = (ROOT / "WORKSPACE.md").read_text()
+    for path in (ROOT / "kerasq").rglob("*.py"):
+        assert path.name in text, path

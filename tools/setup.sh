@@ -1,0 +1,44 @@
+# Sourced by tools/demo and tools/test: the repository's own virtual environment in .venv.
+#
+# ensure_venv EXTRAS installs the repository with those extras, for example "recipes,test", and
+# puts .venv first on PATH. What is installed already costs nothing: .venv/installed-<extras>
+# holds a hash of setup.cfg, pyproject.toml and the interpreter, and is written last, so that an
+# interrupted or outdated installation is done again.
+
+export CUDA_VISIBLE_DEVICES=-1
+export TF_CPP_MIN_LOG_LEVEL=3
+
+find_python() {
+  local candidate
+  for candidate in python3.11 python3; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  echo "kerasq needs Python 3.11 or newer. Received: $(python3 --version 2>&1 || true)." \
+    "Install python3.11 (with its venv module) and run this again." >&2
+  return 1
+}
+
+stamp() {
+  { echo "$1"; cat setup.cfg pyproject.toml; } | cksum
+}
+
+is_installed() {
+  [ -x .venv/bin/python ] && [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$(stamp "$2")" ]
+}
+
+ensure_venv() {
+  local extras="$1" name="${1//,/-}" python
+  python="$(find_python)"
+  if ! is_installed "$name" "$python"; then
+    echo "Installing kerasq[$extras] into .venv (a few minutes, once)"
+    rm -f ".venv/installed-$name"
+    # An interrupted `venv` leaves a folder without pip.
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+    stamp "$python" >".venv/installed-$name"
+  fi
+  export PATH="$PWD/.venv/bin:$PATH"
+}
