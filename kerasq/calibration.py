@@ -186,7 +186,7 @@ def calibrate(
         def run(layer: keras.Layer, x: Any) -> tf.Tensor:
             if not isinstance(layer, QuantizeWrapper):
                 return layer(x)
-            y = layer.float(x)
+            y = layer.run_float(x)
             if layer.name in quantizers:
                 y = quantizers[layer.name].clamp(y)
                 statistics[layer.name] = OBSERVERS[method].statistics(y)

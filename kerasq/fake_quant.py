@@ -22,11 +22,8 @@ def grid_from_range(
     levels = grid.qmax - grid.qmin
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
     scale = (high - low) / levels
-    if narrow:
-        zero_point = tf.zeros_like(scale, tf.float32)
-    else:
-        nudged = tf.floor(tf.clip_by_value(-low / scale, 0.0, float(levels)) + 0.5)
-        zero_point = tf.cast(nudged, tf.float32) + grid.qmin
+    nudged = tf.floor(tf.clip_by_value(-low / scale, 0.0, float(levels)) + 0.5)
+    zero_point = tf.cast(nudged, tf.float32) + grid.qmin
     return Grid(
         scale=tf.cast(scale, tf.float32), zero_point=zero_point, bits=bits, narrow=narrow, axis=axis
     )

@@ -9,7 +9,6 @@ A function's signature is `(layer, codes, grids, out)`: the Keras layer, the lis
 centred codes, their grids, and the grid of the output.
 """
 
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -54,18 +53,36 @@ def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
     return clip(tf.floor((codes * multiplier + 128.0) / 256.0), out)
 
 
+def _exponent(x: tf.Tensor) -> tf.Tensor:
+    """The exponent e of a positive float32 that is m * 2^e, 1 <= m < 2; exact, as float64."""
+    return tf.cast(tf.bitwise.right_shift(tf.bitcast(x, tf.int32), 23) - 127, tf.float64)
+
+
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """ADD of two tensors: 21-bit fixed-point multipliers under one shift, rounded half up."""
     del layer
     ratios = [grid.scale / out.scale for grid in grids]
-    largest = tf.maximum(*ratios)
-    exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
-    shift = tf.cast(2.0, tf.float64) ** tf.cast(20 - exponent, tf.float64)
+    shift = 2.0 ** (20.0 - _exponent(tf.maximum(*ratios)))
     total = sum(
         tf.cast(code, tf.float64) * tf.round(tf.cast(ratio, tf.float64) * shift)
         for code, ratio in zip(codes, ratios, strict=True)
     )
     return clip(tf.cast(tf.floor(total / shift + 0.5), tf.float32), out)
+
+
+def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RELU onto another grid: gemmlowp's fixed-point multiplication, which rounds twice.
+
+    Once to the multiplier m in [1/2, 1) of the ratio m * 2^e, once to the right shift by -e; both
+    half up, since what is negative is clipped anyway. The upper limit is the clamp of the grid.
+    """
+    del layer
+    ratio = grids[0].scale / out.scale
+    exponent = _exponent(ratio) + 1.0
+    product = tf.cast(tf.nn.relu(codes[0]), tf.float64) * tf.cast(ratio, tf.float64)
+    right = 2.0 ** tf.maximum(-exponent, 0.0)
+    first = tf.floor(product * right + 0.5)
+    return clip(tf.cast(tf.floor(first / right + 0.5), tf.float32), out)
 
 
 def concatenate(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -85,11 +102,16 @@ def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) 
 
 
 def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """Any kernel that is the real function of the input, rounded: lookup tables, relu."""
+    """Any kernel that is the real function of the input, rounded: lookup tables."""
     return quantize(layer(codes[0] * grids[0].scale), out)
 
 
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """SOFTMAX: the real function, rounded half up."""
-    real: Any = layer(codes[0] * grids[0].scale)
-    return clip(tf.floor(real / out.scale + 0.5), out)
+    """SOFTMAX: a float table of exponentials, summed in order, rounded half up."""
+    del layer
+    below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
+    # Float64 and back: the C library's expf rounds correctly, TensorFlow's float32 exp does not.
+    exponentials = tf.cast(tf.exp(tf.cast(below * grids[0].scale, tf.float64)), tf.float32)
+    total = tf.cumsum(exponentials, axis=-1)[..., -1:]
+    scaled = exponentials * (1.0 / (total * out.scale))
+    return clip(tf.floor(scaled + 0.5), out)

@@ -114,10 +114,17 @@ class ActivationQuantizer(keras.layers.Layer):
         return fake_quant.grid_from_range(*self.range(), bits=self.bits)
 
     def assign_range(self, low: float, high: float, batches: int = FIRST_BATCHES) -> None:
-        """Sets the range (made to contain 0.0) and marks it as calibrated."""
+        """Sets the range (made to contain 0.0) and marks it as calibrated.
+
+        A tensor that was always 0.0 gets [0, 1]: any grid holds it, but not any scale fits the
+        kernels.
+        """
+        low = AtMostZero()(keras.ops.cast(low, "float32"))
+        high = UpperEnd()(keras.ops.cast(high, "float32"))
+        high = keras.ops.where(high - low <= NARROWEST, 1.0, high)
         if self.range_min is not None:
-            self.range_min.assign(AtMostZero()(keras.ops.cast(low, "float32")))
-        self.range_max.assign(UpperEnd(self.limit)(keras.ops.cast(high, "float32")))
+            self.range_min.assign(low)
+        self.range_max.assign(UpperEnd(self.limit)(high))
         self.batches_seen.assign(batches)
 
     def _follow(self, x: tf.Tensor) -> None:

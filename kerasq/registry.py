@@ -79,7 +79,7 @@ LAYERS: dict[type, Rule] = {
     keras.layers.ReLU: Rule(
         op="RELU",
         output="range",
-        simulate=kernels.pointwise,
+        simulate=kernels.relu,
         note="no op behind a layer with a range; no slope or threshold",
     ),
     keras.layers.Softmax: Rule(

@@ -127,25 +127,25 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Quantized output, as real values: see the module."""
-        smooth = self.fake_quant(inputs, training)
+        smooth = self.run_fake_quant(inputs, training)
         if self.output_quantizer is None:
             smooth = self.quantizer.fake_quant(smooth)
         else:
             smooth = self.output_quantizer(smooth, training=training)
         if training:
             return smooth
-        return fake_quant.straight_through(smooth, self.integer(inputs))
+        return fake_quant.straight_through(smooth, self.run_integer(inputs))
 
-    def float(self, inputs: Any) -> tf.Tensor:
+    def run_float(self, inputs: Any) -> tf.Tensor:
         """The layer in float, on float weights, as it was before quantization."""
         return self.layer(inputs)
 
-    def fake_quant(self, inputs: Any, training: bool | None) -> tf.Tensor:
+    def run_fake_quant(self, inputs: Any, training: bool | None) -> tf.Tensor:
         """The layer in float on fake-quantized weights; the output is not quantized yet."""
         del training
         return self.layer(inputs)
 
-    def integer(self, inputs: Any) -> tf.Tensor:
+    def run_integer(self, inputs: Any) -> tf.Tensor:
         """What the integer kernel computes, as real values on the output's grid."""
         if not self.layer_reads_grids:
             out = self._checked_grid()
@@ -233,15 +233,15 @@ class KernelWrapper(QuantizeWrapper):
         super().build(input_shape)
         if self.batch_norm is not None and not self.batch_norm.built:
             self.batch_norm.build(self.layer.compute_output_shape(input_shape))
-        self.kernel_range = self.add_weight(
-            name="kernel_range",
-            shape=(self._flat(self.kernel.value).shape[-1],),
-            initializer=lambda shape, dtype: quantizers.weight_range(self._flat(self.kernel.value)),
-            trainable=self.range_gradient != "none",
-            constraint=quantizers.UpperEnd(),
-            aggregation="mean",
-            autocast=False,
-        )
+        if self.range_gradient != "none":
+            self.kernel_range = self.add_weight(
+                name="kernel_range",
+                shape=(self._flat(self.kernel.value).shape[-1],),
+                initializer=lambda *_, **__: quantizers.weight_range(self._flat(self.kernel.value)),
+                constraint=quantizers.UpperEnd(),
+                aggregation="mean",
+                autocast=False,
+            )
         self.kernel_gain = self.add_weight(
             name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
         )
@@ -261,7 +261,7 @@ class KernelWrapper(QuantizeWrapper):
         head = kernel.shape[: kernel.shape.rank - self.rule.channels]
         return tf.reshape(kernel, [*head, -1])
 
-    def run(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    def run_on(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """The layer on other weights: `kernel` (channels flattened) and `bias`."""
         mapping = [(self.kernel, tf.reshape(kernel, self.kernel.shape))]
         if self.bias is not None:
@@ -300,13 +300,13 @@ class KernelWrapper(QuantizeWrapper):
         codes = kernels.quantize(kernel, grid)
         return IntegerWeights(codes, grid, tf.round(bias / (in_scale * scale)))
 
-    def float(self, inputs: tf.Tensor) -> tf.Tensor:
+    def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""
         kernel = self._flat(self.kernel.value) * self.kernel_gain.value
-        y = self.run(inputs, kernel, None if self.bias is None else self.bias.value)
+        y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
 
-    def fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
+    def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
         high = self._weight_range()
         kernel = quantizers.fake_quant_weights(
@@ -315,22 +315,22 @@ class KernelWrapper(QuantizeWrapper):
         kernel = kernel * self.kernel_gain.value
         if self.batch_norm is not None:
             bias = None if self.bias is None else self.bias.value
-            return self.batch_norm(self.run(inputs, kernel, bias), training=training)
+            return self.batch_norm(self.run_on(inputs, kernel, bias), training=training)
         if self.bias is None:
-            return self.run(inputs, kernel, None)
+            return self.run_on(inputs, kernel, None)
         levels = 2 ** (self._bits.weight_bits - 1) - 1
         step = self.input_grids()[0].scale * high * self.kernel_gain.value / levels
         step = tf.stop_gradient(step)
         bias = self.bias.value
-        return self.run(
+        return self.run_on(
             inputs, kernel, fake_quant.straight_through(bias, tf.round(bias / step) * step)
         )
 
-    def integer(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Integer convolution, one multiplication, one rounding (design.md, fact 13)."""
+    def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Integer convolution, one multiplication, one rounding: exact below 2^24."""
         grid, out = self.input_grids()[0], self._checked_grid()
         weights = self.integer_weights()
-        total = self.run(kernels.centre(inputs, grid), weights.codes, weights.bias)
+        total = self.run_on(kernels.centre(inputs, grid), weights.codes, weights.bias)
         return kernels.rescale(total, grid.scale * weights.grid.scale / out.scale, out) * out.scale
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import graph
+from kerasq import graph, registry
 from kerasq.grid import Grid
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
@@ -42,8 +42,12 @@ class Tagger:
     def _wrapper(self, wrapper: QuantizeWrapper, inputs: Any) -> tf.Tensor:
         with tf.init_scope():
             grid = wrapper.grid().numpy()
-        is_kernel = isinstance(wrapper, KernelWrapper)
-        y = self._kernel(wrapper, inputs) if is_kernel else wrapper.layer(inputs)
+        if isinstance(wrapper, KernelWrapper):
+            y = self._kernel(wrapper, inputs)
+        elif registry.relu_limit(wrapper.layer)[0]:
+            y = tf.nn.relu(inputs)  # The range's clamp is the upper limit.
+        else:
+            y = wrapper.layer(inputs)
         return self._fake_quant(y, wrapper.name, grid)
 
     def _kernel(self, wrapper: KernelWrapper, x: tf.Tensor) -> tf.Tensor:
@@ -54,7 +58,7 @@ class Tagger:
             bias = (weights.bias * (wrapper.input_grids()[0].scale * weights.grid.scale)).numpy()
             grid = weights.grid.numpy()
         fake_quantized = self._fake_quant(tf.constant(kernel), f"{wrapper.name}/kernel", grid)
-        return wrapper.run(x, fake_quantized, tf.constant(bias))
+        return wrapper.run_on(x, fake_quantized, tf.constant(bias))
 
     def _fake_quant(self, x: tf.Tensor, name: str, grid: Grid) -> tf.Tensor:
         op = "" if grid.axis is None else "_per_channel"

@@ -176,6 +176,8 @@ class _Lowering:
 
     def _compute(self, op: schema.OperatorT) -> None:
         code = flatbuffer.op_code(self.model, op)
+        if code in SAME_GRID and int(op.inputs[0]) in self.graph.inputs:
+            self._quantize_early(op)
         inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
         if code not in VERSIONS or inputs[0] not in self.grids or len(op.outputs) != 1:
             raise self._no_integer_form(op)
@@ -196,6 +198,14 @@ class _Lowering:
         op.opcodeIndex = flatbuffer.code_index(self.model, code, version)
         self.ops.append(op)
 
+    def _quantize_early(self, op: schema.OperatorT) -> None:
+        """Quantizes an input of the graph that the converter reshapes before its fake-quant."""
+        source = int(op.inputs[0])
+        if source not in self.codes:
+            name, grid = self._grid_ahead(op, int(op.outputs[0]))
+            self.codes[source] = self._add(name, self._tensor(source).shape, grid, None)
+            self._emit(Op.QUANTIZE, [source], [self.codes[source]], version=1)
+
     def _output(self, op: schema.OperatorT, code: int, input_grid: Grid) -> int:
         """The integer tensor that `op` writes; the QUANTIZE behind it then has nothing to do."""
         real = int(op.outputs[0])
@@ -205,7 +215,7 @@ class _Lowering:
         elif code in SAME_GRID:
             grid = input_grid
         else:
-            grid = self._grid_ahead(op, real)
+            grid = self._grid_ahead(op, real)[1]
         name = self._layer_name(real)
         output = self._add(name, self._tensor(real).shape, grid, None)
         self.codes[real] = output
@@ -224,12 +234,12 @@ class _Lowering:
     def _differs(self, target: int, grid: Grid) -> bool:
         return not _same(self._quantized(target)[1], grid)
 
-    def _grid_ahead(self, op: schema.OperatorT, real: int) -> Grid:
-        """The grid behind the operators ahead that only move values."""
+    def _grid_ahead(self, op: schema.OperatorT, real: int) -> tuple[str, Grid]:
+        """Name and grid of the QUANTIZE behind the operators ahead that only move values."""
         for reader in self.consumers.get(real, []):
             code = flatbuffer.op_code(self.model, reader)
             if code == Op.QUANTIZE:
-                return self._quantized(int(reader.outputs[0]))[1]
+                return self._quantized(int(reader.outputs[0]))
             if code in SAME_GRID:
                 return self._grid_ahead(op, int(reader.outputs[0]))
         raise self._no_integer_form(op)
