@@ -11,7 +11,7 @@ from kerasq.data import batch_spec, batches, sample_count
 from kerasq.grid import Grid
 from kerasq.progress import track
 from kerasq.quantizers import MOVING_RATE
-from kerasq.wrappers import QuantizeWrapper, ranged
+from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
 
 BATCH_SIZE = 32
 
@@ -171,12 +171,8 @@ def calibrate(
     """
     if method not in OBSERVERS:
         raise ValueError(f"`method` must be one of {list(OBSERVERS)}. Received: method={method!r}.")
+    require_quantized(model)
     quantizers = ranged(model)
-    if not quantizers:
-        raise ValueError(
-            "`model` must be a quantized model. "
-            f"Received: {model.name!r}, which has no ranges. Call kerasq.quantize_model first."
-        )
     observers = {name: OBSERVERS[method](quantizer.bits) for name, quantizer in quantizers.items()}
 
     @tf.function(input_signature=[batch_spec(model.input)])
@@ -195,7 +191,7 @@ def calibrate(
         graph.run(model, x, run)
         return statistics
 
-    samples = sample_count(data)
+    samples = sample_count(model, data)
     total = steps if samples is None else len(range(0, samples, BATCH_SIZE)[:steps])
     for x in track(batches(model, data, BATCH_SIZE, steps), total, "batch"):
         for name, statistics in observe(x).items():

@@ -11,6 +11,7 @@ from kerasq import graph as graphs
 from kerasq import runtime, wrappers
 from kerasq.data import batch_spec, batches, sample_count
 from kerasq.export import flatbuffer
+from kerasq.grid import Grid
 from kerasq.progress import track
 from kerasq.runtime import TFLiteModel
 
@@ -115,15 +116,17 @@ def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
     Raises:
         ValueError: where `lite` is not an export of `model`, or `x` is not data for it.
     """
-    if not wrappers.ranged(model):
+    wrappers.require_quantized(model)
+    if not isinstance(lite, TFLiteModel):
         raise ValueError(
-            f"`model` must be a quantized model. Received: {model.name!r}, which has no ranges."
+            "`lite` must be a TFLiteModel. "
+            f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
         )
     probe = _Probe(lite)
     layers = _layers(model, probe)
     ends, agreements = _Tally(), []
     steps = _output_steps(model)
-    samples = sample_count(x)
+    samples = sample_count(model, x)
     total = None if samples is None else -(-samples // CHUNK)
 
     signature = [batch_spec(model.input), batch_spec([layer.inputs for layer in layers])]
@@ -166,6 +169,18 @@ def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
             f"`lite` must be an export of `model` {model.name!r}. Received: a model without "
             f"its layers {missing}; its own tensors are {sorted(probe.index)}."
         )
+    stale = [
+        layer.name
+        for layer in computed
+        if isinstance(layer, wrappers.QuantizeWrapper)
+        and probe.has(layer.name)
+        and not layer.grid().numpy().equals(probe.grid(layer.name))
+    ]
+    if stale:
+        raise ValueError(
+            "`lite` must be an export of `model` as it is now. "
+            f"Received: other ranges in layers {stale}. Export the model again."
+        )
     return [_Layer(layer, probe) for layer in computed if probe.has(layer.name)]
 
 
@@ -200,6 +215,10 @@ class _Probe:
     def has(self, name: str) -> bool:
         """Whether a layer's output is a tensor of the integer model."""
         return name in self.index
+
+    def grid(self, name: str) -> Grid | None:
+        """The grid of a layer's output."""
+        return self._lite.outputs[self.index[name]].grid
 
     def run(self, data: Any) -> None:
         """Runs a batch and keeps the real value of every tensor."""

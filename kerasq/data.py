@@ -1,6 +1,7 @@
 """Batches of model inputs from whatever users hold data in."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -24,8 +25,10 @@ def batches(
     Raises:
         ValueError: where there is no data, or a batch has the wrong shape, NaN or infinity.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"`steps` must be at least 1, or None for all. Received: steps={steps}.")
     count = -1
-    for count, x in enumerate(_raw(data, batch_size, steps)):
+    for count, x in enumerate(_raw(model, data, batch_size, steps)):
         yield _checked(model, x, count)
     if count < 0:
         raise ValueError(
@@ -42,31 +45,58 @@ def batch_spec(tensors: Any) -> Any:
     )
 
 
-def sample_count(data: Any) -> int | None:
-    """How many samples an array (or a structure of arrays) has; None for an iterable."""
-    leaves = keras.tree.flatten(data) if isinstance(data, (list, tuple, dict)) else [data]
-    if leaves and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
-        return int(leaves[0].shape[0]) if len(leaves[0].shape) else 0
-    return None
+def sample_count(model: keras.Model, data: Any) -> int | None:
+    """How many samples arrays that hold all the data have; None for an iterable of batches."""
+    leaves = [data]
+    if isinstance(data, dict) or (
+        isinstance(data, (list, tuple))
+        and len(data) == len(model.inputs)
+        and isinstance(model.input, (list, tuple))
+    ):
+        leaves = keras.tree.flatten(data)
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+        return None
+    lengths = {len(leaf) if len(leaf.shape) else 0 for leaf in leaves}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"`data` must have equally many samples for every input. Received: {sorted(lengths)}."
+        )
+    return lengths.pop()
 
 
-def _raw(data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
-    samples = sample_count(data)
+def _by_name(x: dict, names: list[str]) -> list:
+    missing = [name for name in names if name not in x]
+    if missing:
+        raise ValueError(
+            f"`data` must hold every input of the model, {names}. Received: keys {list(x)}."
+        )
+    return [x[name] for name in names]
+
+
+def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
+    if data is None or isinstance(data, str):
+        raise ValueError(
+            "`data` must be an array or an iterable of batches. "
+            f"Received: data={data!r}. Load the file first."
+        )
+    samples = sample_count(model, data)
     if samples is not None:
-        starts = range(0, samples, batch_size)[:steps]
-        for i in starts:
+        batch_size = model.inputs[0].shape[0] or batch_size
+        for i in range(0, samples, batch_size)[:steps]:
             yield keras.tree.map_structure(lambda x, i=i: x[i : i + batch_size], data)
         return
     if isinstance(data, keras.utils.PyDataset):
-        data = (data[i] for i in range(len(data)))
-    for i, batch in enumerate(data):
-        if steps is not None and i >= steps:
-            return
+        source: Iterable = (data[i] for i in range(len(data)))
+    else:
+        source = data
+    for batch in itertools.islice(source, steps):
         yield batch[0] if isinstance(batch, tuple) else batch
 
 
 def _checked(model: keras.Model, x: Any, index: int) -> Any:
     expected = keras.tree.flatten(model.inputs)
+    if isinstance(x, dict) and not isinstance(model.input, dict):
+        x = _by_name(x, [symbol.name for symbol in expected])
     leaves = [np.asarray(leaf, np.float32) for leaf in keras.tree.flatten(x)]
     if len(leaves) != len(expected):
         raise ValueError(
@@ -80,6 +110,10 @@ def _checked(model: keras.Model, x: Any, index: int) -> Any:
             raise ValueError(
                 f"`data` must have the shape of model input {symbol.name!r}, {symbol.shape}. "
                 f"Received: a batch of shape {leaf.shape}."
+            )
+        if not len(leaf):
+            raise ValueError(
+                f"`data` must hold at least one sample a batch. Received: none in batch {index}."
             )
         if not np.isfinite(leaf).all():
             raise ValueError(

@@ -49,7 +49,8 @@ def fake_quant(
     """Rounds `x` to the grid over [low, high] and clips it there.
 
     Per tensor when `low` is a scalar; per channel, along the last axis of `x`, when it is a vector.
-    With `n = qmax - qmin`, `y` the result and `g` the incoming gradient:
+    With `n = qmax - qmin`, `y` the result, `g` the incoming gradient, and low and high nudged so
+    that 0.0 is on the grid:
 
         dL/dx    = g where low <= x <= high, else 0          (straight-through estimator)
         dL/dlow  = sum of g where x < low                    ("clip": PACT, Choi et al. 2018)

@@ -11,6 +11,8 @@ def check_writable(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"The path must name a file. Received: directory {str(path)!r}.")
+    if path.exists() and not path.is_file():
+        raise OSError(f"The path must name a regular file. Received: {str(path)!r}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"The directory of the file must exist. Received: {str(path)!r}. "
@@ -29,7 +31,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     The temporary name ends like the real one, since Keras chooses a format by the suffix.
     """
     check_writable(path)
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).resolve()  # A link stays a link.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary

@@ -1,6 +1,7 @@
 """Reading and rewriting Keras functional graphs: the only module that knows how Keras holds one."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,9 +47,11 @@ class Graph:
         consumers = self.consumers(node.output)
         return consumers[0] if len(consumers) == 1 and not is_output else None
 
-    def producer(self, tensor: keras.KerasTensor) -> Node | None:
-        """The call that made `tensor`; None for an input of the model."""
-        return next((n for n in self.nodes if n.output is tensor), None)
+    def free_name(self, name: str) -> str:
+        """`name`, with a number behind it if need be, such that no layer has it."""
+        taken = {layer.name for layer in self.model.layers}
+        candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+        return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def read(model: keras.Model) -> Graph:

@@ -135,6 +135,15 @@ class Grid:
         centred = codes.astype(np.int32) - self._along_axis(self.zero_point, codes.ndim)
         return self._along_axis(np.float32(self.scale), codes.ndim) * centred.astype(np.float32)
 
+    def equals(self, other: "Grid | None") -> bool:
+        """Whether `other` has the same codes for all values."""
+        return (
+            other is not None
+            and self.bits == other.bits
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
     def numpy(self) -> "Grid":
         """The same grid with NumPy arrays in place of tensors."""
         return dataclasses.replace(

@@ -9,7 +9,6 @@ A function's signature is `(layer, codes, grids, out)`: the Keras layer, the lis
 centred codes, their grids, and the grid of the output.
 """
 
-
 import keras
 import tensorflow as tf
 
@@ -55,7 +54,7 @@ def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
 
 def _exponent(x: tf.Tensor) -> tf.Tensor:
     """The exponent e of a positive float32 that is m * 2^e, 1 <= m < 2; exact, as float64."""
-    return tf.cast(tf.bitwise.right_shift(tf.bitcast(x, tf.int32), 23) - 127, tf.float64)
+    return _float64(tf.bitwise.right_shift(tf.bitcast(x, tf.int32), 23) - 127)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -64,10 +63,10 @@ def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Ten
     ratios = [grid.scale / out.scale for grid in grids]
     shift = 2.0 ** (20.0 - _exponent(tf.maximum(*ratios)))
     total = sum(
-        tf.cast(code, tf.float64) * tf.round(tf.cast(ratio, tf.float64) * shift)
+        _float64(code) * tf.round(_float64(ratio) * shift)
         for code, ratio in zip(codes, ratios, strict=True)
     )
-    return clip(tf.cast(tf.floor(total / shift + 0.5), tf.float32), out)
+    return clip(_float32(tf.floor(total / shift + 0.5)), out)
 
 
 def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -79,10 +78,10 @@ def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     del layer
     ratio = grids[0].scale / out.scale
     exponent = _exponent(ratio) + 1.0
-    product = tf.cast(tf.nn.relu(codes[0]), tf.float64) * tf.cast(ratio, tf.float64)
+    product = _float64(tf.nn.relu(codes[0])) * _float64(ratio)
     right = 2.0 ** tf.maximum(-exponent, 0.0)
     first = tf.floor(product * right + 0.5)
-    return clip(tf.cast(tf.floor(first / right + 0.5), tf.float32), out)
+    return clip(_float32(tf.floor(first / right + 0.5)), out)
 
 
 def concatenate(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -110,8 +109,18 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     """SOFTMAX: a float table of exponentials, summed in order, rounded half up."""
     del layer
     below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
-    # Float64 and back: the C library's expf rounds correctly, TensorFlow's float32 exp does not.
-    exponentials = tf.cast(tf.exp(tf.cast(below * grids[0].scale, tf.float64)), tf.float32)
+    # Each step in float64 and back is the float32 step, correctly rounded: TensorFlow's own float32
+    # exp is not, and its graph optimizer rearranges float32 products and quotients.
+    exponentials = _float32(tf.exp(_float64(below * grids[0].scale)))
     total = tf.cumsum(exponentials, axis=-1)[..., -1:]
-    scaled = exponentials * (1.0 / (total * out.scale))
+    inverse = _float32(1.0 / _float64(total * out.scale))
+    scaled = _float32(_float64(exponentials) * _float64(inverse))
     return clip(tf.floor(scaled + 0.5), out)
+
+
+def _float32(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float32)
+
+
+def _float64(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float64)

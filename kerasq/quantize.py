@@ -1,5 +1,6 @@
 """`quantize_model`: from a float Keras model to one that trains and predicts on integer grids."""
 
+import re
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ from kerasq import registry, scheme
 from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare.separate import separate
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper
+from kerasq.wrappers import KernelWrapper, QuantizeWrapper, ranged
 
 BATCH_NORMS = ("fold", "keep")
 
@@ -53,6 +54,11 @@ def quantize_model(
         >>> [layer.name for layer in q.layers[2:]]
         ['head']
     """
+    if isinstance(model, keras.Model) and ranged(model):
+        raise ValueError(
+            f"`model` must be a float model. Received: {model.name!r}, which is quantized already. "
+            "Quantize the model that it was made from."
+        )
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     _check_layers(graphs.read(model))
@@ -79,12 +85,20 @@ def _check_layers(graph: graphs.Graph) -> None:
                 f"{layer.name!r} ({type(layer).__name__}): must be the only reader of a layer "
                 "with a kernel and no activation"
             )
+        policy = layer.dtype_policy.name if isinstance(layer, keras.Layer) else "float32"
+        if policy != "float32":
+            complaint = f"{layer.name!r}: needs dtype 'float32', has {policy!r}"
         if complaint is None and isinstance(layer, keras.layers.Dense):
             shape = node.inputs[0].shape
             if len(shape) != 2:
                 complaint = f"{layer.name!r} (Dense): needs an input of rank 2, has shape {shape}"
         if complaint is not None:
             complaints.append(complaint)
+    for x in graph.model.inputs:
+        if x.dtype != "float32":
+            complaints.append(f"input {x.name!r}: needs dtype 'float32', has {x.dtype!r}")
+        if any(x is y for y in graph.model.outputs):
+            complaints.append(f"input {x.name!r}: is an output of the model as well")
     complaints += [f"{name!r}: called {n} times" for name, n in calls.items() if n > 1]
     if complaints:
         legal = sorted({cls.__name__ for cls in registry.LAYERS})
@@ -124,7 +138,7 @@ def _wrap(
         if not isinstance(graphs.origin(x)[0], keras.layers.InputLayer):
             return x
         if id(x) not in inputs:
-            identity = keras.layers.Identity(name=f"{x.name}_quantize")
+            identity = keras.layers.Identity(name=graph.free_name(f"{_legal(x.name)}_quantize"))
             wrapper = QuantizeWrapper(identity, scheme=default, range_gradient="fixed")
             inputs[id(x)] = (wrapper(x), x)
         return inputs[id(x)][0]
@@ -143,6 +157,7 @@ def _wrap(
             "relu": relu,
             "limit": limit,
             "range_gradient": range_gradient,
+            "trainable": layer.trainable,
         }
         if registry.rule(layer).kernel is None:
             return QuantizeWrapper(graphs.copy_layer(layer), **options)(*args)
@@ -158,6 +173,11 @@ def _wrap(
         return output
 
     return graphs.rewrite(graph, call)
+
+
+def _legal(name: str) -> str:
+    """`name` without what TensorFlow refuses in a name scope."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def _computes(layer: keras.Layer) -> bool:

@@ -133,7 +133,7 @@ class ActivationQuantizer(keras.layers.Layer):
         The mean over the first batches; then, with "none", an exponential average.
         """
         seen = self.batches_seen.value
-        floor = MOVING_RATE if self.range_gradient == "none" else 0.0
+        floor = MOVING_RATE if self.range_gradient == "none" and self.trainable else 0.0
         rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
         low, high = self.range()
 
@@ -154,8 +154,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Fake-quantized values; in training, the first batches also set the range."""
-        if training and (self.trainable or self.range_gradient != "none"):
-            self._follow(tf.stop_gradient(x))
+        if training:
+            self._follow(tf.stop_gradient(self.clamp(x)))
         return self.fake_quant(x)
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
@@ -165,22 +165,6 @@ class ActivationQuantizer(keras.layers.Layer):
         return fake_quant.fake_quant(
             x, low, high, bits=self.bits, gradient=self.range_gradient, count=count
         )
-
-
-class FixedQuantizer:
-    """Fake-quant onto a grid that the kernel insists on (softmax, sigmoid, tanh)."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-
-    def grid(self) -> Grid:
-        """The grid."""
-        return self._grid
-
-    def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
-        """Fake-quantized values."""
-        low, high = tf.constant(self._grid.low), tf.constant(self._grid.high)
-        return fake_quant.fake_quant(x, low, high, bits=self._grid.bits, gradient="none")
 
 
 def weight_range(kernel: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kerasq.data import sample_count
 from kerasq.export import flatbuffer
 from kerasq.files import write_whole
 from kerasq.grid import Grid
@@ -50,6 +49,9 @@ class TFLiteModel:
         content: the file's bytes.
         kernels: the kernels it runs on.
         num_threads: the threads it runs on.
+        ops, tensors: the file's operators and tensors.
+        inputs, outputs: the tensors at its ends.
+        input_names, output_names: what the signature calls them.
 
     Raises:
         FileNotFoundError: where there is no file at the path.
@@ -108,6 +110,9 @@ class TFLiteModel:
         ]
         self.inputs = [self.tensors[i] for i in graph.inputs]
         self.outputs = [self.tensors[i] for i in graph.outputs]
+        signature = model.signatureDefs[0] if model.signatureDefs else None
+        self.input_names = _names(self.inputs, graph.inputs, signature and signature.inputs)
+        self.output_names = _names(self.outputs, graph.outputs, signature and signature.outputs)
 
     @property
     def float_ops(self) -> list[Op]:
@@ -149,23 +154,34 @@ class TFLiteModel:
             arrays.append(real(codes, tensor) if dequantize else codes)
         if len(arrays) == 1:
             return arrays[0]
-        return {tensor.name: array for tensor, array in zip(self.outputs, arrays, strict=True)}
+        return dict(zip(self.output_names, arrays, strict=True))
 
     def columns(self, x: Any) -> list[np.ndarray]:
         """One array an input, checked; `x` as in `predict`."""
+        if isinstance(x, dict) and any(
+            isinstance(leaf, (dict, list, tuple)) for leaf in x.values()
+        ):
+            x = keras.tree.flatten(x)
         if isinstance(x, dict):
-            missing = [tensor.name for tensor in self.inputs if tensor.name not in x]
+            missing = [name for name in self.input_names if name not in x]
             if missing:
                 raise ValueError(f"`x` must hold every input. Received: no {missing} in {list(x)}.")
-            x = [x[tensor.name] for tensor in self.inputs]
+            x = [x[name] for name in self.input_names]
         leaves = list(x) if isinstance(x, (list, tuple)) and len(self.inputs) == len(x) else [x]
         columns = [np.asarray(leaf) for leaf in leaves]
         wanted = [tensor.shape[1:] for tensor in self.inputs]
         if [column.shape[1:] for column in columns] != wanted:
-            names = [tensor.name for tensor in self.inputs]
             raise ValueError(
-                f"`x` must have sample shapes {wanted} (inputs {names}). "
-                f"Received: arrays of shape {[column.shape for column in columns]}."
+                f"`x` must have sample shapes {wanted} (inputs {self.input_names}). "
+                f"Received: arrays of shape {[column.shape for column in columns]}. "
+                "The first axis is that of the samples."
+            )
+        if not all(np.isfinite(column).all() for column in columns if column.dtype.kind == "f"):
+            raise ValueError("`x` must be finite. Received: NaN or infinity.")
+        if len({len(column) for column in columns}) > 1:
+            raise ValueError(
+                "`x` must have equally many samples for every input. "
+                f"Received: {[len(column) for column in columns]}."
             )
         return columns
 
@@ -194,7 +210,7 @@ class TFLiteModel:
         Returns:
             The result of each metric, by name.
         """
-        is_arrays = isinstance(data, tuple) and sample_count(data[1]) is not None
+        is_arrays = isinstance(data, tuple) and hasattr(data[1], "shape")
         results: dict[str, keras.Metric] = {}
         for x, y, *_ in [data] if is_arrays else data:
             predicted, y = self.predict(x), np.asarray(y)
@@ -203,7 +219,22 @@ class TFLiteModel:
                 if name not in results:
                     results[name] = _metric(metric, y, predicted)
                 results[name].update_state(y, predicted)
+        if not results:
+            raise ValueError("`data` must hold at least one batch. Received: none.")
         return {name: float(metric.result()) for name, metric in results.items()}
+
+
+def _names(tensors: list[Tensor], indices: Any, ends: Any) -> list[str]:
+    """The names that the signature gives to inputs or outputs; without one, the tensors' own."""
+    if not ends:
+        return [tensor.name for tensor in tensors]
+    unused = list(ends)
+    names = []
+    for index in indices:
+        end = next(end for end in unused if end.tensorIndex == index)
+        unused.remove(end)
+        names.append(end.name.decode())
+    return names
 
 
 def _codes(values: np.ndarray, tensor: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ def resolve(name: str) -> Scheme:
     Raises:
         ValueError: for a name that is not in `SCHEMES`.
     """
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise ValueError(f"`scheme` must be one of {sorted(SCHEMES)}. Received: scheme={name!r}.")
     return SCHEMES[name]
 
@@ -32,6 +32,11 @@ def per_layer(default: str, overrides: dict[str, str] | None, layers: list[str])
         ValueError: for an unknown scheme, or a name in `overrides` that no layer has.
     """
     overrides = overrides or {}
+    if not isinstance(overrides, dict):
+        raise ValueError(
+            "`overrides` must be a dict of layer name to scheme. "
+            f"Received: overrides={overrides!r}."
+        )
     resolve(default)
     for name, scheme in overrides.items():
         resolve(scheme)

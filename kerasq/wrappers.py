@@ -75,10 +75,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return registry.rule(self.layer)
 
     @property
-    def quantizer(self) -> Any:
-        """What quantizes the output: an object with `grid()` and `fake_quant(x)`."""
-        if self.rule.grid is not None:
-            return quantizers.FixedQuantizer(self.rule.grid)
+    def quantizer(self) -> quantizers.ActivationQuantizer | None:
+        """What quantizes the output; None where the grid is fixed."""
         if self.rule.output == "input":
             return self._producers[0].quantizer
         return self.output_quantizer
@@ -117,9 +115,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
-        if self.rule.output == "input":
-            return self._producers[0].grid()
-        return self.quantizer.grid()
+        if self.rule.grid is not None:
+            return self.rule.grid
+        if self.output_quantizer is not None:
+            return self.output_quantizer.grid()
+        return self._producers[0].grid()
 
     def input_grids(self) -> list[Grid]:
         """The grids that the inputs lie on."""
@@ -128,10 +128,12 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Quantized output, as real values: see the module."""
         smooth = self.run_fake_quant(inputs, training)
-        if self.output_quantizer is None:
-            smooth = self.quantizer.fake_quant(smooth)
-        else:
+        if self.output_quantizer is not None:
             smooth = self.output_quantizer(smooth, training=training)
+        elif self.quantizer is not None:  # Average pooling rounds to the grid of its input.
+            smooth = self.quantizer.fake_quant(smooth)
+        # Fixed grids (softmax, sigmoid, tanh) are left out: a probability that rounds to 0 would
+        # get no gradient from a cross-entropy.
         if training:
             return smooth
         return fake_quant.straight_through(smooth, self.run_integer(inputs))
@@ -156,8 +158,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
             kernels.centre(x, grid)
             for x, grid in zip(keras.tree.flatten(inputs), grids, strict=True)
         ]
-        assert self.rule.simulate is not None
-        return self.rule.simulate(self.layer, codes, grids, out) * out.scale
+        simulate = self.rule.simulate or kernels.pointwise
+        return simulate(self.layer, codes, grids, out) * out.scale
 
     def _checked_grid(self) -> Grid:
         if self.output_quantizer is not None:
@@ -371,3 +373,13 @@ def ranged(model: keras.Model) -> dict[str, quantizers.ActivationQuantizer]:
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper) and layer.output_quantizer is not None
     }
+
+
+def require_quantized(model: Any) -> None:
+    """Raises a ValueError unless `model` came from `quantize_model`."""
+    if not isinstance(model, keras.Model) or not ranged(model):
+        found = f"model {model.name!r}" if isinstance(model, keras.Model) else repr(model)
+        raise ValueError(
+            f"`model` must be a quantized model. Received: {found:.80}, which has no ranges. "
+            "Call kerasq.quantize_model first."
+        )

@@ -237,6 +237,16 @@ def report(summary: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
+    """Runs the recipe; what the user can mend is said without a traceback."""
+    try:
+        run_recipe()
+    except (ValueError, OSError) as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from the last finished epoch.")
+
+
+def run_recipe() -> None:
     """Runs the stages, then writes and prints what they found."""
     logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
     stage = FloatStage.from_flags()

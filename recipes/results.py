@@ -75,7 +75,12 @@ class RunDirectory:
             return record["figures"]
         print(f"\n== {name} ==", flush=True)
         start = time.perf_counter()
-        figures = work()
+        try:
+            figures = work()
+        except (ValueError, OSError):  # What was wrong may be a flag: the next run may change it.
+            if not self.backup_dir(name).exists():
+                self._record_path(name).unlink()
+            raise
         figures["seconds"] = time.perf_counter() - start
         write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
         return figures

@@ -1,16 +1,18 @@
 """First half of the export: a quantized Keras model to a QDQ flatbuffer, by TFLiteConverter."""
 
 import re
+import tempfile
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from kerasq import graph, registry
+from kerasq.export import flatbuffer
 from kerasq.grid import Grid
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
-_TAG = "kerasq{}q"
+_TAG = "kerasq_op{}_"
 _TAGS = re.compile(_TAG.format(r"(\d+)"))
 
 
@@ -85,29 +87,34 @@ def convert(model: keras.Model, batch_size: int) -> tuple[bytes, list[tuple[str,
         batch_size: the fixed number of samples a call takes.
 
     Returns:
-        The flatbuffer, and the name and grid of each tagged tensor.
+        The flatbuffer, and the name and grid of each tagged tensor. The signature's inputs are
+        called "input_0", ..., its outputs "output_0", ..., in the model's order.
+
+    Raises:
+        RuntimeError: where the converter gives no signature.
     """
     tagger = Tagger()
-    specs = [tf.TensorSpec([batch_size, *x.shape[1:]], x.dtype, name=x.name) for x in model.inputs]
+    # Names of our own: a user's may be Python keywords or hold characters that TensorFlow refuses.
+    specs = [
+        tf.TensorSpec([batch_size, *x.shape[1:]], x.dtype, name=f"input_{i}")
+        for i, x in enumerate(model.inputs)
+    ]
 
     @tf.function(input_signature=specs)
     def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = keras.tree.pack_sequence_as(model.input, list(xs))
         outputs = graph.run(model, inputs, tagger.run)
-        return dict(zip(output_names(model), outputs, strict=True))
+        return {f"output_{i}": y for i, y in enumerate(outputs)}
 
     module = tf.Module()
     module.serve = serve
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [serve.get_concrete_function()], module
     )
-    return converter.convert(), tagger.tagged
-
-
-def output_names(model: keras.Model) -> list[str]:
-    """A distinct name for each output: that of the layer that makes it, numbered if need be."""
-    names: list[str] = []
-    for name in model.output_names:
-        taken = sum(other == name or other.startswith(f"{name}_") for other in names)
-        names.append(f"{name}_{taken}" if taken else name)
-    return names
+    content = converter.convert()
+    if not flatbuffer.read(content).signatureDefs:
+        raise RuntimeError(
+            "The converter must write a signature. Received: a flatbuffer without one, as happens "
+            f"when its temporary files cannot be written. Make room in {tempfile.gettempdir()!r}."
+        )
+    return content, tagger.tagged

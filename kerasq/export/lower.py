@@ -7,6 +7,7 @@ backwards (the converter merges equal fake-quants on both sides of a reshape).
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,21 @@ LARGEST_MULTIPLIER = 256.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Boundary:
-    """What the finished model looks like from outside."""
+    """What the finished model looks like from outside.
+
+    Attributes:
+        input_dtype: "int8", "uint8" or "float32".
+        output_dtype: the same choice.
+        input_names: names of the inputs in the signature, and of their tensors.
+        output_names: names of the outputs in the signature.
+        output_layers: the layers that make them, which their tensors are named for.
+    """
 
     input_dtype: str
     output_dtype: str
     input_names: list[str]
     output_names: list[str]
+    output_layers: list[str]
 
 
 def lower(content: bytes, tagged: list[tuple[str, Grid | None]], boundary: Boundary) -> bytes:
@@ -70,6 +80,8 @@ def lower(content: bytes, tagged: list[tuple[str, Grid | None]], boundary: Bound
 
 
 class _Lowering:
+    """The pass over one model: QDQ operators in, integer operators out, in the same order."""
+
     def __init__(
         self, model: schema.ModelT, tagged: list[tuple[str, Grid | None]], boundary: Boundary
     ) -> None:
@@ -91,12 +103,14 @@ class _Lowering:
             Op.QUANTIZE: self._quantize,
             Op.DEQUANTIZE: self._dequantize,
             Op.TRANSPOSE: self._transpose,
+            Op.RESHAPE: self._reshape,
         }
         for op in self.graph.operators:
             handlers.get(flatbuffer.op_code(self.model, op), self._compute)(op)
+        self._inputs()
+        self._outputs()
         self.graph.operators = self.ops
-        self._inputs(self.boundary)
-        self._outputs(self.boundary)
+        self._distinct_names()
         flatbuffer.prune(self.model)
         self.model.description = b"kerasq"
         return flatbuffer.write(self.model)
@@ -174,6 +188,19 @@ class _Lowering:
             self._name(source), values.shape, dataclasses.replace(grid, axis=axis), values
         )
 
+    def _reshape(self, op: schema.OperatorT) -> None:
+        """Folds the reshape of a constant: how the converter transposes a kernel of one unit."""
+        source = self.codes.get(int(op.inputs[0]), -1)
+        values = self._constant(source) if source >= 0 else None
+        if values is None:
+            self._compute(op)
+            return
+        output = int(op.outputs[0])
+        values = values.reshape(self._tensor(output).shape)
+        # All its axes but one have length 1, so that one scale serves every value.
+        grid = dataclasses.replace(self.grids[source], axis=0)
+        self.codes[output] = self._add(self._name(source), values.shape, grid, values)
+
     def _compute(self, op: schema.OperatorT) -> None:
         code = flatbuffer.op_code(self.model, op)
         if code in SAME_GRID and int(op.inputs[0]) in self.graph.inputs:
@@ -181,6 +208,9 @@ class _Lowering:
         inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
         if code not in VERSIONS or inputs[0] not in self.grids or len(op.outputs) != 1:
             raise self._no_integer_form(op)
+        if code in SAME_GRID and getattr(op.builtinOptions, "fusedActivationFunction", False):
+            self._pool_then_relu(op, inputs)
+            return
         output = self._output(op, code, self.grids[inputs[0]])
         grid, name = self.grids[output], self._name(output)
         if code == Op.CONCATENATION:
@@ -190,6 +220,11 @@ class _Lowering:
             ]
         if code in WEIGHTED:
             inputs[2:] = [self._bias(op, inputs, name, grid)]
+        self._finish(op, inputs, output)
+
+    def _finish(self, op: schema.OperatorT, inputs: list[int], output: int) -> None:
+        """Puts an operator of the QDQ graph onto integer tensors."""
+        code, name = flatbuffer.op_code(self.model, op), self._name(output)
         op.inputs, op.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
         for i, tensor in enumerate(inputs[1:], start=1):
             if tensor not in self.grids and code not in WEIGHTED:
@@ -197,6 +232,19 @@ class _Lowering:
         version = max(VERSIONS[code], self.model.operatorCodes[op.opcodeIndex].version)
         op.opcodeIndex = flatbuffer.code_index(self.model, code, version)
         self.ops.append(op)
+
+    def _pool_then_relu(self, op: schema.OperatorT, inputs: list[int]) -> None:
+        """Undoes the fusion of a ReLU that has a grid of its own into the pooling before it."""
+        real = int(op.outputs[0])
+        (target,) = (int(q.outputs[0]) for q in self._readers(real, Op.QUANTIZE))
+        name, grid = self._quantized(target)
+        pool = next(self.tagged[tag][0] for tag in reversed(tags_of(self._name(real))))
+        shape = self._tensor(real).shape
+        pooled = self._add(pool, shape, self.grids[inputs[0]], None)
+        op.builtinOptions.fusedActivationFunction = 0
+        self._finish(op, inputs, pooled)
+        self.codes[real] = self.codes[target] = self._add(name, shape, grid, None)
+        self._emit(Op.RELU, [pooled], [self.codes[target]], VERSIONS[Op.RELU])
 
     def _quantize_early(self, op: schema.OperatorT) -> None:
         """Quantizes an input of the graph that the converter reshapes before its fake-quant."""
@@ -232,7 +280,7 @@ class _Lowering:
         ]
 
     def _differs(self, target: int, grid: Grid) -> bool:
-        return not _same(self._quantized(target)[1], grid)
+        return not self._quantized(target)[1].equals(grid)
 
     def _grid_ahead(self, op: schema.OperatorT, real: int) -> tuple[str, Grid]:
         """Name and grid of the QUANTIZE behind the operators ahead that only move values."""
@@ -245,7 +293,7 @@ class _Lowering:
         raise self._no_integer_form(op)
 
     def _requantized(self, tensor: int, name: str, grid: Grid) -> int:
-        if _same(self.grids[tensor], grid):
+        if self.grids[tensor].equals(grid):
             return tensor
         output = self._add(name, self._tensor(tensor).shape, grid, None)
         self._emit(Op.QUANTIZE, [tensor], [output], version=2)
@@ -283,43 +331,58 @@ class _Lowering:
 
     # The outside.
 
-    def _inputs(self, boundary: Boundary) -> None:
+    def _inputs(self) -> None:
         """Gives inputs their type: the QUANTIZE behind one goes, or reads unsigned codes."""
-        signature = self.model.signatureDefs[0]
+        signature, boundary = self.model.signatureDefs[0], self.boundary
         ends = {end.name.decode(): end for end in signature.inputs}
-        signature.inputs = [ends[name] for name in boundary.input_names]
+        signature.inputs = [ends[f"input_{i}"] for i in range(len(ends))]
         for end, name in zip(signature.inputs, boundary.input_names, strict=True):
-            real = end.tensorIndex
+            real, end.name = end.tensorIndex, name.encode()
             self._tensor(real).name = name.encode()
             if boundary.input_dtype == "float32":
                 continue
-            op = next(op for op in self.graph.operators if int(op.inputs[0]) == real)
+            op = next(op for op in self.ops if int(op.inputs[0]) == real)
             code = int(op.outputs[0])
             end.tensorIndex = self._typed(code, name, boundary.input_dtype)
             if boundary.input_dtype == "int8":
-                self.graph.operators = [o for o in self.graph.operators if o is not op]
+                self.ops = [o for o in self.ops if o is not op]
                 self._tensor(code).name = name.encode()
             else:
                 op.inputs = np.array([end.tensorIndex], np.int32)
                 op.opcodeIndex = flatbuffer.code_index(self.model, Op.QUANTIZE, 2)
         self.graph.inputs = [end.tensorIndex for end in signature.inputs]
 
-    def _outputs(self, boundary: Boundary) -> None:
+    def _outputs(self) -> None:
         """Gives outputs their type, through a QUANTIZE or DEQUANTIZE where it is not int8."""
-        signature = self.model.signatureDefs[0]
+        signature, boundary = self.model.signatureDefs[0], self.boundary
         ends = {end.name.decode(): end for end in signature.outputs}
-        signature.outputs = [ends[name] for name in boundary.output_names]
-        for end, name in zip(signature.outputs, boundary.output_names, strict=True):
-            code = self.codes[end.tensorIndex]
-            end.tensorIndex = self._typed(
-                code, f"{name}_{boundary.output_dtype}", boundary.output_dtype
-            )
+        signature.outputs = [ends[f"output_{i}"] for i in range(len(ends))]
+        named: set[int] = set()
+        for end, name, layer in zip(
+            signature.outputs, boundary.output_names, boundary.output_layers, strict=True
+        ):
+            code, end.name = self.codes[end.tensorIndex], name.encode()
+            if code not in named:
+                self._tensor(code).name = layer.encode()
+                named.add(code)
+            dtype = boundary.output_dtype
+            end.tensorIndex = self._typed(code, f"{layer}_{dtype}", dtype)
             if end.tensorIndex != code:
-                is_float = boundary.output_dtype == "float32"
-                self._emit(
-                    Op.DEQUANTIZE if is_float else Op.QUANTIZE, [code], [end.tensorIndex], version=2
-                )
+                kind = Op.DEQUANTIZE if dtype == "float32" else Op.QUANTIZE
+                self._emit(kind, [code], [end.tensorIndex], version=2)
         self.graph.outputs = [end.tensorIndex for end in signature.outputs]
+
+    def _distinct_names(self) -> None:
+        """Numbers names that several tensors have; the last operator's output keeps it as it is."""
+        outputs = [int(i) for op in reversed(self.ops) for i in op.outputs]
+        others = [int(i) for op in self.ops for i in op.inputs if i >= 0]
+        taken: set[str] = set()
+        for index in dict.fromkeys(outputs + others):
+            name = self._name(index)
+            numbered = (f"{name}/{i}" for i in itertools.count(1))
+            distinct = next(n for n in itertools.chain([name], numbered) if n not in taken)
+            taken.add(distinct)
+            self._tensor(index).name = distinct.encode()
 
     def _typed(self, code: int, name: str, dtype: str) -> int:
         """`code` itself, or a new tensor of the same shape that is float or has unsigned codes."""
@@ -330,11 +393,3 @@ class _Lowering:
             return flatbuffer.new_tensor(self.model, name, shape, np.float32)
         unsigned = dataclasses.replace(grid, zero_point=grid.zero_point + 128)
         return flatbuffer.new_tensor(self.model, name, shape, np.uint8, unsigned)
-
-
-def _same(a: Grid, b: Grid) -> bool:
-    return bool(
-        a.bits == b.bits
-        and np.array_equal(a.scale, b.scale)
-        and np.array_equal(a.zero_point, b.zero_point)
-    )

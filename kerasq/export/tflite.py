@@ -3,12 +3,15 @@
 import os
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from kerasq.export.convert import convert, output_names
+from kerasq import graph
+from kerasq.export.convert import convert
 from kerasq.export.lower import Boundary, lower
 from kerasq.files import check_writable
 from kerasq.runtime import TFLiteModel
-from kerasq.wrappers import ranged
+from kerasq.wrappers import ranged, require_quantized
 
 DTYPES = ("int8", "uint8", "float32")
 
@@ -50,10 +53,12 @@ def export_tflite(
     for name, value in (("input_dtype", input_dtype), ("output_dtype", output_dtype)):
         if value not in DTYPES:
             raise ValueError(f"`{name}` must be one of {list(DTYPES)}. Received: {name}={value!r}.")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    is_integer = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if not is_integer or batch_size < 1:
         raise ValueError(
             f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}."
         )
+    require_quantized(model)
     for x in model.inputs:
         if None in x.shape[1:]:
             raise ValueError(
@@ -64,24 +69,41 @@ def export_tflite(
     if path is not None:
         check_writable(path)
     _check_observed(model)
-    content, tagged = convert(model, batch_size)
+    content, tagged = convert(model, int(batch_size))
     boundary = Boundary(
         input_dtype=input_dtype,
         output_dtype=output_dtype,
         input_names=[x.name for x in model.inputs],
-        output_names=output_names(model),
+        output_names=_output_names(model),
+        output_layers=[graph.origin(y)[0].name for y in model.outputs],
     )
     lite = TFLiteModel(lower(content, tagged, boundary))
+    lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])
     if path is not None:
         lite.save(path)
     return lite
 
 
 def _check_observed(model: keras.Model) -> None:
-    unseen = [n for n, quantizer in ranged(model).items() if not int(quantizer.batches_seen)]
+    unseen = [
+        name
+        for name, quantizer in ranged(model).items()
+        if float(tf.convert_to_tensor(quantizer.batches_seen.value)) == 0
+    ]
     if unseen:
         raise ValueError(
             "The ranges must come from data before the model is exported. "
             f"Received: {len(unseen)} layer(s) that have seen none: {unseen}. "
             "Call kerasq.calibrate(model, data), or fit the model."
         )
+
+
+def _output_names(model: keras.Model) -> list[str]:
+    """A distinct name for each output: its key in a dict, or that of the layer that makes it."""
+    if isinstance(model.output, dict) and len(model.output) == len(model.outputs):
+        return sorted(model.output)  # the order in which Keras flattens it
+    names: list[str] = []
+    for name in model.output_names:
+        taken = sum(other == name or other.startswith(f"{name}_") for other in names)
+        names.append(f"{name}_{taken}" if taken else name)
+    return names

@@ -19,35 +19,39 @@ def separate(model: keras.Model) -> keras.Model:
       values (the reference kernel rounds small sums twice); those for AVERAGE_POOL_2D are equal.
     - `Add` of n inputs becomes n - 1 sums of two: "<name>_1", "<name>_2", ..., "<name>".
 
+    Where a layer has such a name already, the new one gets a number behind it.
+
     Args:
         model: a built Sequential or Functional model; it is not changed.
     """
+    graph = graphs.read(model)
 
     def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
         rule = registry.find(layer)
         activation = registry.activation_name(layer)
         if rule is not None and rule.kernel is not None and activation != "linear":
-            names = [f"{layer.name}_linear", layer.name]
+            names = [graph.free_name(f"{layer.name}_linear"), layer.name]
             if activation.startswith("relu"):
-                names = [layer.name, f"{layer.name}_{activation}"]
+                names = [layer.name, graph.free_name(f"{layer.name}_{activation}")]
             changes = {"activation": "linear", "name": names[0]}
             y = graphs.copy_call(layer, *args, changes=changes, **kwargs)
             return keras.layers.Activation(activation, name=names[1])(y)
         if isinstance(layer, keras.layers.Add) and len(args[0]) > 2:
             total, *rest, last = args[0]
             for i, term in enumerate(rest, start=1):
-                total = keras.layers.Add(name=f"{layer.name}_{i}")([total, term])
+                name = graph.free_name(f"{layer.name}_{i}")
+                total = keras.layers.Add(name=name)([total, term])
             return graphs.copy_call(layer, [total, last], **kwargs)
         if isinstance(layer, keras.layers.GlobalAveragePooling2D):
-            return _pool_whole_image(layer, args[0])
+            return _pool_whole_image(graph, layer, args[0])
         return graphs.copy_call(layer, *args, **kwargs)
 
-    return graphs.rewrite(graphs.read(model), call)
+    return graphs.rewrite(graph, call)
 
 
 def _pool_whole_image(
-    layer: keras.layers.GlobalAveragePooling2D, x: keras.KerasTensor
+    graph: graphs.Graph, layer: keras.layers.GlobalAveragePooling2D, x: keras.KerasTensor
 ) -> keras.KerasTensor:
     height, width = x.shape[1:3]
     if height is None or width is None:
@@ -56,6 +60,6 @@ def _pool_whole_image(
             f"Received: {layer.name!r} (GlobalAveragePooling2D) on an input of shape {x.shape}. "
             "Build the model with a fixed `keras.Input(shape=...)`."
         )
-    name = layer.name if layer.keepdims else f"{layer.name}_pool"
+    name = layer.name if layer.keepdims else graph.free_name(f"{layer.name}_pool")
     pooled = keras.layers.AveragePooling2D((height, width), name=name)(x)
     return pooled if layer.keepdims else keras.layers.Flatten(name=layer.name)(pooled)

@@ -1,0 +1,473 @@
+"""Every function of `kerasq.kernels` against the interpreter, on models of one operator."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasq import kernels, registry
+from kerasq.grid import Grid
+from tests.single_op import Op, Tensor, build, run
+
+CODES = np.arange(-128, 128, dtype=np.int8)
+PROBABILITY = Grid(scale=np.float32(1 / 256), zero_point=np.int32(-128))
+
+
+def grid(scale, zero_point, axis=None):
+    return Grid(scale=np.float32(scale), zero_point=np.int32(zero_point), axis=axis)
+
+
+def tensors(plain):
+    """The grid as the wrappers hand it to the kernels."""
+    return Grid(
+        scale=tf.constant(plain.scale), zero_point=tf.constant(plain.zero_point, tf.float32)
+    )
+
+
+def simulate(function, layer, codes, grids, out):
+    """What `function` says the operator does to int8 codes."""
+    centred = [
+        tf.constant(code - np.float32(grid.zero_point), tf.float32)
+        for code, grid in zip(codes, grids, strict=True)
+    ]
+    found = function(layer, centred, [tensors(g) for g in grids], tensors(out))
+    return integers(found, out)
+
+
+def integers(centred, out):
+    values = np.asarray(centred) + out.zero_point
+    np.testing.assert_array_equal(values, np.rint(values))
+    assert values.min() >= -128 and values.max() <= 127
+    return values.astype(np.int8)
+
+
+def assert_agrees(found, content, *inputs, at_most=1):
+    """Bit for bit on the default kernels, and within one on the reference ones."""
+    np.testing.assert_array_equal(found, run(content, *inputs))
+    reference = run(content, *inputs, kernels="reference")
+    assert np.abs(found.astype(int) - reference).max() <= at_most
+
+
+def ratios(lowest, highest, count, seed=0):
+    """Powers of two from end to end, and numbers between them."""
+    rng = np.random.default_rng(seed)
+    between = 2.0 ** rng.uniform(lowest, highest, count)
+    return [*(2.0 ** np.arange(lowest, highest + 1)), *between]
+
+
+def test_centre_undoes_the_scale_and_clip_keeps_to_the_codes():
+    rng = np.random.default_rng(0)
+    for scale in 2.0 ** rng.uniform(-20, 20, 50):
+        plain = grid(scale, rng.integers(-128, 128))
+        centred = np.arange(-400, 400, dtype="float32")
+        np.testing.assert_array_equal(kernels.centre(centred * plain.scale, plain), centred)
+        expected = np.clip(centred + plain.zero_point, -128, 127) - plain.zero_point
+        np.testing.assert_array_equal(kernels.clip(centred, tensors(plain)), expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_quantize_from_float(seed):
+    rng = np.random.default_rng(seed)
+    for scale in 2.0 ** rng.uniform(-12, 6, 20):
+        plain = grid(scale, rng.integers(-128, 128))
+        x = (rng.uniform(-400, 400, (1, 4096)) * plain.scale).astype("float32")
+        content = build(
+            Op.QUANTIZE,
+            1,
+            [Tensor(x.shape, dtype="float32"), Tensor(x.shape, plain)],
+            kind="QuantizeOptions",
+        )
+        found = integers(kernels.quantize(x, tensors(plain)), plain)
+        assert_agrees(found, content, x)
+        np.testing.assert_array_equal(found, plain.quantize(x))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 2.0**-7])
+def test_quantize_from_float_at_ties(scale):
+    plain = grid(scale, 1)
+    x = ((np.arange(-300, 300, dtype="float32") + 0.5) * scale).reshape(1, -1)
+    content = build(
+        Op.QUANTIZE,
+        1,
+        [Tensor(x.shape, dtype="float32"), Tensor(x.shape, plain)],
+        kind="QuantizeOptions",
+    )
+    assert_agrees(integers(kernels.quantize(x, tensors(plain)), plain), content, x)
+
+
+@pytest.mark.parametrize("ratio", ratios(-8, 7, 60))
+def test_requantize(ratio):
+    rng = np.random.default_rng(int(ratio * 1e6))
+    codes = CODES.reshape(1, -1)
+    for _ in range(3):
+        scale = np.float32(2.0 ** rng.uniform(-12, 4))
+        source = grid(scale * np.float32(ratio), rng.integers(-128, 128))
+        out = grid(scale, rng.integers(-128, 128))
+        content = build(
+            Op.QUANTIZE,
+            2,
+            [Tensor(codes.shape, source), Tensor(codes.shape, out)],
+            kind="QuantizeOptions",
+        )
+        centred = tf.constant(codes - np.float32(source.zero_point))
+        found = integers(kernels.requantize(centred, tensors(source), tensors(out)), out)
+        assert_agrees(found, content, codes)
+
+
+def add_case(ratio_a, ratio_b, seed):
+    rng = np.random.default_rng(seed)
+    scale = np.float32(2.0 ** rng.uniform(-10, 4))
+    a, b = (
+        grid(scale * np.float32(ratio), rng.integers(-128, 128)) for ratio in (ratio_a, ratio_b)
+    )
+    return a, b, grid(scale, rng.integers(-128, 128))
+
+
+ADD_EXTREMES = [
+    (2.0**-10, 2.0**-10),
+    (2.0**-10, 2.0**7),
+    (2.0**7, 2.0**-10),
+    (2.0**7, 2.0**7),
+    (2.0**-10, 1.0),
+    (1.0, 1.0),
+    (0.5, 0.5),
+    (1.9999999, 1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("ratio_a", "ratio_b"),
+    ADD_EXTREMES + list(zip(ratios(-10, 7, 40, 1)[18:], ratios(-10, 7, 40, 2)[18:], strict=True)),
+)
+def test_add(ratio_a, ratio_b):
+    # Every pair of codes.
+    codes = [
+        np.ascontiguousarray(x.reshape(1, 64, 64, 16))
+        for x in np.meshgrid(CODES, CODES, indexing="ij")
+    ]
+    a, b, out = add_case(ratio_a, ratio_b, seed=int(ratio_a * 1e5))
+    shape = codes[0].shape
+    content = build(
+        Op.ADD,
+        2,
+        [Tensor(shape, a), Tensor(shape, b), Tensor(shape, out)],
+        kind="AddOptions",
+        potScaleInt16=False,
+    )
+    assert_agrees(simulate(kernels.add, None, codes, [a, b], out), content, *codes)
+
+
+def test_concatenate_requantizes_what_lies_on_another_grid():
+    rng = np.random.default_rng(0)
+    shape, layer = (1, 4, 4, 16), keras.layers.Concatenate()
+    out = grid(0.05, -3)
+    grids = [grid(0.031, 17), grid(0.05, -3), grid(0.2, -128)]
+    codes = [rng.integers(-128, 128, shape).astype(np.int8) for _ in grids]
+    parts = [
+        run(
+            build(
+                Op.QUANTIZE, 2, [Tensor(shape, source), Tensor(shape, out)], kind="QuantizeOptions"
+            ),
+            code,
+        )
+        for code, source in zip(codes, grids, strict=True)
+    ]
+    content = build(
+        Op.CONCATENATION,
+        2,
+        [*(Tensor(shape, out) for _ in parts), Tensor((1, 4, 4, 48), out)],
+        kind="ConcatenationOptions",
+        axis=3,
+    )
+    found = simulate(kernels.concatenate, layer, codes, grids, out)
+    np.testing.assert_array_equal(parts[1], codes[1])
+    assert_agrees(found, content, *parts)
+
+
+def weights_case(shape, channel_axis, seed, per_channel=True):
+    """Codes of a kernel with scales that differ a thousandfold, and a bias."""
+    rng = np.random.default_rng(seed)
+    channels = shape[channel_axis]
+    scale = 2.0 ** rng.uniform(-13, -3, channels if per_channel else 1)
+    codes = rng.integers(-127, 128, shape).astype(np.int8)
+    weights = Grid(
+        scale=scale.astype("float32"),
+        zero_point=np.zeros(scale.shape, np.int32),
+        narrow=True,
+        axis=channel_axis,
+    )
+    return codes, weights, rng.integers(-30_000, 30_000, channels).astype(np.int32)
+
+
+def rescaled(total, source, weights, out):
+    multiplier = tf.constant(source.scale) * weights.scale / out.scale
+    centred = kernels.rescale(tf.constant(total.astype("float32")), multiplier, tensors(out))
+    return integers(centred, out)
+
+
+def weighted(code, version, source, x, weights, w, bias, out, y, **options):
+    """A flatbuffer of a convolution or fully connected operator."""
+    bias_grid = Grid(
+        scale=source.scale * weights.scale, zero_point=np.zeros(weights.scale.shape, int), axis=0
+    )
+    operands = [
+        Tensor(x.shape, source),
+        Tensor(w.shape, weights, values=w),
+        Tensor(bias.shape, bias_grid, "int32", bias),
+        Tensor(y, out),
+    ]
+    return build(code, version, operands, **options)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rescale_as_conv_2d(seed):
+    rng = np.random.default_rng(seed)
+    w, weights, bias = weights_case((24, 3, 3, 16), 0, seed)
+    x = rng.integers(-128, 128, (1, 12, 12, 16)).astype(np.int8)
+    source = grid(2.0 ** rng.uniform(-7, 0), rng.integers(-128, 128))
+    out = grid(source.scale * 2.0 ** rng.uniform(-1, 4), rng.integers(-128, 128))
+    content = weighted(
+        Op.CONV_2D,
+        3,
+        source,
+        x,
+        weights,
+        w,
+        bias,
+        out,
+        (1, 10, 10, 24),
+        kind="Conv2DOptions",
+        padding=1,
+        strideW=1,
+        strideH=1,
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(
+        x.astype(np.int64) - source.zero_point, (3, 3), axis=(1, 2)
+    )
+    total = np.einsum("nhwcij,oijc->nhwo", windows, w.astype(np.int64)) + bias
+    assert np.abs(total).max() < 2**24
+    assert_agrees(rescaled(total, source, weights, out), content, x)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rescale_as_depthwise_conv_2d(seed):
+    rng = np.random.default_rng(seed)
+    w, weights, bias = weights_case((1, 3, 3, 32), 3, seed)
+    x = rng.integers(-128, 128, (1, 12, 12, 32)).astype(np.int8)
+    source = grid(2.0 ** rng.uniform(-7, 0), rng.integers(-128, 128))
+    out = grid(source.scale * 2.0 ** rng.uniform(-3, 2), rng.integers(-128, 128))
+    content = weighted(
+        Op.DEPTHWISE_CONV_2D,
+        3,
+        source,
+        x,
+        weights,
+        w,
+        bias,
+        out,
+        (1, 10, 10, 32),
+        kind="DepthwiseConv2DOptions",
+        padding=1,
+        strideW=1,
+        strideH=1,
+        depthMultiplier=1,
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(
+        x.astype(np.int64) - source.zero_point, (3, 3), axis=(1, 2)
+    )
+    total = np.einsum("nhwcij,ijc->nhwc", windows, w[0].astype(np.int64)) + bias
+    assert_agrees(rescaled(total, source, weights, out), content, x)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_rescale_as_fully_connected(seed, per_channel):
+    rng = np.random.default_rng(seed)
+    w, weights, bias = weights_case((20, 100), 0, seed, per_channel)
+    x = rng.integers(-128, 128, (64, 100)).astype(np.int8)
+    source = grid(2.0 ** rng.uniform(-7, 0), rng.integers(-128, 128))
+    out = grid(source.scale * 2.0 ** rng.uniform(-1, 4), rng.integers(-128, 128))
+    content = weighted(
+        Op.FULLY_CONNECTED,
+        12 if per_channel else 4,
+        source,
+        x,
+        weights,
+        w,
+        bias,
+        out,
+        (64, 20),
+        kind="FullyConnectedOptions",
+    )
+    total = (x.astype(np.int64) - source.zero_point) @ w.T.astype(np.int64) + bias
+    assert_agrees(rescaled(total, source, weights, out), content, x)
+
+
+def test_rescale_rounds_ties_to_even_as_the_kernel_does():
+    # One weight of code 1 and scale 1/2 against an output scale of 1: every odd code is a tie.
+    x, source, out = CODES.reshape(256, 1), grid(1.0, 0), grid(1.0, 3)
+    weights = Grid(scale=np.float32([0.5]), zero_point=np.int32([0]), narrow=True, axis=0)
+    w, bias = np.ones((1, 1), np.int8), np.zeros(1, np.int32)
+    content = weighted(
+        Op.FULLY_CONNECTED,
+        4,
+        source,
+        x,
+        weights,
+        w,
+        bias,
+        out,
+        (256, 1),
+        kind="FullyConnectedOptions",
+    )
+    found = rescaled(x.astype(np.int64), source, weights, out)
+    np.testing.assert_array_equal(found, np.rint(x / 2) + 3)
+    assert_agrees(found, content, x)
+
+
+POOLS = [(2, 2), (3, 3), (2, 3), (3, 2), (4, 4), (5, 6), (7, 7), (3, 4), (8, 8), (1, 2), (6, 7)]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("strides", [1, 2, 3])
+def test_average_pool(pool, padding, strides):
+    rng = np.random.default_rng(pool[0])
+    layer = keras.layers.AveragePooling2D(pool, strides=strides, padding=padding)
+    x = rng.integers(-128, 128, (1, 13, 14, 24)).astype(np.int8)
+    # Small values, so that many means are ties.
+    x[..., 12:] = rng.integers(-3, 4, (1, 13, 14, 12))
+    y = tuple(layer.compute_output_shape(x.shape))
+    for zero_point in (-128, 0, 5, 127):
+        plain = grid(0.1, zero_point)
+        content = build(
+            Op.AVERAGE_POOL_2D,
+            2,
+            [Tensor(x.shape, plain), Tensor(y, plain)],
+            kind="Pool2DOptions",
+            padding=0 if padding == "same" else 1,
+            strideH=strides,
+            strideW=strides,
+            filterHeight=pool[0],
+            filterWidth=pool[1],
+        )
+        found = simulate(kernels.average_pool, layer, [x], [plain], plain)
+        assert_agrees(found, content, x)
+
+
+def test_average_pool_ties_go_away_from_zero():
+    # Pairs with the sum k, for every k: odd sums are ties of the codes, not of the real values.
+    pairs = np.stack([np.arange(-60, 60), np.zeros(120)], -1).reshape(1, 120, 2, 1)
+    layer = keras.layers.AveragePooling2D((1, 2))
+    for zero_point in (-128, -7, 0):
+        plain = grid(0.1, zero_point)
+        found = simulate(kernels.average_pool, layer, [pairs.astype(np.int8)], [plain], plain)
+        k = np.arange(-60, 60)
+        np.testing.assert_array_equal(found.ravel(), np.sign(k) * ((np.abs(k) + 1) // 2))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (25, 5), (49, 10), (12, 12)])
+def test_average_pool_of_the_whole_image(size):
+    """What GlobalAveragePooling2D becomes."""
+    rng = np.random.default_rng(size[0])
+    x = rng.integers(-128, 128, (1, *size, 512)).astype(np.int8)
+    layer, plain = keras.layers.AveragePooling2D(size), grid(0.02, -128)
+    content = build(
+        Op.AVERAGE_POOL_2D,
+        2,
+        [Tensor(x.shape, plain), Tensor((1, 1, 1, 512), plain)],
+        kind="Pool2DOptions",
+        padding=1,
+        strideH=size[0],
+        strideW=size[1],
+        filterHeight=size[0],
+        filterWidth=size[1],
+    )
+    assert_agrees(simulate(kernels.average_pool, layer, [x], [plain], plain), content, x)
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.01, 0.05, 0.1, 0.2, 0.37, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("classes", [1, 2, 10, 100])
+def test_softmax(scale, classes):
+    rng = np.random.default_rng(classes)
+    spread = rng.uniform(5, 80, (1000, 1))
+    x = np.clip(rng.normal(0, spread, (1000, classes)), -128, 127).astype(np.int8)
+    source = grid(scale, 10)
+    content = build(
+        Op.SOFTMAX,
+        2,
+        [Tensor(x.shape, source), Tensor(x.shape, PROBABILITY)],
+        kind="SoftmaxOptions",
+        beta=1.0,
+    )
+    layer = keras.layers.Softmax()
+    assert_agrees(simulate(kernels.softmax, layer, [x], [source], PROBABILITY), content, x)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_softmax_at_random_scales(seed):
+    rng = np.random.default_rng(seed)
+    shape, layer = (2000, 40), keras.layers.Softmax()
+    for scale in 2.0 ** rng.uniform(-9, 3, 8):
+        source = grid(scale, rng.integers(-128, 128))
+        x = np.clip(rng.normal(0, rng.uniform(1, 90, (2000, 1)), shape), -128, 127).astype(np.int8)
+        content = build(
+            Op.SOFTMAX,
+            2,
+            [Tensor(shape, source), Tensor(shape, PROBABILITY)],
+            kind="SoftmaxOptions",
+            beta=1.0,
+        )
+        assert_agrees(simulate(kernels.softmax, layer, [x], [source], PROBABILITY), content, x)
+
+
+@pytest.mark.parametrize(("name", "code"), [("sigmoid", Op.LOGISTIC), ("tanh", Op.TANH)])
+@pytest.mark.parametrize("seed", range(6))
+def test_pointwise_functions(name, code, seed):
+    rng = np.random.default_rng(seed)
+    x, layer, out = (
+        CODES.reshape(1, -1),
+        keras.layers.Activation(name),
+        registry.ACTIVATIONS[name].grid,
+    )
+    for scale in [*(2.0 ** rng.uniform(-12, 2, 25)), 2.0**-seed]:
+        source = grid(scale, rng.integers(-128, 128))
+        content = build(code, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
+        assert_agrees(simulate(kernels.pointwise, layer, [x], [source], out), content, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "code"),
+    [(keras.layers.ReLU(), Op.RELU), (keras.layers.ReLU(6.0), Op.RELU6)],
+    ids=["relu", "relu6"],
+)
+@pytest.mark.parametrize("seed", range(6))
+def test_relu_onto_another_grid(layer, code, seed):
+    rng = np.random.default_rng(seed)
+    x = CODES.reshape(1, -1)
+    for ratio in ratios(-8, 7, 25, seed):
+        # Behind ReLU6 the range ends at 6 or before, so that the grid clips there as well.
+        scale = np.float32(rng.uniform(0.2, 1.0) * 6 / 255)
+        source, out = grid(scale * ratio, rng.integers(-128, 100)), grid(scale, -128)
+        content = build(code, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
+        assert_agrees(simulate(kernels.relu, layer, [x], [source], out), content, x)
+
+
+@pytest.mark.parametrize("function", ["add", "relu", "pointwise", "softmax", "average_pool"])
+def test_kernels_give_the_same_inside_tf_function(function):
+    rng = np.random.default_rng(4)
+    layer = {
+        "add": None,
+        "relu": None,
+        "pointwise": keras.layers.Activation("tanh"),
+        "softmax": keras.layers.Softmax(),
+        "average_pool": keras.layers.AveragePooling2D(2),
+    }[function]
+    inputs = 2 if function == "add" else 1
+    codes = [tf.constant(rng.integers(-100, 100, (2, 8, 8, 3)), tf.float32) for _ in range(inputs)]
+    grids = [tensors(grid(0.1, -3)), tensors(grid(0.023, 9))][:inputs]
+    out = tensors(grid(1 / 128, 0))
+    run_kernel = getattr(kernels, function)
+    eager = run_kernel(layer, codes, grids, out)
+    traced = tf.function(lambda *codes: run_kernel(layer, list(codes), grids, out))(*codes)
+    np.testing.assert_array_equal(eager, traced)

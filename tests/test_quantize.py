@@ -1,0 +1,545 @@
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq import graph, wrappers
+from tests import networks
+
+L = keras.layers
+MODELS = [
+    networks.residual,
+    networks.mobile,
+    networks.mlp,
+    networks.two_by_two,
+    networks.sequential,
+]
+
+
+def functional(shape, *layers):
+    x = inputs = keras.Input(shape, name="x")
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def names(model):
+    """Names of the layers that do something, the model's inputs and their quantizers left out."""
+    return [
+        layer.name
+        for layer in model.layers
+        if not isinstance(layer, L.InputLayer) and not layer.name.endswith("_quantize")
+    ]
+
+
+def float_predictions(q, x):
+    """`q` through the float path of every wrapper, chained."""
+
+    def run(layer, x):
+        if not isinstance(layer, wrappers.QuantizeWrapper):
+            return layer(x)
+        y = layer.run_float(x)
+        return y if layer.output_quantizer is None else layer.output_quantizer.clamp(y)
+
+    return [y.numpy() for y in graph.run(q, x, run)]
+
+
+# The model handed in, and what comes back.
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
+def test_the_original_stays_as_it_was(make, batch_norm):
+    model = make()
+    model.compile("sgd", "mse")
+    weights = [w.copy() for w in model.get_weights()]
+    config, variables = model.get_config(), [id(v) for v in model.variables]
+    nodes = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in model.layers]
+    tensors = [id(x) for x in (*model.inputs, *model.outputs)]
+    x = networks.data(model)
+    before = keras.tree.flatten(model.predict(x, verbose=0))
+
+    q = networks.quantized(model, x, batch_norm=batch_norm)
+    for variable in q.variables:
+        variable.assign(variable + 1.0)
+    q(x, training=True)
+
+    assert model.get_config() == config
+    assert [id(v) for v in model.variables] == variables
+    assert not {id(v) for v in q.variables} & set(variables)
+    assert [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in model.layers] == nodes
+    assert [id(x) for x in (*model.inputs, *model.outputs)] == tensors
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    for old, new in zip(before, keras.tree.flatten(model.predict(x, verbose=0)), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_inputs_outputs_and_order_are_kept(make):
+    model, q = make(), kerasq.quantize_model(make())
+    assert type(q) is type(keras.Model(model.inputs, model.outputs)) and q.name == model.name
+    assert [(x.name, x.shape, x.dtype) for x in q.inputs] == [
+        (x.name, x.shape, x.dtype) for x in model.inputs
+    ]
+    assert [x.shape for x in q.outputs] == [x.shape for x in model.outputs]
+    last = [layer.name for layer in model.layers if any(layer.output is y for y in model.outputs)]
+    assert sorted(q.output_names) == sorted(last)
+    kept = [name for name in names(model) if name in names(q)]
+    assert kept == [name for name in names(q) if name in kept]
+
+
+def test_names_of_every_layer():
+    assert names(kerasq.quantize_model(networks.residual())) == [
+        *("conv", "branch", "add", "cat", "pool", "pad", "average", "gap_pool", "gap", "drop"),
+        *("probs_linear", "probs"),
+    ]
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
+def test_the_float_path_equals_the_float_model(make, batch_norm):
+    model = make()
+    q = kerasq.quantize_model(model, batch_norm=batch_norm)
+    x = networks.data(model)
+    expected = keras.tree.flatten(model.predict(x, verbose=0))
+    for y, z in zip(float_predictions(q, x), expected, strict=True):
+        np.testing.assert_allclose(y, z, atol=1e-4 * max(1.0, np.abs(z).max()))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_predictions_stay_near_those_of_the_float_model(make):
+    model = make()
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    predicted = keras.tree.flatten(q.predict(x, verbose=0))
+    for y, z in zip(predicted, keras.tree.flatten(model.predict(x, verbose=0)), strict=True):
+        assert np.abs(y - z).mean() < 0.05 * (z.max() - z.min())
+
+
+def test_fold_removes_the_norm_and_keep_keeps_it_trainable():
+    fold = kerasq.quantize_model(networks.sequential(), batch_norm="fold")
+    keep = kerasq.quantize_model(networks.sequential(), batch_norm="keep")
+    assert not [v for v in fold.variables if "gamma" in v.path or "moving_mean" in v.path]
+    assert len([v for v in keep.trainable_variables if "gamma" in v.path]) == 1
+    assert len([v for v in keep.variables if "moving_mean" in v.path]) == 1
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_fold_against_numpy(center, scale, use_bias):
+    norm = L.BatchNormalization(center=center, scale=scale, epsilon=0.01, name="norm")
+    dense = L.Dense(4, use_bias=use_bias, name="dense")
+    model = functional((3,), dense, norm)
+    rng = np.random.default_rng(0)
+    gamma = np.array([-1.5, 1.0, 0.2, -0.1], "f") if scale else 1.0
+    beta = rng.normal(size=4) if center else 0.0
+    mean, variance = rng.normal(size=4), np.array([0.01, 0.5, 4.0, 100.0])
+    bias = rng.normal(size=4) if use_bias else 0.0
+    for variable, value in (("gamma", gamma), ("beta", beta)):
+        if getattr(norm, variable) is not None:
+            getattr(norm, variable).assign(value)
+    norm.moving_mean.assign(mean)
+    norm.moving_variance.assign(variance)
+    if use_bias:
+        dense.bias.assign(bias)
+    gain = gamma / np.sqrt(variance + 0.01)
+    wrapper = kerasq.quantize_model(model).get_layer("dense")
+    kernel = wrapper.kernel.numpy() * wrapper.kernel_gain.numpy()
+    np.testing.assert_allclose(kernel, dense.kernel.numpy() * gain, rtol=1e-5)
+    np.testing.assert_allclose(wrapper.bias.numpy(), beta + (bias - mean) * gain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "tuple"])
+def test_structured_inputs_and_outputs(kind):
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    y, z = L.Dense(4, name="y")(a), L.Dense(2, name="z")(L.Concatenate(name="cat")([b, a]))
+    inputs, outputs = {
+        "dict": ({"a": a, "b": b}, {"y": y, "z": z}),
+        "list": ([b, a], [z, y]),
+        "tuple": ((a, b), (y, z)),
+    }[kind]
+    model = keras.Model(inputs, outputs)
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(8, 3)), "b": rng.normal(size=(8, 2))}
+    x = keras.tree.map_structure(lambda symbol: arrays[symbol.name].astype("f"), inputs)
+    q = networks.quantized(model, x)
+    expected, found = model.predict(x, verbose=0), q.predict(x, verbose=0)
+    keras.tree.assert_same_structure(found, expected)
+    for have, want in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(have, want, atol=0.1)
+    lite = kerasq.export_tflite(q)
+    assert {tensor.name for tensor in lite.outputs} == {"y", "z"}
+    for name, array in lite.predict(arrays).items():
+        place = list(q.output_names).index(name)
+        np.testing.assert_array_equal(array, keras.tree.flatten(found)[place])
+
+
+def test_list_structured_single_tensor():
+    inputs = keras.Input((3,), name="x")
+    model = keras.Model([inputs], [L.Dense(2, name="y")(inputs)])
+    q = networks.quantized(model)
+    x = networks.data(model)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(keras.tree.flatten(q.predict(x, verbose=0))[0], lite.predict(x))
+
+
+def test_sequential_built_later():
+    model = keras.Sequential([L.Dense(3, name="a"), L.Dense(2, name="b")])
+    model.build((None, 4))
+    assert names(kerasq.quantize_model(model)) == ["a", "b"]
+
+
+def test_names_that_splitting_gives_may_be_taken():
+    """Layers that already have the names which splitting would give."""
+    x = inputs = keras.Input((4,), name="x")
+    a = L.Dense(4, activation="relu", name="dense")(x)
+    b = L.Dense(4, name="dense_relu")(a)
+    c = L.Dense(4, activation="tanh", name="head")(b)
+    d = L.Dense(4, name="head_linear")(c)
+    total = L.Add(name="add")([a, b, d])
+    model = keras.Model(inputs, L.Add(name="add_1")([total, c, d]))
+    q = networks.quantized(model)
+    data = networks.data(model)
+    assert {"dense", "dense_relu", "head", "head_linear", "add", "add_1"} <= set(names(q))
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(q.predict(data, verbose=0), lite.predict(data))
+
+
+# ReLU.
+
+
+def relu_cases():
+    return {
+        "ReLU": (L.ReLU(name="r"), None),
+        "ReLU6": (L.ReLU(6.0, name="r"), 6.0),
+        "ReLU3": (L.ReLU(max_value=3.0, name="r"), 3.0),
+        "Activation": (L.Activation("relu", name="r"), None),
+        "Activation6": (L.Activation("relu6", name="r"), 6.0),
+    }
+
+
+@pytest.mark.parametrize("case", relu_cases())
+@pytest.mark.parametrize("norm", [True, False])
+def test_relu_behind_a_kernel_merges(case, norm):
+    relu, limit = relu_cases()[case]
+    layers = [L.Dense(8, name="d"), *([L.BatchNormalization(name="n")] if norm else []), relu]
+    model = functional((4,), *layers)
+    x = networks.data(model, 64, scale=10.0)
+    q = networks.quantized(model, x)
+    wrapper = q.get_layer("d")
+    assert (wrapper.relu, wrapper.limit) == (True, limit)
+    assert wrapper.output_quantizer.range_min is None
+    y = q.predict(x, verbose=0)
+    assert y.min() == 0.0 and names(q) == ["d"]
+    top = model.predict(x, verbose=0).max()
+    assert top == limit or limit is None
+    np.testing.assert_allclose(y.max(), top, rtol=0.01)
+    lite = kerasq.export_tflite(q)
+    assert [op.name for op in lite.ops] == ["FULLY_CONNECTED"]
+    np.testing.assert_array_equal(lite.predict(x), y)
+
+
+@pytest.mark.parametrize(("activation", "limit"), [("relu", None), ("relu6", 6.0)])
+def test_fused_relu_merges(activation, limit):
+    model = functional((4,), L.Dense(8, activation=activation, name="d"))
+    q = networks.quantized(model)
+    assert names(q) == ["d"] and list(q.output_names) == ["d"]
+    assert (q.get_layer("d").relu, q.get_layer("d").limit) == (True, limit)
+
+
+def test_relu_behind_add_and_concatenate_merges():
+    inputs = keras.Input((4,), name="x")
+    a, b = L.Dense(4, name="a")(inputs), L.Dense(4, name="b")(inputs)
+    total = L.ReLU(name="r1")(L.Add(name="add")([a, b]))
+    both = L.ReLU(6.0, name="r2")(L.Concatenate(name="cat")([total, a]))
+    q = kerasq.quantize_model(keras.Model(inputs, both))
+    assert names(q) == ["a", "b", "add", "cat"]
+    assert [q.get_layer(name).relu for name in names(q)] == [False, False, True, True]
+    assert q.get_layer("cat").limit == 6.0
+
+
+def test_relu_of_a_tensor_that_others_read_stands_alone():
+    inputs = keras.Input((4,), name="x")
+    a = L.Dense(4, name="a")(inputs)
+    model = keras.Model(inputs, L.Add(name="add")([L.ReLU(name="r")(a), a]))
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    assert names(q) == ["a", "r", "add"] and not q.get_layer("a").relu
+    np.testing.assert_allclose(q.predict(x, verbose=0), model.predict(x, verbose=0), atol=0.2)
+    lite = kerasq.export_tflite(q)
+    assert "RELU" in [op.name for op in lite.ops]
+    np.testing.assert_array_equal(q.predict(x, verbose=0), lite.predict(x))
+
+
+def test_relu_of_an_output_of_the_model_stands_alone():
+    inputs = keras.Input((4,), name="x")
+    a = L.Dense(4, name="a")(inputs)
+    model = keras.Model(inputs, [a, L.ReLU(name="r")(a)])
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    assert names(q) == ["a", "r"]
+    before, after = q.predict(x, verbose=0)
+    assert before.min() < 0.0 == after.min()
+    lite = kerasq.export_tflite(q).predict(x)
+    np.testing.assert_array_equal(lite["a"], before)
+    np.testing.assert_array_equal(lite["r"], after)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [L.MaxPooling2D(2, name="p"), L.AveragePooling2D(2, name="p"), L.Activation("tanh", name="p")],
+    ids=["max", "average", "tanh"],
+)
+@pytest.mark.parametrize("case", ["ReLU", "ReLU3", "Activation6"])
+def test_relu_behind_a_layer_without_range_stands_alone(before, case):
+    model = functional(
+        (4, 4, 2), type(before).from_config(before.get_config()), relu_cases()[case][0]
+    )
+    x = networks.data(model, 64, scale=4.0)
+    q = networks.quantized(model, x)
+    assert names(q) == ["p", "r"]
+    y = q.predict(x, verbose=0)
+    np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=0.2)
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), y)
+
+
+def test_a_second_relu_stands_alone():
+    model = functional((4,), L.Dense(4, name="d"), L.ReLU(name="r1"), L.ReLU(6.0, name="r2"))
+    x = networks.data(model, 64, scale=9.0)
+    q = networks.quantized(model, x)
+    assert q.get_layer("d").limit is None
+    y = q.predict(x, verbose=0)
+    assert y.max() <= 6.0 and y.min() == 0.0
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), y)
+
+
+# Layers that become several.
+
+
+@pytest.mark.parametrize(
+    ("activation", "op"), [("softmax", "SOFTMAX"), ("sigmoid", "LOGISTIC"), ("tanh", "TANH")]
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_fused_activation_becomes_a_layer_and_keeps_the_name(activation, op, last):
+    layers = [L.Dense(4, activation=activation, name="d")]
+    model = functional((4,), *layers, *([] if last else [L.Dense(2, name="after")]))
+    q = networks.quantized(model)
+    assert names(q)[:2] == ["d_linear", "d"]
+    assert list(q.output_names) == list(model.output_names)
+    assert q.get_layer("d_linear").layer.activation is keras.activations.linear
+    assert [o.name for o in kerasq.export_tflite(q).ops][:2] == ["FULLY_CONNECTED", op]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_add_of_many(count):
+    inputs = keras.Input((4,), name="x")
+    terms = [L.Dense(4, name=f"d{i}")(inputs) for i in range(count)]
+    model = keras.Model(inputs, L.Add(name="total")(terms))
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    assert list(q.output_names) == ["total"]
+    adds = [layer for layer in q.layers if isinstance(getattr(layer, "layer", None), L.Add)]
+    assert len(adds) == count - 1
+    y = q.predict(x, verbose=0)
+    np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=0.3)
+    lite = kerasq.export_tflite(q)
+    assert [op.name for op in lite.ops].count("ADD") == count - 1
+    np.testing.assert_array_equal(lite.predict(x), y)
+
+
+@pytest.mark.parametrize("layer", [L.Add(name="y"), L.Concatenate(name="y")], ids=["add", "cat"])
+def test_one_tensor_twice(layer):
+    layer = type(layer).from_config(layer.get_config())
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, layer([inputs, inputs]))
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    y = q.predict(x, verbose=0)
+    np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=0.2)
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), y)
+
+
+def test_one_tensor_as_two_outputs():
+    inputs = keras.Input((4,), name="x")
+    y = L.Dense(2, name="y")(inputs)
+    model = keras.Model(inputs, [y, y])
+    q = networks.quantized(model)
+    assert len(q.outputs) == 2
+    x = networks.data(model)
+    expected = q.predict(x, verbose=0)
+    found = kerasq.export_tflite(q).predict(x)
+    for array, want in zip(keras.tree.flatten(found), expected, strict=True):
+        np.testing.assert_array_equal(array, want)
+
+
+def test_an_input_read_by_two_layers_has_one_grid():
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, [L.Dense(2, name="a")(inputs), L.Dense(2, name="b")(inputs)])
+    q = kerasq.quantize_model(model)
+    assert [x.name for x in q.layers].count("x_quantize") == 1
+
+
+def test_overrides_by_name():
+    q = kerasq.quantize_model(networks.mlp(), overrides={"head": "w8a8"})
+    assert q.get_layer("head").scheme == "w8a8"
+
+
+# Errors.
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 3), "f"))
+    return model
+
+
+def tf_keras_model():
+    import tf_keras
+
+    return tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (object, r"must be a Keras 3 model .* Received: builtins.object"),
+        (lambda: None, "must be a Keras 3 model .* Received: builtins.NoneType"),
+        (lambda: L.Dense(2), "must be a Keras 3 model .*dense.Dense"),
+        (tf_keras_model, "This is a Keras 2 model: save it"),
+        (subclassed, "Received: subclassed model Subclassed"),
+        (Subclassed, "Received: subclassed model Subclassed"),
+        (
+            lambda: keras.Sequential([L.Dense(2)], name="s"),
+            "must be built.*Received: Sequential 's'",
+        ),
+        (lambda: keras.Sequential(name="e"), "Received: Sequential 'e'"),
+    ],
+)
+def test_not_a_model_of_ours(make, text):
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(make())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"scheme": "w9a9"}, r"`scheme` must be one of \['.*w8a8.*'\]. Received: scheme='w9a9'"),
+        (
+            {"batch_norm": "drop"},
+            r"`batch_norm` must be one of \['fold', 'keep'\]. Received: batch_norm='drop'",
+        ),
+        (
+            {"range_gradient": "ste"},
+            r"`range_gradient` must be one of \[.*'lsq'.*\]. Received: range_gradient='ste'",
+        ),
+        (
+            {"overrides": {"haed": "w8a8"}},
+            r"haed.*Legal names: \['hidden', 'squash_linear', 'squash', 'head'\]",
+        ),
+        ({"overrides": {"head": "w1"}}, r"must be one of \['w8a8'.*Received: scheme='w1'"),
+    ],
+)
+def test_unknown_options_list_the_legal_ones(options, text):
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(networks.mlp(), **options)
+
+
+def test_every_layer_that_cannot_be_quantized_is_named():
+    model = functional(
+        (8, 8, 2),
+        L.Conv2D(4, 3, groups=2, name="grouped"),
+        L.LeakyReLU(name="leaky"),
+        L.Conv2D(4, 3, name="fine"),
+        L.LayerNormalization(name="normal"),
+        L.ReLU(negative_slope=0.2, name="slope"),
+        L.Activation("gelu", name="gelu"),
+    )
+    with pytest.raises(ValueError, match="Every layer must have an integer kernel") as error:
+        kerasq.quantize_model(model)
+    text = str(error.value)
+    for line in (
+        "'grouped' (Conv2D): needs groups=1, has groups=2",
+        "'leaky' (LeakyReLU): this layer type has no rule",
+        "'normal' (LayerNormalization)",
+        "'slope' (ReLU): needs negative_slope=0",
+        "'gelu' (Activation): activation 'gelu'",
+        "'DepthwiseConv2D'",
+        "Replace these layers, or split the model",
+    ):
+        assert line in text
+    assert "'fine'" not in text
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([L.BatchNormalization(name="n"), L.Dense(2)], r"'n' \(BatchNormalization\): must be the"),
+        (
+            [L.Dense(2, activation="relu"), L.BatchNormalization(name="n")],
+            r"'n' \(BatchNormalization\): .* no activation",
+        ),
+        (
+            [L.Dense(2), L.BatchNormalization(), L.BatchNormalization(name="twice")],
+            r"'twice' \(BatchNormalization\): must be the only reader",
+        ),
+    ],
+    ids=["first", "behind-relu", "second"],
+)
+def test_batch_norm_standing_alone(layers, text):
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(functional((4,), *layers))
+
+
+def test_batch_norm_behind_a_tensor_that_others_read():
+    inputs = keras.Input((4,), name="x")
+    y = L.Dense(4, name="d")(inputs)
+    model = keras.Model(inputs, L.Add()([y, L.BatchNormalization(name="n")(y)]))
+    with pytest.raises(ValueError, match=r"'n' \(BatchNormalization\): must be the only reader"):
+        kerasq.quantize_model(model)
+
+
+def test_layer_called_twice():
+    dense = L.Dense(4, name="shared")
+    with pytest.raises(ValueError, match="'shared': called 2 times"):
+        kerasq.quantize_model(functional((4,), dense, L.ReLU(), dense))
+
+
+def test_nested_model_is_named():
+    inner = keras.Sequential([keras.Input((4,)), L.Dense(4)], name="inner")
+    with pytest.raises(ValueError, match=r"'inner' \(Sequential\)"):
+        kerasq.quantize_model(functional((4,), inner, L.Dense(2)))
+
+
+def test_operation_that_is_no_layer_is_named():
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, L.Dense(2, name="d")(inputs) * 2.0)
+    with pytest.raises(ValueError, match=r"(?i)multiply"):
+        kerasq.quantize_model(model)
+
+
+def test_dense_on_rank_three():
+    with pytest.raises(ValueError, match=r"'d' \(Dense\): needs an input of rank 2"):
+        kerasq.quantize_model(functional((5, 4), L.Dense(2, name="d")))
+
+
+def test_channels_first():
+    layer = L.Conv2D(2, 3, data_format="channels_first", name="c")
+    with pytest.raises(ValueError, match=r"'c' \(Conv2D\): needs data_format='channels_last'"):
+        kerasq.quantize_model(functional((3, 8, 8), layer))
+
+
+def test_global_pooling_of_unknown_size():
+    layer = L.GlobalAveragePooling2D(name="g")
+    with pytest.raises(ValueError, match=r"image size must be known.*'g'"):
+        kerasq.quantize_model(functional((None, None, 3), layer))

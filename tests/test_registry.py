@@ -1,0 +1,244 @@
+"""One contract that every row of the registry keeps."""
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq import registry
+from tests import networks
+
+L = keras.layers
+IMAGE = (6, 6, 3)
+
+# By row: the layer under test, and the shapes of the model's inputs.
+LAYERS = {
+    L.Conv2D: [
+        (lambda: L.Conv2D(4, 3, strides=2, padding="same", name="x"), [IMAGE]),
+        (lambda: L.Conv2D(4, (3, 2), use_bias=False, name="x"), [IMAGE]),
+        (lambda: L.Conv2D(4, 3, dilation_rate=2, name="x"), [IMAGE]),
+        (lambda: L.Conv2D(4, 3, name="x"), [(6, 6, 1)]),
+    ],
+    L.DepthwiseConv2D: [
+        (lambda: L.DepthwiseConv2D(3, padding="same", name="x"), [IMAGE]),
+        (lambda: L.DepthwiseConv2D(3, strides=2, depth_multiplier=2, name="x"), [IMAGE]),
+        (lambda: L.DepthwiseConv2D(2, use_bias=False, name="x"), [IMAGE]),
+    ],
+    L.Dense: [
+        (lambda: L.Dense(5, name="x"), [(7,)]),
+        (lambda: L.Dense(1, use_bias=False, name="x"), [(7,)]),
+    ],
+    L.Add: [(lambda: L.Add(name="x"), [IMAGE, IMAGE]), (lambda: L.Add(name="x"), [(5,), (5,)])],
+    L.Concatenate: [
+        (lambda: L.Concatenate(name="x"), [IMAGE, (6, 6, 2)]),
+        (lambda: L.Concatenate(axis=1, name="x"), [IMAGE, (2, 6, 3), IMAGE]),
+    ],
+    L.AveragePooling2D: [
+        (lambda: L.AveragePooling2D(2, name="x"), [IMAGE]),
+        (lambda: L.AveragePooling2D(3, strides=2, padding="same", name="x"), [IMAGE]),
+    ],
+    L.GlobalAveragePooling2D: [
+        (lambda: L.GlobalAveragePooling2D(name="x"), [IMAGE]),
+        (lambda: L.GlobalAveragePooling2D(keepdims=True, name="x"), [IMAGE]),
+    ],
+    L.MaxPooling2D: [
+        (lambda: L.MaxPooling2D(2, name="x"), [IMAGE]),
+        (lambda: L.MaxPooling2D(3, strides=2, padding="same", name="x"), [IMAGE]),
+    ],
+    L.GlobalMaxPooling2D: [
+        (lambda: L.GlobalMaxPooling2D(name="x"), [IMAGE]),
+        (lambda: L.GlobalMaxPooling2D(keepdims=True, name="x"), [IMAGE]),
+    ],
+    L.Flatten: [(lambda: L.Flatten(name="x"), [IMAGE])],
+    L.Reshape: [(lambda: L.Reshape((9, -1), name="x"), [IMAGE])],
+    L.ZeroPadding2D: [(lambda: L.ZeroPadding2D(((1, 0), (2, 1)), name="x"), [IMAGE])],
+    L.ReLU: [
+        (lambda: L.ReLU(name="x"), [IMAGE]),
+        (lambda: L.ReLU(6.0, name="x"), [IMAGE]),
+        (lambda: L.ReLU(3.0, name="x"), [IMAGE]),
+    ],
+    L.Softmax: [(lambda: L.Softmax(name="x"), [(9,)]), (lambda: L.Softmax(name="x"), [IMAGE])],
+}
+ACTIVATIONS = ["relu", "relu6", "softmax", "sigmoid", "tanh"]
+# Rows without an operator of their own: tested behind or before a Dense.
+WITHOUT_OP = {
+    L.BatchNormalization: [L.Dense(5, name="dense"), L.BatchNormalization(name="norm")],
+    L.Identity: [L.Identity(name="same"), L.Dense(5, name="dense")],
+    L.Dropout: [L.Dropout(0.5, name="drop"), L.Dense(5, name="dense")],
+    "linear": [L.Activation("linear", name="linear"), L.Dense(5, name="dense")],
+}
+# Global pooling ends in a RESHAPE, and the converter (2.21) drops dimensions of 1 around others.
+RESHAPED = {L.GlobalAveragePooling2D, L.Dense, L.Add}
+# LiteRT 8-bit quantization specification: scale and zero point of the output.
+SPECIFIED = {"SOFTMAX": (1 / 256, -128), "LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
+# The same specification: "input and outputs must all have same scale/zero_point".
+SAME_SCALE = {"AVERAGE_POOL_2D", "MAX_POOL_2D", "REDUCE_MAX", "RESHAPE", "PAD"}
+
+CASES = [
+    pytest.param(make, shapes, row, id=f"{row.__name__}-{i}")
+    for row, variants in LAYERS.items()
+    for i, (make, shapes) in enumerate(variants)
+] + [
+    pytest.param(
+        lambda name=name: L.Activation(name, name="x"), [shape], name, id=f"{name}-{len(shape)}"
+    )
+    for name in ACTIVATIONS
+    for shape in ((9,), IMAGE)
+]
+
+
+def single(layer, shapes):
+    """A model of one layer, and data whose scale differs from input to input."""
+    inputs = [keras.Input(shape, name=f"in{i}") for i, shape in enumerate(shapes)]
+    model = keras.Model(inputs, layer(inputs if len(inputs) > 1 else inputs[0]))
+    rng = np.random.default_rng(1)
+    if getattr(layer, "bias", None) is not None:
+        layer.bias.assign(rng.normal(size=layer.bias.shape))
+    x = [
+        rng.normal(0.3 * i, 3.0 / (i + 1), (40, *shape)).astype("f")
+        for i, shape in enumerate(shapes)
+    ]
+    return model, x if len(x) > 1 else x[0]
+
+
+def steps(a, b, scale):
+    return np.rint((a - b) / scale)
+
+
+def test_every_row_has_a_case():
+    rows = {*registry.LAYERS, *registry.ACTIVATIONS}
+    assert {*LAYERS, *ACTIVATIONS, *WITHOUT_OP} == rows
+
+
+@pytest.mark.parametrize(("make", "shapes", "row"), CASES)
+def test_contract(make, shapes, row):
+    rule = registry.ACTIVATIONS[row] if isinstance(row, str) else registry.LAYERS[row]
+    model, x = single(make(), shapes)
+    q = networks.quantized(model, x)
+    simulated = q.predict(x, verbose=0)
+    lite = kerasq.export_tflite(q)
+
+    # The operator is the one the row names, nothing is in float.
+    names = [op.name for op in lite.ops if op.name != "QUANTIZE"]
+    relus = {"RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"}
+    if row in RESHAPED:
+        names = [name for name in names if name != "RESHAPE"]
+    assert names == [rule.op] or (rule.op == "RELU" and set(names) <= relus)
+    assert lite.float_ops == []
+    assert all(tensor.dtype.kind == "i" for tensor in lite.tensors)
+
+    # The grids are those that LiteRT specifies.
+    grid = lite.outputs[0].grid
+    if rule.op in SPECIFIED:
+        assert (grid.scale, grid.zero_point) == (
+            np.float32(SPECIFIED[rule.op][0]),
+            SPECIFIED[rule.op][1],
+        )
+        assert rule.output == "fixed"
+    assert (rule.op in SAME_SCALE) == (rule.output in ("same", "input"))
+    if rule.op in SAME_SCALE:
+        source = lite.inputs[0].grid
+        assert (grid.scale, grid.zero_point) == (source.scale, source.zero_point)
+
+    # The simulation is bit-equal to LiteRT's default kernels, and near the reference kernels.
+    np.testing.assert_array_equal(simulated, lite.predict(x))
+    reference = kerasq.TFLiteModel(lite.content, kernels="reference").predict(x)
+    assert np.abs(steps(simulated, reference, grid.scale)).max() <= 1
+
+    # It still is the float layer, give or take the grids of its inputs and weights.
+    tolerance = (8 if rule.kernel else 4) * max(
+        [grid.scale, *(tensor.grid.scale for tensor in lite.inputs)]
+    )
+    np.testing.assert_allclose(simulated, model.predict(x, verbose=0), atol=tolerance)
+    assert len(np.unique(simulated)) > 10
+
+
+@pytest.mark.parametrize("row", WITHOUT_OP, ids=str)
+def test_rows_without_an_operator(row):
+    rule = registry.ACTIVATIONS[row] if isinstance(row, str) else registry.LAYERS[row]
+    assert rule.op == "-"
+    model = keras.Sequential(
+        [keras.Input((7,)), *(type(x).from_config(x.get_config()) for x in WITHOUT_OP[row])]
+    )
+    networks.shake_norms(model)
+    x = np.random.default_rng(0).normal(size=(40, 7)).astype("f")
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    assert [op.name for op in lite.ops] == ["FULLY_CONNECTED"]
+    np.testing.assert_array_equal(q.predict(x, verbose=0), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (L.Conv2D(4, 3, groups=2, name="g"), r"'g' \(Conv2D\): needs groups=1, has groups=2"),
+        (
+            L.Conv2D(4, 3, data_format="channels_first", name="c"),
+            r"'c' \(Conv2D\): needs data_format='channels_last', has data_format='channels_first'",
+        ),
+        (
+            L.MaxPooling2D(2, data_format="channels_first", name="m"),
+            r"'m' \(MaxPooling2D\): needs data_format='channels_last'",
+        ),
+        (L.ReLU(negative_slope=0.1, name="r"), r"'r' \(ReLU\): needs negative_slope=0, has .*=0.1"),
+        (L.ReLU(threshold=1.0, name="t"), r"'t' \(ReLU\): needs threshold=0, has threshold=1.0"),
+        (L.Softmax(axis=1, name="s"), r"'s' \(Softmax\): needs axis=-1, has axis=1"),
+        (L.Dense(2, activation="gelu", name="d"), r"'d' \(Dense\): activation 'gelu' has no"),
+        (L.Activation("elu", name="e"), r"'e' \(Activation\): activation 'elu' has no integer"),
+        (L.LSTM(2, name="l"), r"'l' \(LSTM\): this layer type has no rule"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_complaint(layer, text):
+    import re
+
+    assert re.match(text, registry.complaint(layer))
+
+
+@pytest.mark.parametrize("row", [*LAYERS, *ACTIVATIONS], ids=str)
+def test_no_complaint_about_what_has_a_rule(row):
+    layer = L.Activation(row) if isinstance(row, str) else LAYERS[row][0][0]()
+    assert registry.complaint(layer) is None
+    assert registry.rule(layer) is registry.find(layer) is not None
+
+
+def test_rule_of_an_unknown_layer():
+    with pytest.raises(
+        ValueError, match=r"must have a rule. Received: 'lstm' \(LSTM\): this layer"
+    ):
+        registry.rule(L.LSTM(2, name="lstm"))
+    assert registry.find(L.LSTM(2)) is None
+
+
+def test_a_subclass_is_not_its_parent():
+    class Scaled(L.Dense):
+        def call(self, x):
+            return 2.0 * super().call(x)
+
+    assert "no rule" in registry.complaint(Scaled(2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (L.ReLU(), (True, None)),
+        (L.ReLU(6.0), (True, 6.0)),
+        (L.ReLU(3.0), (True, 3.0)),
+        (L.Activation("relu"), (True, None)),
+        (L.Activation("relu6"), (True, 6.0)),
+        (L.Activation("tanh"), (False, None)),
+        (L.Dense(2, activation="relu"), (False, None)),
+    ],
+)
+def test_relu_limit(layer, expected):
+    assert registry.relu_limit(layer) == expected
+
+
+def test_table_has_every_row():
+    lines = registry.table().splitlines()
+    assert len(lines) == 2 + len(registry.LAYERS) + len(registry.ACTIVATIONS)
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split("|")[1].strip() == "Conv2D"
+    assert "CONV_2D" in lines[2] and "int8 per channel, int32 bias" in lines[2]
+    assert any("Activation('tanh')" in line and "TANH" in line for line in lines)
