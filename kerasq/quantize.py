@@ -30,7 +30,7 @@ def quantize_model(
 
     Args:
         model: a built Keras 3 Sequential or Functional model. It is not changed.
-        scheme: bit widths; "w8a8" is int8 weights and int8 activations.
+        scheme: bit widths; "w8a8", int8 weights and int8 activations, is the only one for now.
         overrides: scheme by layer name, for layers that differ from `scheme`.
         batch_norm: "fold" folds BatchNormalization into the kernel before it, which is the
             faster to train; "keep" keeps it trainable and folds it in inference and at export.
@@ -119,16 +119,8 @@ def _wrap(
 ) -> keras.Model:
     """Puts a wrapper around every layer that computes; copies those that only move values."""
     norms = {id(node): norm for node, norm in batch_norms.pairs(graph)}
-    merged = {id(norm) for norm in norms.values()}
-    relus = {}
-    for node in graph.nodes:
-        last = norms.get(id(node), node)
-        relu = graph.only_consumer(last)
-        if relu is None or id(node) in merged or not _has_range(node.layer):
-            continue
-        if registry.relu_limit(relu.layer)[0] and not registry.relu_limit(node.layer)[0]:
-            relus[id(node)] = relu
-    merged |= {id(relu) for relu in relus.values()}
+    relus = _relus_behind(graph, norms)
+    merged = {id(node) for node in (*norms.values(), *relus.values())}
     names = [n.layer.name for n in graph.nodes if id(n) not in merged and _computes(n.layer)]
     schemes = scheme.per_layer(default, overrides, names)
     inputs: dict[int, Any] = {}
@@ -173,6 +165,21 @@ def _wrap(
         return output
 
     return graphs.rewrite(graph, call)
+
+
+def _relus_behind(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> dict[int, graphs.Node]:
+    """By id of a call whose output has a range: the ReLU that is its only reader, to be merged."""
+    found = {}
+    for node in graph.nodes:
+        relu = graph.only_consumer(norms.get(id(node), node))
+        if (
+            relu is not None
+            and _has_range(node.layer)
+            and registry.relu_limit(relu.layer)[0]
+            and not registry.relu_limit(node.layer)[0]
+        ):
+            found[id(node)] = relu
+    return found
 
 
 def _legal(name: str) -> str:

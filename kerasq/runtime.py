@@ -200,28 +200,50 @@ class TFLiteModel:
             self._interpreter.invoke()
             yield [self._interpreter.get_tensor(index) for index in outputs]
 
-    def evaluate(self, data: Any, metrics: list) -> dict[str, float]:
+    def evaluate(self, data: Any, metrics: list | dict[str, list]) -> dict[str, float]:
         """Keras metrics of the model's predictions.
 
         Args:
-            data: `(x, y)` arrays, or an iterable of such batches.
-            metrics: Keras metrics, or their names; "accuracy" picks the kind that fits `y`.
+            data: `(x, y)` arrays, or an iterable of such batches. Where the model has several
+                outputs, `y` is a dict by their names, or a list in their order.
+            metrics: Keras metrics, or their names; "accuracy" picks the kind that fits `y`. A
+                dict of such lists by output name where the model has several outputs.
 
         Returns:
-            The result of each metric, by name.
+            The result of each metric, by name; "<output>_<metric>" with several outputs.
+
+        Raises:
+            ValueError: where there is no data, or `metrics` does not fit the outputs.
         """
-        is_arrays = isinstance(data, tuple) and hasattr(data[1], "shape")
+        several = len(self.outputs) > 1
+        if several != isinstance(metrics, dict) or (several and {*metrics} - {*self.output_names}):
+            raise ValueError(
+                "`metrics` must be a list, or a dict by output where the model has several. "
+                f"Received: metrics={metrics!r} for outputs {self.output_names}."
+            )
+        is_arrays = isinstance(data, tuple) and not isinstance(data[0], tuple)
         results: dict[str, keras.Metric] = {}
         for x, y, *_ in [data] if is_arrays else data:
-            predicted, y = self.predict(x), np.asarray(y)
-            for metric in metrics:
-                name = metric if isinstance(metric, str) else metric.name
-                if name not in results:
-                    results[name] = _metric(metric, y, predicted)
-                results[name].update_state(y, predicted)
+            predicted = self.predict(x)
+            if not isinstance(metrics, dict):
+                _update(results, "", metrics, np.asarray(y), predicted)
+                continue
+            truth = y if isinstance(y, dict) else dict(zip(self.output_names, y, strict=True))
+            for output, wanted in metrics.items():
+                truths = np.asarray(truth[output])
+                _update(results, f"{output}_", wanted, truths, predicted[output])
         if not results:
             raise ValueError("`data` must hold at least one batch. Received: none.")
         return {name: float(metric.result()) for name, metric in results.items()}
+
+
+def _update(results: dict, prefix: str, metrics: Any, y: np.ndarray, predicted: np.ndarray) -> None:
+    """Adds a batch to each metric; the first batch makes those that were given by name."""
+    for metric in metrics:
+        name = prefix + (metric if isinstance(metric, str) else metric.name)
+        if name not in results:
+            results[name] = _metric(metric, y, predicted)
+        results[name].update_state(y, predicted)
 
 
 def _names(tensors: list[Tensor], indices: Any, ends: Any) -> list[str]:

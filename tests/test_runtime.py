@@ -349,3 +349,20 @@ def test_long_runs_show_a_progress_bar(mlp, monkeypatch, capsys):
     monkeypatch.setattr("kerasq.progress.QUIET_SECONDS", -1.0)
     lite.predict(x)
     assert "20/20" in capsys.readouterr().out
+
+
+def test_evaluate_several_outputs_by_name():
+    q = networks.quantized(networks.two_by_two())
+    lite = kerasq.export_tflite(q)
+    x = networks.data(q, 30)
+    score, label = np.arange(30) % 2, np.arange(30) % 3
+    found = lite.evaluate((x, {"score": score, "label": label}), {"label": ["accuracy"]})
+    expected = np.mean(lite.predict(x)["label"].argmax(-1) == label)
+    assert found == {"label_accuracy": pytest.approx(expected)}
+    both = {"score": ["accuracy"], "label": ["accuracy"]}
+    found = lite.evaluate((x, [score, label]), both)
+    assert found["label_accuracy"] == pytest.approx(expected) and "score_accuracy" in found
+    with pytest.raises(ValueError, match=r"a dict by output.*\['score', 'label'\]"):
+        lite.evaluate((x, [score, label]), ["accuracy"])
+    with pytest.raises(ValueError, match=r"a dict by output.*'lable'"):
+        lite.evaluate((x, [score, label]), {"lable": ["accuracy"]})

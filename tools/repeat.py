@@ -8,6 +8,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -36,24 +37,25 @@ FIGURES = (
 
 def find(results: dict, path: str) -> float | None:
     """The value at a dotted path of results.json, or None."""
+    value: Any = results
     for key in path.split("."):
-        if not isinstance(results, dict) or key not in results:
+        if not isinstance(value, dict) or key not in value:
             return None
-        results = results[key]
-    return results
+        value = value[key]
+    return value
 
 
 def table(runs: list[dict]) -> str:
     """One row a figure: mean, least and greatest over the runs."""
-    rows = [("figure", "mean", "least", "greatest", "unit")]
+    rows = [["figure", "mean", "least", "greatest", "unit"]]
     for path, title, factor, unit in FIGURES:
         values = [find(run, path) for run in runs]
         if all(value is not None for value in values):
             scaled = np.array(values, float) * factor
             figures = (scaled.mean(), scaled.min(), scaled.max())
-            rows.append((title, *(f"{value:.3f}" for value in figures), unit))
+            rows.append([title, *(f"{value:.3f}" for value in figures), unit])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, tuple("-" * width for width in widths))
+    rows.insert(1, ["-" * width for width in widths])
     padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
