@@ -62,7 +62,7 @@ class Report:
     def __str__(self) -> str:
         width = max([len("layer"), *(len(layer.name) for layer in self.layers)])
         ops = max([len("operator"), *(len(layer.op) for layer in self.layers)])
-        lines = [f"{'layer':{width}}  {'operator':{ops}}  max LSB     exact"]
+        lines = [f"{'layer':{width}}  {'operator':{ops}}  max LSB  {'exact':>9}"]
         lines += [
             f"{x.name:{width}}  {x.op:{ops}}  {x.max_lsb:7d}  {_percent(x.exact)}"
             for x in self.layers

@@ -22,8 +22,8 @@ class Rule:
             insists on; "merged": the layer becomes part of the one before it.
         kernel: attribute of the weight that is quantized per channel, or None.
         channels: the number of trailing axes of `kernel` that make up the channels.
-        simulate: the integer kernel in `kerasq.kernels`; None where values are only copied, or
-            for layers with a `kernel`, which accumulate and `rescale`.
+        simulate: the integer kernel in `kerasq.kernels`; not used where values are only copied,
+            nor for layers with a `kernel`, which accumulate and `rescale`.
         grid: the grid of "fixed".
         note: a condition that the table in the documentation states.
     """
@@ -32,7 +32,7 @@ class Rule:
     output: str
     kernel: str | None = None
     channels: int = 1
-    simulate: Callable[..., Any] | None = None
+    simulate: Callable[..., Any] = kernels.pointwise
     grid: Grid | None = None
     note: str = ""
 
@@ -96,8 +96,8 @@ ACTIVATIONS: dict[str, Rule] = {
     "relu": LAYERS[keras.layers.ReLU],
     "relu6": LAYERS[keras.layers.ReLU],
     "softmax": LAYERS[keras.layers.Softmax],
-    "sigmoid": Rule(op="LOGISTIC", output="fixed", grid=_PROBABILITY, simulate=kernels.pointwise),
-    "tanh": Rule(op="TANH", output="fixed", grid=_fixed(1 / 128, 0), simulate=kernels.pointwise),
+    "sigmoid": Rule(op="LOGISTIC", output="fixed", grid=_PROBABILITY),
+    "tanh": Rule(op="TANH", output="fixed", grid=_fixed(1 / 128, 0)),
 }
 
 # An input of the model, quantized by a wrapper around an Identity.

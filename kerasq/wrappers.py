@@ -158,8 +158,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             kernels.centre(x, grid)
             for x, grid in zip(keras.tree.flatten(inputs), grids, strict=True)
         ]
-        simulate = self.rule.simulate or kernels.pointwise
-        return simulate(self.layer, codes, grids, out) * out.scale
+        return self.rule.simulate(self.layer, codes, grids, out) * out.scale
 
     def _checked_grid(self) -> Grid:
         if self.output_quantizer is not None:
