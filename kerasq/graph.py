@@ -89,7 +89,7 @@ def _functional(model: keras.Model) -> keras.Model:
                 f"Received: Sequential {model.name!r} without an input shape. "
                 "Start it with `keras.Input(shape)` or call `model.build(input_shape)`."
             )
-        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not hasattr(model, "operations") or not model.built:
         raise ValueError(
             "`model` must be a Sequential or Functional model. "
