@@ -8,6 +8,7 @@ backwards (the converter merges equal fake-quants on both sides of a reshape).
 
 import dataclasses
 import itertools
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,15 @@ def lower(content: bytes, tagged: list[tuple[str, Grid | None]], boundary: Bound
 
     Raises:
         ValueError: where an operator has no integer form, or its scales do not fit the kernel.
+        RuntimeError: where the flatbuffer has no signature.
     """
-    return _Lowering(flatbuffer.read(content), tagged, boundary).run()
+    model = flatbuffer.read(content)
+    if not model.signatureDefs:
+        raise RuntimeError(
+            "The converter must write a signature. Received: a flatbuffer without one, as happens "
+            f"when its temporary files cannot be written. Make room in {tempfile.gettempdir()!r}."
+        )
+    return _Lowering(model, tagged, boundary).run()
 
 
 class _Lowering:
