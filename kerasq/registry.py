@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import kernels
+from kerasq import kernels, markdown
 from kerasq.grid import Grid
 
 
@@ -175,7 +175,4 @@ def table() -> str:
     for name, row in named:
         weights = "int8 per channel, int32 bias" if row.kernel else ""
         rows.append([name, row.op, row.output, weights, row.note])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+    return markdown.table(rows)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from kerasq import markdown
+
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs: <out>/seed<k>.", required=True)
 
@@ -54,10 +56,7 @@ def table(runs: list[dict]) -> str:
             scaled = np.array(values, float) * factor
             figures = (scaled.mean(), scaled.min(), scaled.max())
             rows.append([title, *(f"{value:.3f}" for value in figures), unit])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+    return markdown.table(rows)
 
 
 def main(argv: list[str]) -> None:
