@@ -1,19 +1,28 @@
 """kerasq: what you trained is what runs."""
 
+from kerasq.allocate import Allocation, allocate
 from kerasq.calibration import calibrate
 from kerasq.compare import Report, compare
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid
 from kerasq.quantize import quantize_model
 from kerasq.runtime import TFLiteModel
+from kerasq.sensitivity import Sensitivity, sensitivity
+from kerasq.summary import Summary, summary
 
 __all__ = [
+    "Allocation",
     "Grid",
     "Report",
+    "Sensitivity",
+    "Summary",
     "TFLiteModel",
+    "allocate",
     "calibrate",
     "compare",
     "export_tflite",
     "quantize_model",
+    "sensitivity",
+    "summary",
 ]
 __version__ = "0.1.0"

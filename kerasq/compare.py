@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph as graphs
-from kerasq import runtime, wrappers
+from kerasq import registry, runtime, tables, wrappers
 from kerasq.data import batch_spec, batches, sample_count
 from kerasq.export import flatbuffer
 from kerasq.grid import Grid
@@ -25,15 +25,19 @@ class LayerReport:
     Attributes:
         name: the layer's name.
         op: the operator that computes it.
-        max_lsb: the largest difference, in steps of the output's grid.
-        exact: the share of values that are equal, in [0, 1].
+        dtype: "int8", "int16", or "float32" for a layer that stays float.
+        max_lsb: the largest difference, in steps of the output's grid; None for a float layer.
+        exact: the share of values that are equal, in [0, 1]; None for a float layer.
+        max_error: the largest difference, in real units.
         values: the number of values compared.
     """
 
     name: str
     op: str
-    max_lsb: int
-    exact: float
+    dtype: str
+    max_lsb: int | None
+    exact: float | None
+    max_error: float
     values: int
 
 
@@ -43,43 +47,51 @@ class Report:
 
     Attributes:
         layers: each layer on the integer model's own inputs.
-        max_lsb: largest difference of the model's outputs, in steps of their grid.
+        max_lsb: largest difference of the model's outputs, in steps of their grid; None, like the
+            two below, where all outputs are float.
         exact: share of output values that are equal.
         within_one_lsb: share of output values that differ by at most one step.
+        max_error: largest difference of the model's outputs, in real units.
         argmax_agreement: share of samples (rows along the last axis) with the same argmax.
         samples: how many samples were compared.
         kernels: the kernels that the integer model ran on.
     """
 
     layers: tuple[LayerReport, ...]
-    max_lsb: int
-    exact: float
-    within_one_lsb: float
+    max_lsb: int | None
+    exact: float | None
+    within_one_lsb: float | None
+    max_error: float
     argmax_agreement: float
     samples: int
     kernels: str
 
     def __str__(self) -> str:
-        width = max([len("layer"), *(len(layer.name) for layer in self.layers)])
-        ops = max([len("operator"), *(len(layer.op) for layer in self.layers)])
-        lines = [f"{'layer':{width}}  {'operator':{ops}}  max LSB  {'exact':>9}"]
-        lines += [
-            f"{x.name:{width}}  {x.op:{ops}}  {x.max_lsb:7d}  {_percent(x.exact)}"
+        rows = [["layer", "operator", "type", "max LSB", "exact", "max error"]]
+        rows += [
+            [x.name, x.op, x.dtype, _count(x.max_lsb), _percent(x.exact), f"{x.max_error:.3g}"]
             for x in self.layers
         ]
-        lines += [
-            "",
-            f"End to end, {self.samples} samples, {self.kernels} kernels: "
-            f"max {self.max_lsb} LSB, {_percent(self.exact).strip()} of the outputs exact, "
-            f"{_percent(self.within_one_lsb).strip()} within 1 LSB, "
-            f"argmax agreement {_percent(self.argmax_agreement).strip()}.",
-        ]
-        return "\n".join(lines)
+        steps = "the outputs are float"
+        if self.max_lsb is not None:
+            steps = (
+                f"max {self.max_lsb} LSB, {_percent(self.exact)} of the outputs exact, "
+                f"{_percent(self.within_one_lsb)} within 1 LSB"
+            )
+        end = (
+            f"End to end, {self.samples} samples, {self.kernels} kernels: {steps}, max error "
+            f"{self.max_error:.3g}, argmax agreement {_percent(self.argmax_agreement)}."
+        )
+        return f"{tables.plain(rows, left=3)}\n\n{end}"
 
 
-def _percent(share: float) -> str:
+def _count(steps: int | None) -> str:
+    return "-" if steps is None else str(steps)
+
+
+def _percent(share: float | None) -> str:
     """Percent, never rounded up to 100 %."""
-    return f"{np.floor(share * 1e5) / 1e3:7.3f} %"
+    return "-" if share is None else f"{np.floor(share * 1e5) / 1e3:.3f} %"
 
 
 @dataclasses.dataclass
@@ -87,16 +99,32 @@ class _Tally:
     """Differences counted so far."""
 
     values: int = 0
+    counted: int = 0
     equal: int = 0
     close: int = 0
     largest: int = 0
+    error: float = 0.0
 
-    def add(self, difference: np.ndarray) -> None:
-        steps = np.abs(np.rint(difference)).astype(np.int64)
-        self.values += steps.size
+    def add(self, difference: np.ndarray, step: np.ndarray | None) -> None:
+        """Counts differences in real units of values on a grid, or of float values."""
+        self.values += difference.size
+        self.error = max(self.error, float(np.abs(difference).max(initial=0.0)))
+        if step is None:
+            return
+        steps = np.abs(np.rint(difference / step)).astype(np.int64)
+        self.counted += steps.size
         self.equal += int((steps == 0).sum())
         self.close += int((steps <= 1).sum())
         self.largest = max(self.largest, int(steps.max(initial=0)))
+
+    @property
+    def max_lsb(self) -> int | None:
+        """The largest difference in steps."""
+        return self.largest if self.counted else None
+
+    def share(self, count: int) -> float | None:
+        """A share of the values that lie on a grid."""
+        return count / self.counted if self.counted else None
 
 
 def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
@@ -122,10 +150,10 @@ def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
             "`lite` must be a TFLiteModel. "
             f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
         )
-    probe = _Probe(lite)
+    probe = _Probe(model, lite)
     layers = _layers(model, probe)
     ends, agreements = _Tally(), []
-    steps = _output_steps(model)
+    steps = [_step(y) for y in keras.tree.flatten(model.outputs)]
     samples = sample_count(model, x)
     total = None if samples is None else -(-samples // CHUNK)
 
@@ -142,14 +170,15 @@ def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
         for layer, y in zip(layers, outputs, strict=True):
             layer.check(y.numpy())
         for y, z, step in zip((y.numpy() for y in simulated), probe.outputs(), steps, strict=True):
-            ends.add((y - z) / step)
+            ends.add(y - z, step)
             if y.ndim > 1:
                 agreements.append(y.argmax(-1).ravel() == z.argmax(-1).ravel())
     return Report(
         layers=tuple(layer.report() for layer in layers),
-        max_lsb=ends.largest,
-        exact=ends.equal / ends.values,
-        within_one_lsb=ends.close / ends.values,
+        max_lsb=ends.max_lsb,
+        exact=ends.share(ends.equal),
+        within_one_lsb=ends.share(ends.close),
+        max_error=ends.error,
         argmax_agreement=float(np.mean(np.concatenate(agreements))) if agreements else 1.0,
         samples=probe.samples,
         kernels=lite.kernels,
@@ -184,30 +213,28 @@ def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
     return [_Layer(layer, probe) for layer in computed if probe.has(layer.name)]
 
 
-def _output_steps(model: keras.Model) -> list[np.ndarray]:
-    return [
-        wrappers.quantized_by(y, model.name).grid().numpy().scale
-        for y in keras.tree.flatten(model.outputs)
-    ]
+def _step(tensor: keras.KerasTensor) -> np.ndarray | None:
+    """The step of the grid that a tensor lies on; None where it is float."""
+    wrapper = wrappers.quantized_by(tensor)
+    return None if wrapper is None else wrapper.grid().numpy().scale
 
 
 class _Probe:
     """The integer model with every computed tensor as an output."""
 
-    def __init__(self, lite: TFLiteModel) -> None:
+    def __init__(self, model: keras.Model, lite: TFLiteModel) -> None:
+        self._inputs = [graphs.origin(x)[0].name for x in model.inputs]
         content = flatbuffer.read(lite.content)
         graph = content.subgraphs[0]
         self._own = len(graph.outputs)
         computed = [int(i) for op in content.subgraphs[0].operators for i in op.outputs]
         extra = [i for i in computed if i not in graph.outputs]
-        inputs = [int(i) for i in graph.inputs]
         graph.outputs = np.array([*graph.outputs, *extra], np.int32)
         content.signatureDefs = []
         self._lite = TFLiteModel(flatbuffer.write(content), lite.num_threads, lite.kernels)
         names = [tensor.name for tensor in self._lite.outputs]
         self.index = {name: i for i, name in enumerate(names)}
         self.ops = {op.outputs[0]: op.name for op in lite.ops}
-        self._inputs = {graph.tensors[i].name.decode(): n for n, i in enumerate(inputs)}
         self.samples = 0
         self._values: list[np.ndarray] = []
         self._fed: list[np.ndarray] = []
@@ -219,6 +246,10 @@ class _Probe:
     def grid(self, name: str) -> Grid | None:
         """The grid of a layer's output."""
         return self._lite.outputs[self.index[name]].grid
+
+    def dtype(self, name: str) -> str:
+        """The type of a layer's output."""
+        return self._lite.outputs[self.index[name]].dtype.name
 
     def run(self, data: Any) -> None:
         """Runs a batch and keeps the real value of every tensor."""
@@ -239,13 +270,21 @@ class _Probe:
         """The real values of the model's own outputs."""
         return self._values[: self._own]
 
+    def knows(self, tensor: keras.KerasTensor) -> bool:
+        """Whether the integer model has a value for a tensor of the Keras model."""
+        layer, inputs = graphs.origin(tensor)
+        if self.has(layer.name) or isinstance(layer, keras.layers.InputLayer):
+            return True
+        rule = registry.find(layer)
+        return rule is not None and rule.output == "same" and self.knows(inputs[0])
+
     def value(self, tensor: keras.KerasTensor) -> np.ndarray:
         """The real value that the integer model has for a tensor of the Keras model."""
         layer, inputs = graphs.origin(tensor)
         if layer.name in self.index:
             found = self._values[self.index[layer.name]]
         elif isinstance(layer, keras.layers.InputLayer):
-            found = self._fed[self._inputs[layer.name]]
+            found = self._fed[self._inputs.index(layer.name)]
         else:  # A layer that the converter dropped, such as Dropout: what it read.
             found = self.value(inputs[0])
         return found.reshape(-1, *tensor.shape[1:])
@@ -258,27 +297,45 @@ class _Layer:
         self.keras = layer
         self.probe = probe
         self.tally = _Tally()
-        self.inputs = graphs.origin(layer.output)[1]
-        self.step = wrappers.quantized_by(layer.output, layer.name).grid().numpy().scale
+        self.inputs = self._known(graphs.origin(layer.output)[1])
+        self.step = _step(layer.output)
+
+    def _known(self, tensors: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
+        """The tensors, or what those that the converter fused away are computed from."""
+        found: list[keras.KerasTensor] = []
+        for x in tensors:
+            found += [x] if self.probe.knows(x) else self._known(graphs.origin(x)[1])
+        return list({id(x): x for x in found}.values())
 
     def fed(self) -> list[np.ndarray]:
         """The integer model's values for the layer's inputs."""
         return [self.probe.value(x) for x in self.inputs]
 
     def run(self, inputs: list[tf.Tensor]) -> tf.Tensor:
-        """The simulation of the layer."""
-        return self.keras(inputs if len(inputs) > 1 else inputs[0])
+        """The simulation of the layer, and of those that were fused into it."""
+        values = {id(x): y for x, y in zip(self.inputs, inputs, strict=True)}
+
+        def value(tensor: keras.KerasTensor) -> tf.Tensor:
+            if id(tensor) not in values:
+                layer, sources = graphs.origin(tensor)
+                read = [value(x) for x in sources]
+                values[id(tensor)] = layer(read if len(read) > 1 else read[0])
+            return values[id(tensor)]
+
+        return value(self.keras.output)
 
     def check(self, y: np.ndarray) -> None:
         """Compares what the layer computed with the batch that the probe ran."""
-        self.tally.add((y - self.probe.value(self.keras.output)) / self.step)
+        self.tally.add(y - self.probe.value(self.keras.output), self.step)
 
     def report(self) -> LayerReport:
         """The result so far."""
         return LayerReport(
             name=self.keras.name,
             op=self.probe.ops[self.keras.name],
-            max_lsb=self.tally.largest,
-            exact=self.tally.equal / self.tally.values,
+            dtype=self.probe.dtype(self.keras.name),
+            max_lsb=self.tally.max_lsb,
+            exact=self.tally.share(self.tally.equal),
+            max_error=self.tally.error,
             values=self.tally.values,
         )

@@ -38,6 +38,42 @@ def batches(
         )
 
 
+def labelled_batches(
+    model: keras.Model, data: Any, batch_size: int = 32, steps: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Yields `(x, y)` batches, `x` checked as in `batches`.
+
+    Args:
+        model: the model that the batches are for.
+        data: a tuple `(x, y)` of arrays, or an iterable of batches `(x, y)` or `(x, y, weights)`.
+        batch_size: samples in a batch, where `data` holds arrays.
+        steps: the most batches to take, or None for all.
+
+    Raises:
+        ValueError: as `batches`, and where there are no labels.
+    """
+    if isinstance(data, tuple) and len(data) == 2:
+        x, y = data
+        samples = sample_count(model, x)
+        if samples is not None:
+            starts = range(0, samples, model.inputs[0].shape[0] or batch_size)
+            labels = (
+                keras.tree.map_structure(lambda z, i=i: z[i : i + starts.step], y) for i in starts
+            )
+            yield from zip(batches(model, x, batch_size, steps), labels, strict=False)
+            return
+    source = (
+        (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+    )
+    for index, batch in enumerate(itertools.islice(source, steps)):
+        if not isinstance(batch, tuple) or len(batch) < 2:
+            raise ValueError(
+                "`data` must hold labels for this metric: a tuple `(x, y)` of arrays, or batches "
+                f"`(x, y)`. Received: batch {index} is {type(batch).__name__}."
+            )
+        yield _checked(model, batch[0], index), keras.tree.map_structure(np.asarray, batch[1])
+
+
 def batch_spec(tensors: Any) -> Any:
     """The signature of a traced function that takes batches of any size of `tensors`."""
     return keras.tree.map_structure(

@@ -138,6 +138,16 @@ def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTens
     return history.operation, list(node.input_tensors)
 
 
+def between(inputs: set[int], outputs: Any) -> list[keras.Layer]:
+    """The layers that lead from tensors, given by id, to `outputs`."""
+    found = []
+    for tensor in symbolic(outputs):
+        if id(tensor) not in inputs:
+            layer, sources = origin(tensor)
+            found += [layer, *between(inputs, sources)]
+    return found
+
+
 def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwargs: Any) -> Any:
     """Calls a copy of `layer`, configuration changed by `changes`, that has the same weights."""
     copy = copy_layer(layer, **(changes or {}))

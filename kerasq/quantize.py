@@ -6,11 +6,13 @@ from typing import Any
 import keras
 
 from kerasq import graph as graphs
-from kerasq import registry, scheme
+from kerasq import registry
 from kerasq.fake_quant import RANGE_GRADIENTS
+from kerasq.operators import has_int16
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare.separate import separate
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper, ranged
+from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
+from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
 BATCH_NORMS = ("fold", "keep")
 
@@ -30,8 +32,12 @@ def quantize_model(
 
     Args:
         model: a built Keras 3 Sequential or Functional model. It is not changed.
-        scheme: bit widths; "w8a8", int8 weights and int8 activations, is the only one for now.
-        overrides: scheme by layer name, for layers that differ from `scheme`.
+        scheme: bits of weights and activations: "w8a8", "w8a16", "w4a8", "w4a16", or "float".
+            A layer at a16 reads and writes int16; where neighbours differ, a boundary layer
+            (`<name>_int8`, `<name>_int16`) with a range of its own becomes one QUANTIZE. A layer
+            at "float" stays as it is, BatchNormalization and ReLU behind it included.
+        overrides: schemes of layers that differ from `scheme`, by layer name, shell pattern of
+            names ("block2_*") or layer class. The name of an input gives its width.
         batch_norm: "fold" folds BatchNormalization into the kernel before it, which is the
             faster to train; "keep" keeps it trainable and folds it in inference and at export.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
@@ -61,9 +67,15 @@ def quantize_model(
         )
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
-    _check_layers(graphs.read(model))
-    graph = graphs.read(separate(model))
-    return _wrap(graph, scheme, overrides, batch_norm == "fold", range_gradient)
+    graph = graphs.read(model)
+    layers = {x.name: x for x in graph.model.layers}
+    schemes = per_layer(scheme, overrides, layers)
+    floats = _stays_float(graph, schemes)
+    _check_layers(graph, floats)
+    model, owners = separate(model, floats)
+    wrapping = _Wrapping(graphs.read(model), owners, schemes, floats)
+    wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
+    return wrapping.run(batch_norm == "fold", range_gradient)
 
 
 def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
@@ -71,27 +83,62 @@ def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {list(legal)}. Received: {name}={value!r}.")
 
 
-def _check_layers(graph: graphs.Graph) -> None:
+def _stays_float(graph: graphs.Graph, schemes: dict[str, str]) -> frozenset[str]:
+    """Names of the layers that stay float: those asked for, and what would merge into them."""
+    merged = {id(node): name for node, name in _merging(graph)}
+    return frozenset(
+        node.layer.name
+        for node in graph.nodes
+        # Operations that are no layers have no scheme: `_check_layers` names them.
+        if schemes.get(merged.get(id(node), node.layer.name)) == "float" and not _copies(node.layer)
+    )
+
+
+def _copies(layer: keras.Layer) -> bool:
+    """Whether a layer only moves or picks values: it has the scheme of what it reads."""
+    found = registry.find(layer)
+    return found is not None and found.output == "same"
+
+
+def _merging(graph: graphs.Graph) -> list[tuple[graphs.Node, str]]:
+    """The calls that become part of the layer before them, with the name of that layer."""
+    norms = {id(node): norm for node, norm in batch_norms.pairs(graph)}
+    relus = _relus_behind(graph, norms)
+    return [
+        (after[id(node)], node.layer.name)
+        for node in graph.nodes
+        for after in (norms, relus)
+        if id(node) in after
+    ]
+
+
+def _relus_behind(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> dict[int, graphs.Node]:
+    """By id of a call whose output has a range: the ReLU that is its only reader, to be merged."""
+    found = {}
+    for node in graph.nodes:
+        rule = registry.find(node.layer)
+        relu = graph.only_consumer(norms.get(id(node), node))
+        if (
+            relu is not None
+            and rule is not None
+            and rule.output == "range"
+            and registry.relu_limit(relu.layer)[0]
+            and not registry.relu_limit(node.layer)[0]
+            and registry.activation_name(node.layer) in ("linear", "elu")
+        ):
+            found[id(node)] = relu
+    return found
+
+
+def _check_layers(graph: graphs.Graph, floats: frozenset[str]) -> None:
     """Raises a ValueError that names every layer that cannot be quantized."""
-    merged = {id(norm) for _, norm in batch_norms.pairs(graph)}
+    merged = {id(node) for node, _ in _merging(graph)}
     complaints: list[str] = []
     calls: dict[str, int] = {}
     for node in graph.nodes:
         layer = node.layer
         calls[layer.name] = calls.get(layer.name, 0) + 1
-        complaint = registry.complaint(layer)
-        if complaint is None and registry.rule(layer).output == "merged" and id(node) not in merged:
-            complaint = (
-                f"{layer.name!r} ({type(layer).__name__}): must be the only reader of a layer "
-                "with a kernel and no activation"
-            )
-        policy = layer.dtype_policy.name if isinstance(layer, keras.Layer) else "float32"
-        if policy != "float32":
-            complaint = f"{layer.name!r}: needs dtype 'float32', has {policy!r}"
-        if complaint is None and isinstance(layer, keras.layers.Dense):
-            shape = node.inputs[0].shape
-            if len(shape) != 2:
-                complaint = f"{layer.name!r} (Dense): needs an input of rank 2, has shape {shape}"
+        complaint = None if layer.name in floats else _complaint(node, id(node) in merged)
         if complaint is not None:
             complaints.append(complaint)
     for x in graph.model.inputs:
@@ -106,57 +153,184 @@ def _check_layers(graph: graphs.Graph) -> None:
             "Every layer must have an integer kernel. Received:\n  "
             + "\n  ".join(complaints)
             + f"\nLayers that have one: {legal}, Activation of {sorted(registry.ACTIVATIONS)}. "
-            "Replace these layers, or split the model and quantize the part without them."
+            'Leave layers in float, with overrides={"<name>": "float"}, or replace them; write '
+            "operations such as `x + y` as layers."
         )
 
 
-def _wrap(
-    graph: graphs.Graph,
-    default: str,
-    overrides: dict[str, str] | None,
-    fold: bool,
-    range_gradient: str,
-) -> keras.Model:
-    """Puts a wrapper around every layer that computes; copies those that only move values."""
-    norms = {id(node): norm for node, norm in batch_norms.pairs(graph)}
-    relus = _relus_behind(graph, norms)
-    merged = {id(node) for node in (*norms.values(), *relus.values())}
-    names = [n.layer.name for n in graph.nodes if id(n) not in merged and _computes(n.layer)]
-    schemes = scheme.per_layer(default, overrides, names)
-    inputs: dict[int, Any] = {}
+def _complaint(node: graphs.Node, merges: bool) -> str | None:
+    """Why the layer of a call cannot be quantized, or None where it can."""
+    layer = node.layer
+    complaint = registry.complaint(layer)
+    if complaint is None and registry.rule(layer).output == "merged" and not merges:
+        complaint = (
+            f"{layer.name!r} ({type(layer).__name__}): must be the only reader of a layer "
+            "with a kernel and no activation"
+        )
+    policy = layer.dtype_policy.name if isinstance(layer, keras.Layer) else "float32"
+    if policy != "float32":
+        complaint = f"{layer.name!r}: needs dtype 'float32', has {policy!r}"
+    if complaint is None and isinstance(layer, keras.layers.Dense):
+        shape = node.inputs[0].shape
+        if len(shape) != 2:
+            complaint = f"{layer.name!r} (Dense): needs an input of rank 2, has shape {shape}"
+    return complaint
 
-    def quantized(x: keras.KerasTensor) -> keras.KerasTensor:
-        """The tensor itself, or behind its quantizer where it is an input of the model."""
-        if not isinstance(graphs.origin(x)[0], keras.layers.InputLayer):
-            return x
-        if id(x) not in inputs:
-            identity = keras.layers.Identity(name=graph.free_name(f"{_legal(x.name)}_quantize"))
-            wrapper = QuantizeWrapper(identity, scheme=default, range_gradient="fixed")
-            inputs[id(x)] = (wrapper(x), x)
-        return inputs[id(x)][0]
 
-    def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
-        args = keras.tree.map_structure(quantized, args)
+class _Wrapping:
+    """Puts a wrapper around every layer that computes, and boundaries where widths change."""
+
+    def __init__(
+        self,
+        graph: graphs.Graph,
+        owners: dict[str, str],
+        schemes: dict[str, str],
+        floats: frozenset[str],
+    ) -> None:
+        self.graph = graph
+        self.owners = owners
+        self.schemes = schemes
+        self.floats = floats
+        self.norms = {
+            id(node): norm
+            for node, norm in batch_norms.pairs(graph)
+            if node.layer.name not in floats
+        }
+        self.relus = {
+            key: relu
+            for key, relu in _relus_behind(graph, self.norms).items()
+            if relu.layer.name not in floats
+        }
+        for node in graph.nodes:  # A concatenation of int16 codes has no clamp that cuts at 0.
+            if self._op(node.layer) == "CONCATENATION" and self._bits(node.layer) > 8:
+                self.relus.pop(id(node), None)
+        self.merged = {id(node) for node in (*self.norms.values(), *self.relus.values())}
+        self.boundaries: dict[tuple[int, int], tuple] = {}
+
+    def run(self, fold: bool, range_gradient: str) -> keras.Model:
+        """The quantized model."""
+        self._check_kernels()
+        self.fold, self.range_gradient = fold, range_gradient
+        return graphs.rewrite(self.graph, self._call)
+
+    def _owner(self, layer: keras.Layer) -> str:
+        return self.owners.get(layer.name, layer.name)
+
+    def _scheme(self, layer: keras.Layer) -> str:
+        return self.schemes[self._owner(layer)]
+
+    def _bits(self, layer: keras.Layer) -> int:
+        return resolve(self._scheme(layer)).activation_bits
+
+    def _op(self, layer: keras.Layer) -> str:
+        found = registry.find(layer)
+        return "-" if found is None or layer.name in self.floats else found.op
+
+    def _is_wrapped(self, node: graphs.Node) -> bool:
         layer = node.layer
-        if id(node) in merged:
+        return not (layer.name in self.floats or id(node) in self.merged or _copies(layer))
+
+    def check_overrides(self, named: dict[Any, list[str]]) -> None:
+        """Raises a ValueError where a key only fits layers without a scheme of their own."""
+        heads = [node for node in self.graph.nodes if self._is_wrapped(node)]
+        legal = {x.name for x in self.graph.model.inputs} | self.floats
+        legal |= {self._owner(node.layer) for node in heads}
+        for key, found in named.items():
+            if not legal & {*found}:
+                raise ValueError(
+                    "`overrides` must name layers that have a grid of their own. "
+                    f"Received: {key!r}, that is {found}, which only move values or are merged "
+                    f"into the layer before them. Legal names: {sorted(legal)}."
+                )
+
+    def _check_kernels(self) -> None:
+        """Raises a ValueError where int16 is asked of an operator that has no such kernel."""
+        for node in self.graph.nodes:
+            layer = node.layer
+            op = self._op(layer)
+            if not self._is_wrapped(node) or self._bits(layer) <= 8 or has_int16(op):
+                continue
+            owner = self._owner(layer)
+            near = [x for y in node.inputs for x in self._before(y, owner)]
+            near += self._behind(node, owner)
+            names = sorted({self._owner(x) for x in near if has_int16(self._op(x))})
+            raise ValueError(
+                f"A layer at {self._scheme(layer)!r} must have an int16 kernel. Received: layer "
+                f"{owner!r}, whose operator {op} has none in LiteRT. Give it 'w8a8' "
+                f"or 'float', and int16 to a neighbour instead: {names}."
+            )
+
+    def _is_other(self, node: graphs.Node, owner: str) -> bool:
+        """Whether a call has a scheme of its own, and is not part of the user's layer `owner`."""
+        return self._is_wrapped(node) and self._owner(node.layer) != owner
+
+    def _before(self, x: keras.KerasTensor, owner: str) -> list[keras.Layer]:
+        """The nearest layers before a tensor that have another scheme of their own."""
+        nodes = [node for node in self.graph.nodes if node.output is x]
+        if nodes and self._is_other(nodes[0], owner):
+            return [nodes[0].layer]
+        return [layer for node in nodes for y in node.inputs for layer in self._before(y, owner)]
+
+    def _behind(self, node: graphs.Node, owner: str) -> list[keras.Layer]:
+        """The nearest layers behind a call that have another scheme of their own."""
+        found = []
+        for reader in self.graph.consumers(node.output):
+            other = self._is_other(reader, owner)
+            found += [reader.layer] if other else self._behind(reader, owner)
+        return found
+
+    def _boundary(self, x: keras.KerasTensor, bits: int) -> keras.KerasTensor:
+        """The tensor on a grid of `bits`: itself, or behind its one boundary of that width."""
+        source = quantized_by(x)
+        if bits == FLOAT_BITS or (source and source.bits.activation_bits == bits):
+            return x
+        if (id(x), bits) not in self.boundaries:
+            layer = graphs.origin(x)[0]
+            is_input = isinstance(layer, keras.layers.InputLayer)
+            is_own = is_input and bits == self._bits(layer)
+            suffix = "quantize" if is_own else f"int{bits}"
+            identity = keras.layers.Identity(
+                name=self.graph.free_name(f"{_legal(layer.name)}_{suffix}")
+            )
+            wrapper = QuantizeWrapper(
+                identity,
+                scheme=f"w8a{bits}",
+                range_gradient=INPUT_GRADIENT if is_own else self.range_gradient,
+            )
+            self.boundaries[id(x), bits] = (wrapper(x), x)
+        return self.boundaries[id(x), bits][0]
+
+    def _input(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        """The tensor itself, or behind its quantizer where it is an input of the model."""
+        layer = graphs.origin(x)[0]
+        if not isinstance(layer, keras.layers.InputLayer):
+            return x
+        return self._boundary(x, self._bits(layer))
+
+    def _call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = keras.tree.map_structure(
+            lambda x: self._input(x) if isinstance(x, keras.KerasTensor) else x, (args, kwargs)
+        )
+        layer = node.layer
+        if id(node) in self.merged:
             return args[0]
-        if not _computes(layer):
+        if not self._is_wrapped(node):
             return graphs.copy_call(layer, *args, **kwargs)
-        source = relus.get(id(node), node).layer
-        relu, limit = registry.relu_limit(source)
+        args = keras.tree.map_structure(lambda x: self._fitting(x, layer), args)
+        relu, limit = registry.relu_limit(self.relus.get(id(node), node).layer)
         options: dict[str, Any] = {
-            "scheme": schemes[layer.name],
+            "scheme": self._scheme(layer),
             "relu": relu,
             "limit": limit,
-            "range_gradient": range_gradient,
+            "range_gradient": self.range_gradient,
             "trainable": layer.trainable,
         }
         if registry.rule(layer).kernel is None:
             return QuantizeWrapper(graphs.copy_layer(layer), **options)(*args)
-        if id(node) not in norms:
+        if id(node) not in self.norms:
             return KernelWrapper(layer, **options)(*args)
-        norm = norms[id(node)].layer
-        if not fold:
+        norm = self.norms[id(node)].layer
+        if not self.fold:
             return KernelWrapper(layer, batch_norm=norm, **options)(*args)
         layer, factor = batch_norms.fold(layer, norm)
         wrapper = KernelWrapper(layer, **options)
@@ -164,32 +338,13 @@ def _wrap(
         wrapper.kernel_gain.assign(factor)
         return output
 
-    return graphs.rewrite(graph, call)
-
-
-def _relus_behind(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> dict[int, graphs.Node]:
-    """By id of a call whose output has a range: the ReLU that is its only reader, to be merged."""
-    found = {}
-    for node in graph.nodes:
-        relu = graph.only_consumer(norms.get(id(node), node))
-        if (
-            relu is not None
-            and _has_range(node.layer)
-            and registry.relu_limit(relu.layer)[0]
-            and not registry.relu_limit(node.layer)[0]
-        ):
-            found[id(node)] = relu
-    return found
+    def _fitting(self, x: keras.KerasTensor, layer: keras.Layer) -> keras.KerasTensor:
+        """An input of `layer` at the width that the layer reads."""
+        if self._op(layer) == "CONCATENATION" and quantized_by(x) is not None:
+            return x  # It requantizes its inputs itself.
+        return self._boundary(x, self._bits(layer))
 
 
 def _legal(name: str) -> str:
     """`name` without what TensorFlow refuses in a name scope."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-
-
-def _computes(layer: keras.Layer) -> bool:
-    return registry.rule(layer).output not in ("same", "merged")
-
-
-def _has_range(layer: keras.Layer) -> bool:
-    return registry.rule(layer).output == "range"

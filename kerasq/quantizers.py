@@ -45,15 +45,16 @@ class UpperEnd(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable("kerasq")
 class ActivationQuantizer(keras.layers.Layer):
-    """Fake-quant of an activation: asymmetric, one learnable range per tensor.
+    """Fake-quant of an activation: one learnable range per tensor.
 
-    The range is two scalar variables, `range_min` and `range_max`; `batches_seen` counts the
-    batches they were taken from (0: the range means nothing yet).
+    Grids of up to 8 bits are asymmetric: the range is two scalar variables, `range_min` and
+    `range_max`. Wider ones are symmetric, with zero point 0: `range_max` is the largest magnitude.
+    `batches_seen` counts the batches they were taken from (0: the range means nothing yet).
 
     Args:
         bits: width of a code.
-        relu: whether the tensor is behind a ReLU. The range then starts at 0.0 and its clamp is
-            the ReLU: there is no `range_min`, and no op for the ReLU.
+        relu: whether the tensor is behind a ReLU. An asymmetric range then starts at 0.0 and its
+            clamp is the ReLU: there is no `range_min`, and no op for the ReLU.
         limit: what the upper end may not exceed: `max_value` of the ReLU.
         range_gradient: "lsq", "clip", "none" (the range then follows a moving average while
             training, until `trainable = False`) or "fixed" (nothing moves it after the first
@@ -78,7 +79,7 @@ class ActivationQuantizer(keras.layers.Layer):
         """Creates the range variables."""
         learned = self.range_gradient in ("lsq", "clip")
         self.range_min = None
-        if not self.relu:
+        if not self.relu and not self.symmetric:
             self.range_min = self._scalar("range_min", learned, AtMostZero())
         self.range_max = self._scalar("range_max", learned, UpperEnd(self.limit))
         self.batches_seen = self._scalar("batches_seen", False, None)
@@ -104,10 +105,18 @@ class ActivationQuantizer(keras.layers.Layer):
             "range_gradient": self.range_gradient,
         }
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero point is 0, as LiteRT's int16 kernels insist."""
+        return self.bits > 8
+
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The range's ends, as float32 tensors: it contains 0.0 and is never empty."""
+        high = UpperEnd(self.limit)(self.range_max.value)
+        if self.symmetric:
+            return symmetric(high, self.bits)
         low = tf.zeros(()) if self.range_min is None else AtMostZero()(self.range_min.value)
-        return tf.convert_to_tensor(low), UpperEnd(self.limit)(self.range_max.value)
+        return tf.convert_to_tensor(low), high
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
@@ -121,6 +130,8 @@ class ActivationQuantizer(keras.layers.Layer):
         """
         low = AtMostZero()(keras.ops.cast(low, "float32"))
         high = UpperEnd()(keras.ops.cast(high, "float32"))
+        if self.symmetric:
+            high = keras.ops.maximum(-low, high)
         high = keras.ops.where(high - low <= NARROWEST, 1.0, high)
         if self.range_min is not None:
             self.range_min.assign(low)
@@ -136,9 +147,14 @@ class ActivationQuantizer(keras.layers.Layer):
         floor = MOVING_RATE if self.range_gradient == "none" and self.trainable else 0.0
         rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
         low, high = self.range()
+        if self.symmetric:
+            low = -high
 
         def batch_range() -> tuple[tf.Tensor, tf.Tensor]:
             ends = tf.reduce_min(x), tf.reduce_max(x)
+            if self.symmetric:
+                largest = tf.reduce_max(tf.abs(x))
+                ends = -largest, largest
             return low + rate * (ends[0] - low), high + rate * (ends[1] - high)
 
         # Only the values are computed under tf.cond: an assignment there would need a merge call,
@@ -147,7 +163,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.assign_range(low, high, tf.minimum(seen + 1.0, FIRST_BATCHES))
 
     def clamp(self, x: tf.Tensor) -> tf.Tensor:
-        """The ReLU that the range stands for."""
+        """The ReLU that is part of the layer."""
         if not self.relu:
             return x
         return tf.nn.relu(x) if self.limit is None else tf.clip_by_value(x, 0.0, self.limit)
@@ -160,6 +176,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""
+        if self.symmetric:
+            x = self.clamp(x)
         low, high = self.range()
         count = math.prod(x.shape[1:]) if None not in x.shape[1:] else 1
         return fake_quant.fake_quant(
@@ -167,11 +185,32 @@ class ActivationQuantizer(keras.layers.Layer):
         )
 
 
-def weight_range(kernel: tf.Tensor) -> tf.Tensor:
-    """The largest magnitude in each channel (last axis) of a kernel, shape `(channels,)`."""
-    return tf.maximum(
-        tf.reduce_max(tf.abs(kernel), axis=list(range(kernel.shape.rank - 1))), NARROWEST
-    )
+def symmetric(high: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The ends of the range of all codes with zero point 0: one more lies below 0 than above."""
+    largest = 2 ** (bits - 1) - 1
+    return -high * ((largest + 1) / largest), high
+
+
+def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
+    """The range of each channel (last axis) of a kernel, shape `(channels,)`.
+
+    The largest magnitude; below 8 bits the share of it, from 0.3 to 1, that has the least
+    squared error after quantization (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
+    """
+    axes = list(range(kernel.shape.rank - 1))
+    largest = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=axes), NARROWEST)
+    if bits >= 8:
+        return largest
+    levels = 2.0 ** (bits - 1) - 1
+    shares = tf.linspace(0.3, 1.0, 36)
+
+    def error(share: tf.Tensor) -> tf.Tensor:
+        step = largest * share / levels
+        quantized = tf.clip_by_value(tf.round(kernel / step), -levels, levels) * step
+        return tf.reduce_sum(tf.square(kernel - quantized), axis=axes)
+
+    best = tf.argmin(tf.map_fn(error, shares), axis=0)
+    return tf.maximum(largest * tf.gather(shares, best), NARROWEST)
 
 
 def fake_quant_weights(

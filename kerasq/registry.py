@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import kernels, markdown
+from kerasq import kernels, tables
 from kerasq.grid import Grid
+from kerasq.operators import OPERATORS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,13 +19,13 @@ class Rule:
     Attributes:
         op: the LiteRT operator that it becomes ("-": none, it is merged or dropped).
         output: grid of the output. "range": learned; "input": that of the input, rounded to it;
-            "same": that of the input, values only copied; "fixed": `grid`, which the kernel
-            insists on; "merged": the layer becomes part of the one before it.
+            "same": that of the input, values only copied; "fixed": one of `grids`, which the
+            kernel insists on; "merged": the layer becomes part of the one before it.
         kernel: attribute of the weight that is quantized per channel, or None.
         channels: the number of trailing axes of `kernel` that make up the channels.
-        simulate: the integer kernel in `kerasq.kernels`; not used where values are only copied,
-            nor for layers with a `kernel`, which accumulate and `rescale`.
-        grid: the grid of "fixed".
+        simulate: the integer kernel in `kerasq.kernels`, not used where values are only copied.
+            For layers with a `kernel` it takes accumulators.
+        grids: the grids of "fixed", by bits.
         note: a condition that the table in the documentation states.
     """
 
@@ -33,25 +34,42 @@ class Rule:
     kernel: str | None = None
     channels: int = 1
     simulate: Callable[..., Any] = kernels.pointwise
-    grid: Grid | None = None
+    grids: dict[int, Grid] = dataclasses.field(default_factory=dict)
     note: str = ""
 
 
-def _fixed(scale: float, zero_point: int) -> Grid:
-    return Grid(scale=np.float32(scale), zero_point=np.int32(zero_point))
+def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
+    """A grid for int8, and the one that all int16 kernels with a fixed grid have."""
+    return {
+        8: Grid(scale=np.float32(scale), zero_point=np.int32(zero_point)),
+        16: Grid(scale=np.float32(1 / 32768), zero_point=np.int32(0), bits=16),
+    }
 
 
 _PROBABILITY = _fixed(1 / 256, -128)
 
 LAYERS: dict[type, Rule] = {
     keras.layers.Conv2D: Rule(
-        op="CONV_2D", output="range", kernel="kernel", note="channels last, one group"
+        op="CONV_2D",
+        output="range",
+        kernel="kernel",
+        simulate=kernels.convolution,
+        note="channels last, one group",
     ),
     keras.layers.DepthwiseConv2D: Rule(
-        op="DEPTHWISE_CONV_2D", output="range", kernel="kernel", channels=2, note="channels last"
+        op="DEPTHWISE_CONV_2D",
+        output="range",
+        kernel="kernel",
+        channels=2,
+        simulate=kernels.depthwise,
+        note="channels last",
     ),
     keras.layers.Dense: Rule(
-        op="FULLY_CONNECTED", output="range", kernel="kernel", note="inputs of rank 2"
+        op="FULLY_CONNECTED",
+        output="range",
+        kernel="kernel",
+        simulate=kernels.fully_connected,
+        note="inputs of rank 2",
     ),
     keras.layers.BatchNormalization: Rule(
         op="-", output="merged", note="straight behind a layer with a kernel"
@@ -82,10 +100,11 @@ LAYERS: dict[type, Rule] = {
         simulate=kernels.relu,
         note="no op behind a layer with a range; no slope or threshold",
     ),
+    keras.layers.ELU: Rule(op="ELU", output="range", note="alpha 1"),
     keras.layers.Softmax: Rule(
         op="SOFTMAX",
         output="fixed",
-        grid=_PROBABILITY,
+        grids=_PROBABILITY,
         simulate=kernels.softmax,
         note="last axis, no mask",
     ),
@@ -96,12 +115,13 @@ ACTIVATIONS: dict[str, Rule] = {
     "relu": LAYERS[keras.layers.ReLU],
     "relu6": LAYERS[keras.layers.ReLU],
     "softmax": LAYERS[keras.layers.Softmax],
-    "sigmoid": Rule(op="LOGISTIC", output="fixed", grid=_PROBABILITY),
-    "tanh": Rule(op="TANH", output="fixed", grid=_fixed(1 / 128, 0)),
+    "elu": LAYERS[keras.layers.ELU],
+    "sigmoid": Rule(op="LOGISTIC", output="fixed", grids=_PROBABILITY, simulate=kernels.sigmoid),
+    "tanh": Rule(op="TANH", output="fixed", grids=_fixed(1 / 128, 0), simulate=kernels.tanh),
 }
 
-# An input of the model, quantized by a wrapper around an Identity.
-INPUT = Rule(op="QUANTIZE", output="range")
+# An input of the model, or a boundary between grids: a wrapper around an Identity.
+QUANTIZE = Rule(op="QUANTIZE", output="range")
 
 # What a layer's configuration must say, where LiteRT has no integer kernel for the rest.
 _REQUIRED: dict[type, dict[str, tuple]] = {
@@ -114,6 +134,7 @@ _REQUIRED: dict[type, dict[str, tuple]] = {
     keras.layers.ZeroPadding2D: {"data_format": ("channels_last",)},
     keras.layers.ReLU: {"negative_slope": (0, 0.0), "threshold": (0, 0.0)},
     keras.layers.Softmax: {"axis": (-1,)},
+    keras.layers.ELU: {"alpha": (1, 1.0)},
 }
 
 
@@ -140,6 +161,12 @@ def rule(layer: keras.Layer) -> Rule:
     if found is None:
         raise ValueError(f"The layer must have a rule. Received: {complaint(layer)}.")
     return found
+
+
+def is_dropped(layer: keras.Layer) -> bool:
+    """Whether a layer leaves no operator behind, such as Dropout: its output is its input."""
+    found = find(layer)
+    return found is not None and found.op == "-" and found.output == "same"
 
 
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
@@ -169,10 +196,24 @@ def complaint(layer: keras.Layer) -> str | None:
 
 def table() -> str:
     """The registry as a Markdown table, for the documentation."""
-    rows = [["Keras layer", "LiteRT operator", "grid of the output", "weights", "condition"]]
+    rows = [
+        [
+            "Keras layer",
+            "LiteRT operator",
+            "grid of the output",
+            "activations",
+            "weights",
+            "condition",
+        ]
+    ]
     named = [(cls.__name__, row) for cls, row in LAYERS.items()]
     named += [(f"Activation({name!r})", row) for name, row in ACTIVATIONS.items()]
     for name, row in named:
-        weights = "int8 per channel, int32 bias" if row.kernel else ""
-        rows.append([name, row.op, row.output, weights, row.note])
-    return markdown.table(rows)
+        wide = row.op == "-" or OPERATORS[row.op].int16 is not None
+        weights = "int8 per channel" if row.kernel else ""
+        if row.kernel:
+            packed = [f"int{bits}" for bits in OPERATORS[row.op].int4]
+            weights += f", packed int4 under {' and '.join(packed)}"
+        activations = "int8, int16" if wide else "int8"
+        rows.append([name, row.op, row.output, activations, weights, row.note])
+    return tables.markdown(rows, left=len(rows[0]))

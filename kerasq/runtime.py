@@ -1,5 +1,6 @@
 """`TFLiteModel`: a .tflite file in the LiteRT interpreter."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ import keras
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from kerasq import tables
 from kerasq.export import flatbuffer
 from kerasq.files import write_whole
 from kerasq.grid import Grid
+from kerasq.operators import KERNEL_OPS
 from kerasq.progress import track
 
 KERNELS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
@@ -19,13 +22,30 @@ BOUNDARY_OPS = ("QUANTIZE", "DEQUANTIZE")
 
 
 class Tensor(NamedTuple):
-    """A tensor of the file; `grid` is in signed codes, also where `dtype` is uint8."""
+    """A tensor of the file.
+
+    Attributes:
+        name: its name.
+        shape: its shape.
+        dtype: the type that NumPy holds it in: packed INT4 codes are int8 there.
+        grid: its grid in signed codes, also where `dtype` is uint8; None where it is float.
+        type: the type in the file, such as "int4".
+        bytes: the size of a constant; 0 where it is computed.
+        widest: the bits that a constant's codes need; 0 where it is computed or float.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     grid: Grid | None
-    constant: bool
+    type: str
+    bytes: int
+    widest: int
+
+    @property
+    def constant(self) -> bool:
+        """Whether the file holds its values."""
+        return self.bytes > 0
 
 
 class Op(NamedTuple):
@@ -96,7 +116,9 @@ class TFLiteModel:
                 shape=tuple(int(n) for n in tensor.shape),
                 dtype=np.dtype(flatbuffer.NUMPY_TYPES[tensor.type]),
                 grid=flatbuffer.grid_of(tensor),
-                constant=flatbuffer.constant(model, tensor) is not None,
+                type=flatbuffer.type_name(tensor.type),
+                bytes=flatbuffer.byte_count(model, tensor),
+                widest=_widest(flatbuffer.constant(model, tensor)),
             )
             for tensor in graph.tensors
         ]
@@ -126,6 +148,46 @@ class TFLiteModel:
             for op in self.ops
             if op.name not in BOUNDARY_OPS and floats & {*op.inputs, *op.outputs}
         ]
+
+    def __str__(self) -> str:
+        """The export report: operators with their types, then `remarks`."""
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        rows = [["output", "operator", "type", "weights", "bytes"]]
+        for op in self.ops:
+            output, kernel = by_name[op.outputs[0]], _kernel(op, by_name)
+            stored = size = ""
+            if kernel is not None:
+                stored = f"{kernel.type}, 4-bit codes" if _unpacked(kernel) else kernel.type
+                size = f"{kernel.bytes:,}"
+            rows.append([output.name, op.name, output.type, stored, size])
+        constants = sum(tensor.bytes for tensor in self.tensors)
+        lines = [
+            tables.plain(rows, left=4),
+            "",
+            f"{len(self.content):,} bytes, {constants:,} of them weights and other constants.",
+        ]
+        return "\n".join([*lines, *(self.remarks() or ["Integer only."])])
+
+    def remarks(self) -> list[str]:
+        """What a user should know: what computes in float, which 4-bit weights are not packed."""
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        floats: dict[str, list[str]] = {}
+        unpacked = []
+        for op in self.float_ops:
+            floats.setdefault(op.outputs[0].split("/")[0], []).append(op.name)
+        for op in self.ops:
+            kernel = _kernel(op, by_name)
+            if kernel is not None and _unpacked(kernel):
+                unpacked.append(f"{op.outputs[0]} ({op.name} on {by_name[op.outputs[0]].type})")
+        lines = []
+        if floats:
+            layers = [f"{layer} ({_counted(ops)})" for layer, ops in floats.items()]
+            lines.append(f"Float operators: {'; '.join(layers)}.")
+        if unpacked:
+            lines.append(
+                f"4-bit weights stored as int8, for want of a packed kernel: {'; '.join(unpacked)}."
+            )
+        return lines
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the file, whole or not at all."""
@@ -237,12 +299,36 @@ class TFLiteModel:
         return {name: float(metric.result()) for name, metric in results.items()}
 
 
+def _widest(values: np.ndarray | None) -> int:
+    """The bits that signed integer codes need."""
+    if values is None or values.dtype.kind != "i" or not values.size:
+        return 0
+    return max(int(values.max()).bit_length(), int(-1 - values.min()).bit_length(), 0) + 1
+
+
+def _counted(names: list[str]) -> str:
+    """Each name once, with the number of times it is there."""
+    counts = collections.Counter(names)
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
+
+
+def _unpacked(kernel: Tensor) -> bool:
+    """Whether weights are stored as int8 though all codes fit 4 bits."""
+    return kernel.type == "int8" and kernel.widest <= 4
+
+
+def _kernel(op: Op, tensors: dict[str, Tensor]) -> Tensor | None:
+    """The constant that an operator multiplies by."""
+    found = [tensors[name] for name in op.inputs[1:2] if op.name in KERNEL_OPS]
+    return found[0] if found and found[0].constant else None
+
+
 def _update(results: dict, prefix: str, metrics: Any, y: np.ndarray, predicted: np.ndarray) -> None:
     """Adds a batch to each metric; the first batch makes those that were given by name."""
     for metric in metrics:
         name = prefix + (metric if isinstance(metric, str) else metric.name)
         if name not in results:
-            results[name] = _metric(metric, y, predicted)
+            results[name] = keras_metric(metric, y, predicted)
         results[name].update_state(y, predicted)
 
 
@@ -275,7 +361,7 @@ def real(codes: np.ndarray, tensor: Tensor) -> np.ndarray:
     return tensor.grid.dequantize(signed)
 
 
-def _metric(metric: Any, y: np.ndarray, predicted: np.ndarray) -> keras.Metric:
+def keras_metric(metric: Any, y: np.ndarray, predicted: np.ndarray) -> keras.Metric:
     """The metric object; "accuracy" is resolved by shapes, as `compile` does."""
     if metric not in ("accuracy", "acc"):
         found = keras.metrics.get(metric)

@@ -1,17 +1,33 @@
-"""What a user asks for: the widths of weights and activations."""
+"""What a user asks for: the widths of weights and activations, for the model and layer by layer."""
 
 import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import keras
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Bit widths of a layer's weights and of its output."""
+    """Bit widths of a layer's weights and of its activations: what it reads and what it writes.
+
+    Weights are symmetric per channel. Activations of 8 bits are asymmetric, those of 16 symmetric
+    (LiteRT quantization specification); 32 stands for float.
+    """
 
     weight_bits: int
     activation_bits: int
 
 
-SCHEMES = {"w8a8": Scheme(weight_bits=8, activation_bits=8)}
+FLOAT_BITS = 32
+SCHEMES = {
+    "w8a8": Scheme(weight_bits=8, activation_bits=8),
+    "w8a16": Scheme(weight_bits=8, activation_bits=16),
+    "w4a8": Scheme(weight_bits=4, activation_bits=8),
+    "w4a16": Scheme(weight_bits=4, activation_bits=16),
+    "float": Scheme(weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS),
+}
 
 
 def resolve(name: str) -> Scheme:
@@ -21,28 +37,54 @@ def resolve(name: str) -> Scheme:
         ValueError: for a name that is not in `SCHEMES`.
     """
     if not isinstance(name, str) or name not in SCHEMES:
-        raise ValueError(f"`scheme` must be one of {sorted(SCHEMES)}. Received: scheme={name!r}.")
+        raise ValueError(f"A scheme must be one of {list(SCHEMES)}. Received: scheme={name!r}.")
     return SCHEMES[name]
 
 
-def per_layer(default: str, overrides: dict[str, str] | None, layers: list[str]) -> dict[str, str]:
-    """The scheme of each layer: `default`, or what `overrides` says under the layer's name.
+def per_layer(
+    default: str, overrides: Mapping[Any, str] | None, layers: dict[str, keras.layers.Layer]
+) -> dict[str, str]:
+    """The scheme of each layer: `default`, or what `overrides` says.
+
+    A key of `overrides` is a layer's name, a shell pattern of names ("block2_*") or a layer class
+    (`keras.layers.DepthwiseConv2D`). A name counts before a pattern, a pattern before a class;
+    among keys of one kind the last one counts.
 
     Raises:
-        ValueError: for an unknown scheme, or a name in `overrides` that no layer has.
+        ValueError: for an unknown scheme, or a key that fits no layer.
     """
-    overrides = overrides or {}
-    if not isinstance(overrides, dict):
+    overrides = {} if overrides is None else overrides
+    if not isinstance(overrides, Mapping):
         raise ValueError(
-            "`overrides` must be a dict of layer name to scheme. "
+            "`overrides` must be a dict of layer name, pattern or class to scheme. "
             f"Received: overrides={overrides!r}."
         )
     resolve(default)
-    for name, scheme in overrides.items():
+    schemes = dict.fromkeys(layers, default)
+    for key, scheme in sorted(overrides.items(), key=lambda item: _rank(item[0], layers)):
         resolve(scheme)
-        if name not in layers:
+        found = fitting(key, layers)
+        if not found:
             raise ValueError(
-                "`overrides` must name layers that are quantized. "
-                f"Received: overrides={{{name!r}: {scheme!r}}}. Legal names: {layers}."
+                "A key of `overrides` must be the name, a shell pattern of names, or the class of "
+                f"layers. Received: overrides={{{key!r}: {scheme!r}}}. "
+                f"The model's layers: {list(layers)}."
             )
-    return {name: overrides.get(name, default) for name in layers}
+        schemes.update(dict.fromkeys(found, scheme))
+    return schemes
+
+
+def fitting(key: Any, layers: dict[str, keras.layers.Layer]) -> list[str]:
+    """Names of the layers that a key of `overrides` stands for."""
+    return [name for name, layer in layers.items() if _fits(key, name, layer)]
+
+
+def _rank(key: Any, layers: dict[str, keras.layers.Layer]) -> int:
+    """0 for a class, 1 for a pattern, 2 for a name."""
+    return int(isinstance(key, str)) + (key in layers)
+
+
+def _fits(key: Any, name: str, layer: keras.layers.Layer) -> bool:
+    if isinstance(key, str):
+        return name == key or fnmatch.fnmatchcase(name, key)
+    return isinstance(key, type) and isinstance(layer, key)

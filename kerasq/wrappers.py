@@ -18,9 +18,14 @@ from kerasq import fake_quant, graph, kernels, quantizers, registry, scheme
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 
-# Bias codes stay below this, so that accumulators have room left in int32. It is reached by
-# channels whose weights are nearly all 0, as folding a BatchNormalization may leave them.
-LARGEST_BIAS = 2.0**30
+# Bias codes stay below this, by bits of the activations, so that accumulators have room left in
+# int32 and in the 48 bits that LiteRT rescales. It is reached by channels whose weights are nearly
+# all 0, as folding a BatchNormalization may leave them.
+LARGEST_BIAS = {8: 2.0**30, 16: 2.0**40}
+
+
+# The range gradient of a model's input: what nothing moves after the first batches.
+INPUT_GRADIENT = "fixed"
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -56,7 +61,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.output_quantizer = None
         if self.rule.output == "range":
             self.output_quantizer = quantizers.ActivationQuantizer(
-                bits=self._bits.activation_bits,
+                bits=self.bits.activation_bits,
                 relu=relu,
                 limit=limit,
                 range_gradient=range_gradient,
@@ -64,14 +69,15 @@ class QuantizeWrapper(keras.layers.Wrapper):
             )
 
     @property
-    def _bits(self) -> scheme.Scheme:
+    def bits(self) -> scheme.Scheme:
+        """The widths of weights and activations."""
         return scheme.resolve(self.scheme)
 
     @property
     def rule(self) -> registry.Rule:
         """The layer's row in the registry."""
         if isinstance(self.layer, keras.layers.Identity):
-            return registry.INPUT
+            return registry.QUANTIZE
         return registry.rule(self.layer)
 
     @property
@@ -84,14 +90,15 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; on symbolic tensors, also notes which layers they come from."""
         inputs = graph.symbolic((args, kwargs))
-        if inputs and self.layer_reads_grids:
-            self._producers = _Producers(quantized_by(x, self.name) for x in inputs)
+        if inputs:
+            self._producers = _Producers(quantized_by(x) for x in inputs)
+            if self.rule is not registry.QUANTIZE and None in self._producers:
+                names = [graph.origin(x)[0].name for x in inputs]
+                raise ValueError(
+                    f"Layer {self.name!r} must read quantized values. Received: float ones among "
+                    f"the outputs of {names}. Build the model with `kerasq.quantize_model`."
+                )
         return super().__call__(*args, **kwargs)
-
-    @property
-    def layer_reads_grids(self) -> bool:
-        """Whether the inputs lie on grids: all but the input's own wrapper."""
-        return self.rule is not registry.INPUT
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer and the range of its output."""
@@ -115,15 +122,25 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
-        if self.rule.grid is not None:
-            return self.rule.grid
+        if self.rule.grids:
+            return self.rule.grids[self.bits.activation_bits]
         if self.output_quantizer is not None:
             return self.output_quantizer.grid()
         return self._producers[0].grid()
 
+    @property
+    def is_input(self) -> bool:
+        """Whether this is the grid of an input of the model."""
+        return self.rule is registry.QUANTIZE and self.range_gradient == INPUT_GRADIENT
+
+    @property
+    def producers(self) -> tuple["QuantizeWrapper | None", ...]:
+        """The wrappers that made the inputs; None for one that is float."""
+        return tuple(self._producers)
+
     def input_grids(self) -> list[Grid]:
-        """The grids that the inputs lie on."""
-        return [producer.grid() for producer in self._producers]
+        """The grids that the inputs lie on; none where a boundary reads float values."""
+        return [producer.grid() for producer in self._producers if producer is not None]
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Quantized output, as real values: see the module."""
@@ -149,16 +166,21 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def run_integer(self, inputs: Any) -> tf.Tensor:
         """What the integer kernel computes, as real values on the output's grid."""
-        if not self.layer_reads_grids:
-            out = self._checked_grid()
-            return kernels.quantize(inputs, out) * out.scale
         grids = self.input_grids()
         out = grids[0] if self.rule.output == "input" else self._checked_grid()
+        if not grids:
+            return kernels.quantize(inputs, out) * out.scale
         codes = [
             kernels.centre(x, grid)
             for x, grid in zip(keras.tree.flatten(inputs), grids, strict=True)
         ]
-        return self.rule.simulate(self.layer, codes, grids, out) * out.scale
+        if self.rule is registry.QUANTIZE:
+            return kernels.requantize(codes[0], grids[0], out) * out.scale
+        return self._clamped(self.rule.simulate(self.layer, codes, grids, out)) * out.scale
+
+    def _clamped(self, codes: tf.Tensor) -> tf.Tensor:
+        """The ReLU; its upper limit is the end of the range."""
+        return tf.nn.relu(codes) if self.relu else codes
 
     def _checked_grid(self) -> Grid:
         if self.output_quantizer is not None:
@@ -170,21 +192,6 @@ class QuantizeWrapper(keras.layers.Wrapper):
                 ],
             )
         return self.grid()
-
-
-@dataclasses.dataclass(frozen=True)
-class IntegerWeights:
-    """A kernel and bias as the device stores them.
-
-    Attributes:
-        codes: kernel codes (float32 tensor of integers), channels flattened to the last axis.
-        grid: their grid, per channel along that axis.
-        bias: bias codes at `input scale * grid.scale`.
-    """
-
-    codes: tf.Tensor
-    grid: Grid
-    bias: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -238,7 +245,7 @@ class KernelWrapper(QuantizeWrapper):
             self.kernel_range = self.add_weight(
                 name="kernel_range",
                 shape=(self._flat(self.kernel.value).shape[-1],),
-                initializer=lambda *_, **__: quantizers.weight_range(self._flat(self.kernel.value)),
+                initializer=lambda *_, **__: self._range_of_weights(),
                 constraint=quantizers.UpperEnd(),
                 aggregation="mean",
                 autocast=False,
@@ -272,10 +279,13 @@ class KernelWrapper(QuantizeWrapper):
         return y if bias is None or self.bias is not None else y + bias
 
     def _weight_range(self) -> tf.Tensor:
-        """Largest magnitude per channel; under "none" it follows the weights."""
+        """The range of each channel; under "none" it follows the weights."""
         if self.range_gradient == "none":
-            return tf.stop_gradient(quantizers.weight_range(self._flat(self.kernel.value)))
+            return tf.stop_gradient(self._range_of_weights())
         return quantizers.UpperEnd()(self.kernel_range.value)
+
+    def _range_of_weights(self) -> tf.Tensor:
+        return quantizers.weight_range(self._flat(self.kernel.value), self.bits.weight_bits)
 
     def _gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """What inference multiplies the kernel by, and adds (None: nothing)."""
@@ -285,7 +295,7 @@ class KernelWrapper(QuantizeWrapper):
         norm_gain, bias = batch_norms.gain_and_bias(self.batch_norm, bias)
         return gain * norm_gain, bias
 
-    def integer_weights(self) -> IntegerWeights:
+    def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
         kernel, high = self._flat(self.kernel.value), self._weight_range()
         gain, bias = self._gain_and_bias()
@@ -294,12 +304,13 @@ class KernelWrapper(QuantizeWrapper):
             bias = tf.zeros(kernel.shape[-1:])
         in_scale = self.input_grids()[0].scale
         high = tf.maximum(high, quantizers.NARROWEST)
-        bits = self._bits.weight_bits
+        bits = self.bits.weight_bits
         grid = fake_quant.grid_from_range(-high, high, bits, narrow=True, axis=-1)
-        scale = tf.maximum(grid.scale, tf.abs(bias) / (in_scale * LARGEST_BIAS))
+        largest_bias = LARGEST_BIAS[self.bits.activation_bits]
+        scale = tf.maximum(grid.scale, tf.abs(bias) / (in_scale * largest_bias))
         grid = dataclasses.replace(grid, scale=scale)
-        codes = kernels.quantize(kernel, grid)
-        return IntegerWeights(codes, grid, tf.round(bias / (in_scale * scale)))
+        bias_codes = tf.round(tf.cast(bias, tf.float64) / tf.cast(in_scale * scale, tf.float64))
+        return kernels.IntegerWeights(kernels.quantize(kernel, grid), grid, bias_codes)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""
@@ -307,11 +318,24 @@ class KernelWrapper(QuantizeWrapper):
         y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
 
+    def run_quantized(self, inputs: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor:
+        """The float layer with kernel and bias as quantization to other widths starts with them.
+
+        BatchNormalization must be folded.
+        """
+        flat = self._flat(self.kernel.value)
+        high = quantizers.weight_range(flat, bits)
+        kernel = quantizers.fake_quant_weights(flat, high, bits, "none") * self.kernel_gain.value
+        if self.bias is None:
+            return self.run_on(inputs, kernel, None)
+        step = in_scale * high * self.kernel_gain.value / (2 ** (bits - 1) - 1)
+        return self.run_on(inputs, kernel, tf.round(self.bias.value / step) * step)
+
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
         high = self._weight_range()
         kernel = quantizers.fake_quant_weights(
-            self._flat(self.kernel.value), high, self._bits.weight_bits, self.range_gradient
+            self._flat(self.kernel.value), high, self.bits.weight_bits, self.range_gradient
         )
         kernel = kernel * self.kernel_gain.value
         if self.batch_norm is not None:
@@ -319,7 +343,7 @@ class KernelWrapper(QuantizeWrapper):
             return self.batch_norm(self.run_on(inputs, kernel, bias), training=training)
         if self.bias is None:
             return self.run_on(inputs, kernel, None)
-        levels = 2 ** (self._bits.weight_bits - 1) - 1
+        levels = 2 ** (self.bits.weight_bits - 1) - 1
         step = self.input_grids()[0].scale * high * self.kernel_gain.value / levels
         step = tf.stop_gradient(step)
         bias = self.bias.value
@@ -328,11 +352,16 @@ class KernelWrapper(QuantizeWrapper):
         )
 
     def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Integer convolution, one multiplication, one rounding: exact below 2^24."""
+        """Integer accumulators, then the operator's way back to the codes of the output."""
         grid, out = self.input_grids()[0], self._checked_grid()
         weights = self.integer_weights()
-        total = self.run_on(kernels.centre(inputs, grid), weights.codes, weights.bias)
-        return kernels.rescale(total, grid.scale * weights.grid.scale / out.scale, out) * out.scale
+        total = kernels.accumulate(
+            lambda codes: self.run_on(codes, weights.codes, None),
+            kernels.centre(inputs, grid),
+            grid,
+        )
+        total += tf.cast(weights.bias, total.dtype)
+        return self._clamped(self.rule.simulate(total, grid, weights, out)) * out.scale
 
 
 class _Producers:
@@ -351,18 +380,18 @@ class _Producers:
         return self._wrappers[index]
 
 
-def quantized_by(tensor: keras.KerasTensor, reader: str) -> QuantizeWrapper:
-    """The wrapper whose grid `tensor` lies on, found through layers that only copy values."""
+def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
+    """The wrapper whose grid `tensor` lies on, found through layers that only copy values.
+
+    None where the values are float.
+    """
     layer, inputs = graph.origin(tensor)
     if isinstance(layer, QuantizeWrapper):
         return layer
     rule = registry.find(layer)
     if rule is None or rule.output != "same":
-        raise ValueError(
-            f"Layer {reader!r} must read quantized values. Received: the output of {layer.name!r} "
-            f"({type(layer).__name__}). Build the model with `kerasq.quantize_model`."
-        )
-    return quantized_by(inputs[0], reader)
+        return None
+    return quantized_by(inputs[0])
 
 
 def ranged(model: keras.Model) -> dict[str, quantizers.ActivationQuantizer]:

@@ -32,8 +32,9 @@ def export(
 
     Returns:
         `accuracy` of the integer kernels, `agreement` of their argmax with the simulation's on
-        the test set (both 0..1), the file's size in `bytes`, and, for both kernel sets, the worst
-        layer's difference and share of exact values (see `kerasq.compare`).
+        the test set (both 0..1), the file's size in `bytes` and that of its weights without biases
+        in `kernel_bytes`, and, for both kernel sets, the worst layer's difference and share of
+        exact values (see `kerasq.compare`).
     """
 
     def work() -> results.Figures:
@@ -43,11 +44,12 @@ def export(
         optimized = kerasq.compare(model, lite, x)
         portable = kerasq.TFLiteModel(lite.content, kernels="reference")
         reference = kerasq.compare(model, portable, x[:_REFERENCE_IMAGES])
-        print(f"{optimized}\n\n{reference}")
+        print(f"{lite}\n\n{optimized}\n\n{reference}")
         return {
             "accuracy": training.accuracy(lite.predict(x), y),
             "agreement": optimized.argmax_agreement,
             "bytes": len(lite.content),
+            "kernel_bytes": sum(t.bytes for t in lite.tensors if t.name.endswith("/kernel")),
             "optimized": parity(optimized),
             "reference": parity(reference),
         }
@@ -62,9 +64,15 @@ def parity(report: kerasq.Report) -> results.Figures:
         "argmax_agreement": report.argmax_agreement,
         "max_lsb": report.max_lsb,
         "exact": report.exact,
-        "worst_layer_max_lsb": max(layer.max_lsb for layer in report.layers),
-        "worst_layer_exact": min(layer.exact for layer in report.layers),
+        "worst_layer_max_lsb": max(x.max_lsb for x in report.layers if x.max_lsb is not None),
+        "worst_layer_exact": min(x.exact for x in report.layers if x.exact is not None),
     }
+
+
+def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
+    """Signal to quantization noise in dB: `10 log10(sum y^2 / sum (y - z)^2)`."""
+    noise = np.square(reference - outputs, dtype=np.float64).sum()
+    return float(10 * np.log10(np.square(reference, dtype=np.float64).sum() / noise))
 
 
 def measure_latency(

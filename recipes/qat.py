@@ -26,6 +26,7 @@ import keras
 from absl import app, flags, logging
 
 import kerasq
+from kerasq.scheme import SCHEMES
 from recipes import evaluation, float_stage, models, results, training
 from recipes.float_stage import FloatStage
 
@@ -43,7 +44,22 @@ _MOMENTUM = flags.DEFINE_float(
     0.0,
     1.0,
 )
-_SCHEME = flags.DEFINE_string("scheme", "w8a8", "Bit widths of weights and activations.")
+_SCHEME = flags.DEFINE_enum(
+    "scheme", "w8a8", list(SCHEMES), "Bit widths of weights and activations."
+)
+_OVERRIDES = flags.DEFINE_list(
+    "overrides", [], "Layers at another scheme: name=scheme or pattern=scheme, by commas."
+)
+_RAISE_SHARE = flags.DEFINE_float(
+    "raise_share",
+    0.0,
+    "Share of the layers, the most sensitive ones, that get --raise_to (0.2: a fifth).",
+    0.0,
+    1.0,
+)
+_RAISE_TO = flags.DEFINE_enum(
+    "raise_to", "w8a16", list(SCHEMES), "The scheme of the most sensitive layers."
+)
 _BATCH_NORM = flags.DEFINE_enum(
     "batch_norm",
     "fold",
@@ -94,12 +110,23 @@ def calibrate_settings(stage: FloatStage) -> dict[str, Any]:
         "batch_size": stage.fit.batch_size,
         "seed": stage.fit.seed,
         "scheme": _SCHEME.value,
+        "overrides": _OVERRIDES.value,
+        "raise_share": _RAISE_SHARE.value,
+        "raise_to": _RAISE_TO.value,
         "batch_norm": _BATCH_NORM.value,
         "range_gradient": _RANGE_GRADIENT.value,
         "calibration_method": _CALIBRATION_METHOD.value,
         "calibration_steps": _CALIBRATION_STEPS.value,
         "randomize_batch_norm": _RANDOMIZE_BATCH_NORM.value,
     }
+
+
+def _override(item: str) -> tuple[str, str]:
+    """Pattern and scheme of one item of --overrides."""
+    pattern, equals, scheme = item.rpartition("=")
+    if not equals:
+        raise ValueError(f"`overrides` must be pattern=scheme. Received: {item!r}.")
+    return pattern, scheme
 
 
 def fit_settings(fit: training.FitSettings) -> dict[str, Any]:
@@ -121,19 +148,41 @@ def calibrate(stage: FloatStage, directory: results.RunDirectory) -> results.Fig
         model = keras.models.load_model(directory.path / "float.keras")
         if _RANDOMIZE_BATCH_NORM.value:
             models.randomize_batch_norm(model, stage.fit.seed)
-        quantized = kerasq.quantize_model(
-            model,
-            _SCHEME.value,
-            batch_norm=_BATCH_NORM.value,
-            range_gradient=_RANGE_GRADIENT.value,
-        )
         plain = dataclasses.replace(stage.fit, augment=False)
         batches, _ = training.training_batches(stage.data.x_train, stage.data.y_train, plain)
         steps = _CALIBRATION_STEPS.value
-        kerasq.calibrate(quantized, batches.take(steps), _CALIBRATION_METHOD.value, steps=steps)
+        batches = batches.take(steps)
+        overrides = dict(_override(item) for item in _OVERRIDES.value)
+        raised: list[str] = []
+        if _RAISE_SHARE.value:
+            candidates = (_SCHEME.value, _RAISE_TO.value)
+            table = kerasq.sensitivity(
+                model, batches, candidates, method=_CALIBRATION_METHOD.value, steps=steps
+            )
+            print(table)
+            table.plot(directory.path / "sensitivity.png")
+            inputs = {x.name for x in model.inputs}
+            layers = [name for name in table.layers if name not in inputs]
+            raised = layers[: round(_RAISE_SHARE.value * len(layers))]
+            overrides |= dict.fromkeys(raised, _RAISE_TO.value)
+        quantized = kerasq.quantize_model(
+            model,
+            _SCHEME.value,
+            overrides,
+            batch_norm=_BATCH_NORM.value,
+            range_gradient=_RANGE_GRADIENT.value,
+        )
+        kerasq.calibrate(quantized, batches, _CALIBRATION_METHOD.value, steps=steps)
+        print(kerasq.summary(quantized))
         outputs = training.predict(quantized, stage.data.x_test)
+        floats = training.predict(model, stage.data.x_test)
         results.save_model(quantized, directory.path / "calibrated.keras")
-        return {"accuracy": training.accuracy(outputs, stage.data.y_test)}
+        return {
+            "accuracy": training.accuracy(outputs, stage.data.y_test),
+            "float_agreement": training.accuracy(outputs, floats.argmax(-1)),
+            "sqnr": evaluation.sqnr(floats, outputs),
+            "raised": raised,
+        }
 
     return directory.stage("calibrate", calibrate_settings(stage), ("calibrated.keras",), work)
 
@@ -190,12 +239,16 @@ def summarize(figures: dict[str, results.Figures]) -> dict[str, Any]:
     names = {
         "float_accuracy": ("float", "accuracy"),
         "calibrated_accuracy": ("calibrate", "accuracy"),
+        "calibrated_float_agreement": ("calibrate", "float_agreement"),
+        "calibrated_sqnr": ("calibrate", "sqnr"),
+        "raised": ("calibrate", "raised"),
         "finetuned_accuracy": ("finetune", "accuracy"),
         "float_finetuned_accuracy": ("float_finetune", "accuracy"),
         "tflite_accuracy": ("export", "accuracy"),
         "agreement": ("export", "agreement"),
         "float_bytes": ("latency", "float_bytes"),
         "tflite_bytes": ("export", "bytes"),
+        "kernel_bytes": ("export", "kernel_bytes"),
         "optimized_kernels": ("export", "optimized"),
         "reference_kernels": ("export", "reference"),
         "float_ms": ("latency", "float_ms"),

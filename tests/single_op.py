@@ -8,14 +8,18 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils
 
+from kerasq.export import flatbuffer
 from kerasq.grid import Grid
 
 Op = schema.BuiltinOperator
 RESOLVERS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
 _TYPES = {
+    "int4": schema.TensorType.INT4,
     "int8": schema.TensorType.INT8,
     "uint8": schema.TensorType.UINT8,
+    "int16": schema.TensorType.INT16,
     "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
     "float32": schema.TensorType.FLOAT32,
 }
 
@@ -74,8 +78,9 @@ def _tensor(model: schema.ModelT, index: int, spec: Tensor) -> schema.TensorT:
         tensor.quantization = found
     if spec.values is not None:
         buffer = schema.BufferT()
-        content = np.asarray(spec.values, spec.dtype).tobytes()
-        buffer.data = np.frombuffer(content, np.uint8)
+        packed = spec.dtype == "int4"
+        values = flatbuffer.pack(spec.values) if packed else np.asarray(spec.values, spec.dtype)
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
         model.buffers.append(buffer)
         tensor.buffer = len(model.buffers) - 1
     return tensor

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -30,6 +31,11 @@ def corrupted(lite, layer, change):
     return kerasq.TFLiteModel(flatbuffer.write(content))
 
 
+def cells(line):
+    """What a line of a printed table says, column by column."""
+    return re.split(r" {2,}", line.strip())
+
+
 def test_a_good_model_is_exact(residual):
     q, x, lite = residual
     report = kerasq.compare(q, lite, x)
@@ -38,6 +44,8 @@ def test_a_good_model_is_exact(residual):
     layers = {layer.name: layer for layer in report.layers}
     assert [layer.max_lsb for layer in report.layers] == [0] * len(layers)
     assert [layer.exact for layer in report.layers] == [1.0] * len(layers)
+    assert [layer.max_error for layer in report.layers] == [0.0] * len(layers)
+    assert {layer.dtype for layer in report.layers} == {"int8"} and report.max_error == 0.0
     assert {name: layer.op for name, layer in layers.items()} == {
         "conv": "CONV_2D",
         "branch": "CONV_2D",
@@ -58,12 +66,13 @@ def test_a_good_model_is_exact(residual):
 def test_the_table(residual):
     q, x, lite = residual
     lines = str(kerasq.compare(q, lite, x[:8])).splitlines()
-    assert lines[0].split() == ["layer", "operator", "max", "LSB", "exact"]
-    assert lines[1].split() == ["conv", "CONV_2D", "0", "100.000", "%"]
-    assert len({len(line) for line in lines[1:12]}) == 1
-    assert lines[12] == ""
-    assert lines[13].startswith("End to end, 8 samples, optimized kernels: max 0 LSB, 100.000 %")
-    assert lines[13].endswith("argmax agreement 100.000 %.")
+    assert cells(lines[0]) == ["layer", "operator", "type", "max LSB", "exact", "max error"]
+    assert set(lines[1]) == {"-", " "}
+    assert cells(lines[2]) == ["conv", "CONV_2D", "int8", "0", "100.000 %", "0"]
+    assert len({len(line) for line in lines[:13]}) == 1
+    assert lines[13] == ""
+    assert lines[14].startswith("End to end, 8 samples, optimized kernels: max 0 LSB, 100.000 %")
+    assert lines[14].endswith("max error 0, argmax agreement 100.000 %.")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +130,8 @@ def test_one_wrong_code_shows_in_its_layer_alone(residual, layer, constant):
     # One output channel of a layer is touched, all other values stay exact.
     channels = {"conv": 8, "branch": 8, "probs_linear": 10}[layer]
     assert 1 - 1 / channels - 1e-9 <= found.exact < 1.0
+    step = q.get_layer(layer).grid().numpy().scale
+    assert found.max_error == pytest.approx(found.max_lsb * step, rel=1e-4)
     assert report.exact < 1.0 and report.max_lsb > 0
 
 
@@ -137,6 +148,7 @@ def test_end_to_end_figures_against_numpy(residual):
     assert report.max_lsb == lsb.max() > 1
     assert report.exact == pytest.approx(np.mean(lsb == 0))
     assert report.within_one_lsb == pytest.approx(np.mean(lsb <= 1))
+    assert report.max_error == pytest.approx(np.abs(ours - theirs).max())
     assert report.argmax_agreement == pytest.approx(np.mean(ours.argmax(1) == theirs.argmax(1)))
     assert "probs_linear" in str(report)
 
@@ -223,22 +235,45 @@ def test_a_float_file():
 
 @pytest.mark.parametrize(
     ("exact", "text"),
-    [(1.0, "100.000 %"), (1 - 1e-9, " 99.999 %"), (0.999999, " 99.999 %"), (0.5, " 50.000 %")],
+    [(1.0, "100.000 %"), (1 - 1e-9, "99.999 %"), (0.999999, "99.999 %"), (0.5, "50.000 %")],
 )
 def test_percent_is_never_rounded_up_to_all(exact, text):
-    layer = LayerReport(name="x", op="ADD", max_lsb=1, exact=exact, values=10**9)
+    layer = LayerReport(
+        name="x", op="ADD", dtype="int8", max_lsb=1, exact=exact, max_error=0.25, values=10**9
+    )
     report = Report(
         layers=(layer,),
         max_lsb=1,
         exact=exact,
         within_one_lsb=1.0,
+        max_error=0.25,
         argmax_agreement=exact,
         samples=1,
         kernels="optimized",
     )
-    first = str(report).splitlines()[1]
-    assert first.endswith(text)
-    assert f"argmax agreement {text.strip()}." in str(report)
+    lines = str(report).splitlines()
+    assert cells(lines[2]) == ["x", "ADD", "int8", "1", text, "0.25"]
+    assert f"max 1 LSB, {text} of the outputs exact, 100.000 % within 1 LSB" in lines[-1]
+    assert f"max error 0.25, argmax agreement {text}." in lines[-1]
+
+
+def test_a_float_layer_has_no_steps_to_print():
+    layer = LayerReport(
+        name="x", op="TANH", dtype="float32", max_lsb=None, exact=None, max_error=1e-7, values=9
+    )
+    report = Report(
+        layers=(layer,),
+        max_lsb=None,
+        exact=None,
+        within_one_lsb=None,
+        max_error=1e-7,
+        argmax_agreement=1.0,
+        samples=1,
+        kernels="optimized",
+    )
+    lines = str(report).splitlines()
+    assert cells(lines[2]) == ["x", "TANH", "float32", "-", "-", "1e-07"]
+    assert "the outputs are float, max error 1e-07, argmax agreement 100.000 %." in lines[-1]
 
 
 def test_reports_are_frozen(residual):

@@ -1,5 +1,7 @@
 """Every function of `kerasq.kernels` against the interpreter, on models of one operator."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,20 +9,21 @@ import tensorflow as tf
 
 from kerasq import kernels, registry
 from kerasq.grid import Grid
+from kerasq.kernels import accumulators
 from tests.single_op import Op, Tensor, build, run
 
 CODES = np.arange(-128, 128, dtype=np.int8)
 PROBABILITY = Grid(scale=np.float32(1 / 256), zero_point=np.int32(-128))
 
 
-def grid(scale, zero_point, axis=None):
-    return Grid(scale=np.float32(scale), zero_point=np.int32(zero_point), axis=axis)
+def grid(scale, zero_point=0, axis=None, bits=8):
+    return Grid(scale=np.float32(scale), zero_point=np.int32(zero_point), axis=axis, bits=bits)
 
 
 def tensors(plain):
     """The grid as the wrappers hand it to the kernels."""
-    return Grid(
-        scale=tf.constant(plain.scale), zero_point=tf.constant(plain.zero_point, tf.float32)
+    return dataclasses.replace(
+        plain, scale=tf.constant(plain.scale), zero_point=tf.constant(plain.zero_point, tf.float32)
     )
 
 
@@ -37,8 +40,8 @@ def simulate(function, layer, codes, grids, out):
 def integers(centred, out):
     values = np.asarray(centred) + out.zero_point
     np.testing.assert_array_equal(values, np.rint(values))
-    assert values.min() >= -128 and values.max() <= 127
-    return values.astype(np.int8)
+    assert values.min() >= out.qmin and values.max() <= out.qmax
+    return values.astype(out.dtype)
 
 
 def assert_agrees(found, content, *inputs, at_most=1):
@@ -199,10 +202,14 @@ def weights_case(shape, channel_axis, seed, per_channel=True):
     return codes, weights, rng.integers(-30_000, 30_000, channels).astype(np.int32)
 
 
-def rescaled(total, source, weights, out):
-    multiplier = tf.constant(source.scale) * weights.scale / out.scale
-    centred = kernels.rescale(tf.constant(total.astype("float32")), multiplier, tensors(out))
-    return integers(centred, out)
+def rescaled(total, source, weights, out, function=accumulators.rescale, codes=None):
+    found = function(
+        tf.constant(total, tf.float64 if source.bits > 8 else tf.float32),
+        tensors(source),
+        kernels.IntegerWeights(codes, weights, None),
+        tensors(out),
+    )
+    return integers(found, out)
 
 
 def weighted(code, version, source, x, weights, w, bias, out, y, **options):
@@ -428,12 +435,26 @@ def test_pointwise_functions(name, code, seed):
     x, layer, out = (
         CODES.reshape(1, -1),
         keras.layers.Activation(name),
-        registry.ACTIVATIONS[name].grid,
+        registry.ACTIVATIONS[name].grids[8],
     )
     for scale in [*(2.0 ** rng.uniform(-12, 2, 25)), 2.0**-seed]:
         source = grid(scale, rng.integers(-128, 128))
         content = build(code, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
         assert_agrees(simulate(kernels.pointwise, layer, [x], [source], out), content, x)
+
+
+@pytest.mark.parametrize("layer", [keras.layers.ELU(), keras.layers.Activation("elu")])
+@pytest.mark.parametrize("seed", range(6))
+def test_elu(layer, seed):
+    rng = np.random.default_rng(seed)
+    x = CODES.reshape(1, -1)
+    for scale in [*(2.0 ** rng.uniform(-12, 2, 25)), 2.0**-seed]:
+        source = grid(scale, rng.integers(-128, 128))
+        for out in (grid(scale * rng.uniform(0.3, 2), rng.integers(-128, 128)), source):
+            content = build(Op.ELU, 1, [Tensor(x.shape, source), Tensor(x.shape, out)])
+            found = simulate(kernels.pointwise, layer, [x], [source], out)
+            # LiteRT has no reference kernel for ELU.
+            np.testing.assert_array_equal(found, run(content, x))
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,13 @@ def test_overrides_by_name():
     assert q.get_layer("head").scheme == "w8a8"
 
 
+@pytest.mark.parametrize("name", ["conv_norm", "conv_relu", "add_relu", "pool", "pad", "drop"])
+def test_overrides_name_layers_with_a_grid_of_their_own(name):
+    legal = r"Legal names: \['add', 'average', 'branch', 'cat', 'conv', 'gap', 'image', 'probs'\]"
+    with pytest.raises(ValueError, match=rf"own. Received: '{name}', .* which only move .*{legal}"):
+        kerasq.quantize_model(networks.residual(), overrides={name: "w8a8"})
+
+
 # Errors.
 
 
@@ -434,7 +441,7 @@ def test_not_a_model_of_ours(make, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"scheme": "w9a9"}, r"`scheme` must be one of \['.*w8a8.*'\]. Received: scheme='w9a9'"),
+        ({"scheme": "w9a9"}, r"A scheme must be one of \['.*w8a8.*'\]. Received: scheme='w9a9'"),
         (
             {"batch_norm": "drop"},
             r"`batch_norm` must be one of \['fold', 'keep'\]. Received: batch_norm='drop'",
@@ -445,7 +452,7 @@ def test_not_a_model_of_ours(make, text):
         ),
         (
             {"overrides": {"haed": "w8a8"}},
-            r"haed.*Legal names: \['hidden', 'squash_linear', 'squash', 'head'\]",
+            r"haed.*The model's layers: \['features', 'hidden', 'squash', 'head'\]",
         ),
         ({"overrides": {"head": "w1"}}, r"must be one of \['w8a8'.*Received: scheme='w1'"),
     ],
@@ -475,7 +482,7 @@ def test_every_layer_that_cannot_be_quantized_is_named():
         "'slope' (ReLU): needs negative_slope=0",
         "'gelu' (Activation): activation 'gelu'",
         "'DepthwiseConv2D'",
-        "Replace these layers, or split the model",
+        'Leave layers in float, with overrides={"<name>": "float"}, or replace them; ',
     ):
         assert line in text
     assert "'fine'" not in text
@@ -524,8 +531,12 @@ def test_nested_model_is_named():
 def test_operation_that_is_no_layer_is_named():
     inputs = keras.Input((4,), name="x")
     model = keras.Model(inputs, L.Dense(2, name="d")(inputs) * 2.0)
-    with pytest.raises(ValueError, match=r"(?i)multiply"):
+    with pytest.raises(ValueError, match=r"'multiply' \(Multiply\): this layer type has no rule"):
         kerasq.quantize_model(model)
+    # A scheme of "float" leaves layers as they are; this is none.
+    for options in ({"scheme": "float"}, {"overrides": {"*": "float"}}):
+        with pytest.raises(ValueError, match=r"'multiply' \(Multiply\): this layer type"):
+            kerasq.quantize_model(model, **options)
 
 
 def test_dense_on_rank_three():

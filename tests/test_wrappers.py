@@ -410,15 +410,21 @@ def test_config_round_trip():
 
 def test_quantized_by_looks_through_layers_that_copy():
     q = kerasq.quantize_model(networks.residual())
-    found = wrappers.quantized_by(q.get_layer("pad").output, "reader")
+    found = wrappers.quantized_by(q.get_layer("pad").output)
     assert found is q.get_layer("cat")
 
 
-def test_quantized_by_refuses_float_values():
-    model = networks.mlp()
-    text = r"Layer 'reader' must read quantized values. Received: the output of 'hidden' \(Dense\)"
-    with pytest.raises(ValueError, match=text):
-        wrappers.quantized_by(model.get_layer("hidden").output, "reader")
+def test_float_values_have_no_wrapper_and_are_refused():
+    hidden = networks.mlp().get_layer("hidden").output
+    assert wrappers.quantized_by(hidden) is None
+    assert wrappers.quantized_by(L.Dropout(0.5)(hidden)) is None
+    text = r"Layer 'reader' must read quantized values. .*among .*'hidden'.*quantize_model"
+    for layer, wrapper in (
+        (L.Dense(2, name="reader"), wrappers.KernelWrapper),
+        (L.Activation("tanh", name="reader"), wrappers.QuantizeWrapper),
+    ):
+        with pytest.raises(ValueError, match=text):
+            wrapper(layer)(hidden)
 
 
 def test_ranged_lists_every_range():

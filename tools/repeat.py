@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from kerasq import markdown
+from kerasq import tables
 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs: <out>/seed<k>.", required=True)
@@ -22,6 +22,8 @@ FIGURES = (
     ("float_accuracy", "float", 100, "%"),
     ("float_finetuned_accuracy", "float, fine-tuned alike", 100, "%"),
     ("calibrated_accuracy", "calibrated only", 100, "%"),
+    ("calibrated_float_agreement", "calibrated, same class as float", 100, "%"),
+    ("calibrated_sqnr", "calibrated, SQNR", 1, "dB"),
     ("finetuned_accuracy", "fine-tuned, simulated", 100, "%"),
     ("tflite_accuracy", "fine-tuned, .tflite", 100, "%"),
     ("agreement", "argmax agreement", 100, "%"),
@@ -32,6 +34,7 @@ FIGURES = (
     ("reference_kernels.argmax_agreement", "argmax agreement, reference kernels", 100, "%"),
     ("float_bytes", "float .tflite", 1e-3, "kB"),
     ("tflite_bytes", "integer .tflite", 1e-3, "kB"),
+    ("kernel_bytes", "its weights, without biases", 1e-3, "kB"),
     ("float_ms", "float latency", 1, "ms"),
     ("tflite_ms", "integer latency", 1, "ms"),
 )
@@ -56,7 +59,7 @@ def table(runs: list[dict]) -> str:
             scaled = np.array(values, float) * factor
             figures = (scaled.mean(), scaled.min(), scaled.max())
             rows.append([title, *(f"{value:.3f}" for value in figures), unit])
-    return markdown.table(rows)
+    return tables.markdown(rows)
 
 
 def main(argv: list[str]) -> None:

@@ -1,94 +1,167 @@
-"""First half of the export: a quantized Keras model to a QDQ flatbuffer, by TFLiteConverter."""
+"""First half of the export: a quantized Keras model to a marked float flatbuffer.
 
+TFLiteConverter rewrites a graph that has fake-quant ops: it moves them behind reshapes, repeats
+them behind operators that could keep a grid, merges them. So none are put there. Layers run in
+float, and every tensor that lies on a grid goes through a marker: an operator that TFLite does not
+have, which the converter therefore leaves where it is, with the number of the mark as its second
+operand.
+"""
+
+import dataclasses
 import re
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasq import graph, registry
 from kerasq.grid import Grid
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
-_TAG = "kerasq_op{}_"
-_TAGS = re.compile(_TAG.format(r"(\d+)"))
+# Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
+# and gives the shape of the other.
+MARKER = "Zeta"
+_SCOPE = "kerasq_layer{}_"
+_SCOPES = re.compile(_SCOPE.format(r"(\d+)"))
 
 
-class Tagger:
-    """Runs layers in float, wrappers between fake-quant ops, all under names with a number.
-
-    The converter keeps op names, so that the number leads from a tensor of the flatbuffer back to
-    the layer and to its exact grid.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a marker says of the tensor behind it.
 
     Attributes:
-        tagged: by number, the readable name of what it stands for: a layer (grid None), or a
-            fake-quantized tensor and its grid.
+        name: the layer whose output it is; "" where the marker only keeps operators apart.
+        grid: the grid that the tensor lies on; None where it is that of the tensor before it, or
+            the tensor is float.
+        quantizes: whether the layer only puts values onto the grid: QUANTIZE.
+        kernel: the grid of the layer's kernel.
+        bias: the layer's bias codes, int64.
     """
 
-    def __init__(self) -> None:
-        self.tagged: list[tuple[str, Grid | None]] = []
+    name: str = ""
+    grid: Grid | None = None
+    quantizes: bool = False
+    kernel: Grid | None = None
+    bias: np.ndarray | None = None
 
-    def _tag(self, name: str, grid: Grid | None) -> str:
-        self.tagged.append((name, grid))
-        return _TAG.format(len(self.tagged) - 1)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What `convert` returns.
+
+    Attributes:
+        content: the float flatbuffer. The signature's inputs are called "input_0", ..., its
+            outputs "output_0", ..., in the model's order.
+        marks: the marks, by number.
+        layers: names of the layers, by the number in the scope of their operators.
+    """
+
+    content: bytes
+    marks: list[Mark]
+    layers: list[str]
+
+    def layer_of(self, tensor_name: str) -> str | None:
+        """The layer that an operator's output belongs to."""
+        found = _SCOPES.search(tensor_name)
+        return self.layers[int(found.group(1))] if found else None
+
+
+class Marker:
+    """Runs the layers of a model in float, and marks their outputs.
+
+    Args:
+        model: a quantized model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.marks: list[Mark] = []
+        self.layers: list[str] = []
+        self._outputs = {id(y) for y in model.outputs}
+        self._readers: dict[int, list[keras.Layer]] = {}
+        for layer in model.layers:
+            for x in graph.origin(layer.output)[1]:
+                self._readers.setdefault(id(x), []).append(layer)
+
+    def _mark(self, x: tf.Tensor, mark: Mark) -> tf.Tensor:
+        self.marks.append(mark)
+        return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
 
     def run(self, layer: keras.Layer, inputs: Any) -> tf.Tensor:
-        """The layer's output."""
-        with tf.name_scope(self._tag(layer.name, None)):
+        """The layer's output, marked."""
+        self.layers.append(layer.name)
+        with tf.name_scope(_SCOPE.format(len(self.layers) - 1)):
             if isinstance(layer, QuantizeWrapper):
                 return self._wrapper(layer, inputs)
-            return layer(inputs)
+            rule = registry.find(layer)
+            copies = rule is not None and rule.output == "same"
+            if registry.is_dropped(layer):
+                return layer(inputs)
+            if not _fuses(layer):
+                inputs = self._apart(inputs)
+            with tf.init_scope():
+                constants = [(v, tf.constant(v.numpy())) for v in layer.variables]
+            with keras.StatelessScope(state_mapping=constants):
+                y = layer(inputs)
+            readers = self._readers.get(id(layer.output), [])
+            is_output = id(layer.output) in self._outputs
+            if len(readers) == 1 and _fuses(readers[0]) and not (is_output or copies):
+                return y
+            return self._mark(y, Mark(name=layer.name))
+
+    def _apart(self, inputs: Any) -> Any:
+        """Marks inputs, so that equal operators are not merged, nor `x + x` rewritten."""
+        return keras.tree.map_structure(lambda x: self._mark(x, Mark()), inputs)
 
     def _wrapper(self, wrapper: QuantizeWrapper, inputs: Any) -> tf.Tensor:
         with tf.init_scope():
             grid = wrapper.grid().numpy()
+        if wrapper.rule is registry.QUANTIZE:
+            return self._mark(inputs, Mark(name=wrapper.name, grid=grid, quantizes=True))
         if isinstance(wrapper, KernelWrapper):
-            y = self._kernel(wrapper, inputs)
-        elif registry.relu_limit(wrapper.layer)[0]:
-            y = tf.nn.relu(inputs)  # The range's clamp is the upper limit.
-        else:
-            y = wrapper.layer(inputs)
-        return self._fake_quant(y, wrapper.name, grid)
+            return self._kernel(wrapper, inputs, grid)
+        inputs = self._apart(inputs)
+        is_relu = registry.relu_limit(wrapper.layer)[0]
+        y = _relu(inputs if is_relu else wrapper.layer(inputs), wrapper, grid, is_relu)
+        return self._mark(y, Mark(name=wrapper.name, grid=grid))
 
-    def _kernel(self, wrapper: KernelWrapper, x: tf.Tensor) -> tf.Tensor:
+    def _kernel(self, wrapper: KernelWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:
         """The layer on constants: weights that lie on their grid already."""
         with tf.init_scope():
             weights = wrapper.integer_weights()
             kernel = (weights.codes * weights.grid.scale).numpy()
-            bias = (weights.bias * (wrapper.input_grids()[0].scale * weights.grid.scale)).numpy()
-            grid = weights.grid.numpy()
-        fake_quantized = self._fake_quant(tf.constant(kernel), f"{wrapper.name}/kernel", grid)
-        return wrapper.run_on(x, fake_quantized, tf.constant(bias))
-
-    def _fake_quant(self, x: tf.Tensor, name: str, grid: Grid) -> tf.Tensor:
-        op = "" if grid.axis is None else "_per_channel"
-        return getattr(tf.quantization, f"fake_quant_with_min_max_vars{op}")(
-            x,
-            grid.low,
-            grid.high,
-            num_bits=grid.bits,
-            narrow_range=grid.narrow,
-            name=self._tag(name, grid),
+            bias = weights.bias.numpy()
+        y = wrapper.run_on(x, tf.constant(kernel), tf.constant(bias, tf.float32))
+        mark = Mark(
+            name=wrapper.name,
+            grid=grid,
+            kernel=weights.grid.numpy(),
+            bias=bias.astype(np.int64),
         )
+        return self._mark(_relu(y, wrapper, grid), mark)
 
 
-def tags_of(tensor_name: str) -> list[int]:
-    """The numbers in the name of a tensor: one an op that the converter made it from."""
-    return [int(number) for number in _TAGS.findall(tensor_name)]
+def _relu(y: tf.Tensor, wrapper: QuantizeWrapper, grid: Grid, always: bool = False) -> tf.Tensor:
+    """The ReLU of a layer; on an asymmetric grid the clamp of the range is all of it."""
+    return tf.nn.relu(y) if always or (wrapper.relu and grid.bits > 8) else y
 
 
-def convert(model: keras.Model, batch_size: int) -> tuple[bytes, list[tuple[str, Grid | None]]]:
-    """Converts `model` to a float flatbuffer with QUANTIZE/DEQUANTIZE pairs.
+def _fuses(layer: keras.Layer) -> bool:
+    """Whether the converter can fuse a float layer into the one before it."""
+    if isinstance(layer, QuantizeWrapper):
+        return False
+    is_norm = isinstance(layer, keras.layers.BatchNormalization)
+    return is_norm or registry.relu_limit(layer)[0]
+
+
+def convert(model: keras.Model, batch_size: int) -> Converted:
+    """Converts `model` to a float flatbuffer with markers.
 
     Args:
         model: a quantized model whose ranges are known.
         batch_size: the fixed number of samples a call takes.
-
-    Returns:
-        The flatbuffer, and the name and grid of each tagged tensor. The signature's inputs are
-        called "input_0", ..., its outputs "output_0", ..., in the model's order.
     """
-    tagger = Tagger()
+    marker = Marker(model)
     # Names of our own: a user's may be Python keywords or hold characters that TensorFlow refuses.
     specs = [
         tf.TensorSpec([batch_size, *x.shape[1:]], x.dtype, name=f"input_{i}")
@@ -97,8 +170,10 @@ def convert(model: keras.Model, batch_size: int) -> tuple[bytes, list[tuple[str,
 
     @tf.function(input_signature=specs)
     def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
+        marker.marks.clear()
+        marker.layers.clear()
         inputs = keras.tree.pack_sequence_as(model.input, list(xs))
-        outputs = graph.run(model, inputs, tagger.run)
+        outputs = graph.run(model, inputs, marker.run)
         return {f"output_{i}": y for i, y in enumerate(outputs)}
 
     module = tf.Module()
@@ -106,4 +181,5 @@ def convert(model: keras.Model, batch_size: int) -> tuple[bytes, list[tuple[str,
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [serve.get_concrete_function()], module
     )
-    return converter.convert(), tagger.tagged
+    converter.allow_custom_ops = True
+    return Converted(content=converter.convert(), marks=marker.marks, layers=marker.layers)

@@ -11,16 +11,22 @@ from kerasq.grid import Grid
 Op = schema.BuiltinOperator
 Type = schema.TensorType
 
+# Four-bit codes travel as int8; in the file they are packed, two in a byte.
 NUMPY_TYPES = {
     Type.FLOAT32: np.float32,
+    Type.INT4: np.int8,
+    Type.UINT4: np.uint8,
     Type.INT8: np.int8,
     Type.UINT8: np.uint8,
     Type.INT16: np.int16,
+    Type.UINT16: np.uint16,
     Type.INT32: np.int32,
     Type.INT64: np.int64,
     Type.BOOL: np.bool_,
 }
 _TYPES = {np.dtype(value): key for key, value in NUMPY_TYPES.items()}
+_BITS = {Type.INT4: 4, Type.UINT4: 4, Type.INT8: 8, Type.UINT8: 8}
+_TYPE_NAMES = {code: name.lower() for name, code in vars(Type).items() if name[0] != "_"}
 _OP_NAMES = {code: name for name, code in vars(Op).items() if not name.startswith("_")}
 
 
@@ -44,13 +50,48 @@ def op_name(code: int) -> str:
     return _OP_NAMES[code]
 
 
+def type_name(code: int) -> str:
+    """The name of a tensor type, such as "int8"."""
+    return _TYPE_NAMES[code]
+
+
+def byte_count(model: schema.ModelT, tensor: schema.TensorT) -> int:
+    """The size of a constant tensor in the file; 0 where it is computed."""
+    data = model.buffers[tensor.buffer].data
+    return 0 if data is None else len(data)
+
+
 def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
     """The values of a constant tensor, or None where it is computed."""
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return None
-    values: np.ndarray = np.frombuffer(bytes(bytearray(data)), NUMPY_TYPES[tensor.type])
+    content = bytes(bytearray(data))
+    if tensor.type == Type.INT4:
+        return unpack(content, int(np.prod(tensor.shape))).reshape(tensor.shape)
+    values: np.ndarray = np.frombuffer(content, NUMPY_TYPES[tensor.type])
     return values.reshape(tensor.shape)
+
+
+def pack(codes: np.ndarray) -> np.ndarray:
+    """Four-bit codes two in a byte, the first in the lower half, as LiteRT reads INT4."""
+    flat = np.append(codes.ravel(), np.zeros(codes.size % 2, np.int8)).astype(np.uint8) & 15
+    return flat[0::2] | flat[1::2] << 4
+
+
+def unpack(content: bytes, count: int) -> np.ndarray:
+    """What `pack` packed, as int8."""
+    packed: np.ndarray = np.frombuffer(content, np.uint8)
+    codes = np.stack([packed & 15, packed >> 4], -1).ravel()[:count].astype(np.int8)
+    return np.where(codes > 7, codes - 16, codes).astype(np.int8)
+
+
+def pack_constant(model: schema.ModelT, tensor: schema.TensorT) -> None:
+    """Stores a constant int8 tensor of four-bit codes as INT4."""
+    codes = constant(model, tensor)
+    assert codes is not None
+    model.buffers[tensor.buffer].data = pack(codes)
+    tensor.type = Type.INT4
 
 
 def new_tensor(
@@ -93,14 +134,14 @@ def set_grid(tensor: schema.TensorT, grid: Grid) -> None:
 def grid_of(tensor: schema.TensorT) -> Grid | None:
     """The grid that a tensor's parameters describe, in signed codes; None where it has none.
 
-    The converter types fake-quantized tensors UINT8 or UINT16; codes and zero points of the signed
-    grid are lower by half the number of codes.
+    The converter types fake-quantized tensors UINT4, UINT8 or UINT16; codes and zero points of the
+    signed grid are lower by half the number of codes.
     """
     parameters = tensor.quantization
     if parameters is None or parameters.scale is None or len(parameters.scale) == 0:
         return None
-    bits = {Type.INT8: 8, Type.UINT8: 8, Type.INT16: 16, Type.UINT16: 16}.get(tensor.type, 16)
-    offset = 2 ** (bits - 1) if tensor.type in (Type.UINT8, Type.UINT16) else 0
+    bits = _BITS.get(tensor.type, 16)
+    offset = 2 ** (bits - 1) if tensor.type in (Type.UINT4, Type.UINT8, Type.UINT16) else 0
     scale = np.asarray(parameters.scale, np.float32)
     zero_point = np.asarray(parameters.zeroPoint, np.int64).astype(np.int32) - offset
     if len(scale) == 1:

@@ -1,403 +1,209 @@
-"""Second half of the export: a QDQ flatbuffer to integer kernels.
+"""Second half of the export: a marked float flatbuffer to integer kernels.
 
-An operator whose inputs come from DEQUANTIZE and whose output goes to QUANTIZE becomes the integer
-operator on the quantized tensors. `Q(DQ(x))` onto another grid becomes one QUANTIZE. Biases become
-int32 at `s_in * s_w[c]`. Grids are carried through operators that only move values, forwards and
-backwards (the converter merges equal fake-quants on both sides of a reshape).
+An operator whose output goes to the marker of its own layer becomes the integer operator, on the
+grids that the marks give. A marker that quantizes becomes QUANTIZE, from float or another grid.
+Biases become int32, or int64 under int16 activations, at `s_in * s_w[c]`. Operators that only move
+values keep the grid of their input. All others stay float, behind DEQUANTIZE.
 """
 
 import dataclasses
-import itertools
 import tempfile
-from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq.export import flatbuffer
-from kerasq.export.convert import tags_of
-from kerasq.export.flatbuffer import Op
+from kerasq import operators
+from kerasq.export import flatbuffer, signature
+from kerasq.export.builder import Builder
+from kerasq.export.convert import MARKER, Converted, Mark
 from kerasq.grid import Grid
+from kerasq.operators import KERNEL_OPS, OPERATORS
 
-# Least operator versions for int8, from LiteRT's op_version.cc. FULLY_CONNECTED 12 is the first
-# with per-channel weights: an older runtime must refuse the file, not misread it.
-VERSIONS = {
-    Op.ADD: 2,
-    Op.AVERAGE_POOL_2D: 2,
-    Op.CONCATENATION: 2,
-    Op.CONV_2D: 3,
-    Op.DEPTHWISE_CONV_2D: 3,
-    Op.FULLY_CONNECTED: 12,
-    Op.LOGISTIC: 2,
-    Op.MAX_POOL_2D: 2,
-    Op.PAD: 2,
-    Op.REDUCE_MAX: 2,
-    Op.RELU: 2,
-    Op.RELU6: 2,
-    Op.RESHAPE: 1,
-    Op.SOFTMAX: 2,
-    Op.TANH: 2,
-}
-# Operators that only move or pick values: their output has the grid of their input.
-SAME_GRID = {Op.MAX_POOL_2D, Op.PAD, Op.REDUCE_MAX, Op.RESHAPE}
-# What the constant second input of an operator is called.
-PARAMETERS = {Op.PAD: "paddings", Op.REDUCE_MAX: "axes", Op.RESHAPE: "shape"}
-WEIGHTED = {Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED}
+# The axis of the output channels in LiteRT's kernels.
+CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 # XNNPACK's delegate refuses to load a model with a multiplier s_in * s_w / s_out of 256 or more.
 LARGEST_MULTIPLIER = 256.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Boundary:
-    """What the finished model looks like from outside.
-
-    Attributes:
-        input_dtype: "int8", "uint8" or "float32".
-        output_dtype: the same choice.
-        input_names: names of the inputs in the signature, and of their tensors.
-        output_names: names of the outputs in the signature.
-        output_layers: the layers that make them, which their tensors are named for.
-    """
-
-    input_dtype: str
-    output_dtype: str
-    input_names: list[str]
-    output_names: list[str]
-    output_layers: list[str]
-
-
-def lower(content: bytes, tagged: list[tuple[str, Grid | None]], boundary: Boundary) -> bytes:
-    """Lowers a QDQ flatbuffer.
+def lower(converted: Converted, wanted: signature.Signature) -> bytes:
+    """Lowers a marked float flatbuffer.
 
     Args:
-        content: what `convert` returned.
-        tagged: readable name and exact grid by the tag in a tensor's name.
-        boundary: types and names of inputs and outputs.
+        converted: what `convert` returned.
+        wanted: types and names of inputs and outputs.
 
     Raises:
         ValueError: where an operator has no integer form, or its scales do not fit the kernel.
         RuntimeError: where the flatbuffer has no signature.
     """
-    model = flatbuffer.read(content)
+    model = flatbuffer.read(converted.content)
     if not model.signatureDefs:
         raise RuntimeError(
             "The converter must write a signature. Received: a flatbuffer without one, as happens "
             f"when its temporary files cannot be written. Make room in {tempfile.gettempdir()!r}."
         )
-    return _Lowering(model, tagged, boundary).run()
+    return _Lowering(model, converted).run(wanted)
 
 
-class _Lowering:
-    """The pass over one model: QDQ operators in, integer operators out, in the same order."""
+class _Lowering(Builder):
+    """The pass over one model: marked operators in, integer operators out, in the same order."""
 
-    def __init__(
-        self, model: schema.ModelT, tagged: list[tuple[str, Grid | None]], boundary: Boundary
-    ) -> None:
-        self.model = model
-        self.boundary = boundary
-        self.graph = model.subgraphs[0]
-        self.tagged = tagged
-        self.consumers: dict[int, list[schema.OperatorT]] = {}
+    def __init__(self, model: schema.ModelT, converted: Converted) -> None:
+        super().__init__(model)
+        self.converted = converted
+        self.marks: dict[int, Mark] = {}  # by the tensor before a marker that does not quantize
         for op in self.graph.operators:
-            for i in op.inputs:
-                self.consumers.setdefault(int(i), []).append(op)
-        # The integer tensor that stands for a tensor of the QDQ graph, and the grid of each.
+            if self._is_marker(op) and not self._mark(op).quantizes:
+                self.marks[int(op.inputs[0])] = self._mark(op)
+        # The integer tensor, or the float one, that stands for a tensor of the marked graph; and
+        # the float tensor that has the values of an integer one.
         self.codes: dict[int, int] = {}
-        self.grids: dict[int, Grid] = {}
-        self.ops: list[schema.OperatorT] = []
+        self.reals: dict[int, int] = {}
+        self.dequantized: dict[int, int] = {}
 
-    def run(self) -> bytes:
-        handlers = {
-            Op.QUANTIZE: self._quantize,
-            Op.DEQUANTIZE: self._dequantize,
-            Op.TRANSPOSE: self._transpose,
-            Op.RESHAPE: self._reshape,
-        }
+    def run(self, wanted: signature.Signature) -> bytes:
         for op in self.graph.operators:
-            handlers.get(flatbuffer.op_code(self.model, op), self._compute)(op)
-        self._inputs()
-        self._outputs()
+            mark = self.marks.get(int(op.outputs[0])) if len(op.outputs) == 1 else None
+            if self._is_marker(op):
+                self._pass(op)
+            elif mark is not None and mark.grid is not None:
+                self._compute(op, mark, mark.grid)
+            elif self._copies(op) and int(op.inputs[0]) in self.codes:
+                grid = self.grids[self.codes[int(op.inputs[0])]]
+                self._compute(op, mark or Mark(name=self._layer_name(op)), grid)
+            else:
+                self._keep(op)
+        signature.set_inputs(self, wanted)
+        signature.set_outputs(self, wanted, self.reals | self.codes)
         self.graph.operators = self.ops
-        self._distinct_names()
+        signature.distinct_names(self)
         flatbuffer.prune(self.model)
         self.model.description = b"kerasq"
         return flatbuffer.write(self.model)
 
-    # Tensors.
+    def _is_marker(self, op: schema.OperatorT) -> bool:
+        entry = self.model.operatorCodes[op.opcodeIndex]
+        return entry.customCode is not None and entry.customCode.decode() == MARKER
 
-    def _tensor(self, index: int) -> schema.TensorT:
-        return self.graph.tensors[index]
+    def _mark(self, op: schema.OperatorT) -> Mark:
+        number = self.constant(int(op.inputs[1]))
+        assert number is not None
+        return self.converted.marks[int(number)]
 
-    def _name(self, index: int) -> str:
-        return self._tensor(index).name.decode()
+    def _copies(self, op: schema.OperatorT) -> bool:
+        kind = self.op(op)
+        return kind in OPERATORS and OPERATORS[kind].copies
 
-    def _layer_name(self, index: int) -> str:
-        """The name of the layer that a tensor of the QDQ graph comes from."""
-        tags = tags_of(self._name(index))
-        return self.tagged[tags[0]][0] if tags else self._name(index)
+    def _layer_name(self, op: schema.OperatorT) -> str:
+        """The layer and kind of an operator inside a layer."""
+        name = self.name(int(op.outputs[0]))
+        return f"{self.converted.layer_of(name) or name}/{self.op(op).lower()}"
 
-    def _constant(self, index: int) -> np.ndarray | None:
-        return flatbuffer.constant(self.model, self._tensor(index))
-
-    def _add(self, name: str, shape: Any, grid: Grid, values: np.ndarray | None) -> int:
-        index = flatbuffer.new_tensor(self.model, name, shape, grid.dtype, grid, values)
-        self.grids[index] = grid
-        return index
-
-    def _quantized(self, index: int) -> tuple[str, Grid]:
-        """Name and grid of a tensor that a QUANTIZE of the QDQ graph writes."""
-        found = flatbuffer.grid_of(self._tensor(index))
-        tagged = [self.tagged[tag] for tag in tags_of(self._name(index))]
-        name, grid = next(((n, grid) for n, grid in tagged if grid is not None), ("", None))
-        if found is None or grid is None:
-            raise ValueError(
-                "Every QUANTIZE must come from a fake-quant op of kerasq's. "
-                f"Received: tensor {self._name(index)!r}."
-            )
-        agrees = np.allclose(found.scale, grid.scale, rtol=1e-4) and np.array_equal(
-            np.broadcast_to(found.zero_point, np.shape(grid.scale)), grid.zero_point
-        )
-        if not agrees:
-            raise ValueError(
-                f"The converter must keep the grid of {name!r}, {grid}. Received: {found}."
-            )
-        return name, dataclasses.replace(grid, axis=found.axis)
-
-    # Handlers, one an operator of the QDQ graph.
-
-    def _quantize(self, op: schema.OperatorT) -> None:
-        source, target = int(op.inputs[0]), int(op.outputs[0])
-        if target in self.codes:
-            return
-        name, grid = self._quantized(target)
-        values = self._constant(source)
-        shape = self._tensor(source).shape
-        if values is not None:
-            self.codes[target] = self._add(name, shape, grid, grid.quantize(values))
+    def _pass(self, op: schema.OperatorT) -> None:
+        """A marker: the tensor behind it is that before it, or QUANTIZE makes it."""
+        source, target, mark = int(op.inputs[0]), int(op.outputs[0]), self._mark(op)
+        if mark.quantizes and mark.grid is not None:
+            if source in self.codes:
+                code = self.requantized(self.codes[source], mark.name, mark.grid)
+            else:
+                code = self.add(mark.name, self.tensor(source).shape, mark.grid)
+                version = 1 if mark.grid.bits <= 8 else 2
+                self.emit("QUANTIZE", [self.reals.get(source, source)], [code], version)
+            self.codes[target] = code
         elif source in self.codes:
-            self.codes[target] = self._requantized(self.codes[source], name, grid)
+            self.codes[target] = self.codes[source]
         else:
-            self.codes[target] = self._add(name, shape, grid, None)
-            self._emit(Op.QUANTIZE, [source], [self.codes[target]], version=1)
+            self.reals[target] = self.reals.get(source, source)
+            if mark.name:
+                self.rename(self.reals[target], mark.name)
 
-    def _dequantize(self, op: schema.OperatorT) -> None:
-        self.codes[int(op.outputs[0])] = self.codes[int(op.inputs[0])]
-
-    def _transpose(self, op: schema.OperatorT) -> None:
-        """Folds the transpose of a constant; the quantized axis moves along."""
-        source = self.codes[int(op.inputs[0])]
-        values, permutation = self._constant(source), self._constant(int(op.inputs[1]))
-        if values is None or permutation is None:
-            raise self._no_integer_form(op)
-        order, grid = permutation.tolist(), self.grids[source]
-        axis = None if grid.axis is None else order.index(grid.axis % len(order))
-        values = values.transpose(order)
-        self.codes[int(op.outputs[0])] = self._add(
-            self._name(source), values.shape, dataclasses.replace(grid, axis=axis), values
-        )
-
-    def _reshape(self, op: schema.OperatorT) -> None:
-        """Folds the reshape of a constant: how the converter transposes a kernel of one unit."""
-        source = self.codes.get(int(op.inputs[0]), -1)
-        values = self._constant(source) if source >= 0 else None
-        if values is None:
-            self._compute(op)
-            return
-        output = int(op.outputs[0])
-        values = values.reshape(self._tensor(output).shape)
-        # All its axes but one have length 1, so that one scale serves every value.
-        grid = dataclasses.replace(self.grids[source], axis=0)
-        self.codes[output] = self._add(self._name(source), values.shape, grid, values)
-
-    def _compute(self, op: schema.OperatorT) -> None:
-        code = flatbuffer.op_code(self.model, op)
-        if code in SAME_GRID and int(op.inputs[0]) in self.graph.inputs:
-            self._quantize_early(op)
-        inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
-        if code not in VERSIONS or inputs[0] not in self.grids or len(op.outputs) != 1:
-            raise self._no_integer_form(op)
-        if code in SAME_GRID and getattr(op.builtinOptions, "fusedActivationFunction", False):
-            self._pool_then_relu(op, inputs)
-            return
-        output = self._output(op, code, self.grids[inputs[0]])
-        grid, name = self.grids[output], self._name(output)
-        if code == Op.CONCATENATION:
-            inputs = [
-                self._requantized(tensor, f"{name}/input_{i}", grid)
-                for i, tensor in enumerate(inputs)
-            ]
-        if code in WEIGHTED:
-            inputs[2:] = [self._bias(op, inputs, name, grid)]
-        self._finish(op, inputs, output)
-
-    def _finish(self, op: schema.OperatorT, inputs: list[int], output: int) -> None:
-        """Puts an operator of the QDQ graph onto integer tensors."""
-        code, name = flatbuffer.op_code(self.model, op), self._name(output)
-        op.inputs, op.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
-        for i, tensor in enumerate(inputs[1:], start=1):
-            if tensor not in self.grids and code not in WEIGHTED:
-                self._tensor(tensor).name = f"{name}/{PARAMETERS.get(code, f'input_{i}')}".encode()
-        version = max(VERSIONS[code], self.model.operatorCodes[op.opcodeIndex].version)
-        op.opcodeIndex = flatbuffer.code_index(self.model, code, version)
+    def _keep(self, op: schema.OperatorT) -> None:
+        """Keeps a float operator; what it reads in codes is dequantized."""
+        if self.op(op) == "CUSTOM":
+            raise self._no_such_operator(op)
+        op.inputs = np.array([self._real(int(i)) for i in op.inputs], np.int32)
+        for i in map(int, op.outputs):
+            self.rename(i, self._layer_name(op))
         self.ops.append(op)
 
-    def _pool_then_relu(self, op: schema.OperatorT, inputs: list[int]) -> None:
-        """Undoes the fusion of a ReLU that has a grid of its own into the pooling before it."""
-        real = int(op.outputs[0])
-        (target,) = (int(q.outputs[0]) for q in self._readers(real, Op.QUANTIZE))
-        name, grid = self._quantized(target)
-        pool = next(self.tagged[tag][0] for tag in reversed(tags_of(self._name(real))))
-        shape = self._tensor(real).shape
-        pooled = self._add(pool, shape, self.grids[inputs[0]], None)
-        op.builtinOptions.fusedActivationFunction = 0
-        self._finish(op, inputs, pooled)
-        self.codes[real] = self.codes[target] = self._add(name, shape, grid, None)
-        self._emit(Op.RELU, [pooled], [self.codes[target]], VERSIONS[Op.RELU])
+    def _real(self, index: int) -> int:
+        """The float tensor that stands for a tensor of the marked graph."""
+        if index not in self.codes:
+            return self.reals.get(index, index)
+        code = self.codes[index]
+        if code not in self.dequantized:
+            name, shape = f"{self.name(code)}_float", self.tensor(code).shape
+            real = flatbuffer.new_tensor(self.model, name, shape, np.float32)
+            self.emit("DEQUANTIZE", [code], [real])
+            self.dequantized[code] = real
+        return self.dequantized[code]
 
-    def _quantize_early(self, op: schema.OperatorT) -> None:
-        """Quantizes an input of the graph that the converter reshapes before its fake-quant."""
-        source = int(op.inputs[0])
-        if source not in self.codes:
-            name, grid = self._grid_ahead(op, int(op.outputs[0]))
-            self.codes[source] = self._add(name, self._tensor(source).shape, grid, None)
-            self._emit(Op.QUANTIZE, [source], [self.codes[source]], version=1)
-
-    def _output(self, op: schema.OperatorT, code: int, input_grid: Grid) -> int:
-        """The integer tensor that `op` writes; the QUANTIZE behind it then has nothing to do."""
-        real = int(op.outputs[0])
-        targets = [int(q.outputs[0]) for q in self._readers(real, Op.QUANTIZE)]
-        if targets and not (code in SAME_GRID and self._differs(targets[0], input_grid)):
-            grid = self._quantized(targets[0])[1]
-        elif code in SAME_GRID:
-            grid = input_grid
+    def _compute(self, op: schema.OperatorT, mark: Mark, grid: Grid) -> None:
+        """Puts an operator of the marked graph onto integer tensors."""
+        kind = self.op(op)
+        inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
+        if kind not in OPERATORS or inputs[0] not in self.grids:
+            raise self._no_integer_form(op, mark)
+        if kind == "CONCATENATION":
+            inputs = [
+                self.requantized(tensor, f"{mark.name}/input_{i}", grid)
+                for i, tensor in enumerate(inputs)
+            ]
+        bits, weight_bits = self.grids[inputs[0]].bits, 8
+        if kind in KERNEL_OPS:
+            weight_bits = self._weights(op, inputs, mark, grid)
         else:
-            grid = self._grid_ahead(op, real)[1]
-        name = self._layer_name(real)
-        output = self._add(name, self._tensor(real).shape, grid, None)
-        self.codes[real] = output
-        for target in targets:
-            if not self._differs(target, grid):
-                self.codes[target] = output
-        return output
+            for i, tensor in enumerate(inputs[1:], start=1):
+                if tensor not in self.grids:
+                    parameter = OPERATORS[kind].parameter or f"input_{i}"
+                    self.rename(tensor, f"{mark.name}/{parameter}")
+        if kind == "ADD":
+            op.builtinOptions.potScaleInt16 = False
+        output = self.add(mark.name, self.tensor(int(op.outputs[0])).shape, grid)
+        self.codes[int(op.outputs[0])] = output
+        op.inputs, op.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        entry = self.model.operatorCodes[op.opcodeIndex]
+        version = max(operators.version(kind, weight_bits, bits), entry.version)
+        op.opcodeIndex = flatbuffer.code_index(self.model, entry.builtinCode, version)
+        self.ops.append(op)
 
-    def _readers(self, tensor: int, code: int) -> list[schema.OperatorT]:
-        return [
-            op
-            for op in self.consumers.get(tensor, [])
-            if flatbuffer.op_code(self.model, op) == code
-        ]
+    def _weights(self, op: schema.OperatorT, inputs: list[int], mark: Mark, out: Grid) -> int:
+        """Replaces float kernel and bias by codes; returns the kernel's bits.
 
-    def _differs(self, target: int, grid: Grid) -> bool:
-        return not self._quantized(target)[1].equals(grid)
-
-    def _grid_ahead(self, op: schema.OperatorT, real: int) -> tuple[str, Grid]:
-        """Name and grid of the QUANTIZE behind the operators ahead that only move values."""
-        for reader in self.consumers.get(real, []):
-            code = flatbuffer.op_code(self.model, reader)
-            if code == Op.QUANTIZE:
-                return self._quantized(int(reader.outputs[0]))
-            if code in SAME_GRID:
-                return self._grid_ahead(op, int(reader.outputs[0]))
-        raise self._no_integer_form(op)
-
-    def _requantized(self, tensor: int, name: str, grid: Grid) -> int:
-        if self.grids[tensor].equals(grid):
-            return tensor
-        output = self._add(name, self._tensor(tensor).shape, grid, None)
-        self._emit(Op.QUANTIZE, [tensor], [output], version=2)
-        return output
-
-    def _bias(self, op: schema.OperatorT, inputs: list[int], name: str, out: Grid) -> int:
-        """The bias as int32 (int64 under int16 activations) at `s_in * s_w[c]`."""
-        grid, weights = self.grids[inputs[0]], self.grids[inputs[1]]
-        scale = np.float32(grid.scale) * np.asarray(weights.scale, np.float32)
-        if (scale / out.scale >= LARGEST_MULTIPLIER).any():
+        The bias is int32 at `s_in * s_w[c]`, or int64 under int16 activations.
+        """
+        kind, grid = self.op(op), self.grids[inputs[0]]
+        values = self.constant(inputs[1])
+        if values is None or mark.kernel is None or mark.bias is None:
+            raise self._no_integer_form(op, mark)
+        kernel = dataclasses.replace(mark.kernel, axis=CHANNELS[kind])
+        scale = np.float32(grid.scale) * np.asarray(kernel.scale, np.float32)
+        if grid.bits <= 8 and (scale / out.scale >= LARGEST_MULTIPLIER).any():
             raise ValueError(
-                f"The output range of layer {name!r} must not be far narrower than its "
+                f"The output range of layer {mark.name!r} must not be far narrower than its "
                 f"accumulators: s_in * s_w / s_out must be below {LARGEST_MULTIPLIER}. Received: "
                 f"{np.max(scale / out.scale):.3g}. The layer's output was (almost) constant in "
                 "the data seen: calibrate on other data, or remove the layer."
             )
-        has_bias = len(op.inputs) > 2 and op.inputs[2] >= 0
-        constant = self._constant(int(op.inputs[2])) if has_bias else None
-        values = np.zeros(scale.shape) if constant is None else constant
+        inputs[1] = self.add(f"{mark.name}/kernel", values.shape, kernel, kernel.quantize(values))
+        if operators.packs(kind, kernel.bits, grid.bits):
+            flatbuffer.pack_constant(self.model, self.tensor(inputs[1]))
         dtype = np.int64 if grid.bits > 8 else np.int32
         bias = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=0)
-        return flatbuffer.new_tensor(
-            self.model, f"{name}/bias", values.shape, dtype, bias, np.rint(values / scale)
-        )
+        name, shape = f"{mark.name}/bias", mark.bias.shape
+        inputs[2:] = [flatbuffer.new_tensor(self.model, name, shape, dtype, bias, mark.bias)]
+        return kernel.bits
 
-    def _emit(self, code: int, inputs: list[int], outputs: list[int], version: int) -> None:
-        self.ops.append(flatbuffer.new_op(self.model, code, inputs, outputs, version))
-
-    def _no_integer_form(self, op: schema.OperatorT) -> ValueError:
-        kind = flatbuffer.op_name(flatbuffer.op_code(self.model, op))
+    def _no_integer_form(self, op: schema.OperatorT, mark: Mark) -> ValueError:
         return ValueError(
             "Every operator must have an integer form. Received: "
-            f"{kind} at {self._name(int(op.outputs[0]))!r}, which the lowering does not know."
+            f"{self.op(op)} at {mark.name!r}, which the lowering does not know."
         )
 
-    # The outside.
-
-    def _inputs(self) -> None:
-        """Gives inputs their type: the QUANTIZE behind one goes, or reads unsigned codes."""
-        signature, boundary = self.model.signatureDefs[0], self.boundary
-        ends = {end.name.decode(): end for end in signature.inputs}
-        signature.inputs = [ends[f"input_{i}"] for i in range(len(ends))]
-        for end, name in zip(signature.inputs, boundary.input_names, strict=True):
-            real, end.name = end.tensorIndex, name.encode()
-            self._tensor(real).name = name.encode()
-            if boundary.input_dtype == "float32":
-                continue
-            op = next(op for op in self.ops if int(op.inputs[0]) == real)
-            code = int(op.outputs[0])
-            end.tensorIndex = self._typed(code, name, boundary.input_dtype)
-            if boundary.input_dtype == "int8":
-                self.ops = [o for o in self.ops if o is not op]
-                self._tensor(code).name = name.encode()
-            else:
-                op.inputs = np.array([end.tensorIndex], np.int32)
-                op.opcodeIndex = flatbuffer.code_index(self.model, Op.QUANTIZE, 2)
-        self.graph.inputs = [end.tensorIndex for end in signature.inputs]
-
-    def _outputs(self) -> None:
-        """Gives outputs their type, through a QUANTIZE or DEQUANTIZE where it is not int8."""
-        signature, boundary = self.model.signatureDefs[0], self.boundary
-        ends = {end.name.decode(): end for end in signature.outputs}
-        signature.outputs = [ends[f"output_{i}"] for i in range(len(ends))]
-        named: set[int] = set()
-        for end, name, layer in zip(
-            signature.outputs, boundary.output_names, boundary.output_layers, strict=True
-        ):
-            code, end.name = self.codes[end.tensorIndex], name.encode()
-            if code not in named:
-                self._tensor(code).name = layer.encode()
-                named.add(code)
-            dtype = boundary.output_dtype
-            end.tensorIndex = self._typed(code, f"{layer}_{dtype}", dtype)
-            if end.tensorIndex != code:
-                kind = Op.DEQUANTIZE if dtype == "float32" else Op.QUANTIZE
-                self._emit(kind, [code], [end.tensorIndex], version=2)
-        self.graph.outputs = [end.tensorIndex for end in signature.outputs]
-
-    def _distinct_names(self) -> None:
-        """Numbers names that several tensors have; the last operator's output keeps it as it is."""
-        outputs = [int(i) for op in reversed(self.ops) for i in op.outputs]
-        others = [int(i) for op in self.ops for i in op.inputs if i >= 0]
-        taken: set[str] = set()
-        for index in dict.fromkeys(outputs + others):
-            name = self._name(index)
-            numbered = (f"{name}/{i}" for i in itertools.count(1))
-            distinct = next(n for n in itertools.chain([name], numbered) if n not in taken)
-            taken.add(distinct)
-            self._tensor(index).name = distinct.encode()
-
-    def _typed(self, code: int, name: str, dtype: str) -> int:
-        """`code` itself, or a new tensor of the same shape that is float or has unsigned codes."""
-        if dtype == "int8":
-            return code
-        grid, shape = self.grids[code], self._tensor(code).shape
-        if dtype == "float32":
-            return flatbuffer.new_tensor(self.model, name, shape, np.float32)
-        unsigned = dataclasses.replace(grid, zero_point=grid.zero_point + 128)
-        return flatbuffer.new_tensor(self.model, name, shape, np.uint8, unsigned)
+    def _no_such_operator(self, op: schema.OperatorT) -> ValueError:
+        code = self.model.operatorCodes[op.opcodeIndex].customCode.decode()
+        name = self.name(int(op.outputs[0]))
+        return ValueError(
+            "Every float operator must be one that LiteRT has. Received: TensorFlow's "
+            f"{code} in layer {self.converted.layer_of(name) or name!r}. Replace the layer."
+        )

@@ -6,32 +6,37 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph
+from kerasq import graph, registry
 from kerasq.export.convert import convert
-from kerasq.export.lower import Boundary, lower
+from kerasq.export.lower import lower
+from kerasq.export.signature import Signature
 from kerasq.files import check_writable
 from kerasq.runtime import TFLiteModel
-from kerasq.wrappers import ranged, require_quantized
+from kerasq.scheme import FLOAT_BITS
+from kerasq.wrappers import QuantizeWrapper, quantized_by, ranged, require_quantized
 
-DTYPES = ("int8", "uint8", "float32")
+DTYPES = ("int8", "int16", "uint8", "float32")
 
 
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike | None = None,
-    input_dtype: str = "int8",
-    output_dtype: str = "int8",
+    input_dtype: str | None = None,
+    output_dtype: str | None = None,
     batch_size: int = 1,
 ) -> TFLiteModel:
     """Exports a quantized model to LiteRT's integer kernels.
 
-    The model is converted to a flatbuffer with QUANTIZE/DEQUANTIZE pairs, then lowered to integer
-    operators. It has been loaded by the interpreter, and run, before anything is written.
+    The model is converted to a float flatbuffer that is marked, then lowered to integer operators.
+    It has been loaded by the interpreter, and run, before anything is written. What stays in
+    float, or could not be packed, is printed; `print(lite)` shows all operators.
 
     Args:
         model: what `quantize_model` returned, calibrated or trained.
         path: where to write the file, or None not to. It is written whole or not at all.
-        input_dtype: type of the model's inputs: "int8", "uint8" or "float32".
+        input_dtype: type of the model's inputs: None for the integers of their own grids (int8,
+            or int16 where the scheme says so), which "int8" and "int16" insist on, or "uint8" or
+            "float32". An input that stays float is float32 in any case.
         output_dtype: type of its outputs: the same choice.
         batch_size: the fixed number of samples that one call takes.
 
@@ -50,15 +55,17 @@ def export_tflite(
         >>> [op.name for op in lite.ops], lite.float_ops
         (['FULLY_CONNECTED'], [])
     """
-    for name, value in (("input_dtype", input_dtype), ("output_dtype", output_dtype)):
-        if value not in DTYPES:
-            raise ValueError(f"`{name}` must be one of {list(DTYPES)}. Received: {name}={value!r}.")
     is_integer = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if not is_integer or batch_size < 1:
         raise ValueError(
             f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}."
         )
     require_quantized(model)
+    input_bits = [_input_bits(model, x) for x in model.inputs]
+    input_dtype = _dtype("input_dtype", input_dtype, input_bits)
+    wrappers = [quantized_by(y) for y in model.outputs]
+    output_bits = [wrapper.bits.activation_bits for wrapper in wrappers if wrapper]
+    output_dtype = _dtype("output_dtype", output_dtype, output_bits)
     for x in model.inputs:
         if None in x.shape[1:]:
             raise ValueError(
@@ -69,19 +76,56 @@ def export_tflite(
     if path is not None:
         check_writable(path)
     _check_observed(model)
-    content, tagged = convert(model, int(batch_size))
-    boundary = Boundary(
+    converted = convert(model, int(batch_size))
+    signature = Signature(
         input_dtype=input_dtype,
         output_dtype=output_dtype,
+        float_inputs=[bits == FLOAT_BITS for bits in input_bits],
         input_names=[x.name for x in model.inputs],
         output_names=_output_names(model),
-        output_layers=[graph.origin(y)[0].name for y in model.outputs],
+        output_layers=[_maker(y) for y in model.outputs],
     )
-    lite = TFLiteModel(lower(content, tagged, boundary))
+    lite = TFLiteModel(lower(converted, signature))
     lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])
     if path is not None:
         lite.save(path)
+    for line in lite.remarks():
+        print(line)
     return lite
+
+
+def _input_bits(model: keras.Model, x: keras.KerasTensor) -> int:
+    """The width of an input's own grid; 32 where it stays float."""
+    widths = [
+        layer.bits.activation_bits
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper)
+        and layer.is_input
+        and graph.origin(layer.output)[1][0] is x
+    ]
+    return widths[0] if widths else FLOAT_BITS
+
+
+def _maker(tensor: keras.KerasTensor) -> str:
+    """The layer that computes a tensor: not one that is dropped, such as Dropout."""
+    layer, inputs = graph.origin(tensor)
+    return _maker(inputs[0]) if registry.is_dropped(layer) else layer.name
+
+
+def _dtype(name: str, dtype: str | None, widths: list[int]) -> str | None:
+    """`dtype`, or None where it is what the ends of the model have anyway; checked."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(
+            f"`{name}` must be one of {list(DTYPES)}, or None. Received: {name}={dtype!r}."
+        )
+    wanted = {"int8": 8, "uint8": 8, "int16": 16}.get(str(dtype))
+    wrong = sorted({bits for bits in widths if bits not in (wanted, FLOAT_BITS)})
+    if wanted and wrong:
+        raise ValueError(
+            f"`{name}` must fit the grids of the model. Received: {name}={dtype!r} where grids "
+            f"have {wrong} bits. Use None, or give the layer another scheme."
+        )
+    return dtype if dtype in ("uint8", "float32") else None
 
 
 def _check_observed(model: keras.Model) -> None:

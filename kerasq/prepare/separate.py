@@ -8,7 +8,9 @@ from kerasq import graph as graphs
 from kerasq import registry
 
 
-def separate(model: keras.Model) -> keras.Model:
+def separate(
+    model: keras.Model, keep: frozenset[str] = frozenset()
+) -> tuple[keras.Model, dict[str, str]]:
     """Returns an equal model in which no layer stands for two integer kernels.
 
     - A layer with a kernel and an activation becomes two: "<name>" and its ReLU, "<name>_relu"
@@ -23,11 +25,25 @@ def separate(model: keras.Model) -> keras.Model:
 
     Args:
         model: a built Sequential or Functional model; it is not changed.
+        keep: names of the layers that stay as they are.
+
+    Returns:
+        The new model, and by name of each of its layers the name of the layer it comes from.
     """
     graph = graphs.read(model)
+    owners: dict[str, str] = {}
 
     def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        before = {id(x) for x in graphs.symbolic((args, kwargs))}
+        output = replace(node, *args, **kwargs)
+        for layer in graphs.between(before, output):
+            owners[layer.name] = node.layer.name
+        return output
+
+    def replace(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
+        if layer.name in keep:
+            return graphs.copy_call(layer, *args, **kwargs)
         rule = registry.find(layer)
         activation = registry.activation_name(layer)
         if rule is not None and rule.kernel is not None and activation != "linear":
@@ -47,7 +63,7 @@ def separate(model: keras.Model) -> keras.Model:
             return _pool_whole_image(graph, layer, args[0])
         return graphs.copy_call(layer, *args, **kwargs)
 
-    return graphs.rewrite(graph, call)
+    return graphs.rewrite(graph, call), owners
 
 
 def _pool_whole_image(

@@ -1,13 +1,13 @@
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import kerasq
+from kerasq import graph
 from kerasq.export import convert, flatbuffer, lower
 from kerasq.export.flatbuffer import Op
+from kerasq.export.signature import Signature
 from kerasq.grid import Grid
 from kerasq.runtime import TFLiteModel
 from tests import networks
@@ -15,110 +15,131 @@ from tests import networks
 L = keras.layers
 ONE = Grid.from_range(-1.0, 1.0)
 TWO = Grid.from_range(-0.5, 2.0)
+HALF = Grid(scale=np.float32(1 / 128), zero_point=np.int32(0))
 
 
 class Traced:
-    """A function of float tensors with fake-quant ops, converted and lowered."""
+    """A function of float tensors with markers, converted and lowered."""
 
     def __init__(self):
-        self.tagged = []
+        self.marks = []
 
-    def fake_quant(self, x, grid, name):
-        self.tagged.append((name, grid))
-        return tf.quantization.fake_quant_with_min_max_vars(
-            x,
-            grid.low,
-            grid.high,
-            num_bits=grid.bits,
-            name=convert._TAG.format(len(self.tagged) - 1),
-        )
+    def mark(self, x, grid, name="", quantizes=False):
+        self.marks.append(convert.Mark(name=name, grid=grid, quantizes=quantizes))
+        return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
 
-    def lower(self, function, shape, input_dtype="int8", output_dtype="int8"):
+    def lower(self, function, shape, input_dtype=None, output_dtype=None):
         @tf.function(input_signature=[tf.TensorSpec(shape, name="input_0")])
         def serve(x):
-            self.tagged.clear()
+            self.marks.clear()
             return {"output_0": function(x)}
 
         module = tf.Module()
         module.serve = serve
-        content = tf.lite.TFLiteConverter.from_concrete_functions(
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [serve.get_concrete_function()], module
-        ).convert()
-        boundary = lower.Boundary(
+        )
+        converter.allow_custom_ops = True
+        signature = Signature(
             input_dtype=input_dtype,
             output_dtype=output_dtype,
+            float_inputs=[False],
             input_names=["x"],
             output_names=["y"],
             output_layers=["layer"],
         )
-        return TFLiteModel(lower.lower(content, self.tagged, boundary))
+        converted = convert.Converted(content=converter.convert(), marks=self.marks, layers=[])
+        return TFLiteModel(lower.lower(converted, signature))
 
 
 def names(lite):
     return [op.name for op in lite.ops]
 
 
-# Grids through operators that only move values (design.md, fact 15).
+def on(grid, x):
+    return grid.dequantize(grid.quantize(x))
 
 
-def test_equal_grids_around_a_reshape():
+# Grids through operators that only move values.
+
+
+def test_a_reshape_keeps_the_grid_of_its_input():
     traced = Traced()
-
-    def function(x):
-        x = tf.reshape(traced.fake_quant(x, ONE, "a"), [1, 6])
-        return traced.fake_quant(x, ONE, "b")
-
-    lite = traced.lower(function, [1, 2, 3])
+    lite = traced.lower(
+        lambda x: tf.reshape(traced.mark(x, ONE, "a", quantizes=True), [1, 6]), [1, 2, 3]
+    )
     assert names(lite) == ["RESHAPE"]
     for tensor in (*lite.inputs, *lite.outputs):
         assert (tensor.grid.scale, tensor.grid.zero_point) == (ONE.scale, ONE.zero_point)
     x = np.linspace(-2, 2, 6, dtype="f").reshape(1, 2, 3)
-    np.testing.assert_array_equal(lite.predict(x), ONE.dequantize(ONE.quantize(x)).reshape(1, 6))
+    np.testing.assert_array_equal(lite.predict(x), on(ONE, x).reshape(1, 6))
 
 
-def test_different_grids_around_a_reshape_need_one_quantize():
+def test_another_grid_behind_a_reshape_is_one_quantize():
     traced = Traced()
 
     def function(x):
-        x = tf.reshape(traced.fake_quant(x, ONE, "a"), [1, 6])
-        return traced.fake_quant(x, TWO, "b")
+        x = tf.reshape(traced.mark(x, ONE, "a", quantizes=True), [1, 6])
+        return traced.mark(x, TWO, "b", quantizes=True)
 
     lite = traced.lower(function, [1, 2, 3])
-    assert sorted(names(lite)) == ["QUANTIZE", "RESHAPE"]
+    assert names(lite) == ["RESHAPE", "QUANTIZE"]
     x = np.linspace(-2, 2, 6, dtype="f").reshape(1, 2, 3)
-    expected = TWO.dequantize(TWO.quantize(ONE.dequantize(ONE.quantize(x)))).reshape(1, 6)
-    np.testing.assert_allclose(lite.predict(x), expected, atol=TWO.scale * 1.01)
-    assert (lite.outputs[0].grid.scale, lite.outputs[0].grid.zero_point) == (
-        TWO.scale,
-        TWO.zero_point,
+    np.testing.assert_allclose(
+        lite.predict(x), on(TWO, on(ONE, x)).reshape(1, 6), atol=TWO.scale * 1.01
     )
-
-
-def test_the_grid_behind_a_reshape_is_that_of_the_operator_before_it():
-    traced = Traced()
-
-    def function(x):
-        x = tf.tanh(traced.fake_quant(x, TWO, "a"))
-        fixed = Grid(scale=np.float32(1 / 128), zero_point=np.int32(0))
-        return traced.fake_quant(tf.reshape(x, [1, 6]), fixed, "b")
-
-    lite = traced.lower(function, [1, 2, 3])
-    assert names(lite) == ["TANH", "RESHAPE"]
-    tanh = next(t for t in lite.tensors if t.name == lite.ops[0].outputs[0])
-    assert tanh.grid.scale == lite.outputs[0].grid.scale == np.float32(1 / 128)
-    x = np.linspace(-0.5, 2, 6, dtype="f").reshape(1, 2, 3)
-    np.testing.assert_allclose(lite.predict(x), np.tanh(x).reshape(1, 6), atol=0.02)
+    assert lite.outputs[0].grid.equals(TWO)
 
 
 def test_requantization_in_a_row_is_one_quantize():
     traced = Traced()
     lite = traced.lower(
-        lambda x: traced.fake_quant(traced.fake_quant(x, ONE, "a"), TWO, "b"), [1, 4]
+        lambda x: traced.mark(traced.mark(x, ONE, "a", quantizes=True), TWO, "b", quantizes=True),
+        [1, 4],
     )
     assert names(lite) == ["QUANTIZE"]
     x = np.array([[-1.0, -0.3, 0.4, 0.9]], "f")
-    expected = TWO.dequantize(TWO.quantize(ONE.dequantize(ONE.quantize(x))))
+    np.testing.assert_allclose(lite.predict(x), on(TWO, on(ONE, x)), atol=TWO.scale * 1.01)
+
+
+def test_quantizing_onto_the_same_grid_is_nothing():
+    traced = Traced()
+    lite = traced.lower(
+        lambda x: traced.mark(
+            traced.mark(tf.tanh(traced.mark(x, ONE, "a", quantizes=True)), HALF, "tanh"),
+            HALF,
+            "again",
+            quantizes=True,
+        ),
+        [1, 4],
+    )
+    assert names(lite) == ["TANH"]
+
+
+# What stays float.
+
+
+def test_an_operator_without_its_own_marker_stays_float():
+    traced = Traced()
+
+    def function(x):
+        x = traced.mark(x, ONE, "a", quantizes=True)
+        y = traced.mark(tf.sin(x), None, "sine")
+        return traced.mark(y + x, TWO, "b", quantizes=True)
+
+    lite = traced.lower(function, [1, 4])
+    assert names(lite) == ["DEQUANTIZE", "SIN", "ADD", "QUANTIZE"]
+    assert [op.name for op in lite.float_ops] == ["SIN", "ADD"]
+    x = np.array([[-1.0, -0.3, 0.4, 0.9]], "f")
+    expected = on(TWO, np.sin(on(ONE, x)) + on(ONE, x))
     np.testing.assert_allclose(lite.predict(x), expected, atol=TWO.scale * 1.01)
+
+
+def test_a_float_output():
+    traced = Traced()
+    lite = traced.lower(lambda x: tf.tanh(traced.mark(x, ONE, "a", quantizes=True)), [1, 4])
+    assert names(lite) == ["DEQUANTIZE", "TANH"]
+    assert lite.outputs[0].name == "layer" and lite.outputs[0].dtype == np.float32
 
 
 # What cannot be lowered.
@@ -126,46 +147,24 @@ def test_requantization_in_a_row_is_one_quantize():
 
 def test_an_operator_without_integer_form_is_named():
     traced = Traced()
-    with pytest.raises(ValueError, match=r"Every operator must have an integer form.* SIN at"):
-        traced.lower(
-            lambda x: traced.fake_quant(tf.sin(traced.fake_quant(x, ONE, "a")), ONE, "b"), [1, 4]
-        )
-
-
-def test_an_operator_on_float_values_is_named():
-    traced = Traced()
-    with pytest.raises(ValueError, match=r"Every operator must have an integer form.* TANH at"):
-        traced.lower(lambda x: traced.fake_quant(tf.tanh(x), ONE, "a"), [1, 4])
-
-
-def test_an_output_without_a_grid_is_named():
-    traced = Traced()
-    with pytest.raises(ValueError, match=r"Every operator must have an integer form.* TANH at"):
-        traced.lower(lambda x: tf.tanh(traced.fake_quant(x, ONE, "a")), [1, 4])
-
-
-def test_a_fake_quant_of_someone_else():
-    traced = Traced()
-    text = "Every QUANTIZE must come from a fake-quant op of kerasq"
+    text = r"Every operator must have an integer form. Received: SIN at 'b'"
     with pytest.raises(ValueError, match=text):
         traced.lower(
-            lambda x: tf.quantization.fake_quant_with_min_max_vars(x, -1.0, 1.0, name="other"),
+            lambda x: traced.mark(tf.sin(traced.mark(x, ONE, "a", quantizes=True)), ONE, "b"),
             [1, 4],
         )
 
 
-@pytest.mark.parametrize("change", [{"scale": ONE.scale * 1.01}, {"zero_point": np.int32(5)}])
-def test_a_grid_that_the_converter_changed(change):
+def test_an_integer_operator_on_float_values_is_named():
     traced = Traced()
+    with pytest.raises(ValueError, match=r"must have an integer form. Received: TANH at 'a'"):
+        traced.lower(lambda x: traced.mark(tf.tanh(x), ONE, "a"), [1, 4])
 
-    def function(x):
-        x = tf.tanh(traced.fake_quant(x, ONE, "a"))
-        y = traced.fake_quant(x, ONE, "layer")
-        traced.tagged[1] = ("layer", dataclasses.replace(ONE, **change))
-        return y
 
-    with pytest.raises(ValueError, match="The converter must keep the grid of 'layer'"):
-        traced.lower(function, [1, 4])
+def test_an_operator_that_litert_does_not_have():
+    traced = Traced()
+    with pytest.raises(ValueError, match=r"must be one that LiteRT has. Received: .* Digamma"):
+        traced.lower(lambda x: tf.math.digamma(traced.mark(x, ONE, "a", quantizes=True)), [1, 4])
 
 
 def test_an_output_range_that_no_kernel_reaches():
@@ -254,25 +253,43 @@ def test_nothing_is_left_over_in_the_file():
     assert len(lite.content) < kernels + 8000
 
 
-# The oracle: the converter's own lowering (design.md, facts 2 and 14).
+# The oracle: the converter's own lowering of fake-quant ops.
 
 
-def oracle(q, monkeypatch, dtype=tf.int8):
-    """The same concrete function, lowered by the converter itself."""
-    seen = []
-    real = tf.lite.TFLiteConverter.from_concrete_functions
+def oracle(q):
+    """What the converter itself makes of the model with fake-quant ops."""
 
-    def spy(functions, module):
-        seen.append((functions, module))
-        return real(functions, module)
+    def fake_quant(x, grid):
+        suffix = "" if grid.axis is None else "_per_channel"
+        return getattr(tf.quantization, f"fake_quant_with_min_max_vars{suffix}")(
+            x, grid.low, grid.high, num_bits=8, narrow_range=grid.narrow
+        )
 
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_concrete_functions", spy)
-    ours = kerasq.export_tflite(q)
-    ((functions, module),) = seen
-    converter = real(functions, module)
+    def run(layer, x):
+        if not hasattr(layer, "rule"):
+            return layer(x)
+        with tf.init_scope():
+            grid = layer.grid().numpy()
+            if hasattr(layer, "integer_weights"):
+                weights = layer.integer_weights()
+                plain = weights.grid.numpy()
+                kernel = (weights.codes * plain.scale).numpy()
+                step = layer.input_grids()[0].numpy().scale * plain.scale
+                bias = (weights.bias.numpy() * step).astype("float32")
+        if hasattr(layer, "integer_weights"):
+            y = layer.run_on(x, fake_quant(tf.constant(kernel), plain), tf.constant(bias))
+        else:
+            y = layer.layer(x)
+        return fake_quant(y, grid)
+
+    spec = tf.TensorSpec([1, *q.inputs[0].shape[1:]], name="x")
+    serve = tf.function(lambda x: graph.run(q, x, run)[0], input_signature=[spec])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [serve.get_concrete_function()], tf.Module()
+    )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = converter.inference_output_type = dtype
-    return ours, TFLiteModel(converter.convert())
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    return TFLiteModel(converter.convert())
 
 
 def computed(lite):
@@ -304,10 +321,10 @@ def computed(lite):
 
 
 @pytest.mark.parametrize("batch_norm", ["fold", "keep"])
-def test_convolutions_equal_those_of_the_converters_own_lowering(monkeypatch, batch_norm):
+def test_convolutions_equal_those_of_the_converters_own_lowering(batch_norm):
     model = networks.convolutions()
     q = networks.quantized(model, batch_norm=batch_norm)
-    ours, theirs = oracle(q, monkeypatch)
+    ours, theirs = kerasq.export_tflite(q), oracle(q)
     mine, other = computed(ours), computed(theirs)
     assert [code for code, _ in mine] == [code for code, _ in other]
     for (code, a), (_, b) in zip(mine, other, strict=True):

@@ -48,6 +48,14 @@ def test_dtypes_of_the_ends(mlp, given, got):
     np.testing.assert_allclose(found, plain.predict(x[:1]), atol=1e-6)
 
 
+def test_without_a_dtype_the_ends_are_the_integers_of_their_grids(mlp):
+    q, _, plain = mlp
+    assert plain.inputs[0].dtype == plain.outputs[0].dtype == "int8"
+    asked = kerasq.export_tflite(q, input_dtype="int8", output_dtype="int8")
+    given = kerasq.export_tflite(q, input_dtype=None, output_dtype=None)
+    assert asked.content == given.content == plain.content
+
+
 def test_uint8_ends_have_shifted_zero_points(mlp):
     q, _, plain = mlp
     shifted = kerasq.export_tflite(q, input_dtype="uint8", output_dtype="uint8")
@@ -223,10 +231,16 @@ def test_layers_without_data_are_named_and_only_they():
     ("options", "text"),
     [
         (
-            {"input_dtype": "int16"},
-            r"`input_dtype` must be one of \['int8', 'uint8', 'float32'\]. .*input_dtype='int16'",
+            {"input_dtype": "int4"},
+            r"`input_dtype` must be one of \['int8', 'int16', 'uint8', 'float32'\], or None. "
+            r"Received: input_dtype='int4'",
         ),
-        ({"output_dtype": None}, r"`output_dtype` must be one of .*output_dtype=None"),
+        ({"output_dtype": 8}, r"`output_dtype` must be one of .*output_dtype=8"),
+        (
+            {"input_dtype": "int16"},
+            r"`input_dtype` must fit the grids .*input_dtype='int16' where grids have \[8\] bits",
+        ),
+        ({"output_dtype": "int16"}, r"`output_dtype` must fit .*='int16' where grids have \[8\]"),
         ({"batch_size": 0}, r"`batch_size` must be a positive integer. Received: batch_size=0"),
     ],
 )

@@ -1,0 +1,87 @@
+"""What a layer costs on the device under a scheme: operations, bytes, width of its accumulators."""
+
+import math
+
+import keras
+import numpy as np
+
+from kerasq import operators, registry
+from kerasq.scheme import FLOAT_BITS, Scheme
+from kerasq.wrappers import KernelWrapper, QuantizeWrapper
+
+
+def _inner(layer: keras.Layer) -> keras.Layer:
+    return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def kernel_shape(layer: keras.Layer) -> tuple[int, ...] | None:
+    """Shape of the kernel of a layer or wrapper; None where it has none."""
+    inner = _inner(layer)
+    rule = registry.find(inner)
+    if rule is None or rule.kernel is None:
+        return None
+    return tuple(getattr(inner, rule.kernel).shape)
+
+
+def fan_in(layer: keras.Layer) -> int:
+    """Products that one output value sums up: c * k * k of a convolution; 0 without a kernel."""
+    shape = kernel_shape(layer)
+    if shape is None:
+        return 0
+    return math.prod(shape[: len(shape) - registry.rule(_inner(layer)).channels])
+
+
+def macs(layer: keras.Layer) -> int:
+    """Multiply-accumulate operations a sample: output values times `fan_in`."""
+    return math.prod(layer.output.shape[1:]) * fan_in(layer)
+
+
+def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
+    """MACs times the bits of weights times the bits of activations (Baskin et al. 2018, BOPs)."""
+    return macs(layer) * scheme.weight_bits * scheme.activation_bits
+
+
+def activation_bytes(layer: keras.Layer, scheme: Scheme) -> int:
+    """Bytes of the output of one sample."""
+    return math.prod(layer.output.shape[1:]) * scheme.activation_bits // 8
+
+
+def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
+    """Bytes of kernel and bias in the file; of all variables where the layer stays float."""
+    shape = kernel_shape(layer)
+    if scheme.weight_bits == FLOAT_BITS:
+        count = sum(math.prod(variable.shape) for variable in layer.weights)
+        if isinstance(layer, KernelWrapper):  # Ranges do not count; a folded bias does.
+            count = math.prod(shape or ()) + _channels(layer)
+        return 4 * count
+    if shape is None:
+        return 0
+    op = registry.rule(_inner(layer)).op
+    packed = operators.packs(op, scheme.weight_bits, scheme.activation_bits)
+    bits = scheme.weight_bits if packed else 8
+    return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.activation_bits // 2)
+
+
+def _channels(layer: keras.Layer) -> int:
+    return math.prod(kernel_shape(layer) or ()) // fan_in(layer)
+
+
+def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:
+    """Bits that sums of `c * k * k` products can need: `n_w + n_a + ceil(log2(c * k * k))`."""
+    return scheme.weight_bits + scheme.activation_bits + math.ceil(math.log2(fan_in(layer)))
+
+
+def accumulator_bits(wrapper: KernelWrapper) -> int:
+    """Bits that the accumulators of a layer need for the worst input, from its integer weights.
+
+    The sum over the weights of one channel of the larger (smaller) of `w * q` at both ends of the
+    input's grid, plus the bias; the largest channel counts, sign included.
+    """
+    weights, grid = wrapper.integer_weights(), wrapper.input_grids()[0].numpy()
+    codes = weights.codes.numpy().astype(np.int64)
+    codes = codes.reshape(-1, codes.shape[-1])
+    ends = [codes * int(q - grid.zero_point) for q in (grid.qmin, grid.qmax)]
+    bias = weights.bias.numpy().astype(np.int64)
+    greatest = int((np.maximum(*ends).sum(0) + bias).max())
+    least = int((np.minimum(*ends).sum(0) + bias).min())
+    return max(max(greatest, 0).bit_length(), max(-1 - least, 0).bit_length()) + 1

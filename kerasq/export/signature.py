@@ -1,0 +1,107 @@
+"""What the finished model looks like from outside: types and names of its ends and tensors."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from kerasq.export import flatbuffer
+from kerasq.export.builder import Builder
+from kerasq.export.flatbuffer import Op
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signature:
+    """The ends of the finished model.
+
+    Attributes:
+        input_dtype: "uint8", "float32", or None for the codes of each input's own grid.
+        output_dtype: the same choice.
+        float_inputs: which inputs stay float in any case.
+        input_names: names of the inputs in the signature, and of their tensors.
+        output_names: names of the outputs in the signature.
+        output_layers: the layers that make them, which their tensors are named for.
+    """
+
+    input_dtype: str | None
+    output_dtype: str | None
+    float_inputs: list[bool]
+    input_names: list[str]
+    output_names: list[str]
+    output_layers: list[str]
+
+
+def set_inputs(builder: Builder, wanted: Signature) -> None:
+    """Gives inputs their type: the QUANTIZE behind one goes, or reads unsigned codes."""
+    signature = builder.model.signatureDefs[0]
+    ends = {end.name.decode(): end for end in signature.inputs}
+    signature.inputs = [ends[f"input_{i}"] for i in range(len(ends))]
+    for end, name, is_float in zip(
+        signature.inputs, wanted.input_names, wanted.float_inputs, strict=True
+    ):
+        real, end.name = end.tensorIndex, name.encode()
+        builder.rename(real, name)
+        if wanted.input_dtype == "float32" or is_float:
+            continue
+        (op,) = (op for op in builder.ops if real in op.inputs)
+        code = int(op.outputs[0])
+        end.tensorIndex = _typed(builder, code, name, wanted.input_dtype)
+        if end.tensorIndex == code:
+            builder.ops = [o for o in builder.ops if o is not op]
+            builder.rename(code, name)
+        else:
+            op.inputs = np.array([end.tensorIndex], np.int32)
+            op.opcodeIndex = flatbuffer.code_index(builder.model, Op.QUANTIZE, 2)
+    builder.graph.inputs = [end.tensorIndex for end in signature.inputs]
+
+
+def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) -> None:
+    """Gives outputs their type, through a QUANTIZE or DEQUANTIZE where it is not their own.
+
+    Args:
+        builder: the model.
+        wanted: names and types.
+        tensors: the tensor that stands for a tensor of the marked graph, where it is another.
+    """
+    signature = builder.model.signatureDefs[0]
+    ends = {end.name.decode(): end for end in signature.outputs}
+    signature.outputs = [ends[f"output_{i}"] for i in range(len(ends))]
+    named: set[int] = set()
+    for end, name, layer in zip(
+        signature.outputs, wanted.output_names, wanted.output_layers, strict=True
+    ):
+        code, end.name = tensors.get(end.tensorIndex, end.tensorIndex), name.encode()
+        if code not in named:
+            builder.rename(code, layer)
+            named.add(code)
+        dtype = wanted.output_dtype if code in builder.grids else None
+        end.tensorIndex = _typed(builder, code, f"{layer}_{dtype}", dtype)
+        if end.tensorIndex != code:
+            kind = "DEQUANTIZE" if dtype == "float32" else "QUANTIZE"
+            builder.emit(kind, [code], [end.tensorIndex])
+    builder.graph.outputs = [end.tensorIndex for end in signature.outputs]
+
+
+def _typed(builder: Builder, code: int, name: str, dtype: str | None) -> int:
+    """`code` itself, or a new tensor of the same shape that is float or has unsigned codes."""
+    if dtype is None:
+        return code
+    shape = builder.tensor(code).shape
+    if dtype == "float32":
+        return flatbuffer.new_tensor(builder.model, name, shape, np.float32)
+    grid = builder.grids[code]
+    unsigned = dataclasses.replace(grid, zero_point=grid.zero_point + 128)
+    return flatbuffer.new_tensor(builder.model, name, shape, np.uint8, unsigned)
+
+
+def distinct_names(builder: Builder) -> None:
+    """Numbers names that several tensors have; the last operator's output keeps it as it is."""
+    outputs = [int(i) for op in reversed(builder.ops) for i in op.outputs]
+    others = [int(i) for op in builder.ops for i in op.inputs if i >= 0]
+    taken: set[str] = set()
+    for index in dict.fromkeys(outputs + others):
+        name = builder.name(index)
+        numbered = (f"{name}/{i}" for i in itertools.count(1))
+        distinct = next(n for n in itertools.chain([name], numbered) if n not in taken)
+        taken.add(distinct)
+        builder.rename(index, distinct)

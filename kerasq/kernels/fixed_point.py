@@ -1,0 +1,86 @@
+"""Multiplication of integers by a real number the way LiteRT's integer kernels do it.
+
+The real multiplier is stored as `mantissa * 2^(exponent - 31)` with a mantissa of 31 bits. The
+rules differ in how often they round, and where ties go. All arithmetic is in int64, so it is
+exact; results are int64.
+
+Source: LiteRT, kernels/internal/common.h (`MultiplyByQuantizedMultiplier`).
+"""
+
+import tensorflow as tf
+
+
+def float32(x: tf.Tensor) -> tf.Tensor:
+    """`x` as float32."""
+    return tf.cast(x, tf.float32)
+
+
+def float64(x: tf.Tensor) -> tf.Tensor:
+    """`x` as float64."""
+    return tf.cast(x, tf.float64)
+
+
+def int64(x: tf.Tensor) -> tf.Tensor:
+    """`x` as int64."""
+    return tf.cast(x, tf.int64)
+
+
+def power_of_two(exponent: tf.Tensor) -> tf.Tensor:
+    """2^exponent as int64."""
+    return tf.bitwise.left_shift(tf.ones_like(exponent), exponent)
+
+
+def shift_right(x: tf.Tensor, bits: tf.Tensor | int) -> tf.Tensor:
+    """`floor(x / 2^bits)`."""
+    return tf.bitwise.right_shift(x, tf.zeros_like(x) + int64(bits))
+
+
+def shift_right_half_up(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    """`x / 2^bits` rounded to the nearest integer, ties up."""
+    return shift_right(x + shift_right(power_of_two(bits), 1), bits)
+
+
+def exponent_of(x: tf.Tensor) -> tf.Tensor:
+    """The e of positive float64 numbers that are m * 2^e, 1 <= m < 2; as int64."""
+    return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(52, tf.int64)) - 1023
+
+
+def decompose(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mantissa in [2^30, 2^31) and exponent of a positive float64 multiplier."""
+    exponent = exponent_of(real) + 1
+    mantissa = int64(tf.floor(real * 2.0 ** float64(31 - exponent) + 0.5))
+    carry = shift_right(mantissa, 31)
+    return shift_right(mantissa, carry), exponent + carry
+
+
+def multiply_rounding_twice(x: tf.Tensor, real: tf.Tensor, ties: str = "away") -> tf.Tensor:
+    """The rule of gemmlowp: a doubling high multiplication, ties up, then a rounding right shift.
+
+    Args:
+        x: int32 values, in any type.
+        real: positive multiplier, float64.
+        ties: where the ties of the shift go: "away" from zero (the portable kernels) or "up"
+            (the vectorized ones).
+    """
+    mantissa, exponent = decompose(real)
+    left, right = tf.maximum(exponent, 0), tf.maximum(-exponent, 0)
+    high = shift_right_half_up(int64(x) * power_of_two(left) * mantissa, int64(31))
+    if ties == "up":
+        return shift_right_half_up(high, right)
+    return tf.sign(high) * shift_right_half_up(tf.abs(high), right)
+
+
+def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+    """`floor(x * mantissa * 2^(exponent - 31) + 1/2)`, for |x| below 2^47 and real below 2^16."""
+    mantissa, exponent = decompose(real)
+    # The product has up to 78 bits: x is cut in two at bit 15, below which nothing can carry.
+    high, low = shift_right(int64(x), 15), tf.bitwise.bitwise_and(int64(x), int64(2**15 - 1))
+    low = shift_right(low * mantissa + power_of_two(30 - exponent), 15)
+    return shift_right(high * mantissa + low, 16 - exponent)
+
+
+def multiply_15_bits(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+    """The rule for int64 accumulators: the mantissa is first rounded to 15 bits."""
+    mantissa, exponent = decompose(real)
+    short = tf.minimum(shift_right_half_up(mantissa, int64(16)), 2**15 - 1)
+    return shift_right_half_up(int64(x) * short, 15 - exponent)

@@ -1,0 +1,137 @@
+"""The operators on int16, where LiteRT's default and reference kernels are (nearly) the same code.
+
+They work on tables of 16-bit numbers with linear interpolation between the entries. Grids are
+symmetric, so codes and centred codes are the same.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasq.grid import Grid
+from kerasq.kernels.codes import clip
+from kerasq.kernels.fixed_point import (
+    exponent_of,
+    float64,
+    int64,
+    multiply_rounding_once,
+    multiply_rounding_twice,
+    power_of_two,
+    shift_right,
+    shift_right_half_up,
+)
+
+
+def _round(x: np.ndarray) -> np.ndarray:
+    """To the nearest integer, ties away from zero."""
+    return np.trunc(x + np.copysign(0.5, x))
+
+
+def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
+    """QUANTIZE where one of the two grids has 16 bits: gemmlowp's rule."""
+    return clip(multiply_rounding_twice(codes, float64(grid.scale) / float64(out.scale)), out)
+
+
+def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """ADD: inputs 15 bits up onto twice the larger scale, their sum back down."""
+    del layer
+    scales = [float64(grid.scale) for grid in grids]
+    common = 2.0 * tf.maximum(*scales)
+    terms = [
+        multiply_rounding_once(float64(code) * 2.0**15, scale / common)
+        for code, scale in zip(codes, scales, strict=True)
+    ]
+    real = common / (2.0**15 * float64(out.scale))
+    return clip(multiply_rounding_twice(terms[0] + terms[1], real), out)
+
+
+def _table(function: Callable, low: float, high: float) -> np.ndarray:
+    """513 samples of `function` in units of 2^-15, half the error of interpolation taken off.
+
+    Source: LiteRT, kernels/internal/common.h (`gen_lut`).
+    """
+    x = np.linspace(low, high, 513)
+    samples = _round(function(x) * 2.0**15)
+    between = function(x[:-1] + (high - low) / 1024) * 2.0**15
+    error = _round((function(x[1:]) * 2.0**15 + samples[:-1]) / 2) - _round(between)
+    samples[:-1] -= _round(error / 2)
+    return np.clip(samples, -(2**15), 2**15 - 1).astype(np.int64)
+
+
+def _interpolate(table: np.ndarray, x: tf.Tensor) -> tf.Tensor:
+    """The table's value at `x` in [-2^15, 2^15)."""
+    values = tf.constant(table)
+    index = shift_right(x, 7) + 256
+    base = tf.gather(values, index)
+    slope = tf.gather(values, index + 1) - base
+    return base + shift_right_half_up(slope * tf.bitwise.bitwise_and(x, int64(127)), int64(7))
+
+
+def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """SOFTMAX: exp over [-10, 0] and 1 / (1 + x) over [0, 1] by tables."""
+    del layer
+    below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
+    scaled = multiply_rounding_twice(below, float64(grids[0].scale) / (10.0 / 65535.0))
+    index = tf.clip_by_value(scaled + 2**15 - 1, int64(-(2**15)), int64(2**15 - 1))
+    exponentials = _interpolate(_table(np.exp, -10.0, 0.0), index)
+    total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
+    shift = exponent_of(float64(total))  # total = 2^shift * (1 + x)
+    fraction = shift_right_half_up(total * power_of_two(30 - shift), int64(14)) - (2**15 + 2**16)
+    fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
+    inverse = _interpolate(_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0), fraction)
+    return clip(shift_right_half_up(exponentials * inverse, shift), out)
+
+
+def _sigmoid_table() -> np.ndarray:
+    """65536 sigmoid(i / 24), half the error of interpolation taken off; the last entry is full.
+
+    Source: LiteRT, kernels/internal/common.h (`sigmoid_table_uint16`, described by its formula).
+    """
+    x = np.arange(257) / 24.0
+    samples = 2.0**16 / (1.0 + np.exp(-x))
+    error = 2.0**16 / (1.0 + np.exp(-(x[:-1] + 1 / 48))) - (samples[:-1] + samples[1:]) / 2
+    table = np.floor(samples[:-1] + error / 2 + 0.5)
+    table[255] = 2**16 - 1
+    return table.astype(np.int64)
+
+
+def _scaled(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
+    """Codes times `3 * 4096 * scale`, by a multiplier of 15 bits or more, rounded half up."""
+    real = float64(grid.scale) * (4096.0 * 3.0)
+    shift = tf.clip_by_value(14 - exponent_of(real), int64(0), int64(31))
+    # The loop in LiteRT doubles while it is at most 32767 / 2, which 2^14 is not.
+    doubled = real * 2.0 ** float64(shift)
+    shift += int64(doubled <= 32767.0 / 2.0)
+    multiplier = int64(real * 2.0 ** float64(shift))
+    return shift_right_half_up(int64(codes) * multiplier, shift)
+
+
+def _sigmoid(x: tf.Tensor, bits: int, full: int) -> tf.Tensor:
+    """The sigmoid's table at |x| / 2^bits, `bits` fractional bits kept; `full` behind its end."""
+    table = tf.constant(_sigmoid_table())
+    x = tf.abs(x)
+    index = shift_right(x, bits)
+    base = tf.gather(table, tf.minimum(index, 254))
+    slope = tf.gather(table, tf.minimum(index, 254) + 1) - base
+    value = base * 2**bits + tf.bitwise.bitwise_and(x, int64(2**bits - 1)) * slope
+    return tf.where(index >= 255, int64(full), value)
+
+
+def sigmoid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """LOGISTIC: the table of the sigmoid, interpolated, rounded half up."""
+    del layer
+    x = _scaled(codes[0], grids[0])
+    value = _sigmoid(x, 9, (2**15 - 1) * 2**10)
+    value = tf.where(x >= 0, value + 2**9, 2**25 - value + 2**9 - 1)
+    return clip(shift_right(value, 10), out)
+
+
+def tanh(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """TANH: 2 sigmoid(2x) - 1 by the table of the sigmoid."""
+    del layer
+    x = _scaled(codes[0], grids[0])
+    value = _sigmoid(x, 8, (2**16 - 1) * 2**8) - 2**23
+    value = tf.where(x >= 0, value + 2**7, 2**7 - 1 - value)
+    return clip(shift_right(value, 8), out)

@@ -1,0 +1,216 @@
+"""`summary`: what a quantized model costs on the device, layer by layer and in total."""
+
+import dataclasses
+
+import keras
+
+from kerasq import cost, graph, registry, tables
+from kerasq.scheme import SCHEMES, resolve
+from kerasq.wrappers import KernelWrapper, QuantizeWrapper, quantized_by, ranged, require_quantized
+
+# LiteRT sums int8 products in int32.
+ACCUMULATOR_BITS = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSummary:
+    """The costs of one layer, for one sample.
+
+    Attributes:
+        name: the layer's name.
+        op: the LiteRT operator; the class of a layer that stays float.
+        scheme: its scheme; "" where it only moves values.
+        shape: shape of the output of one sample.
+        activation_bytes: bytes of the output.
+        weight_bytes: bytes of kernel and bias in the file.
+        macs: multiply-accumulate operations; None where they are not counted (float layers that
+            the registry does not know).
+        bit_operations: MACs times bits of weights times bits of activations.
+        accumulator_bound: `n_w + n_a + ceil(log2(c * k * k))`; None without a kernel.
+        accumulator_bits: what the worst input needs with these integer weights; None also where
+            the ranges have seen no data.
+    """
+
+    name: str
+    op: str
+    scheme: str
+    shape: tuple[int, ...]
+    activation_bytes: int
+    weight_bytes: int
+    macs: int | None
+    bit_operations: int | None
+    accumulator_bound: int | None
+    accumulator_bits: int | None
+
+    @property
+    def overflows(self) -> bool:
+        """Whether some input makes the sums of an int8 layer overflow int32."""
+        return (
+            self.accumulator_bits is not None
+            and self.accumulator_bits > ACCUMULATOR_BITS
+            and resolve(self.scheme).activation_bits <= 8
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The costs of a model. Printing it gives a table.
+
+    Attributes:
+        layers: each layer, in order.
+        peak_activation_bytes: the most bytes of activations that are alive at once, when layers
+            run in this order and a tensor lives until its last reader has run.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    peak_activation_bytes: int
+
+    @property
+    def activation_bytes(self) -> int:
+        """All activations together."""
+        return sum(layer.activation_bytes for layer in self.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights and biases together."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """All multiply-accumulate operations that are counted."""
+        return sum(layer.macs or 0 for layer in self.layers)
+
+    @property
+    def bit_operations(self) -> int:
+        """All bit-operations that are counted."""
+        return sum(layer.bit_operations or 0 for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ["layer", "operator", "scheme", "output", "activation B", "weight B", "MACs"]
+        rows = [[*header, "bit-ops", "acc. bound", "acc. bits"]]
+        for x in self.layers:
+            shape = " x ".join(map(str, x.shape))
+            flag = "!" if x.overflows else ""
+            numbers = (x.activation_bytes, x.weight_bytes, x.macs, x.bit_operations)
+            widths = (_number(x.accumulator_bound), flag + _number(x.accumulator_bits))
+            rows.append([x.name, x.op, x.scheme, shape, *map(_number, numbers), *widths])
+        totals = (self.activation_bytes, self.weight_bytes, self.macs, self.bit_operations)
+        rows.append(["total", "", "", "", *map(_number, totals), "", ""])
+        lines = [
+            tables.plain(rows, left=4),
+            "",
+            f"Peak activation memory: {self.peak_activation_bytes:,} bytes a sample.",
+        ]
+        unknown = [x.name for x in self.layers if x.macs is None]
+        if unknown:
+            lines.append(f"MACs not counted: {', '.join(unknown)}.")
+        flagged = [x.name for x in self.layers if x.overflows]
+        if flagged:
+            lines.append(f"! int32 accumulators can overflow: {', '.join(flagged)}.")
+        return "\n".join(lines)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def summary(model: keras.Model) -> Summary:
+    """What a quantized model costs: memory, operations and accumulator widths of each layer.
+
+    Args:
+        model: what `quantize_model` returned; accumulator widths need ranges that have seen data.
+
+    Raises:
+        ValueError: for a model that is not quantized, or whose sample shape is not known.
+
+    References:
+        Bit-operations: Baskin et al. 2018 (arXiv 1804.10969). Accumulator bound: Nagel et al. 2021
+        (arXiv 2106.08295), section 2.1.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> print(kerasq.summary(kerasq.quantize_model(model)).macs)
+        32
+    """
+    require_quantized(model)
+    for x in model.inputs:
+        if None in x.shape[1:]:
+            raise ValueError(
+                "The shape of a sample must be known. "
+                f"Received: input {x.name!r} of shape {x.shape}."
+            )
+    seen = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
+    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    return Summary(
+        layers=tuple(_layer(layer, seen) for layer in layers),
+        peak_activation_bytes=_peak(model, layers),
+    )
+
+
+def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
+    name = _scheme_name(layer)
+    scheme = resolve(name)
+    inner = layer.layer if isinstance(layer, QuantizeWrapper) else layer
+    rule = layer.rule if isinstance(layer, QuantizeWrapper) else registry.find(inner)
+    copies = rule is not None and rule.output == "same"
+    has_kernel = cost.kernel_shape(layer) is not None
+    stays_float = not isinstance(layer, QuantizeWrapper) and not copies
+    known = rule is not None or not layer.weights
+    return LayerSummary(
+        name=layer.name,
+        op=type(layer).__name__ if stays_float or rule is None else rule.op,
+        scheme="" if copies else name,
+        shape=tuple(layer.output.shape[1:]),
+        activation_bytes=0 if _is_alias(layer) else cost.activation_bytes(layer, scheme),
+        weight_bytes=cost.weight_bytes(layer, scheme),
+        macs=cost.macs(layer) if known else None,
+        bit_operations=cost.bit_operations(layer, scheme) if known else None,
+        accumulator_bound=cost.accumulator_bound(layer, scheme) if has_kernel else None,
+        accumulator_bits=(
+            cost.accumulator_bits(layer) if seen and isinstance(layer, KernelWrapper) else None
+        ),
+    )
+
+
+def _scheme_name(layer: keras.Layer) -> str:
+    """The scheme that a layer runs at: its own, or for copies that of what it reads."""
+    if isinstance(layer, QuantizeWrapper):
+        return layer.scheme
+    source = quantized_by(layer.output)
+    return "float" if source is None else source.scheme
+
+
+def _is_alias(layer: keras.Layer) -> bool:
+    """Whether the output is the input's memory: reshapes, and what is dropped."""
+    if isinstance(layer, QuantizeWrapper):
+        return False
+    rule = registry.find(layer)
+    return rule is not None and rule.op in ("-", "RESHAPE") and rule.output == "same"
+
+
+def _peak(model: keras.Model, layers: list[keras.Layer]) -> int:
+    """The most bytes alive at once, in the order of the layers."""
+
+    def memory(tensor: keras.KerasTensor) -> int:
+        """The id of the tensor whose memory this one is."""
+        layer, inputs = graph.origin(tensor)
+        return memory(inputs[0]) if inputs and _is_alias(layer) else id(tensor)
+
+    size: dict[int, int] = {}
+    for layer in layers:
+        if not _is_alias(layer):
+            scheme = SCHEMES[_scheme_name(layer)]
+            size[id(layer.output)] = cost.activation_bytes(layer, scheme)
+    last = {}
+    for step, layer in enumerate(layers):
+        for x in graph.origin(layer.output)[1]:
+            last[memory(x)] = step
+        last.setdefault(memory(layer.output), step)
+    for y in model.outputs:
+        last[memory(y)] = len(layers)
+    peak, alive = 0, set()
+    for step, layer in enumerate(layers):
+        alive.add(memory(layer.output))
+        peak = max(peak, sum(size.get(tensor, 0) for tensor in alive))
+        alive = {tensor for tensor in alive if last[tensor] > step}
+    return peak

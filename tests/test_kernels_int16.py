@@ -1,0 +1,271 @@
+"""The int16 kernels, and those on packed INT4 weights, against the interpreter."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasq import kernels, operators, registry
+from kerasq.grid import Grid
+from tests.single_op import Op, Tensor, build
+from tests.test_kernels import assert_agrees, grid, integers, rescaled, simulate, tensors
+
+CODES = np.arange(-(2**15), 2**15).astype(np.int16).reshape(1, -1)
+PROBABILITY = registry.ACTIVATIONS["softmax"].grids[16]
+
+
+def wide(scale):
+    return grid(scale, bits=16)
+
+
+def tensor(shape, plain):
+    return Tensor(shape, plain, f"int{plain.bits}")
+
+
+def real_scale(rng, low=-16, high=-5):
+    return np.float32(2.0 ** rng.uniform(low, high))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("bits", [(8, 16), (16, 8), (16, 16)])
+def test_requantize(bits, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(8):
+        scale = real_scale(rng)
+        ratio = 2.0 ** (rng.uniform(-3, 3) + bits[1] - bits[0])
+        source = grid(scale * ratio, rng.integers(-128, 128) * (bits[0] == 8), bits=bits[0])
+        out = grid(scale, rng.integers(-128, 128) * (bits[1] == 8), bits=bits[1])
+        x = np.arange(source.qmin, source.qmax + 1).astype(source.dtype).reshape(1, -1)
+        content = build(
+            Op.QUANTIZE,
+            2,
+            [tensor(x.shape, source), tensor(x.shape, out)],
+            kind="QuantizeOptions",
+        )
+        centred = tf.constant(x - np.float32(source.zero_point))
+        found = integers(kernels.requantize(centred, tensors(source), tensors(out)), out)
+        assert_agrees(found, content, x, at_most=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_quantize_from_float(seed):
+    rng = np.random.default_rng(seed)
+    plain = wide(real_scale(rng))
+    x = (rng.uniform(-40_000, 40_000, (1, 100_000)) * plain.scale).astype("float32")
+    content = build(
+        Op.QUANTIZE,
+        2,
+        [Tensor(x.shape, dtype="float32"), tensor(x.shape, plain)],
+        kind="QuantizeOptions",
+    )
+    found = integers(kernels.quantize(x, tensors(plain)), plain)
+    assert_agrees(found, content, x)
+    np.testing.assert_array_equal(found, plain.quantize(x))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_add(seed):
+    rng = np.random.default_rng(seed)
+    shape = (1, 32, 32, 64)
+    a, b, out = (wide(real_scale(rng, -13, -8)) for _ in range(3))
+    codes = [rng.integers(-(2**15), 2**15, shape).astype(np.int16) for _ in range(2)]
+    content = build(
+        Op.ADD,
+        3,
+        [tensor(shape, plain) for plain in (a, b, out)],
+        kind="AddOptions",
+        potScaleInt16=False,
+    )
+    assert_agrees(simulate(kernels.add, None, codes, [a, b], out), content, *codes)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_relu_onto_another_grid(seed):
+    rng = np.random.default_rng(seed)
+    source = wide(real_scale(rng))
+    for ratio in (1.0, *(2.0 ** rng.uniform(-3, 3, 4))):
+        out = wide(source.scale * np.float32(ratio))
+        content = build(Op.RELU, 3, [tensor(CODES.shape, source), tensor(CODES.shape, out)])
+        found = simulate(kernels.relu, keras.layers.ReLU(), [CODES], [source], out)
+        assert_agrees(found, content, CODES, at_most=0)
+
+
+@pytest.mark.parametrize("pool", [(2, 2), (3, 3), (5, 6), (12, 12), (25, 40)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_average_pool(pool, padding):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-(2**15), 2**15, (1, 26, 41, 16)).astype(np.int16)
+    x[..., 8:] = rng.integers(32_000, 2**15, (1, 26, 41, 8))  # sums far beyond 2^24
+    layer = keras.layers.AveragePooling2D(pool, strides=2, padding=padding)
+    plain = wide(0.01)
+    content = build(
+        Op.AVERAGE_POOL_2D,
+        3,
+        [tensor(x.shape, plain), tensor(layer.compute_output_shape(x.shape), plain)],
+        kind="Pool2DOptions",
+        padding=0 if padding == "same" else 1,
+        strideH=2,
+        strideW=2,
+        filterHeight=pool[0],
+        filterWidth=pool[1],
+    )
+    found = simulate(kernels.average_pool, layer, [x], [plain], plain)
+    assert_agrees(found, content, x, at_most=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("classes", [1, 2, 10, 100])
+def test_softmax(classes, seed):
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(100, 20_000, (500, 1))
+    x = np.clip(rng.normal(0, spread, (500, classes)), -(2**15), 2**15 - 1).astype(np.int16)
+    source = wide(2.0 ** rng.uniform(-16, -7))
+    content = build(
+        Op.SOFTMAX,
+        3,
+        [tensor(x.shape, source), tensor(x.shape, PROBABILITY)],
+        kind="SoftmaxOptions",
+        beta=1.0,
+    )
+    found = simulate(kernels.softmax, keras.layers.Softmax(), [x], [source], PROBABILITY)
+    assert_agrees(found, content, x, at_most=0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code"), [(kernels.sigmoid, Op.LOGISTIC), (kernels.tanh, Op.TANH)]
+)
+@pytest.mark.parametrize("seed", range(30))
+def test_sigmoid_and_tanh(kernel, code, seed):
+    source = wide(2.0 ** np.random.default_rng(seed).uniform(-18, -6))
+    content = build(code, 3, [tensor(CODES.shape, source), tensor(CODES.shape, PROBABILITY)])
+    found = simulate(kernel, None, [CODES], [source], PROBABILITY)
+    assert_agrees(found, content, CODES, at_most=0)
+
+
+def weighted_case(name, shape, channel_axis, x, bits, weight_bits, seed):
+    """A flatbuffer with one kernel; its accumulators' function, grids and weights."""
+    rng = np.random.default_rng(seed)
+    channels = shape[channel_axis]
+    scale = (2.0 ** rng.uniform(-13, -3, channels)).astype("float32")
+    largest = 2 ** (weight_bits - 1) - 1
+    codes = rng.integers(-largest, largest + 1, shape).astype(np.int8)
+    weights = Grid(
+        scale=scale,
+        zero_point=np.zeros(channels, np.int32),
+        bits=weight_bits,
+        narrow=True,
+        axis=channel_axis,
+    )
+    limit = 30_000 if bits == 8 else 10_000_000
+    bias = rng.integers(-limit, limit, channels)
+    source = grid(real_scale(rng), rng.integers(-128, 128) * (bits == 8), bits=bits)
+    packed = operators.packs(name, weight_bits, bits)
+    operands = [
+        tensor(x.shape, source),
+        Tensor(shape, weights, "int4" if packed else "int8", codes),
+        Tensor(
+            bias.shape,
+            Grid(scale=source.scale * scale, zero_point=np.zeros(channels, int), axis=0),
+            "int32" if bits == 8 else "int64",
+            bias,
+        ),
+    ]
+    return operands, source, weights, codes.astype(np.int64), bias
+
+
+def fitting(total, source, weights, bits, seed):
+    """An output grid that most of the accumulators fit on."""
+    largest = np.percentile(np.abs(total * (source.scale * weights.scale)), 99)
+    zero_point = 0 if bits == 16 else np.random.default_rng(seed).integers(-128, 128)
+    return grid(largest / 2.0 ** (bits - 1), zero_point, bits=bits)
+
+
+WIDTHS = [(16, 8), (16, 4), (8, 4)]
+
+
+def random_codes(rng, shape, bits):
+    return rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(f"int{bits}")
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), WIDTHS)
+@pytest.mark.parametrize("inputs", [3, 16, 33])
+@pytest.mark.parametrize("seed", range(3))
+def test_conv_2d(bits, weight_bits, inputs, seed):
+    x = random_codes(np.random.default_rng(seed), (1, 12, 12, inputs), bits)
+    operands, source, weights, w, bias = weighted_case(
+        "CONV_2D", (24, 3, 3, inputs), 0, x, bits, weight_bits, seed
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(
+        x.astype(np.int64) - source.zero_point, (3, 3), axis=(1, 2)
+    )
+    total = np.einsum("nhwcij,oijc->nhwo", windows, w) + bias
+    out = fitting(total, source, weights, bits, seed)
+    content = build(
+        Op.CONV_2D,
+        operators.version("CONV_2D", weight_bits, bits),
+        [*operands, tensor(total.shape, out)],
+        kind="Conv2DOptions",
+        padding=1,
+        strideW=1,
+        strideH=1,
+    )
+    found = rescaled(total, source, weights, out, kernels.convolution)
+    assert_agrees(found, content, x)
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), WIDTHS)
+@pytest.mark.parametrize("channels", [1, 7, 16, 29])
+@pytest.mark.parametrize("seed", range(3))
+def test_depthwise_conv_2d(bits, weight_bits, channels, seed):
+    x = random_codes(np.random.default_rng(seed), (1, 12, 12, channels), bits)
+    operands, source, weights, w, bias = weighted_case(
+        "DEPTHWISE_CONV_2D", (1, 3, 3, channels), 3, x, bits, weight_bits, seed
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(
+        x.astype(np.int64) - source.zero_point, (3, 3), axis=(1, 2)
+    )
+    total = np.einsum("nhwcij,ijc->nhwc", windows, w[0]) + bias
+    out = fitting(total, source, weights, bits, seed)
+    content = build(
+        Op.DEPTHWISE_CONV_2D,
+        operators.version("DEPTHWISE_CONV_2D", weight_bits, bits),
+        [*operands, tensor(total.shape, out)],
+        kind="DepthwiseConv2DOptions",
+        padding=1,
+        strideW=1,
+        strideH=1,
+        depthMultiplier=1,
+    )
+    found = rescaled(total, source, weights, out, kernels.depthwise)
+    assert_agrees(found, content, x)
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), WIDTHS)
+@pytest.mark.parametrize("inputs", [1, 33, 64, 700])
+@pytest.mark.parametrize("seed", range(3))
+def test_fully_connected(bits, weight_bits, inputs, seed):
+    x = random_codes(np.random.default_rng(seed), (64, inputs), bits)
+    operands, source, weights, w, bias = weighted_case(
+        "FULLY_CONNECTED", (20, inputs), 0, x, bits, weight_bits, seed
+    )
+    total = (x.astype(np.int64) - source.zero_point) @ w.T + bias
+    out = fitting(total, source, weights, bits, seed)
+    content = build(
+        Op.FULLY_CONNECTED,
+        operators.version("FULLY_CONNECTED", weight_bits, bits),
+        [*operands, tensor(total.shape, out)],
+        kind="FullyConnectedOptions",
+    )
+    found = rescaled(total, source, weights, out, kernels.fully_connected, np.zeros((inputs, 20)))
+    assert_agrees(found, content, x)
+
+
+def test_accumulate_is_exact_for_16_bits():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-(2**15), 2**15, (8, 300))
+    w = rng.integers(-127, 128, (300, 20))
+    found = kernels.accumulate(
+        lambda codes: codes @ tf.constant(w, tf.float32), tf.constant(x, tf.float32), wide(1.0)
+    )
+    assert np.abs(x @ w).max() > 2**26  # float32 would have to round
+    np.testing.assert_array_equal(found, x @ w)
