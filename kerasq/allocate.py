@@ -1,6 +1,7 @@
 """`allocate`: the scheme of each layer under a budget, by an exact integer program."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +15,13 @@ from kerasq.files import whole_file
 from kerasq.progress import track
 from kerasq.scheme import Scheme, resolve
 from kerasq.sensitivity import SQNR, Bench, Network, Sensitivity
+from kerasq.wrappers import QuantizeWrapper
 
 COSTS: dict[str, Callable[[keras.Layer, Scheme], int]] = {
     "bytes": cost.weight_bytes,
     "bit_operations": cost.bit_operations,
 }
+CANDIDATES = ("w8a8", "w4a8", "w8a16")
 FRONT_POINTS = 25
 # How often a target metric is aimed at anew.
 ROUNDS = 6
@@ -116,8 +119,8 @@ def allocate(
     model: keras.Model,
     data: Any,
     budget: dict[str, float],
-    candidates: Sequence[str] = ("w8a8", "w4a8", "w8a16"),
-    metric: Any = SQNR,
+    candidates: Sequence[str] | None = None,
+    metric: Any = None,
     overrides: dict | None = None,
     unit: str = "bit_operations",
     sensitivity: Sensitivity | None = None,
@@ -140,9 +143,11 @@ def allocate(
         budget: one entry: {"bytes": most bytes of weights and biases}, {"bit_operations": most
             bit-operations a sample}, or {name of the metric: least value}, such as {"sqnr": 25};
             the metric is that of the whole model on the data, not only the prediction.
-        candidates: the schemes to choose from.
-        metric: as for `sensitivity`.
-        overrides: as for `quantize_model`: layers whose scheme is settled.
+        candidates: the schemes to choose from; by default those of `sensitivity`, or "w8a8",
+            "w4a8" and "w8a16".
+        metric: as for `sensitivity`; by default that of `sensitivity`, or "sqnr".
+        overrides: as for `quantize_model`: layers whose scheme is settled, to "float" or to one of
+            the candidates. Their costs count.
         unit: what is minimized under a target metric, "bytes" or "bit_operations".
         sensitivity: measurements of these candidates to use instead of making them.
         steps: as for `sensitivity`.
@@ -160,34 +165,48 @@ def allocate(
         >>> kerasq.allocate(model, x, {"bytes": 40}, candidates=("w8a8", "w4a8")).overrides
         {'d': 'w4a8', 'x': 'w8a8'}
     """
-    if sensitivity is not None:
-        candidates = sensitivity.candidates
+    known = sensitivity.candidates if sensitivity else CANDIDATES
+    candidates = tuple(known if candidates is None else candidates)
+    if sensitivity is not None and candidates != sensitivity.candidates:
+        raise ValueError(
+            "`candidates` must be those of `sensitivity`, or left out. "
+            f"Received: candidates={candidates}, sensitivity of {sensitivity.candidates}."
+        )
+    if metric is None:
+        metric = sensitivity.metric if sensitivity else SQNR
+    _check_budget(budget, unit, metric, sensitivity)
     if sensitivity is None or data is not None:
         bench = Bench(model, data, candidates, metric, overrides, steps, method)
         sensitivity = sensitivity or sensitivities.table(bench)
     else:
         bench = None
-    program = _Program(model, sensitivity, overrides, _unit(budget, unit, sensitivity), bench)
     ((key, limit),) = budget.items()
+    program = _Program(model, sensitivity, overrides, key if key in COSTS else unit, bench)
     chosen = program.best(limit) if key == program.unit else program.reaching(limit)
     return Allocation(
         chosen=chosen, front=program.front(chosen), unit=program.unit, sensitivity=sensitivity
     )
 
 
-def _unit(budget: Any, unit: str, sensitivity: Sensitivity) -> str:
-    """What costs are counted in; checks the budget."""
-    legal = [*COSTS, sensitivity.metric]
+def _check_budget(budget: Any, unit: str, metric: Any, table: Sensitivity | None) -> None:
+    named = metric if isinstance(metric, str) else None
+    named = named or getattr(metric, "name", None) or getattr(metric, "__name__", "metric")
+    if table is not None and named != table.metric:
+        raise ValueError(
+            "`metric` must be that of `sensitivity`, or left out. "
+            f"Received: metric={metric!r}, sensitivity of {table.metric!r}."
+        )
+    legal = [*COSTS, named]
     is_one = isinstance(budget, dict) and len(budget) == 1 and next(iter(budget)) in legal
-    if not is_one or not np.isfinite(next(iter(budget.values()))):
+    value: Any = next(iter(budget.values())) if is_one else None
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(float(value)):
         raise ValueError(
             f"`budget` must be a dict with one of {legal} and a number. "
             f"Received: budget={budget!r}."
         )
     if unit not in COSTS:
         raise ValueError(f"`unit` must be one of {list(COSTS)}. Received: unit={unit!r}.")
-    key = next(iter(budget))
-    return key if key in COSTS else unit
 
 
 class _Program:
@@ -203,7 +222,8 @@ class _Program:
     ) -> None:
         self.bench = bench
         network = bench.network if bench else Network(model, [], overrides)
-        self.table, self.unit, self.overrides = table, unit, dict(overrides or {})
+        self.table, self.unit = table, unit
+        self.floats = {n: s for n, s in network.settled.items() if n not in network.layers}
         schemes = [resolve(name) for name in table.candidates]
         parts = {
             name: [x for x in network.wrappers if network.owner.get(x.name) == name]
@@ -221,9 +241,15 @@ class _Program:
             ],
             float,
         )
+        # What layers cost that stay float.
+        stays_float = [x for x in network.model.layers if not isinstance(x, QuantizeWrapper)]
+        self.fixed = sum(COSTS[unit](x, resolve("float")) for x in stays_float)
         self.noise = np.nan_to_num(table.noise, nan=0.0)
         self.allowed = ~np.isnan(table.alone)
-        inputs = {x.name for x in model.inputs}
+        for i, name in enumerate(table.layers):
+            if name in network.settled:
+                self.allowed[i] &= self._settled(name, network.settled[name])
+        inputs = {x.name for x in model.inputs} - {*network.settled}
         for i, name in enumerate(table.layers):
             if name in inputs:
                 self.allowed[i] = np.arange(len(schemes)) == 0
@@ -231,6 +257,15 @@ class _Program:
         size = np.array([sum(np.prod(x.output.shape[1:]) for x in parts[n]) for n in table.layers])
         memory = size[:, None] * bits
         self.memory = memory / memory.sum()
+
+    def _settled(self, name: str, scheme: str) -> np.ndarray:
+        """Which candidate a settled layer has."""
+        if scheme not in self.table.candidates:
+            raise ValueError(
+                "`overrides` must settle layers to 'float' or to one of the candidates "
+                f"{self.table.candidates}. Received: {{{name!r}: {scheme!r}}}."
+            )
+        return np.array(self.table.candidates) == scheme
 
     def _solve(self, objective: np.ndarray, rows: np.ndarray, limit: float) -> Point | None:
         """The allocation with the least objective under `sum x * rows <= limit`."""
@@ -263,8 +298,8 @@ class _Program:
         else:
             predicted = self.table.reference - noise
         return Point(
-            overrides=self.overrides | names,
-            cost=int(self.cost[each, choice].sum()),
+            overrides=self.floats | names,
+            cost=int(self.cost[each, choice].sum()) + self.fixed,
             predicted=predicted,
         )
 
@@ -273,11 +308,15 @@ class _Program:
         least = np.where(self.allowed, self.cost, np.inf).min(1).sum()
         best = self._solve(self.noise, self.cost, np.inf)
         assert best is not None
-        return int(least), best.cost
+        return int(least) + self.fixed, best.cost
+
+    def _within(self, limit: float) -> Point | None:
+        """The least noise within a cost, if there is one."""
+        return self._solve(self.noise, self.cost, limit - self.fixed)
 
     def best(self, limit: float) -> Point:
         """The least noise within a cost."""
-        found = self._solve(self.noise, self.cost, limit)
+        found = self._within(limit)
         if found is None:
             raise ValueError(
                 f"`budget` must leave room for the narrowest schemes, {self._extremes()[0]:,} "
@@ -327,10 +366,7 @@ class _Program:
     def front(self, chosen: Point) -> tuple[Point, ...]:
         """Allocations that no other one beats, the cheapest first."""
         limits = np.linspace(*self._extremes(), FRONT_POINTS)
-        points = [
-            self._solve(self.noise, self.cost, limit)
-            for limit in track(limits.tolist(), len(limits), "budget")
-        ]
+        points = [self._within(limit) for limit in track(limits.tolist(), len(limits), "budget")]
         points.append(chosen)
         front: list[Point] = []
         for point in sorted((p for p in points if p), key=lambda p: (p.cost, -p.predicted)):

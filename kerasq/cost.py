@@ -49,11 +49,8 @@ def activation_bytes(layer: keras.Layer, scheme: Scheme) -> int:
 def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
     """Bytes of kernel and bias in the file; of all variables where the layer stays float."""
     shape = kernel_shape(layer)
-    if scheme.weight_bits == FLOAT_BITS:
-        count = sum(math.prod(variable.shape) for variable in layer.weights)
-        if isinstance(layer, KernelWrapper):  # Ranges do not count; a folded bias does.
-            count = math.prod(shape or ()) + _channels(layer)
-        return 4 * count
+    if scheme.weight_bits == FLOAT_BITS:  # Ranges of a quantized layer do not count.
+        return 4 * sum(math.prod(variable.shape) for variable in _inner(layer).weights)
     if shape is None:
         return 0
     op = registry.rule(_inner(layer)).op

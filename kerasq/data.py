@@ -25,8 +25,10 @@ def batches(
     Raises:
         ValueError: where there is no data, or a batch has the wrong shape, NaN or infinity.
     """
-    if steps is not None and steps < 1:
-        raise ValueError(f"`steps` must be at least 1, or None for all. Received: steps={steps}.")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ValueError(
+            f"`steps` must be an integer of at least 1, or None for all. Received: steps={steps!r}."
+        )
     count = -1
     for count, x in enumerate(_raw(model, data, batch_size, steps)):
         yield _checked(model, x, count)
@@ -56,6 +58,12 @@ def labelled_batches(
         x, y = data
         samples = sample_count(model, x)
         if samples is not None:
+            if any(len(z) != samples for z in keras.tree.flatten(y)):
+                lengths = [len(z) for z in keras.tree.flatten(y)]
+                raise ValueError(
+                    "`data` must hold as many labels as samples. "
+                    f"Received: {samples} samples, labels {lengths}."
+                )
             starts = range(0, samples, model.inputs[0].shape[0] or batch_size)
             labels = (
                 keras.tree.map_structure(lambda z, i=i: z[i : i + starts.step], y) for i in starts

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -47,9 +47,9 @@ class Graph:
         consumers = self.consumers(node.output)
         return consumers[0] if len(consumers) == 1 and not is_output else None
 
-    def free_name(self, name: str) -> str:
-        """`name`, with a number behind it if need be, such that no layer has it."""
-        taken = {layer.name for layer in self.model.layers}
+    def free_name(self, name: str, taken: Iterable[str] = ()) -> str:
+        """`name`, with a number behind it if need be: no layer has it, nor is it `taken`."""
+        taken = {*taken, *(layer.name for layer in self.model.layers)}
         candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
         return next(candidate for candidate in candidates if candidate not in taken)
 

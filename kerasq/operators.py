@@ -43,7 +43,6 @@ OPERATORS: dict[str, Operator] = {
     "QUANTIZE": Operator(int8=2, int16=2),
     "REDUCE_MAX": Operator(int8=2, int16=3, copies=True, parameter="axes"),
     "RELU": Operator(int8=2, int16=3),
-    "RELU6": Operator(int8=2, int16=3),
     "RESHAPE": Operator(int8=1, int16=1, copies=True, parameter="shape"),
     "SOFTMAX": Operator(int8=2, int16=3),
     "TANH": Operator(int8=2, int16=3),

@@ -70,12 +70,19 @@ def quantize_model(
     graph = graphs.read(model)
     layers = {x.name: x for x in graph.model.layers}
     schemes = per_layer(scheme, overrides, layers)
-    floats = _stays_float(graph, schemes)
-    _check_layers(graph, floats)
+    wide = frozenset(n for n, s in schemes.items() if 8 < resolve(s).activation_bits < FLOAT_BITS)
+    floats = _stays_float(graph, schemes, wide)
+    _check_layers(graph, floats, wide)
     model, owners = separate(model, floats)
-    wrapping = _Wrapping(graphs.read(model), owners, schemes, floats)
+    wrapping = _Wrapping(graphs.read(model), owners, schemes, floats, wide)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
-    return wrapping.run(batch_norm == "fold", range_gradient)
+    quantized = wrapping.run(batch_norm == "fold", range_gradient)
+    if not ranged(quantized):
+        raise ValueError(
+            "At least one layer must be quantized. Received: a model whose layers all stay float "
+            f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
+        )
+    return quantized
 
 
 def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
@@ -83,9 +90,11 @@ def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {list(legal)}. Received: {name}={value!r}.")
 
 
-def _stays_float(graph: graphs.Graph, schemes: dict[str, str]) -> frozenset[str]:
+def _stays_float(
+    graph: graphs.Graph, schemes: dict[str, str], wide: frozenset[str]
+) -> frozenset[str]:
     """Names of the layers that stay float: those asked for, and what would merge into them."""
-    merged = {id(node): name for node, name in _merging(graph)}
+    merged = {id(node): name for node, name in _merging(graph, wide)}
     return frozenset(
         node.layer.name
         for node in graph.nodes
@@ -100,10 +109,10 @@ def _copies(layer: keras.Layer) -> bool:
     return found is not None and found.output == "same"
 
 
-def _merging(graph: graphs.Graph) -> list[tuple[graphs.Node, str]]:
+def _merging(graph: graphs.Graph, wide: frozenset[str]) -> list[tuple[graphs.Node, str]]:
     """The calls that become part of the layer before them, with the name of that layer."""
     norms = {id(node): norm for node, norm in batch_norms.pairs(graph)}
-    relus = _relus_behind(graph, norms)
+    relus = _relus_behind(graph, norms, wide)
     return [
         (after[id(node)], node.layer.name)
         for node in graph.nodes
@@ -112,8 +121,13 @@ def _merging(graph: graphs.Graph) -> list[tuple[graphs.Node, str]]:
     ]
 
 
-def _relus_behind(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> dict[int, graphs.Node]:
-    """By id of a call whose output has a range: the ReLU that is its only reader, to be merged."""
+def _relus_behind(
+    graph: graphs.Graph, norms: dict[int, graphs.Node], wide: frozenset[str]
+) -> dict[int, graphs.Node]:
+    """By id of a call whose output has a range: the ReLU that is its only reader, to be merged.
+
+    Not behind a concatenation of int16 codes (`wide`), which has no clamp that cuts at 0.
+    """
     found = {}
     for node in graph.nodes:
         rule = registry.find(node.layer)
@@ -122,6 +136,7 @@ def _relus_behind(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> dict[in
             relu is not None
             and rule is not None
             and rule.output == "range"
+            and not (rule.op == "CONCATENATION" and node.layer.name in wide)
             and registry.relu_limit(relu.layer)[0]
             and not registry.relu_limit(node.layer)[0]
             and registry.activation_name(node.layer) in ("linear", "elu")
@@ -130,15 +145,16 @@ def _relus_behind(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> dict[in
     return found
 
 
-def _check_layers(graph: graphs.Graph, floats: frozenset[str]) -> None:
+def _check_layers(graph: graphs.Graph, floats: frozenset[str], wide: frozenset[str]) -> None:
     """Raises a ValueError that names every layer that cannot be quantized."""
-    merged = {id(node) for node, _ in _merging(graph)}
+    merged = {id(node) for node, _ in _merging(graph, wide)}
     complaints: list[str] = []
     calls: dict[str, int] = {}
     for node in graph.nodes:
         layer = node.layer
         calls[layer.name] = calls.get(layer.name, 0) + 1
-        complaint = None if layer.name in floats else _complaint(node, id(node) in merged)
+        is_float = layer.name in floats
+        complaint = _many(node) if is_float else _complaint(node, id(node) in merged)
         if complaint is not None:
             complaints.append(complaint)
     for x in graph.model.inputs:
@@ -156,6 +172,17 @@ def _check_layers(graph: graphs.Graph, floats: frozenset[str]) -> None:
             'Leave layers in float, with overrides={"<name>": "float"}, or replace them; write '
             "operations such as `x + y` as layers."
         )
+
+
+def _many(node: graphs.Node) -> str | None:
+    """Why the layer of a call cannot stay float, or None where it can."""
+    inputs = graphs.symbolic(node.args[:1])
+    if len(inputs) == len(node.inputs) and isinstance(node.output, keras.KerasTensor):
+        return None
+    return (
+        f"{node.layer.name!r} ({type(node.layer).__name__}): needs all inputs in its first "
+        "argument and one output, also where it stays float"
+    )
 
 
 def _complaint(node: graphs.Node, merges: bool) -> str | None:
@@ -186,6 +213,7 @@ class _Wrapping:
         owners: dict[str, str],
         schemes: dict[str, str],
         floats: frozenset[str],
+        wide: frozenset[str],
     ) -> None:
         self.graph = graph
         self.owners = owners
@@ -198,12 +226,9 @@ class _Wrapping:
         }
         self.relus = {
             key: relu
-            for key, relu in _relus_behind(graph, self.norms).items()
+            for key, relu in _relus_behind(graph, self.norms, wide).items()
             if relu.layer.name not in floats
         }
-        for node in graph.nodes:  # A concatenation of int16 codes has no clamp that cuts at 0.
-            if self._op(node.layer) == "CONCATENATION" and self._bits(node.layer) > 8:
-                self.relus.pop(id(node), None)
         self.merged = {id(node) for node in (*self.norms.values(), *self.relus.values())}
         self.boundaries: dict[tuple[int, int], tuple] = {}
 
@@ -289,16 +314,16 @@ class _Wrapping:
             is_input = isinstance(layer, keras.layers.InputLayer)
             is_own = is_input and bits == self._bits(layer)
             suffix = "quantize" if is_own else f"int{bits}"
-            identity = keras.layers.Identity(
-                name=self.graph.free_name(f"{_legal(layer.name)}_{suffix}")
-            )
+            taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
+            name = self.graph.free_name(f"{_legal(layer.name)}_{suffix}", taken)
+            identity = keras.layers.Identity(name=name)
             wrapper = QuantizeWrapper(
                 identity,
                 scheme=f"w8a{bits}",
                 range_gradient=INPUT_GRADIENT if is_own else self.range_gradient,
             )
-            self.boundaries[id(x), bits] = (wrapper(x), x)
-        return self.boundaries[id(x), bits][0]
+            self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
+        return self.boundaries[id(x), bits][1]
 
     def _input(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """The tensor itself, or behind its quantizer where it is an input of the model."""

@@ -61,8 +61,20 @@ def per_layer(
         )
     resolve(default)
     schemes = dict.fromkeys(layers, default)
-    for key, scheme in sorted(overrides.items(), key=lambda item: _rank(item[0], layers)):
-        resolve(scheme)
+    return schemes | settled(overrides, layers)
+
+
+def settled(
+    overrides: Mapping[Any, str] | None, layers: dict[str, keras.layers.Layer]
+) -> dict[str, str]:
+    """The schemes of the layers that `overrides` names, as in `per_layer`."""
+    schemes: dict[str, str] = {}
+    for key, scheme in sorted((overrides or {}).items(), key=lambda item: _rank(item[0], layers)):
+        if not isinstance(scheme, str) or scheme not in SCHEMES:
+            raise ValueError(
+                f"A scheme must be one of {list(SCHEMES)}. "
+                f"Received: overrides={{{key!r}: {scheme!r}}}."
+            )
         found = fitting(key, layers)
         if not found:
             raise ValueError(

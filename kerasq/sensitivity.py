@@ -17,7 +17,7 @@ from kerasq.prepare.separate import separate
 from kerasq.progress import track
 from kerasq.quantize import quantize_model
 from kerasq.runtime import keras_metric
-from kerasq.scheme import FLOAT_BITS, Scheme, resolve
+from kerasq.scheme import FLOAT_BITS, Scheme, resolve, settled
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
 SQNR = "sqnr"
@@ -39,7 +39,8 @@ class Sensitivity:
             where the layer's operator has no kernel of that width.
         raised: the metric when all layers are at the first candidate but this one.
         noise: what quantizing the layer alone costs, for sums over layers: the noise over the
-            signal of the outputs for "sqnr", else `reference - alone`.
+            signal of the outputs for "sqnr", else `reference - alone`, at least 0.
+        samples: how many samples it was measured on.
     """
 
     layers: tuple[str, ...]
@@ -50,6 +51,7 @@ class Sensitivity:
     alone: np.ndarray
     raised: np.ndarray
     noise: np.ndarray
+    samples: int
 
     @property
     def gain(self) -> np.ndarray:
@@ -102,7 +104,7 @@ class Sensitivity:
         unit = " dB" if self.metric == SQNR else ""
         header = ["layer"]
         header += [f"only {name}" for name in self.candidates if name != "float"]
-        header += [f"raised to {name}" for name in self.candidates[1:]]
+        header += [f"gain at {name}" for name in self.candidates[1:]]
         rows = [header]
         for i, layer in enumerate(order.layers):
             values = [
@@ -114,9 +116,10 @@ class Sensitivity:
             rows.append([layer, *values])
         return (
             f"{tables.plain(rows)}\n\n"
-            f"{self.metric}{unit}: float {_number(self.reference)}, all at {self.candidates[0]} "
+            f"{self.metric}{unit} on {self.samples} samples: float {_number(self.reference)}, "
+            f"all at {self.candidates[0]} "
             f'{_number(self.base)}. "only": the metric when that layer alone is quantized; '
-            '"raised": what is gained when it alone leaves the first scheme.'
+            '"gain": what is gained when it alone leaves the first scheme.'
         )
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
@@ -162,6 +165,7 @@ class Sensitivity:
             finite = np.where(np.isfinite(values[:, j]), values[:, j], np.nan)
             axes.barh(y + (k - (len(columns) - 1) / 2) * height, finite, height, color=f"C{j}")
         axes.grid(axis="x", alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)
 
 
 def _number(value: float, sign: str = "") -> str:
@@ -193,7 +197,8 @@ def sensitivity(
         metric: "sqnr", the ratio of the outputs' power to that of their error in dB; or a Keras
             metric or its name, or a function `f(y_true, y_pred)` of a batch's NumPy arrays whose
             mean counts. Higher is better.
-        overrides: as for `quantize_model`, for layers that stay "float" in any case.
+        overrides: as for `quantize_model`; only layers that stay "float" matter here, and are left
+            out of the table.
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
         method: the observer that calibrates; see `calibrate`.
 
@@ -233,7 +238,7 @@ def table(bench: "Bench") -> Sensitivity:
         if network.runs(i, j):
             raised[i, 0] = base
     if bench.metric != SQNR:
-        noise = bench.reference - alone
+        noise = np.maximum(bench.reference - alone, 0.0)
     return Sensitivity(
         layers=network.layers,
         candidates=bench.candidates,
@@ -243,6 +248,7 @@ def table(bench: "Bench") -> Sensitivity:
         alone=alone,
         raised=raised,
         noise=noise,
+        samples=bench.samples,
     ).sort()
 
 
@@ -275,8 +281,11 @@ class Network:
 
     def __init__(self, model: keras.Model, schemes: list[Scheme], overrides: dict | None) -> None:
         self.schemes = schemes
-        self.model = quantize_model(model, overrides=overrides)
-        _, owners = separate(model)
+        layers = {x.name: x for x in graph.read(model).model.layers}
+        self.settled = settled(overrides, layers)
+        floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
+        self.model = quantize_model(model, overrides=floats)
+        _, owners = separate(model, frozenset(floats))
         # By name of a wrapper, the user's layer that it belongs to. Boundaries behind layers that
         # stay float belong to none: their readers put the values on grids.
         self.owner: dict[str, str] = {}
@@ -356,6 +365,27 @@ def _on_grid(x: tf.Tensor, wrapper: QuantizeWrapper, bits: int) -> tf.Tensor:
     return (codes - tf.cast(grid.zero_point, tf.float32)) * grid.scale
 
 
+def _check_metric(metric: Any) -> None:
+    """Raises a ValueError for an unknown metric, or one that falls as the model gets better."""
+    is_function = callable(metric) and not isinstance(metric, (keras.Metric, type))
+    if is_function or (isinstance(metric, str) and metric in (SQNR, "accuracy", "acc")):
+        return
+    try:
+        found = keras.metrics.get(metric) if metric is not None else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError(
+            f"`metric` must be {SQNR!r}, a Keras metric or its name, or a function of labels and "
+            f"outputs. Received: metric={metric!r}."
+        )
+    if getattr(found, "_direction", None) == "down":
+        raise ValueError(
+            f"`metric` must grow as the model gets better. Received: metric={metric!r}, which "
+            "falls. Give a function that returns its negative."
+        )
+
+
 class Bench:
     """A model, data and a metric: measures any choice of schemes.
 
@@ -365,6 +395,7 @@ class Bench:
         schemes: the schemes.
         metric: name of the metric.
         reference: the metric of the float model.
+        samples: how many samples there are.
     """
 
     def __init__(
@@ -377,7 +408,7 @@ class Bench:
         steps: int | None,
         method: str,
     ) -> None:
-        self.candidates = tuple(candidates)
+        self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = [resolve(name) for name in self.candidates]
         if not self.candidates or len({*self.candidates}) < len(self.candidates):
             raise ValueError(
@@ -387,6 +418,7 @@ class Bench:
         self._metric = metric
         named = getattr(metric, "name", None) or getattr(metric, "__name__", "metric")
         self.metric = metric if isinstance(metric, str) else str(named)
+        _check_metric(metric)
         if self.metric == SQNR:
             self._samples = list(batches(self.network.model, data, calibration.BATCH_SIZE, steps))
             self._labels: list = []
@@ -394,6 +426,7 @@ class Bench:
             pairs = labelled_batches(self.network.model, data, calibration.BATCH_SIZE, steps)
             columns = [list(column) for column in zip(*pairs, strict=True)] or [[], []]
             self._samples, self._labels = columns
+        self.samples = sum(len(keras.tree.flatten(x)[0]) for x in self._samples)
         calibration.calibrate(self.network.model, iter(self._samples), method)
         self._float = self._outputs(np.full(len(self.network.layers), len(self.schemes)))
         self.reference = np.inf if self.metric == SQNR else self._labelled(self._float)

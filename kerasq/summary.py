@@ -23,8 +23,8 @@ class LayerSummary:
         shape: shape of the output of one sample.
         activation_bytes: bytes of the output.
         weight_bytes: bytes of kernel and bias in the file.
-        macs: multiply-accumulate operations; None where they are not counted (float layers that
-            the registry does not know).
+        macs: multiply-accumulate operations; None where they are not counted: float layers of
+            classes that `kerasq.registry` does not know.
         bit_operations: MACs times bits of weights times bits of activations.
         accumulator_bound: `n_w + n_a + ceil(log2(c * k * k))`; None without a kernel.
         accumulator_bits: what the worst input needs with these integer weights; None also where
@@ -101,6 +101,8 @@ class Summary:
             "",
             f"Peak activation memory: {self.peak_activation_bytes:,} bytes a sample.",
         ]
+        if any(x.scheme == "float" for x in self.layers):
+            lines[-1] += " Float layers add to it: dequantized inputs, and tensors within a layer."
         unknown = [x.name for x in self.layers if x.macs is None]
         if unknown:
             lines.append(f"MACs not counted: {', '.join(unknown)}.")
@@ -155,7 +157,7 @@ def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
     copies = rule is not None and rule.output == "same"
     has_kernel = cost.kernel_shape(layer) is not None
     stays_float = not isinstance(layer, QuantizeWrapper) and not copies
-    known = rule is not None or not layer.weights
+    known = rule is not None
     return LayerSummary(
         name=layer.name,
         op=type(layer).__name__ if stays_float or rule is None else rule.op,
@@ -165,7 +167,9 @@ def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
         weight_bytes=cost.weight_bytes(layer, scheme),
         macs=cost.macs(layer) if known else None,
         bit_operations=cost.bit_operations(layer, scheme) if known else None,
-        accumulator_bound=cost.accumulator_bound(layer, scheme) if has_kernel else None,
+        accumulator_bound=(
+            cost.accumulator_bound(layer, scheme) if has_kernel and not stays_float else None
+        ),
         accumulator_bits=(
             cost.accumulator_bits(layer) if seen and isinstance(layer, KernelWrapper) else None
         ),

@@ -297,9 +297,9 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
-        kernel, high = self._flat(self.kernel.value), self._weight_range()
         gain, bias = self._gain_and_bias()
-        kernel, high = kernel * gain, high * tf.abs(gain)
+        kernel = tf.cast(self._flat(self.kernel.value), tf.float64) * tf.cast(gain, tf.float64)
+        high = self._weight_range() * tf.abs(gain)
         if bias is None:
             bias = tf.zeros(kernel.shape[-1:])
         in_scale = self.input_grids()[0].scale
@@ -310,7 +310,8 @@ class KernelWrapper(QuantizeWrapper):
         scale = tf.maximum(grid.scale, tf.abs(bias) / (in_scale * largest_bias))
         grid = dataclasses.replace(grid, scale=scale)
         bias_codes = tf.round(tf.cast(bias, tf.float64) / tf.cast(in_scale * scale, tf.float64))
-        return kernels.IntegerWeights(kernels.quantize(kernel, grid), grid, bias_codes)
+        codes = kernels.quantize_weights(kernel, grid)
+        return kernels.IntegerWeights(codes, grid, bias_codes)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""

@@ -44,9 +44,8 @@ _MOMENTUM = flags.DEFINE_float(
     0.0,
     1.0,
 )
-_SCHEME = flags.DEFINE_enum(
-    "scheme", "w8a8", list(SCHEMES), "Bit widths of weights and activations."
-)
+_INTEGERS = [name for name in SCHEMES if name != "float"]
+_SCHEME = flags.DEFINE_enum("scheme", "w8a8", _INTEGERS, "Bit widths of weights and activations.")
 _OVERRIDES = flags.DEFINE_list(
     "overrides", [], "Layers at another scheme: name=scheme or pattern=scheme, by commas."
 )
@@ -124,8 +123,11 @@ def calibrate_settings(stage: FloatStage) -> dict[str, Any]:
 def _override(item: str) -> tuple[str, str]:
     """Pattern and scheme of one item of --overrides."""
     pattern, equals, scheme = item.rpartition("=")
-    if not equals:
-        raise ValueError(f"`overrides` must be pattern=scheme. Received: {item!r}.")
+    if not equals or scheme not in SCHEMES:
+        raise ValueError(
+            "`overrides` must be pattern=scheme, such as conv2d_*=w8a16, with a scheme of "
+            f"{list(SCHEMES)}. Received: {item!r}."
+        )
     return pattern, scheme
 
 
@@ -163,7 +165,8 @@ def calibrate(stage: FloatStage, directory: results.RunDirectory) -> results.Fig
             table.plot(directory.path / "sensitivity.png")
             inputs = {x.name for x in model.inputs}
             layers = [name for name in table.layers if name not in inputs]
-            raised = layers[: round(_RAISE_SHARE.value * len(layers))]
+            raised = layers[: max(1, round(_RAISE_SHARE.value * len(layers)))]
+            print(f"Raised to {_RAISE_TO.value}: {', '.join(raised)}.")
             overrides |= dict.fromkeys(raised, _RAISE_TO.value)
         quantized = kerasq.quantize_model(
             model,
@@ -301,6 +304,13 @@ def main(_: list[str]) -> None:
 
 def run_recipe() -> None:
     """Runs the stages, then writes and prints what they found."""
+    for item in _OVERRIDES.value:
+        _override(item)
+    if _RAISE_SHARE.value and _RAISE_TO.value == _SCHEME.value:
+        raise ValueError(
+            "`raise_to` must differ from `scheme`. "
+            f"Received: raise_to={_RAISE_TO.value!r}, scheme={_SCHEME.value!r}."
+        )
     logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
     stage = FloatStage.from_flags()
     directory = results.RunDirectory(stage.out)

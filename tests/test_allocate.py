@@ -142,3 +142,25 @@ def test_bad_budgets(model, table):
         allocate({"sqnr": 20.0}, unit="joules")
     with pytest.raises(ValueError, match="must be that of `model`"):
         kerasq.allocate(networks.sequential(), None, {"bytes": 1e6}, sensitivity=table)
+
+
+def test_settled_layers_keep_their_scheme_and_their_cost(model, x):
+    settled = {"head": "float", keras.layers.Dense: "w8a8", "squash": "w4a8"}
+    found = kerasq.allocate(model, x, {"bytes": 10_000}, ("w8a8", "w4a8"), overrides=settled)
+    schemes = {"head": "float", "hidden": "w8a8", "squash": "w4a8"}
+    assert schemes.items() <= found.overrides.items()
+    summary = kerasq.summary(kerasq.quantize_model(model, overrides=found.overrides))
+    assert found.chosen.cost == summary.weight_bytes
+    with pytest.raises(ValueError, match="must settle layers to 'float' or to one of"):
+        kerasq.allocate(model, x, {"bytes": 1e4}, ("w8a8",), overrides={"head": "w4a16"})
+
+
+def test_arguments_that_contradict_the_measurements(model, x, table):
+    with pytest.raises(ValueError, match="`candidates` must be those of `sensitivity`"):
+        kerasq.allocate(model, x, {"bytes": 1e4}, ("w8a8",), sensitivity=table)
+    with pytest.raises(ValueError, match="`metric` must be that of `sensitivity`"):
+        kerasq.allocate(model, x, {"accuracy": 0.9}, metric="accuracy", sensitivity=table)
+    labels = model.predict(x, verbose=0).argmax(-1)
+    accuracy = kerasq.sensitivity(model, (x, labels), ("w8a8", "w4a8"), metric="accuracy")
+    found = kerasq.allocate(model, (x, labels), {"accuracy": 0.9}, sensitivity=accuracy)
+    assert 0.9 <= found.chosen.measured <= 1.0 and found.chosen.predicted <= 1.0

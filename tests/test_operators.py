@@ -51,7 +51,6 @@ PLAIN = {
     "QUANTIZE": ({"kind": "QuantizeOptions"}, lambda x: x, 6.0),
     "REDUCE_MAX": ({"kind": "ReducerOptions", "keepDims": False}, lambda x: x.max((1, 2)), None),
     "RELU": ({}, lambda x: np.maximum(x, 0), 8.0),
-    "RELU6": ({}, lambda x: np.clip(x, 0, 6), 9.0),
     "RESHAPE": (
         {"kind": "ReshapeOptions", "newShape": np.array([1, 32, 8])},
         lambda x: x.reshape(1, 32, 8),

@@ -131,7 +131,7 @@ def test_a_key_that_fits_no_layer(layers, key):
 @pytest.mark.parametrize("scheme", ["w1a8", None, 8])
 @pytest.mark.parametrize("key", ["head", "block*", L.Conv2D])
 def test_an_unknown_scheme_of_a_layer(layers, key, scheme):
-    text = f"must be one of {list(SCHEMES)}. Received: scheme={scheme!r}."
+    text = f"must be one of {list(SCHEMES)}. Received: overrides={{{key!r}: {scheme!r}}}."
     with pytest.raises(ValueError, match=re.escape(text)):
         per_layer("w8a8", {key: scheme}, layers)
 

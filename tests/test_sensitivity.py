@@ -137,5 +137,12 @@ def test_bad_arguments(model, x):
         kerasq.sensitivity(model, x, ("w1a1",))
     with pytest.raises(ValueError, match="must hold labels"):
         kerasq.sensitivity(model, [x], metric="accuracy")
+    for metric in ("accurracy", None, 3):
+        with pytest.raises(ValueError, match="`metric` must be 'sqnr', a Keras metric"):
+            kerasq.sensitivity(model, x, metric=metric)
+    with pytest.raises(ValueError, match="`metric` must grow as the model gets better"):
+        kerasq.sensitivity(model, (x, x[:, 0]), metric="sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="as many labels as samples"):
+        kerasq.sensitivity(model, (x, x[:5, 0]), metric="accuracy")
     with pytest.raises(ValueError, match="at least one sample"):
         kerasq.sensitivity(model, x[:0])

@@ -431,3 +431,17 @@ def test_ranged_lists_every_range():
     q = kerasq.quantize_model(networks.mlp())
     assert list(wrappers.ranged(q)) == ["features_quantize", "hidden", "squash_linear", "head"]
     assert wrappers.ranged(networks.mlp()) == {}
+
+
+def test_integer_weights_are_the_same_in_a_traced_function():
+    """TensorFlow's graph optimizer rearranges float32 products: no weight may change its code."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2000,), name="x"), L.Dense(1000, name="dense")])
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, np.random.default_rng(0).normal(size=(32, 2000)))
+    dense = q.get_layer("dense")
+    dense.kernel_gain.assign(0.37)
+    eager = dense.integer_weights()
+    traced = tf.function(lambda: (dense.integer_weights().codes, dense.integer_weights().bias))()
+    np.testing.assert_array_equal(eager.codes, traced[0])
+    np.testing.assert_array_equal(eager.bias, traced[1])

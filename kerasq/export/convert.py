@@ -131,6 +131,7 @@ class Marker:
             weights = wrapper.integer_weights()
             kernel = (weights.codes * weights.grid.scale).numpy()
             bias = weights.bias.numpy()
+        x = self._apart(x)
         y = wrapper.run_on(x, tf.constant(kernel), tf.constant(bias, tf.float32))
         mark = Mark(
             name=wrapper.name,

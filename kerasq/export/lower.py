@@ -21,7 +21,8 @@ from kerasq.operators import KERNEL_OPS, OPERATORS
 
 # The axis of the output channels in LiteRT's kernels.
 CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
-# XNNPACK's delegate refuses to load a model with a multiplier s_in * s_w / s_out of 256 or more.
+# XNNPACK's delegate refuses to load a model with a multiplier s_in * s_w / s_out of 256 or more;
+# LiteRT's int16 kernels overflow somewhere beyond.
 LARGEST_MULTIPLIER = 256.0
 
 
@@ -53,8 +54,13 @@ class _Lowering(Builder):
         self.converted = converted
         self.marks: dict[int, Mark] = {}  # by the tensor before a marker that does not quantize
         for op in self.graph.operators:
-            if self._is_marker(op) and not self._mark(op).quantizes:
-                self.marks[int(op.inputs[0])] = self._mark(op)
+            if self._is_marker(op) and self._mark(op).name and not self._mark(op).quantizes:
+                mark = self.marks.setdefault(int(op.inputs[0]), self._mark(op))
+                if mark is not self._mark(op):
+                    raise RuntimeError(
+                        "The converter must keep layers apart. Received: one tensor for "
+                        f"{mark.name!r} and {self._mark(op).name!r}."
+                    )
         # The integer tensor, or the float one, that stands for a tensor of the marked graph; and
         # the float tensor that has the values of an integer one.
         self.codes: dict[int, int] = {}
@@ -178,7 +184,7 @@ class _Lowering(Builder):
             raise self._no_integer_form(op, mark)
         kernel = dataclasses.replace(mark.kernel, axis=CHANNELS[kind])
         scale = np.float32(grid.scale) * np.asarray(kernel.scale, np.float32)
-        if grid.bits <= 8 and (scale / out.scale >= LARGEST_MULTIPLIER).any():
+        if (scale / out.scale >= LARGEST_MULTIPLIER).any():
             raise ValueError(
                 f"The output range of layer {mark.name!r} must not be far narrower than its "
                 f"accumulators: s_in * s_w / s_out must be below {LARGEST_MULTIPLIER}. Received: "

@@ -123,7 +123,8 @@ def _dtype(name: str, dtype: str | None, widths: list[int]) -> str | None:
     if wanted and wrong:
         raise ValueError(
             f"`{name}` must fit the grids of the model. Received: {name}={dtype!r} where grids "
-            f"have {wrong} bits. Use None, or give the layer another scheme."
+            f"have {wrong} bits. Use None for the model's own integers, or 'float32', or give the "
+            "layer another scheme."
         )
     return dtype if dtype in ("uint8", "float32") else None
 

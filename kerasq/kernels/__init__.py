@@ -24,7 +24,7 @@ from kerasq.kernels.accumulators import (
     depthwise,
     fully_connected,
 )
-from kerasq.kernels.codes import centre, clip, quantize
+from kerasq.kernels.codes import centre, clip, quantize, quantize_weights
 from kerasq.kernels.fixed_point import float32, float64, multiply_rounding_twice
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "fully_connected",
     "pointwise",
     "quantize",
+    "quantize_weights",
     "relu",
     "requantize",
     "sigmoid",

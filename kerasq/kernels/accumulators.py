@@ -9,6 +9,7 @@ from kerasq import operators
 from kerasq.grid import Grid
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import (
+    float32,
     float64,
     multiply_15_bits,
     multiply_rounding_once,
@@ -49,7 +50,9 @@ def _real(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
 
 def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """XNNPACK's "fp32" requantization: one float32 multiplication and one rounding."""
-    return clip(tf.round(total * (grid.scale * weights.grid.scale / out.scale)), out)
+    # Rounded to float32 after each step, out of reach of TensorFlow's graph optimizer.
+    product = float32(float64(grid.scale) * float64(weights.grid.scale))
+    return clip(tf.round(total * float32(float64(product) / float64(out.scale))), out)
 
 
 def convolution(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:

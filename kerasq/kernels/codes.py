@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from kerasq.grid import Grid
+from kerasq.kernels.fixed_point import float32, float64
 
 
 def centre(x: tf.Tensor, grid: Grid) -> tf.Tensor:
@@ -17,5 +18,18 @@ def clip(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
 
 
 def quantize(x: tf.Tensor, grid: Grid) -> tf.Tensor:
-    """Centred codes of any real values: QUANTIZE from float (ties to even)."""
-    return clip(tf.round(x * (1.0 / grid.scale)), grid)
+    """Centred codes of any real values: QUANTIZE from float, `rint(x * (1 / scale))` in float32."""
+    # Each float32 step in float64 and back, which gives the same: TensorFlow's graph optimizer
+    # rearranges float32 products and quotients.
+    inverse = float32(1.0 / float64(grid.scale))
+    return clip(tf.round(float32(float64(x) * float64(inverse))), grid)
+
+
+def quantize_weights(x: tf.Tensor, grid: Grid) -> tf.Tensor:
+    """Codes of weights: `rint(x / scale)` in double precision, so that no compiler moves a tie.
+
+    Args:
+        x: weights, float64.
+        grid: their grid, per channel along the last axis.
+    """
+    return clip(tf.round(x / float64(grid.scale)), grid)

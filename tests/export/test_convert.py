@@ -128,3 +128,25 @@ def test_equal_layers_are_not_merged():
     assert [op.name for op in lite.ops].count("ADD") == 2
     report = kerasq.compare(q, lite, networks.data(model))
     assert report.max_lsb == 0 and {"pool0", "pool1"} <= {x.name for x in report.layers}
+
+
+def test_layers_with_equal_weights_are_not_merged():
+    """The converter would make one operator of them, and one of the outputs wrong."""
+    image = keras.Input((8, 8, 3), name="image")
+    branches = [
+        L.Conv2D(4, 3, kernel_initializer="ones", activation=activation, name=f"branch{i}")(image)
+        for i, activation in enumerate(("relu", None, "relu6"))
+    ]
+    dilated = [
+        L.Conv2D(4, 3, dilation_rate=2, padding="same", name="dilated0")(image),
+        L.Conv2D(4, 3, dilation_rate=2, padding="same", name="dilated1")(image),
+        L.DepthwiseConv2D(3, dilation_rate=2, padding="same", name="dilated2")(image),
+    ]
+    model = keras.Model(
+        image, [L.Concatenate(name="cat")(branches), L.Concatenate(name="far")(dilated)]
+    )
+    q = networks.quantized(model)
+    lite = kerasq.export_tflite(q)
+    assert [op.name for op in lite.ops].count("CONV_2D") == 5
+    report = kerasq.compare(q, lite, networks.data(model))
+    assert report.max_lsb == 0 and report.exact == 1.0

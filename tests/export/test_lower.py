@@ -167,14 +167,26 @@ def test_an_operator_that_litert_does_not_have():
         traced.lower(lambda x: tf.math.digamma(traced.mark(x, ONE, "a", quantizes=True)), [1, 4])
 
 
-def test_an_output_range_that_no_kernel_reaches():
+@pytest.mark.parametrize(("scheme", "high"), [("w8a8", 1e-5), ("w8a16", 3e-6), ("w4a16", 3e-6)])
+def test_an_output_range_that_no_kernel_reaches(scheme, high):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,), name="x"), L.Dense(2, name="thin")])
-    q = networks.quantized(model)
-    q.get_layer("thin").output_quantizer.assign_range(0.0, 1e-5)
+    q = networks.quantized(model, scheme=scheme)
+    q.get_layer("thin").output_quantizer.assign_range(0.0, high)
     text = r"output range of layer 'thin' .* must be below 256.* calibrate on other data"
     with pytest.raises(ValueError, match=text):
         kerasq.export_tflite(q)
+
+
+def test_two_layers_on_one_tensor():
+    traced = Traced()
+
+    def function(x):
+        y = tf.tanh(traced.mark(x, ONE, "a", quantizes=True))
+        return traced.mark(y, ONE, "one") + traced.mark(y, ONE, "other")
+
+    with pytest.raises(RuntimeError, match=r"must keep layers apart. .*'one' and 'other'"):
+        traced.lower(function, [1, 4])
 
 
 # The file.
