@@ -11,10 +11,10 @@ import numpy as np
 
 from kerasq import cost, tables
 from kerasq import sensitivity as sensitivities
-from kerasq.files import whole_file
+from kerasq.files import save_figure
 from kerasq.progress import track
 from kerasq.scheme import Scheme, resolve
-from kerasq.sensitivity import SQNR, Bench, Network, Sensitivity
+from kerasq.sensitivity import SQNR, Bench, Network, Sensitivity, metric_name
 from kerasq.wrappers import QuantizeWrapper
 
 COSTS: dict[str, Callable[[keras.Layer, Scheme], int]] = {
@@ -109,9 +109,7 @@ class Allocation:
         )
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-        if path is not None:
-            with whole_file(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=120)
+        save_figure(figure, path)
         return figure
 
 
@@ -189,8 +187,7 @@ def allocate(
 
 
 def _check_budget(budget: Any, unit: str, metric: Any, table: Sensitivity | None) -> None:
-    named = metric if isinstance(metric, str) else None
-    named = named or getattr(metric, "name", None) or getattr(metric, "__name__", "metric")
+    named = metric_name(metric)
     if table is not None and named != table.metric:
         raise ValueError(
             "`metric` must be that of `sensitivity`, or left out. "
@@ -225,10 +222,7 @@ class _Program:
         self.table, self.unit = table, unit
         self.floats = {n: s for n, s in network.settled.items() if n not in network.layers}
         schemes = [resolve(name) for name in table.candidates]
-        parts = {
-            name: [x for x in network.wrappers if network.owner.get(x.name) == name]
-            for name in table.layers
-        }
+        parts = {name: network.parts(name) for name in table.layers}
         if set(table.layers) != set(network.layers):
             raise ValueError(
                 "`sensitivity` must be that of `model`. "
@@ -246,12 +240,11 @@ class _Program:
         self.fixed = sum(COSTS[unit](x, resolve("float")) for x in stays_float)
         self.noise = np.nan_to_num(table.noise, nan=0.0)
         self.allowed = ~np.isnan(table.alone)
+        inputs = {x.name for x in model.inputs}
         for i, name in enumerate(table.layers):
             if name in network.settled:
                 self.allowed[i] &= self._settled(name, network.settled[name])
-        inputs = {x.name for x in model.inputs} - {*network.settled}
-        for i, name in enumerate(table.layers):
-            if name in inputs:
+            elif name in inputs:
                 self.allowed[i] = np.arange(len(schemes)) == 0
         bits = np.array([s.activation_bits for s in schemes], float)
         size = np.array([sum(np.prod(x.output.shape[1:]) for x in parts[n]) for n in table.layers])

@@ -275,8 +275,7 @@ class _Probe:
         layer, inputs = graphs.origin(tensor)
         if self.has(layer.name) or isinstance(layer, keras.layers.InputLayer):
             return True
-        rule = registry.find(layer)
-        return rule is not None and rule.output == "same" and self.knows(inputs[0])
+        return registry.copies(layer) and self.knows(inputs[0])
 
     def value(self, tensor: keras.KerasTensor) -> np.ndarray:
         """The real value that the integer model has for a tensor of the Keras model."""

@@ -70,10 +70,7 @@ def labelled_batches(
             )
             yield from zip(batches(model, x, batch_size, steps), labels, strict=False)
             return
-    source = (
-        (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
-    )
-    for index, batch in enumerate(itertools.islice(source, steps)):
+    for index, batch in enumerate(itertools.islice(_iterable(data), steps)):
         if not isinstance(batch, tuple) or len(batch) < 2:
             raise ValueError(
                 "`data` must hold labels for this metric: a tuple `(x, y)` of arrays, or batches "
@@ -117,6 +114,13 @@ def _by_name(x: dict, names: list[str]) -> list:
     return [x[name] for name in names]
 
 
+def _iterable(data: Any) -> Iterable:
+    """The batches; a PyDataset has no end of its own."""
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(len(data)))
+    return data
+
+
 def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
     if data is None or isinstance(data, str):
         raise ValueError(
@@ -129,11 +133,7 @@ def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> I
         for i in range(0, samples, batch_size)[:steps]:
             yield keras.tree.map_structure(lambda x, i=i: x[i : i + batch_size], data)
         return
-    if isinstance(data, keras.utils.PyDataset):
-        source: Iterable = (data[i] for i in range(len(data)))
-    else:
-        source = data
-    for batch in itertools.islice(source, steps):
+    for batch in itertools.islice(_iterable(data), steps):
         yield batch[0] if isinstance(batch, tuple) else batch
 
 

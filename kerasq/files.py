@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -42,6 +43,13 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_figure(figure: Any, path: str | os.PathLike | None) -> None:
+    """Writes a matplotlib figure as PNG; nothing where `path` is None."""
+    if path is not None:
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:

@@ -71,8 +71,9 @@ def quantize_model(
     layers = {x.name: x for x in graph.model.layers}
     schemes = per_layer(scheme, overrides, layers)
     wide = frozenset(n for n, s in schemes.items() if 8 < resolve(s).activation_bits < FLOAT_BITS)
-    floats = _stays_float(graph, schemes, wide)
-    _check_layers(graph, floats, wide)
+    merging = _merging(graph, wide)
+    floats = _stays_float(graph, schemes, merging)
+    _check_layers(graph, floats, merging)
     model, owners = separate(model, floats)
     wrapping = _Wrapping(graphs.read(model), owners, schemes, floats, wide)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
@@ -91,34 +92,28 @@ def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
 
 
 def _stays_float(
-    graph: graphs.Graph, schemes: dict[str, str], wide: frozenset[str]
+    graph: graphs.Graph, schemes: dict[str, str], merging: dict[int, str]
 ) -> frozenset[str]:
     """Names of the layers that stay float: those asked for, and what would merge into them."""
-    merged = {id(node): name for node, name in _merging(graph, wide)}
     return frozenset(
         node.layer.name
         for node in graph.nodes
         # Operations that are no layers have no scheme: `_check_layers` names them.
-        if schemes.get(merged.get(id(node), node.layer.name)) == "float" and not _copies(node.layer)
+        if schemes.get(merging.get(id(node), node.layer.name)) == "float"
+        and not registry.copies(node.layer)
     )
 
 
-def _copies(layer: keras.Layer) -> bool:
-    """Whether a layer only moves or picks values: it has the scheme of what it reads."""
-    found = registry.find(layer)
-    return found is not None and found.output == "same"
-
-
-def _merging(graph: graphs.Graph, wide: frozenset[str]) -> list[tuple[graphs.Node, str]]:
-    """The calls that become part of the layer before them, with the name of that layer."""
+def _merging(graph: graphs.Graph, wide: frozenset[str]) -> dict[int, str]:
+    """By id of a call that becomes part of the layer before it, the name of that layer."""
     norms = {id(node): norm for node, norm in batch_norms.pairs(graph)}
     relus = _relus_behind(graph, norms, wide)
-    return [
-        (after[id(node)], node.layer.name)
+    return {
+        id(after[id(node)]): node.layer.name
         for node in graph.nodes
         for after in (norms, relus)
         if id(node) in after
-    ]
+    }
 
 
 def _relus_behind(
@@ -145,16 +140,15 @@ def _relus_behind(
     return found
 
 
-def _check_layers(graph: graphs.Graph, floats: frozenset[str], wide: frozenset[str]) -> None:
+def _check_layers(graph: graphs.Graph, floats: frozenset[str], merging: dict[int, str]) -> None:
     """Raises a ValueError that names every layer that cannot be quantized."""
-    merged = {id(node) for node, _ in _merging(graph, wide)}
     complaints: list[str] = []
     calls: dict[str, int] = {}
     for node in graph.nodes:
         layer = node.layer
         calls[layer.name] = calls.get(layer.name, 0) + 1
         is_float = layer.name in floats
-        complaint = _many(node) if is_float else _complaint(node, id(node) in merged)
+        complaint = _many(node) if is_float else _complaint(node, id(node) in merging)
         if complaint is not None:
             complaints.append(complaint)
     for x in graph.model.inputs:
@@ -253,7 +247,7 @@ class _Wrapping:
 
     def _is_wrapped(self, node: graphs.Node) -> bool:
         layer = node.layer
-        return not (layer.name in self.floats or id(node) in self.merged or _copies(layer))
+        return not (layer.name in self.floats or id(node) in self.merged or registry.copies(layer))
 
     def check_overrides(self, named: dict[Any, list[str]]) -> None:
         """Raises a ValueError where a key only fits layers without a scheme of their own."""

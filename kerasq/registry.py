@@ -163,10 +163,15 @@ def rule(layer: keras.Layer) -> Rule:
     return found
 
 
+def copies(layer: keras.Layer) -> bool:
+    """Whether a layer only moves or picks values: its output lies on the grid of its input."""
+    found = find(layer)
+    return found is not None and found.output == "same"
+
+
 def is_dropped(layer: keras.Layer) -> bool:
     """Whether a layer leaves no operator behind, such as Dropout: its output is its input."""
-    found = find(layer)
-    return found is not None and found.op == "-" and found.output == "same"
+    return copies(layer) and rule(layer).op == "-"
 
 
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:

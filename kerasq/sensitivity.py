@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kerasq import calibration, fake_quant, graph, operators, quantizers, registry, tables
 from kerasq.data import batch_spec, batches, labelled_batches
-from kerasq.files import whole_file
+from kerasq.files import save_figure
 from kerasq.grid import Grid
 from kerasq.prepare.separate import separate
 from kerasq.progress import track
@@ -153,9 +153,7 @@ class Sensitivity:
         if finite.size and np.ptp(finite) > 0:
             margin = 0.1 * np.ptp(finite)
             left.set_xlim(finite.min() - margin, finite.max() + margin)
-        if path is not None:
-            with whole_file(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=120)
+        save_figure(figure, path)
         return figure
 
     def _bars(self, axes: Any, y: np.ndarray, values: np.ndarray, columns: list[int]) -> None:
@@ -303,8 +301,11 @@ class Network:
         """Whether LiteRT has kernels for a layer at a scheme."""
         if self.schemes[scheme].activation_bits != 16:
             return True
-        parts = [x for x in self.wrappers if self.owner.get(x.name) == self.layers[layer]]
-        return all(operators.has_int16(part.rule.op) for part in parts)
+        return all(operators.has_int16(x.rule.op) for x in self.parts(self.layers[layer]))
+
+    def parts(self, name: str) -> list[QuantizeWrapper]:
+        """The wrappers that a user's layer became."""
+        return [x for x in self.wrappers if self.owner.get(x.name) == name]
 
     def _run(self, x: Any, choice: tf.Tensor) -> list[tf.Tensor]:
         def call(layer: keras.Layer, inputs: Any) -> tf.Tensor:
@@ -365,6 +366,13 @@ def _on_grid(x: tf.Tensor, wrapper: QuantizeWrapper, bits: int) -> tf.Tensor:
     return (codes - tf.cast(grid.zero_point, tf.float32)) * grid.scale
 
 
+def metric_name(metric: Any) -> str:
+    """What a metric is called."""
+    if isinstance(metric, str):
+        return metric
+    return str(getattr(metric, "name", None) or getattr(metric, "__name__", "metric"))
+
+
 def _check_metric(metric: Any) -> None:
     """Raises a ValueError for an unknown metric, or one that falls as the model gets better."""
     is_function = callable(metric) and not isinstance(metric, (keras.Metric, type))
@@ -416,8 +424,7 @@ class Bench:
             )
         self.network = Network(model, self.schemes, overrides)
         self._metric = metric
-        named = getattr(metric, "name", None) or getattr(metric, "__name__", "metric")
-        self.metric = metric if isinstance(metric, str) else str(named)
+        self.metric = metric_name(metric)
         _check_metric(metric)
         if self.metric == SQNR:
             self._samples = list(batches(self.network.model, data, calibration.BATCH_SIZE, steps))

@@ -152,15 +152,13 @@ def summary(model: keras.Model) -> Summary:
 def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
     name = _scheme_name(layer)
     scheme = resolve(name)
-    inner = layer.layer if isinstance(layer, QuantizeWrapper) else layer
-    rule = layer.rule if isinstance(layer, QuantizeWrapper) else registry.find(inner)
-    copies = rule is not None and rule.output == "same"
-    has_kernel = cost.kernel_shape(layer) is not None
-    stays_float = not isinstance(layer, QuantizeWrapper) and not copies
+    is_wrapped = isinstance(layer, QuantizeWrapper)
+    rule = layer.rule if is_wrapped else registry.find(layer)
+    copies = registry.copies(layer)
     known = rule is not None
     return LayerSummary(
         name=layer.name,
-        op=type(layer).__name__ if stays_float or rule is None else rule.op,
+        op=rule.op if rule is not None and (is_wrapped or copies) else type(layer).__name__,
         scheme="" if copies else name,
         shape=tuple(layer.output.shape[1:]),
         activation_bytes=0 if _is_alias(layer) else cost.activation_bytes(layer, scheme),
@@ -168,7 +166,7 @@ def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
         macs=cost.macs(layer) if known else None,
         bit_operations=cost.bit_operations(layer, scheme) if known else None,
         accumulator_bound=(
-            cost.accumulator_bound(layer, scheme) if has_kernel and not stays_float else None
+            cost.accumulator_bound(layer, scheme) if isinstance(layer, KernelWrapper) else None
         ),
         accumulator_bits=(
             cost.accumulator_bits(layer) if seen and isinstance(layer, KernelWrapper) else None
@@ -186,10 +184,7 @@ def _scheme_name(layer: keras.Layer) -> str:
 
 def _is_alias(layer: keras.Layer) -> bool:
     """Whether the output is the input's memory: reshapes, and what is dropped."""
-    if isinstance(layer, QuantizeWrapper):
-        return False
-    rule = registry.find(layer)
-    return rule is not None and rule.op in ("-", "RESHAPE") and rule.output == "same"
+    return registry.copies(layer) and registry.rule(layer).op in ("-", "RESHAPE")
 
 
 def _peak(model: keras.Model, layers: list[keras.Layer]) -> int:

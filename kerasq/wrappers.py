@@ -23,7 +23,6 @@ from kerasq.prepare import batch_norm as batch_norms
 # all 0, as folding a BatchNormalization may leave them.
 LARGEST_BIAS = {8: 2.0**30, 16: 2.0**40}
 
-
 # The range gradient of a model's input: what nothing moves after the first batches.
 INPUT_GRADIENT = "fixed"
 
@@ -324,33 +323,32 @@ class KernelWrapper(QuantizeWrapper):
 
         BatchNormalization must be folded.
         """
+        high = quantizers.weight_range(self._flat(self.kernel.value), bits)
+        kernel = self._fake_quant_kernel(high, bits, "none")
+        return self.run_on(inputs, kernel, self._rounded_bias(high, bits, in_scale))
+
+    def _fake_quant_kernel(self, high: tf.Tensor, bits: int, range_gradient: str) -> tf.Tensor:
         flat = self._flat(self.kernel.value)
-        high = quantizers.weight_range(flat, bits)
-        kernel = quantizers.fake_quant_weights(flat, high, bits, "none") * self.kernel_gain.value
+        kernel = quantizers.fake_quant_weights(flat, high, bits, range_gradient)
+        return kernel * self.kernel_gain.value
+
+    def _rounded_bias(self, high: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor | None:
+        """The bias on the grid of the accumulators; None where there is none."""
         if self.bias is None:
-            return self.run_on(inputs, kernel, None)
+            return None
         step = in_scale * high * self.kernel_gain.value / (2 ** (bits - 1) - 1)
-        return self.run_on(inputs, kernel, tf.round(self.bias.value / step) * step)
+        step, bias = tf.stop_gradient(step), self.bias.value
+        return fake_quant.straight_through(bias, tf.round(bias / step) * step)
 
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
-        high = self._weight_range()
-        kernel = quantizers.fake_quant_weights(
-            self._flat(self.kernel.value), high, self.bits.weight_bits, self.range_gradient
-        )
-        kernel = kernel * self.kernel_gain.value
+        high, bits = self._weight_range(), self.bits.weight_bits
+        kernel = self._fake_quant_kernel(high, bits, self.range_gradient)
         if self.batch_norm is not None:
             bias = None if self.bias is None else self.bias.value
             return self.batch_norm(self.run_on(inputs, kernel, bias), training=training)
-        if self.bias is None:
-            return self.run_on(inputs, kernel, None)
-        levels = 2 ** (self.bits.weight_bits - 1) - 1
-        step = self.input_grids()[0].scale * high * self.kernel_gain.value / levels
-        step = tf.stop_gradient(step)
-        bias = self.bias.value
-        return self.run_on(
-            inputs, kernel, fake_quant.straight_through(bias, tf.round(bias / step) * step)
-        )
+        in_scale = self.input_grids()[0].scale
+        return self.run_on(inputs, kernel, self._rounded_bias(high, bits, in_scale))
 
     def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
         """Integer accumulators, then the operator's way back to the codes of the output."""
@@ -389,10 +387,7 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
     layer, inputs = graph.origin(tensor)
     if isinstance(layer, QuantizeWrapper):
         return layer
-    rule = registry.find(layer)
-    if rule is None or rule.output != "same":
-        return None
-    return quantized_by(inputs[0])
+    return quantized_by(inputs[0]) if registry.copies(layer) else None
 
 
 def ranged(model: keras.Model) -> dict[str, quantizers.ActivationQuantizer]:

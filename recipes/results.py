@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from kerasq.files import whole_file
+from kerasq.files import save_figure, whole_file
 
 Figures = dict[str, Any]
 
@@ -150,5 +150,4 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, path)

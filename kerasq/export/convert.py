@@ -93,8 +93,6 @@ class Marker:
         with tf.name_scope(_SCOPE.format(len(self.layers) - 1)):
             if isinstance(layer, QuantizeWrapper):
                 return self._wrapper(layer, inputs)
-            rule = registry.find(layer)
-            copies = rule is not None and rule.output == "same"
             if registry.is_dropped(layer):
                 return layer(inputs)
             if not _fuses(layer):
@@ -105,7 +103,8 @@ class Marker:
                 y = layer(inputs)
             readers = self._readers.get(id(layer.output), [])
             is_output = id(layer.output) in self._outputs
-            if len(readers) == 1 and _fuses(readers[0]) and not (is_output or copies):
+            is_end = is_output or registry.copies(layer)
+            if len(readers) == 1 and _fuses(readers[0]) and not is_end:
                 return y
             return self._mark(y, Mark(name=layer.name))
 

@@ -15,7 +15,6 @@ Type = schema.TensorType
 NUMPY_TYPES = {
     Type.FLOAT32: np.float32,
     Type.INT4: np.int8,
-    Type.UINT4: np.uint8,
     Type.INT8: np.int8,
     Type.UINT8: np.uint8,
     Type.INT16: np.int16,
@@ -25,7 +24,7 @@ NUMPY_TYPES = {
     Type.BOOL: np.bool_,
 }
 _TYPES = {np.dtype(value): key for key, value in NUMPY_TYPES.items()}
-_BITS = {Type.INT4: 4, Type.UINT4: 4, Type.INT8: 8, Type.UINT8: 8}
+_BITS = {Type.INT4: 4, Type.INT8: 8, Type.UINT8: 8}
 _TYPE_NAMES = {code: name.lower() for name, code in vars(Type).items() if name[0] != "_"}
 _OP_NAMES = {code: name for name, code in vars(Op).items() if not name.startswith("_")}
 
@@ -134,14 +133,14 @@ def set_grid(tensor: schema.TensorT, grid: Grid) -> None:
 def grid_of(tensor: schema.TensorT) -> Grid | None:
     """The grid that a tensor's parameters describe, in signed codes; None where it has none.
 
-    The converter types fake-quantized tensors UINT4, UINT8 or UINT16; codes and zero points of the
-    signed grid are lower by half the number of codes.
+    Where the tensor is UINT8 or UINT16, codes and zero points of the signed grid are lower by half
+    the number of codes.
     """
     parameters = tensor.quantization
     if parameters is None or parameters.scale is None or len(parameters.scale) == 0:
         return None
     bits = _BITS.get(tensor.type, 16)
-    offset = 2 ** (bits - 1) if tensor.type in (Type.UINT4, Type.UINT8, Type.UINT16) else 0
+    offset = 2 ** (bits - 1) if tensor.type in (Type.UINT8, Type.UINT16) else 0
     scale = np.asarray(parameters.scale, np.float32)
     zero_point = np.asarray(parameters.zeroPoint, np.int64).astype(np.int32) - offset
     if len(scale) == 1:
