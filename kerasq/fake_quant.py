@@ -46,9 +46,8 @@ def fake_quant(
     gradient: str = "lsq",
     count: float = 1.0,
 ) -> tf.Tensor:
-    """Rounds `x` to the grid over [low, high] and clips it there.
+    """Rounds `x` to the grid over [low, high] and clips it there; one range per tensor.
 
-    Per tensor when `low` is a scalar; per channel, along the last axis of `x`, when it is a vector.
     With `n = qmax - qmin`, `y` the result, `g` the incoming gradient, and low and high nudged so
     that 0.0 is on the grid:
 
@@ -67,36 +66,101 @@ def fake_quant(
 
     Args:
         x: real values.
-        low: lower end, at most 0.
-        high: upper end, at least 0, above `low`.
+        low: lower end, a scalar, at most 0.
+        high: upper end, a scalar, at least 0, above `low`.
         bits: width of a code.
         narrow: leave out the lowest code.
         gradient: one of `RANGE_GRADIENTS`.
         count: number of values that share one range (per sample for activations), for "lsq".
     """
-    per_channel = low.shape.rank == 1
-    suffix = "PerChannel" if per_channel else ""
-    forward = getattr(tf.raw_ops, f"FakeQuantWithMinMaxVars{suffix}")
-    backward = getattr(tf.raw_ops, f"FakeQuantWithMinMaxVars{suffix}Gradient")
-    levels = 2**bits - 1 - narrow
-    lsq_scale = levels / math.sqrt(max(count, 1.0) * levels)
+    options = {"num_bits": bits, "narrow_range": narrow}
 
     @tf.custom_gradient
     def run(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
-        y = forward(inputs=x, min=low, max=high, num_bits=bits, narrow_range=narrow)
+        y = tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, **options)
 
         def grad(upstream: tf.Tensor) -> tuple:
-            dx, dlow, dhigh = backward(
-                gradients=upstream, inputs=x, min=low, max=high, num_bits=bits, narrow_range=narrow
+            dx, dlow, dhigh = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
+                gradients=upstream, inputs=x, min=low, max=high, **options
             )
             if gradient not in ("lsq", "clip"):
                 return dx, None, None
             if gradient == "lsq":
-                axes = list(range(x.shape.rank - 1)) if per_channel else None
-                error = tf.reduce_sum(dx * (y - x), axis=axes) / (high - low)
-                dlow, dhigh = (dlow - error) * lsq_scale, (dhigh + error) * lsq_scale
+                with tf.control_dependencies(
+                    [dx]
+                ):  # Not in the forward pass: it would take memory.
+                    residual = y - x
+                error = _dot(dx, residual) / (high - low)
+                factor = _lsq_factor(2**bits - 1 - narrow, count)
+                dlow, dhigh = (dlow - error) * factor, (dhigh + error) * factor
             return dx, dlow, dhigh
 
         return y, grad
 
     return run(x, low, high)
+
+
+def fake_quant_per_channel(
+    x: tf.Tensor,
+    high: tf.Tensor,
+    *,
+    bits: int = 8,
+    gradient: str = "lsq",
+    gain: tf.Tensor | float = 1.0,
+) -> tf.Tensor:
+    """`gain` times `x` rounded to the symmetric, narrow grids over [-high[c], high[c]].
+
+    One range per channel, the last axis of `x`. Values and gradients are those of
+    `gain * fake_quant(x[..., c], -high[c], high[c], narrow=True, count=...)` with as many values
+    as share a range. TensorFlow's op for it is ten times slower (docs/performance.md), so the
+    codes `x * (2^(bits-1) - 1) / high` go through the op for constant ranges.
+
+    Args:
+        x: real values, shape `(..., channels)`.
+        high: the largest magnitudes, shape `(channels,)`, above 0.
+        bits: width of a code.
+        gradient: one of `RANGE_GRADIENTS`.
+        gain: a constant; it gets no gradient.
+    """
+    largest = 2 ** (bits - 1) - 1
+    grid = {"min": -largest, "max": largest, "num_bits": bits, "narrow_range": True}
+    count = math.prod(x.shape[:-1])
+
+    @tf.custom_gradient
+    def run(x: tf.Tensor, high: tf.Tensor) -> Any:
+        # A value at the very end of its range must not come out above it.
+        exact = x * (largest * (1.0 - 2.0**-22) / high)
+        codes = tf.raw_ops.FakeQuantWithMinMaxArgs(inputs=exact, **grid)
+
+        def inside(gradients: tf.Tensor) -> tf.Tensor:
+            return tf.raw_ops.FakeQuantWithMinMaxArgsGradient(
+                gradients=gradients, inputs=exact, **grid
+            )
+
+        def grad(upstream: tf.Tensor) -> tuple:
+            upstream *= gain
+            dx = inside(upstream)
+            if gradient not in ("lsq", "clip"):
+                return dx, None
+            # What moves with `high`, in codes: the ends where x is clipped, LSQ's error inside.
+            with tf.control_dependencies([dx]):
+                slope = upstream * (codes - inside(exact if gradient == "lsq" else codes))
+            factor = _lsq_factor(2 * largest, count) if gradient == "lsq" else 1.0
+            dhigh = tf.matmul(tf.ones([1, count]), tf.reshape(slope, [count, -1]))[0]
+            return dx, dhigh * (factor / largest)
+
+        return codes * (high * (gain / largest)), grad
+
+    return run(x, high)
+
+
+def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """The sum of `a * b`, without the product in memory: the diagonal of a matrix product."""
+    rows = 2 if any(size is not None and size % 2 == 0 for size in a.shape) else 1
+    a, b = tf.reshape(a, [rows, -1]), tf.reshape(b, [rows, -1])
+    return tf.linalg.trace(tf.matmul(a, b, transpose_b=True))
+
+
+def _lsq_factor(levels: int, count: float) -> float:
+    """What "lsq" multiplies the gradient of a range by: see `fake_quant`."""
+    return levels / math.sqrt(max(count, 1.0) * levels)

@@ -112,11 +112,12 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The range's ends, as float32 tensors: it contains 0.0 and is never empty."""
-        high = UpperEnd(self.limit)(self.range_max.value)
+        high = project(self.range_max.value, UpperEnd(self.limit))
         if self.symmetric:
             return symmetric(high, self.bits)
-        low = tf.zeros(()) if self.range_min is None else AtMostZero()(self.range_min.value)
-        return tf.convert_to_tensor(low), high
+        if self.range_min is None:
+            return tf.zeros(()), high
+        return project(self.range_min.value, AtMostZero()), high
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
@@ -151,9 +152,10 @@ class ActivationQuantizer(keras.layers.Layer):
             low = -high
 
         def batch_range() -> tuple[tf.Tensor, tf.Tensor]:
-            ends = tf.reduce_min(x), tf.reduce_max(x)
+            values = self.clamp(x)
+            ends = tf.reduce_min(values), tf.reduce_max(values)
             if self.symmetric:
-                largest = tf.reduce_max(tf.abs(x))
+                largest = tf.reduce_max(tf.abs(values))
                 ends = -largest, largest
             return low + rate * (ends[0] - low), high + rate * (ends[1] - high)
 
@@ -170,9 +172,20 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Fake-quantized values; in training, the first batches also set the range."""
-        if training:
-            self._follow(tf.stop_gradient(self.clamp(x)))
+        if training and self._follows():
+            self._follow(tf.stop_gradient(x))
         return self.fake_quant(x)
+
+    def _follows(self) -> bool:
+        """Whether training still moves the range towards that of its batches.
+
+        Decided when a function is traced, for a calibrated model's steps to be free of it.
+        """
+        if self.range_gradient == "none" and self.trainable:
+            return True
+        strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
+        with tf.init_scope():
+            return float(strategy.experimental_local_results(variable)[0]) < FIRST_BATCHES
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""
@@ -183,6 +196,12 @@ class ActivationQuantizer(keras.layers.Layer):
         return fake_quant.fake_quant(
             x, low, high, bits=self.bits, gradient=self.range_gradient, count=count
         )
+
+
+def project(value: tf.Tensor, constraint: keras.constraints.Constraint) -> tf.Tensor:
+    """A variable's value as its constraint allows it; the gradient is the variable's own."""
+    value = tf.convert_to_tensor(value)
+    return fake_quant.straight_through(value, constraint(value))
 
 
 def symmetric(high: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -211,18 +230,3 @@ def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
 
     best = tf.argmin(tf.map_fn(error, shares), axis=0)
     return tf.maximum(largest * tf.gather(shares, best), NARROWEST)
-
-
-def fake_quant_weights(
-    kernel: tf.Tensor, high: tf.Tensor, bits: int, range_gradient: str
-) -> tf.Tensor:
-    """Symmetric, per-channel fake-quant along the last axis, codes in [-(2^(b-1) - 1), ...]."""
-    return fake_quant.fake_quant(
-        kernel,
-        -high,
-        high,
-        bits=bits,
-        narrow=True,
-        gradient=range_gradient,
-        count=math.prod(kernel.shape[:-1]),
-    )

@@ -281,7 +281,7 @@ class KernelWrapper(QuantizeWrapper):
         """The range of each channel; under "none" it follows the weights."""
         if self.range_gradient == "none":
             return tf.stop_gradient(self._range_of_weights())
-        return quantizers.UpperEnd()(self.kernel_range.value)
+        return quantizers.project(self.kernel_range.value, quantizers.UpperEnd())
 
     def _range_of_weights(self) -> tf.Tensor:
         return quantizers.weight_range(self._flat(self.kernel.value), self.bits.weight_bits)
@@ -328,9 +328,13 @@ class KernelWrapper(QuantizeWrapper):
         return self.run_on(inputs, kernel, self._rounded_bias(high, bits, in_scale))
 
     def _fake_quant_kernel(self, high: tf.Tensor, bits: int, range_gradient: str) -> tf.Tensor:
-        flat = self._flat(self.kernel.value)
-        kernel = quantizers.fake_quant_weights(flat, high, bits, range_gradient)
-        return kernel * self.kernel_gain.value
+        return fake_quant.fake_quant_per_channel(
+            self._flat(self.kernel.value),
+            high,
+            bits=bits,
+            gradient=range_gradient,
+            gain=self.kernel_gain.value,
+        )
 
     def _rounded_bias(self, high: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor | None:
         """The bias on the grid of the accumulators; None where there is none."""

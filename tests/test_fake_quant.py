@@ -54,26 +54,36 @@ def case(per_channel, narrow, seed=0):
     return x, np.float32(low), np.float32(high)
 
 
-def gradients(x, low, high, upstream, in_function=False, **options):
-    def run(x, low, high):
+def gradients(x, ends, upstream, function=fake_quant.fake_quant, in_function=False, **options):
+    """The values, and the gradients of `x` and of the range that there are."""
+
+    def run(*arguments):
         with tf.GradientTape() as tape:
-            tape.watch([x, low, high])
-            y = fake_quant.fake_quant(x, low, high, **options)
+            tape.watch(arguments)
+            y = function(*arguments, **options)
             loss = tf.reduce_sum(y * upstream)
-        found = tape.gradient(loss, [x, low, high])
+        found = tape.gradient(loss, arguments)
         return y, *(g for g in found if g is not None)
 
     run = tf.function(run) if in_function else run
-    return [t.numpy() for t in run(*(tf.constant(a) for a in (x, low, high)))]
+    return [t.numpy() for t in run(*(tf.constant(a) for a in (x, *ends)))]
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize(("bits", "narrow"), WIDTHS)
+def run_fake_quant(x, low, high, bits, narrow, per_channel):
+    if per_channel:
+        return fake_quant.fake_quant_per_channel(x, high, bits=bits)
+    return fake_quant.fake_quant(x, low, high, bits=bits, narrow=narrow)
+
+
+@pytest.mark.parametrize(
+    ("bits", "narrow", "per_channel"),
+    [(*width, False) for width in WIDTHS] + [(bits, True, True) for bits in (2, 4, 8, 16)],
+)
 @pytest.mark.parametrize("in_function", [False, True])
 def test_values_match_the_numpy_twin(bits, narrow, per_channel, in_function):
     x, low, high = case(per_channel, narrow)
-    run = tf.function(fake_quant.fake_quant) if in_function else fake_quant.fake_quant
-    y = run(tf.constant(x), tf.constant(low), tf.constant(high), bits=bits, narrow=narrow).numpy()
+    run = tf.function(run_fake_quant) if in_function else run_fake_quant
+    y = run(tf.constant(x), tf.constant(low), tf.constant(high), bits, narrow, per_channel).numpy()
     expected, _, _ = numpy_fake_quant(x, low, high, bits, narrow)
     assert y.dtype == np.float32 and y.shape == x.shape
     # The op computes in float32: a hundredth of a step from a tie, 16-bit codes may differ.
@@ -88,19 +98,67 @@ def test_values_match_the_numpy_twin(bits, narrow, per_channel, in_function):
     assert len(np.unique(y[..., 0])) <= 2**bits
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize(("bits", "narrow"), [(8, False), (8, True), (4, True), (2, True)])
 @pytest.mark.parametrize("gradient", ["lsq", "clip"])
 @pytest.mark.parametrize("in_function", [False, True])
-def test_gradients_match_the_numpy_twin(bits, narrow, per_channel, gradient, in_function):
-    x, low, high = case(per_channel, narrow, seed=bits)
+def test_gradients_match_the_numpy_twin(bits, narrow, gradient, in_function):
+    x, low, high = case(False, narrow, seed=bits)
     upstream = np.random.default_rng(9).normal(size=x.shape).astype("float32")
     options = {"bits": bits, "narrow": narrow, "gradient": gradient, "count": 42.0}
-    _, *found = gradients(x, low, high, upstream, in_function, **options)
+    _, *found = gradients(x, (low, high), upstream, in_function=in_function, **options)
     expected = numpy_gradients(x, low, high, bits, narrow, gradient, 42.0, upstream)
     for have, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(have, want, rtol=2e-4, atol=2e-4)
     assert (found[0] == 0).any() and (found[0] != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(64, 30, 50), (3, 5, 7), (9, 3)])
+def test_the_gradient_of_the_range_is_exact_for_many_values(shape):
+    """Sums over even and odd numbers of values, where rounding errors could add up."""
+    rng = np.random.default_rng(2)
+    x = np.maximum(rng.normal(size=shape), 0).astype("float32")
+    upstream = rng.normal(size=shape).astype("float32")
+    low, high = np.float32(0.0), np.float32(2.5)
+    options = {"gradient": "lsq", "count": 100.0}
+    *_, dlow, dhigh = gradients(x, (low, high), upstream, in_function=True, **options)
+    _, *expected = numpy_gradients(x, low, high, 8, False, "lsq", 100.0, upstream)
+    np.testing.assert_allclose([dlow, dhigh], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("gradient", ["lsq", "clip", "none"])
+@pytest.mark.parametrize("gain", [1.0, 0.25])
+@pytest.mark.parametrize("in_function", [False, True])
+def test_gradients_per_channel_match_the_numpy_twin(bits, gradient, gain, in_function):
+    x, low, high = case(True, True, seed=bits)
+    upstream = np.random.default_rng(9).normal(size=x.shape).astype("float32")
+    options = {"bits": bits, "gradient": gradient, "gain": tf.constant(gain)}
+    y, *found = gradients(
+        x, (high,), upstream, fake_quant.fake_quant_per_channel, in_function, **options
+    )
+    plain, *_ = numpy_fake_quant(x, low, high, bits, True)
+    np.testing.assert_allclose(y, gain * plain, rtol=1e-4, atol=1e-5)
+    upstream = upstream * gain
+    dx, dlow, dhigh = numpy_gradients(x, low, high, bits, True, gradient, 42.0, upstream)
+    np.testing.assert_allclose(found[0], dx, rtol=1e-6)
+    if gradient == "none":
+        assert len(found) == 1
+    else:
+        np.testing.assert_allclose(found[1], dhigh - dlow, rtol=2e-4, atol=2e-4)
+    assert (found[0] == 0).any() and (found[0] != 0).any()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_largest_weights_of_all_channels_are_inside(bits):
+    """The range starts as the largest magnitude: those weights must not count as clipped."""
+    high = np.random.default_rng(4).uniform(1e-3, 10.0, 20_000).astype("float32")
+    x = np.stack([high, -high])
+    y, dx, dhigh = gradients(
+        x, (high,), np.ones_like(x), fake_quant.fake_quant_per_channel, bits=bits
+    )
+    np.testing.assert_allclose(y, x, rtol=1e-6)
+    np.testing.assert_array_equal(dx, np.ones_like(x))
+    np.testing.assert_allclose(dhigh, np.zeros_like(high), atol=1e-4)
 
 
 @pytest.mark.parametrize("gradient", ["none", "fixed"])
@@ -108,7 +166,7 @@ def test_gradients_match_the_numpy_twin(bits, narrow, per_channel, gradient, in_
 def test_other_names_give_the_range_no_gradient(gradient, in_function):
     x, low, high = case(False, False)
     upstream = np.ones_like(x)
-    _, *found = gradients(x, low, high, upstream, in_function, gradient=gradient)
+    _, *found = gradients(x, (low, high), upstream, in_function=in_function, gradient=gradient)
     assert len(found) == 1
     expected, *_ = numpy_gradients(x, low, high, 8, False, gradient, 1.0, upstream)
     np.testing.assert_array_equal(found[0], expected)
@@ -119,7 +177,7 @@ def test_the_ends_themselves_are_inside():
     low, high, step = np.float32(-2.0), np.float32(127 / 64), np.float32(1 / 64)
     x = np.array([low - step, low, 0.0, high, high + step], "float32")
     upstream = np.array([1.0, 10.0, 100.0, 1000.0, 10000.0], "float32")
-    y, dx, dlow, dhigh = gradients(x, low, high, upstream, gradient="clip")
+    y, dx, dlow, dhigh = gradients(x, (low, high), upstream, gradient="clip")
     np.testing.assert_array_equal(y, [low, low, 0.0, high, high])
     np.testing.assert_array_equal(dx, [0.0, 10.0, 100.0, 1000.0, 0.0])
     assert (dlow, dhigh) == (1.0, 10000.0)
@@ -129,7 +187,7 @@ def test_lsq_by_hand():
     # Step 1/64; x lies a quarter of a step above a code, so y - x = -1/256.
     low, high = np.float32(-2.0), np.float32(127 / 64)
     x = np.array([1.0 + 1 / 256], "float32")
-    _, dx, dlow, dhigh = gradients(x, low, high, np.float32([3.0]), gradient="lsq", count=4.0)
+    _, dx, dlow, dhigh = gradients(x, (low, high), np.float32([3.0]), gradient="lsq", count=4.0)
     error = 3.0 * (-1 / 256) / (255 / 64)
     factor = 255 / math.sqrt(4 * 255)
     np.testing.assert_array_equal(dx, [3.0])
@@ -141,7 +199,7 @@ def test_lsq_is_the_gradient_of_the_step_by_finite_differences():
     high = np.float32(2.0)
     x = np.random.default_rng(3).uniform(-1.9, 1.9, 100).astype("float32")
     options = {"bits": 4, "narrow": True, "gradient": "lsq", "count": 1.0}
-    _, _, dlow, dhigh = gradients(x, -high, high, np.ones(100, "float32"), **options)
+    _, _, dlow, dhigh = gradients(x, (-high, high), np.ones(100, "float32"), **options)
     step = 2.0 / 7
     per_step = np.sum(np.rint(x / step) - x / step)
     # The step is (high - low) / 14; both ends see it with opposite signs.
@@ -151,7 +209,7 @@ def test_lsq_is_the_gradient_of_the_step_by_finite_differences():
 
 def test_no_values_at_all():
     y, dx, dlow, dhigh = gradients(
-        np.zeros((0, 3), "float32"), np.float32(-1), np.float32(1), np.zeros((0, 3), "float32")
+        np.zeros((0, 3), "float32"), np.float32([-1, 1]), np.zeros((0, 3), "float32")
     )
     assert y.shape == dx.shape == (0, 3)
     assert (dlow, dhigh) == (0.0, 0.0)

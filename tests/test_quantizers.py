@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerasq.fake_quant import fake_quant_per_channel
 from kerasq.grid import Grid
 from kerasq.quantizers import (
     FIRST_BATCHES,
@@ -11,7 +12,6 @@ from kerasq.quantizers import (
     ActivationQuantizer,
     AtMostZero,
     UpperEnd,
-    fake_quant_weights,
     weight_range,
 )
 
@@ -258,19 +258,7 @@ def test_weight_range_is_the_largest_magnitude_of_a_channel(shape):
     np.testing.assert_array_equal(weight_range(tf.constant(kernel)), np.float32(expected))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_fake_quant_weights_rounds_to_symmetric_codes(bits):
-    kernel = np.random.default_rng(1).normal(size=(3, 3, 4, 5)).astype("float32")
-    high = (np.abs(kernel).reshape(-1, 5).max(0) * 0.9).astype("float32")
-    levels = 2 ** (bits - 1) - 1
-    step = high.astype(np.float64) / levels
-    codes = np.clip(np.rint(kernel / step), -levels, levels)
-    assert np.abs(codes).max() == levels
-    found = fake_quant_weights(tf.constant(kernel), tf.constant(high), bits, "lsq")
-    np.testing.assert_allclose(found, codes * step, rtol=1e-4, atol=1e-6)
-
-
-def test_fake_quant_weights_of_an_empty_channel_are_zero():
+def test_weights_of_an_empty_channel_stay_zero():
     kernel = tf.constant([[0.0, 1.01], [0.0, -2.0]])
-    found = fake_quant_weights(kernel, weight_range(kernel), 8, "lsq")
+    found = fake_quant_per_channel(kernel, weight_range(kernel))
     np.testing.assert_allclose(found, [[0.0, 64 * 2 / 127], [0.0, -2.0]], rtol=1e-5)
