@@ -57,6 +57,8 @@ class Graph:
 def read(model: keras.Model) -> Graph:
     """Copies `model`, which is left untouched, and lists the calls of the copy.
 
+    Layers of mixed precision compute in float32 in the copy.
+
     Raises:
         ValueError: where `model` is not a built Keras 3 Sequential or Functional model.
     """
@@ -70,7 +72,15 @@ def read(model: keras.Model) -> Graph:
 
     copy = keras.models.clone_model(functional, call_function=call)
     copy.set_weights(functional.get_weights())
+    for node in nodes:
+        if is_mixed(node.layer):
+            node.layer.dtype_policy = "float32"
     return Graph(copy, nodes)
+
+
+def is_mixed(layer: Any) -> bool:
+    """Whether a layer computes in 16 bits on float32 variables."""
+    return isinstance(layer, keras.Layer) and layer.dtype_policy.name.startswith("mixed_")
 
 
 def _functional(model: keras.Model) -> keras.Model:

@@ -69,13 +69,14 @@ def quantize_model(
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     graph = graphs.read(model)
     layers = {x.name: x for x in graph.model.layers}
+    dtypes = {x.name: x.compute_dtype for x in model.layers if graphs.is_mixed(x)}
     schemes = per_layer(scheme, overrides, layers)
     wide = frozenset(n for n, s in schemes.items() if 8 < resolve(s).activation_bits < FLOAT_BITS)
     merging = _merging(graph, wide)
     floats = _stays_float(graph, schemes, merging)
     _check_layers(graph, floats, merging)
     model, owners = separate(model, floats)
-    wrapping = _Wrapping(graphs.read(model), owners, schemes, floats, wide)
+    wrapping = _Wrapping(graphs.read(model), owners, schemes, floats, wide, dtypes)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     quantized = wrapping.run(batch_norm == "fold", range_gradient)
     if not ranged(quantized):
@@ -208,8 +209,10 @@ class _Wrapping:
         schemes: dict[str, str],
         floats: frozenset[str],
         wide: frozenset[str],
+        dtypes: dict[str, str],
     ) -> None:
         self.graph = graph
+        self.dtypes = dtypes
         self.owners = owners
         self.schemes = schemes
         self.floats = floats
@@ -310,7 +313,7 @@ class _Wrapping:
             suffix = "quantize" if is_own else f"int{bits}"
             taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
             name = self.graph.free_name(f"{_legal(layer.name)}_{suffix}", taken)
-            identity = keras.layers.Identity(name=name)
+            identity = keras.layers.Identity(name=name, dtype="float32")
             wrapper = QuantizeWrapper(
                 identity,
                 scheme=f"w8a{bits}",
@@ -346,6 +349,7 @@ class _Wrapping:
         }
         if registry.rule(layer).kernel is None:
             return QuantizeWrapper(graphs.copy_layer(layer), **options)(*args)
+        options["training_dtype"] = self.dtypes.get(self._owner(layer), "float32")
         if id(node) not in self.norms:
             return KernelWrapper(layer, **options)(*args)
         norm = self.norms[id(node)].layer

@@ -51,7 +51,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         range_gradient: str = "lsq",
         **kwargs: Any,
     ) -> None:
-        super().__init__(layer, **{"name": layer.name, **kwargs})
+        super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
         self.scheme = scheme
         self.relu = relu
         self.limit = limit
@@ -65,6 +65,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
                 limit=limit,
                 range_gradient=range_gradient,
                 name="output",
+                dtype="float32",
             )
 
     @property
@@ -207,6 +208,9 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
             into the kernel in inference and at export; the range of the kernel is that of the
             kernel before folding.
+        training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
+            "float16" where the float model has mixed precision. Fake-quant stays in float32, and
+            inference is exact either way.
         **kwargs: see `QuantizeWrapper`.
     """
 
@@ -214,15 +218,18 @@ class KernelWrapper(QuantizeWrapper):
         self,
         layer: keras.Layer,
         batch_norm: keras.layers.BatchNormalization | None = None,
+        training_dtype: str = "float32",
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
+        self.training_dtype = training_dtype
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
-        return {**super().get_config(), "batch_norm": batch_norm}
+        config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
+        return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
@@ -350,9 +357,20 @@ class KernelWrapper(QuantizeWrapper):
         kernel = self._fake_quant_kernel(high, bits, self.range_gradient)
         if self.batch_norm is not None:
             bias = None if self.bias is None else self.bias.value
-            return self.batch_norm(self.run_on(inputs, kernel, bias), training=training)
+            return self.batch_norm(self._run_mixed(inputs, kernel, bias), training=training)
         in_scale = self.input_grids()[0].scale
-        return self.run_on(inputs, kernel, self._rounded_bias(high, bits, in_scale))
+        return self._run_mixed(inputs, kernel, self._rounded_bias(high, bits, in_scale))
+
+    def _run_mixed(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """`run_on`, computed in `training_dtype`."""
+        if self.training_dtype == "float32":
+            return self.run_on(x, kernel, bias)
+        policy = self.layer.dtype_policy
+        self.layer.dtype_policy = f"mixed_{self.training_dtype}"
+        try:
+            return tf.cast(self.run_on(x, kernel, bias), tf.float32)
+        finally:
+            self.layer.dtype_policy = policy
 
     def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
         """Integer accumulators, then the operator's way back to the codes of the output."""

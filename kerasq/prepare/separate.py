@@ -52,12 +52,12 @@ def separate(
                 names = [layer.name, graph.free_name(f"{layer.name}_{activation}")]
             changes = {"activation": "linear", "name": names[0]}
             y = graphs.copy_call(layer, *args, changes=changes, **kwargs)
-            return keras.layers.Activation(activation, name=names[1])(y)
+            return keras.layers.Activation(activation, name=names[1], dtype="float32")(y)
         if isinstance(layer, keras.layers.Add) and len(args[0]) > 2:
             total, *rest, last = args[0]
             for i, term in enumerate(rest, start=1):
                 name = graph.free_name(f"{layer.name}_{i}")
-                total = keras.layers.Add(name=name)([total, term])
+                total = keras.layers.Add(name=name, dtype="float32")([total, term])
             return graphs.copy_call(layer, [total, last], **kwargs)
         if isinstance(layer, keras.layers.GlobalAveragePooling2D):
             return _pool_whole_image(graph, layer, args[0])
@@ -77,5 +77,7 @@ def _pool_whole_image(
             "Build the model with a fixed `keras.Input(shape=...)`."
         )
     name = layer.name if layer.keepdims else graph.free_name(f"{layer.name}_pool")
-    pooled = keras.layers.AveragePooling2D((height, width), name=name)(x)
-    return pooled if layer.keepdims else keras.layers.Flatten(name=layer.name)(pooled)
+    pooled = keras.layers.AveragePooling2D((height, width), name=name, dtype="float32")(x)
+    if layer.keepdims:
+        return pooled
+    return keras.layers.Flatten(name=layer.name, dtype="float32")(pooled)
