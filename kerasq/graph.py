@@ -135,6 +135,17 @@ def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
+def copy_built(layer: keras.Layer) -> keras.Layer:
+    """A copy of a layer with one input, weights included, that belongs to no graph.
+
+    A layer that was called leads to all tensors, layers and weights of the graph it was called in.
+    """
+    copy = copy_layer(layer)
+    copy.build(layer.input.shape)
+    copy.set_weights(layer.get_weights())
+    return copy
+
+
 def symbolic(arguments: Any) -> list[keras.KerasTensor]:
     """The tensors of a graph among the arguments of a call."""
     flat = keras.tree.flatten(arguments)

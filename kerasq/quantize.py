@@ -351,9 +351,10 @@ class _Wrapping:
             return QuantizeWrapper(graphs.copy_layer(layer), **options)(*args)
         options["training_dtype"] = self.dtypes.get(self._owner(layer), "float32")
         if id(node) not in self.norms:
-            return KernelWrapper(layer, **options)(*args)
+            return KernelWrapper(graphs.copy_built(layer), **options)(*args)
         norm = self.norms[id(node)].layer
         if not self.fold:
+            layer, norm = graphs.copy_built(layer), graphs.copy_built(norm)
             return KernelWrapper(layer, batch_norm=norm, **options)(*args)
         layer, factor = batch_norms.fold(layer, norm)
         wrapper = KernelWrapper(layer, **options)

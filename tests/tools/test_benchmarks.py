@@ -1,0 +1,101 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tools.benchmarks import contestants, run
+from tools.benchmarks.worker import Failed, Worker
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "target", "at_least", "verdict"),
+    [
+        ([1.1, 1.3, 9.0], 1.3, False, "held"),
+        ([1.1, 1.31, 1.2], 1.19, False, "missed"),
+        ([0.7, 0.8, 0.9], 0.8, True, "held"),
+        ([0.7, 0.79, 0.9], 0.8, True, "missed"),
+        ([], 0.8, True, "not measured"),
+        ([2.0], None, False, ""),
+    ],
+)
+def test_the_median_ratio_is_held_against_the_target(ratios, target, at_least, verdict):
+    row = run.Row("step", "case", ratios, target, at_least)
+    assert row.verdict == verdict
+    assert len(row.cells()) == 7
+
+
+def test_ratios_are_taken_round_by_round():
+    found = run.Figures("case", "seconds", {"a": [2.0, 9.0], "b": [1.0, 3.0], "c": []}, {})
+    assert found.ratios("a", "b") == [2.0, 3.0]
+    assert found.ratios("a", "c") == found.ratios("a", "unknown") == []
+
+
+def test_contestants_take_turns_in_their_own_processes(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bench = run.Benchmark(rounds=2, environment={})
+    options = {"modules": "json"}
+    found = bench.compare("case", {"a": ("imports", options), "b": ("imports", options)}, 3)
+    assert {name: len(values) for name, values in found.figures.items()} == {"a": 2, "b": 2}
+    assert all(0 < value < 10 for values in found.figures.values() for value in values)
+
+
+def test_a_contestant_that_cannot_take_part_says_why(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bench = run.Benchmark(rounds=2, environment={})
+    works = ("imports", {"modules": "json"})
+    found = bench.compare("case", {"a": works, "b": ("imports", {"modules": "no_such_module"})})
+    assert len(found.figures["a"]) == 2 and found.figures["b"] == []
+    assert "CalledProcessError" in found.failures["b"]
+    assert any("CalledProcessError" in cell for row in found.rows() for cell in row)
+    with pytest.raises(Failed, match="has no attribute 'nobody'"):
+        Worker("nobody", {}, {})
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_step_is_a_step(policy):
+    """What is timed trains: one call, one step of the optimizer."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    try:
+        step = contestants.kerasq_step("chain1", 4, policy)
+        assert step() > 0.0
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def test_peak_memory_is_measured(tmp_path):
+    before = contestants._resident("VmRSS")
+    block = np.ones(25_000_000)
+    assert contestants._resident("VmHWM") >= before + 0.9 * block.nbytes
+
+
+def test_command_line(tmp_path):
+    """The command runs, prints its tables and writes the figures."""
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tools.benchmarks.run", "--only=import", "--rounds=1"]
+    done = subprocess.run(
+        [*command, f"--json={path}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "import over tensorflow, keras" in done.stdout
+    content = json.loads(path.read_text())
+    assert content["rows"][0]["target"] == 1.1 and len(content["rows"][0]["ratios"]) == 1
+    assert content["versions"]["keras"] != "not installed"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--only=nothing", "--only must be of"), ("--device=gpu", "needs a GPU")],
+)
+def test_bad_flags_are_named(flag, message):
+    command = [sys.executable, "-m", "tools.benchmarks.run", flag]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode != 0 and message in done.stdout + done.stderr

@@ -1,0 +1,310 @@
+"""What the benchmark measures: each function prepares one contestant and returns what to repeat.
+
+A repetition returns its own figure: seconds, or bytes. Every contestant runs in a process of its
+own (`worker`), so each function imports only what it needs.
+"""
+
+import ctypes
+import gc
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tools.benchmarks import networks
+
+Call = Callable[[], float]
+WARM_UP, STEPS = 3, 10
+
+
+def _seconds(call: Callable[[], Any]) -> Call:
+    def run() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return run
+
+
+def _images(count: int, shape: tuple = networks.SHAPE) -> np.ndarray:
+    """Random pixels: no kernel here takes another time for other values."""
+    return np.random.default_rng(0).normal(size=(count, *shape)).astype("float32")
+
+
+def _keras(policy: str = "float32") -> Any:
+    import keras
+
+    keras.config.set_dtype_policy(policy)
+    return keras
+
+
+def _tf_keras(policy: str) -> Any:
+    import tf_keras
+
+    tf_keras.mixed_precision.set_global_policy(policy)
+    return tf_keras
+
+
+def _quantized(model: Any) -> Any:
+    import kerasq
+
+    quantized = kerasq.quantize_model(model)
+    kerasq.calibrate(quantized, _images(64, model.input_shape[1:]))
+    return quantized
+
+
+# Fine-tuning steps
+
+
+def _step(keras: Any, model: Any, batch: int, xla: bool) -> Call:
+    """One step of what `model.fit` repeats, without its callbacks; reading data costs nothing."""
+    import tensorflow as tf
+
+    optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
+    model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=xla)
+    step = model.make_train_function() or model.train_function
+    labels = np.arange(batch) % networks.CLASSES
+    data = tf.data.Dataset.from_tensors((_images(batch), labels)).repeat()
+    iterator = iter(data)
+    return _seconds(lambda: step(iterator))
+
+
+def kerasq_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
+    """kerasq: learned ranges, BatchNormalization folded."""
+    keras = _keras(policy)
+    return _step(keras, _quantized(networks.build(keras, network)), batch, xla)
+
+
+def keras_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
+    """Keras 3 in float, with BatchNormalization."""
+    keras = _keras(policy)
+    return _step(keras, networks.build(keras, network), batch, xla)
+
+
+def plain_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
+    """Keras 3 in float without BatchNormalization: the lower bound."""
+    keras = _keras(policy)
+    return _step(keras, networks.build(keras, network, batch_norm=False), batch, xla)
+
+
+def tf_keras_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
+    """tf_keras in float, with BatchNormalization."""
+    keras = _tf_keras(policy)
+    return _step(keras, networks.build(keras, network), batch, xla)
+
+
+def tfmot_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
+    """Quantization-aware training by tfmot, on tf_keras."""
+    import tensorflow_model_optimization as tfmot
+
+    keras = _tf_keras(policy)
+    model = tfmot.quantization.keras.quantize_model(networks.build(keras, network))
+    return _step(keras, model, batch, xla)
+
+
+# Memory
+
+
+def step_memory(contestant: str, network: str, batch: int, whole: bool) -> Call:
+    """Peak bytes of fine-tuning, tracing included.
+
+    Above what the process holds once the model is there; with `whole`, above what it held before,
+    so that building, quantizing and calibrating count too.
+    """
+    import tensorflow as tf
+
+    import kerasq  # noqa: F401 - both contestants have imported the same.
+
+    before = _resident("VmRSS")
+    step = globals()[contestant](network, batch)
+    if not whole:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        before = _resident("VmRSS")
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM.
+    for _ in range(WARM_UP + STEPS):
+        step()
+    if tf.config.list_physical_devices("GPU"):
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    else:
+        peak = _resident("VmHWM") - before
+    return lambda: peak
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process's memory, now ("VmRSS") or at most ("VmHWM"); Linux only."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{field} must be in /proc/self/status, as on Linux. Received: no such line.")
+
+
+# Calibration
+
+
+def calibration(network: str, samples: int) -> Call:
+    """`kerasq.calibrate` on a model quantized for the occasion."""
+    import kerasq
+
+    quantized = kerasq.quantize_model(networks.build(_keras(), network))
+    data = _images(samples, quantized.input_shape[1:])
+    return _seconds(lambda: kerasq.calibrate(quantized, data))
+
+
+def prediction(network: str, samples: int) -> Call:
+    """`model.predict` of the float model, traced anew each time, as calibration is."""
+    model = networks.build(_keras(), network)
+    data = _images(samples, model.input_shape[1:])
+
+    def run() -> None:
+        model.predict_function = None
+        model.predict(data, batch_size=32, verbose=0)
+
+    return _seconds(run)
+
+
+# Export: these return seconds and leave a file behind
+
+
+def _model(network: str) -> Any:
+    """A float model whose BatchNormalization has seen data; without, deep networks output 0."""
+    keras = _keras()
+    model = networks.build(keras, network)
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(_images(32, model.input_shape[1:]), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model
+
+
+def kerasq_export(network: str, path: str | None) -> Call:
+    """`kerasq.export_tflite`."""
+    import kerasq
+
+    quantized = _quantized(_model(network))
+    return _seconds(lambda: kerasq.export_tflite(quantized, path))
+
+
+def bare_converter(network: str, path: str) -> Call:
+    """TFLiteConverter of the float model, as it comes."""
+    import tensorflow as tf
+
+    model = _model(network)
+
+    def run() -> None:
+        content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+        pathlib.Path(path).write_bytes(content)
+
+    return _seconds(run)
+
+
+def converter_int8(network: str, path: str) -> Call:
+    """TFLiteConverter's own post-training quantization to int8."""
+    import tensorflow as tf
+
+    model = _model(network)
+    data = _images(16, model.input_shape[1:])
+
+    def run() -> None:
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([x[None]] for x in data)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        pathlib.Path(path).write_bytes(converter.convert())
+
+    return _seconds(run)
+
+
+def ai_edge_int8(network: str, path: str) -> Call:
+    """ai-edge-quantizer's post-training quantization to int8 (float in and out)."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    model = _model(network)
+    data = _images(16, model.input_shape[1:])
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            name = os.path.join(folder, "float.tflite")
+            bare_converter(network, name)()
+            tool = quantizer.Quantizer(name, recipe.static_wi8_ai8())
+            signature = {"serving_default": [{_input_name(name): x[None]} for x in data]}
+            result = tool.quantize(tool.calibrate(signature), enable_progress_report=False)
+            pathlib.Path(path).write_bytes(result.quantized_model)
+
+    return _seconds(run)
+
+
+def _input_name(path: str) -> str:
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(path).get_signature_list()["serving_default"]["inputs"][0]
+
+
+def latency(path: str, threads: int) -> Call:
+    """Seconds for one sample, the mean over a tenth of a second."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path, num_threads=threads)
+    interpreter.allocate_tensors()
+    for end in interpreter.get_input_details():
+        interpreter.set_tensor(end["index"], np.zeros(end["shape"], end["dtype"]))
+    one = _seconds(interpreter.invoke)
+    one()
+    count = max(1, round(0.1 / one()))
+
+    def run() -> float:
+        return _seconds(lambda: [interpreter.invoke() for _ in range(count)])() / count
+
+    return run
+
+
+def imports(modules: str) -> Call:
+    """`import <modules>` in a new interpreter."""
+    script = (
+        f"import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
+    )
+
+    def run() -> float:
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+        return float(done.stdout)
+
+    return run
+
+
+# Growth: what takes a model of many layers
+
+
+def quantization(network: str) -> Call:
+    """`kerasq.quantize_model`."""
+    import kerasq
+
+    model = _model(network)
+    return _seconds(lambda: kerasq.quantize_model(model))
+
+
+def comparison(network: str) -> Call:
+    """`kerasq.compare` on 64 samples."""
+    import kerasq
+
+    quantized = _quantized(_model(network))
+    lite = kerasq.export_tflite(quantized)
+    return _seconds(lambda: kerasq.compare(quantized, lite, _images(64)))
+
+
+def sensitivity(network: str) -> Call:
+    """`kerasq.sensitivity` on 64 samples, one candidate besides float."""
+    import kerasq
+
+    model = _model(network)
+    data = _images(64)
+    return _seconds(lambda: kerasq.sensitivity(model, data, candidates=("w8a8", "float")))
