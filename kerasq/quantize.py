@@ -84,6 +84,8 @@ def quantize_model(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
             f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
         )
+    if "float16" in dtypes.values():
+        quantized.dtype_policy = "mixed_float16"  # Keras then scales the loss.
     return quantized
 
 

@@ -184,6 +184,8 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.range_gradient == "none" and self.trainable:
             return True
         strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
+        if not isinstance(variable, tf.Variable):  # A tensor, in a stateless call: not known yet.
+            return True
         with tf.init_scope():
             return float(strategy.experimental_local_results(variable)[0]) < FIRST_BATCHES
 

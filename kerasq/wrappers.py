@@ -9,6 +9,7 @@ A wrapper does one of two things:
 """
 
 import dataclasses
+import threading
 from typing import Any
 
 import keras
@@ -22,6 +23,10 @@ from kerasq.prepare import batch_norm as batch_norms
 # int32 and in the 48 bits that LiteRT rescales. It is reached by channels whose weights are nearly
 # all 0, as folding a BatchNormalization may leave them.
 LARGEST_BIAS = {8: 2.0**30, 16: 2.0**40}
+
+# Held while a layer runs, since its dtype policy is another one in training: a thread that predicts
+# must not see that of one that trains.
+_POLICY_LOCK = threading.RLock()
 
 # The range gradient of a model's input: what nothing moves after the first batches.
 INPUT_GRADIENT = "fixed"
@@ -280,7 +285,7 @@ class KernelWrapper(QuantizeWrapper):
         mapping = [(self.kernel, tf.reshape(kernel, self.kernel.shape))]
         if self.bias is not None:
             mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
-        with keras.StatelessScope(state_mapping=mapping):
+        with _POLICY_LOCK, keras.StatelessScope(state_mapping=mapping):
             y = self.layer(x)
         return y if bias is None or self.bias is not None else y + bias
 
@@ -365,12 +370,12 @@ class KernelWrapper(QuantizeWrapper):
         """`run_on`, computed in `training_dtype`."""
         if self.training_dtype == "float32":
             return self.run_on(x, kernel, bias)
-        policy = self.layer.dtype_policy
-        self.layer.dtype_policy = f"mixed_{self.training_dtype}"
-        try:
-            return tf.cast(self.run_on(x, kernel, bias), tf.float32)
-        finally:
-            self.layer.dtype_policy = policy
+        with _POLICY_LOCK:
+            self.layer.dtype_policy = f"mixed_{self.training_dtype}"
+            try:
+                return tf.cast(self.run_on(x, kernel, bias), tf.float32)
+            finally:
+                self.layer.dtype_policy = "float32"
 
     def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
         """Integer accumulators, then the operator's way back to the codes of the output."""

@@ -94,6 +94,18 @@ def test_layers_that_are_made_anew_compute_in_float32(policy):
     assert {layer.compute_dtype for layer in computing} == {"float32"}
 
 
+def test_the_loss_of_float16_models_is_scaled_whatever_the_global_policy():
+    x = inputs = keras.Input((4,))
+    x = L.Dense(2, dtype="mixed_float16")(x)
+    q = kerasq.quantize_model(keras.Model(inputs, x))
+    q.compile("sgd", "mse")
+    q.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    assert isinstance(q.optimizer, keras.optimizers.LossScaleOptimizer)
+    lite = kerasq.export_tflite(q)
+    data = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    np.testing.assert_array_equal(lite.predict(data), q.predict(data, verbose=0))
+
+
 def test_models_of_16_bit_variables_are_refused():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, L.Dense(2, dtype="float16", name="half")(inputs))

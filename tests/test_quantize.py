@@ -1,3 +1,5 @@
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -588,3 +590,19 @@ def test_float_layers_that_take_or_give_several_tensors_are_named():
     model = keras.Model(steps, L.Dense(2, name="head")(x))
     with pytest.raises(ValueError, match=r"'attention' .*first argument.*\n.*'lstm'"):
         kerasq.quantize_model(model, overrides={"attention": "float", "lstm": "float"})
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
+def test_no_weights_but_the_models_own_stay_in_memory(batch_norm):
+    """A called layer leads to the whole graph that it was called in: none may be left."""
+
+    def alive():
+        gc.collect()
+        return {id(x): x for x in gc.get_objects() if isinstance(x, keras.Variable)}
+
+    model = networks.residual()
+    before = alive()
+    q = kerasq.quantize_model(model, batch_norm=batch_norm)
+    own = {id(v) for v in q.variables}
+    added = [v for key, v in alive().items() if key not in before and key not in own]
+    assert [v.path for v in added if "seed" not in v.path] == []

@@ -64,6 +64,30 @@ def test_later_batches_leave_the_range_alone(range_gradient, in_function):
     assert made.batches_seen.numpy() == FIRST_BATCHES
 
 
+def test_a_traced_step_of_a_calibrated_range_holds_nothing_that_follows_batches():
+    def assignments(made):
+        run = tf.function(lambda x: made(x, training=True))
+        graph = run.get_concrete_function(tf.TensorSpec([4, 3])).graph
+        return sum(op.type == "AssignVariableOp" for op in graph.get_operations())
+
+    assert assignments(quantizer()) == 3
+    assert assignments(quantizer(-1.0, 1.0)) == 0
+    assert assignments(quantizer(-1.0, 1.0, range_gradient="none")) == 3
+
+
+def test_a_stateless_call_follows_batches():
+    """Whether the range is calibrated is an argument there, not known when tracing."""
+    made = quantizer()
+
+    @tf.function
+    def run(trainable, others, x):
+        return made.stateless_call(trainable, others, x, training=True)
+
+    trainable = [tf.convert_to_tensor(v.value) for v in made.trainable_variables]
+    _, (seen,) = run(trainable, [tf.zeros(())], tf.constant([[-1.0, 2.0]]))
+    assert seen.numpy() == 1.0
+
+
 def test_none_goes_on_as_a_moving_average():
     """Jacob et al. 2018, section 3.1: an exponential moving average of the ends."""
     made = quantizer(range_gradient="none")

@@ -4,7 +4,7 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
+import keras
 import pytest
 
 from tools.benchmarks import contestants, run
@@ -57,23 +57,40 @@ def test_a_contestant_that_cannot_take_part_says_why(monkeypatch):
         Worker("nobody", {}, {})
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_a_step_is_a_step(policy):
-    """What is timed trains: one call, one step of the optimizer."""
-    import keras
+def test_a_contestant_that_is_killed_does_not_end_the_benchmark():
+    worker = Worker("imports", {"modules": "json"}, {})
+    worker._process.kill()
+    worker._process.wait()
+    with pytest.raises(Failed, match="signal 9"):
+        worker.measure(1)
+    worker.close()
 
+
+@pytest.mark.parametrize("name", ["kerasq_step", "kerasq_keep_step", "keras_step", "plain_step"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_step_is_a_step(name, policy, monkeypatch):
+    """What is timed trains: one call, one step of the optimizer."""
     before = keras.config.dtype_policy()
+    made = []
+    compile_ = keras.Model.compile
+    monkeypatch.setattr(
+        keras.Model,
+        "compile",
+        lambda model, *a, **k: (made.append(model), compile_(model, *a, **k)),
+    )
     try:
-        step = contestants.kerasq_step("chain1", 4, policy)
+        step = getattr(contestants, name)("chain1", 4, policy)
         assert step() > 0.0
+        step()
+        assert int(made[-1].optimizer.iterations) == 2
     finally:
         keras.config.set_dtype_policy(before)
 
 
-def test_peak_memory_is_measured(tmp_path):
-    before = contestants._resident("VmRSS")
-    block = np.ones(25_000_000)
-    assert contestants._resident("VmHWM") >= before + 0.9 * block.nbytes
+def test_peak_memory_of_steps_is_measured():
+    peak = contestants.step_memory("keras_step", "chain2", 64, whole=False)()
+    kept = 64 * 32 * 32 * 16 * 4 * 2 * 2  # Two convolutions and two normalizations, in float32.
+    assert kept < peak < 100 * kept
 
 
 def test_command_line(tmp_path):
@@ -91,11 +108,16 @@ def test_command_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--only=nothing", "--only must be of"), ("--device=gpu", "needs a GPU")],
+    [
+        ("--only=nothing", "--only must be of"),
+        ("--device=gpu", "needs a GPU"),
+        ("--policies=mixed_bf16", "--policies must be of float32, mixed_bfloat16"),
+    ],
 )
 def test_bad_flags_are_named(flag, message):
     command = [sys.executable, "-m", "tools.benchmarks.run", flag]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=100
     )
     assert done.returncode != 0 and message in done.stdout + done.stderr

@@ -51,10 +51,23 @@ def _tf_keras(policy: str) -> Any:
     return tf_keras
 
 
-def _quantized(model: Any) -> Any:
+def _model(keras: Any, network: str, batch_norm: bool = True) -> Any:
+    """A float model whose BatchNormalization has seen data; without, deep networks output 0."""
+    model = networks.build(keras, network, batch_norm)
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(_images(32, model.input_shape[1:]), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model
+
+
+def _quantized(model: Any, **options: Any) -> Any:
     import kerasq
 
-    quantized = kerasq.quantize_model(model)
+    quantized = kerasq.quantize_model(model, **options)
     kerasq.calibrate(quantized, _images(64, model.input_shape[1:]))
     return quantized
 
@@ -72,31 +85,42 @@ def _step(keras: Any, model: Any, batch: int, xla: bool) -> Call:
     labels = np.arange(batch) % networks.CLASSES
     data = tf.data.Dataset.from_tensors((_images(batch), labels)).repeat()
     iterator = iter(data)
-    return _seconds(lambda: step(iterator))
+
+    def run() -> None:
+        step(iterator)
+        tf.test.experimental.sync_devices()  # A GPU works on after a call has returned.
+
+    return _seconds(run)
 
 
 def kerasq_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
     """kerasq: learned ranges, BatchNormalization folded."""
     keras = _keras(policy)
-    return _step(keras, _quantized(networks.build(keras, network)), batch, xla)
+    return _step(keras, _quantized(_model(keras, network)), batch, xla)
+
+
+def kerasq_keep_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
+    """Kerasq with BatchNormalization kept, as its peers keep it."""
+    keras = _keras(policy)
+    return _step(keras, _quantized(_model(keras, network), batch_norm="keep"), batch, xla)
 
 
 def keras_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
     """Keras 3 in float, with BatchNormalization."""
     keras = _keras(policy)
-    return _step(keras, networks.build(keras, network), batch, xla)
+    return _step(keras, _model(keras, network), batch, xla)
 
 
 def plain_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
     """Keras 3 in float without BatchNormalization: the lower bound."""
     keras = _keras(policy)
-    return _step(keras, networks.build(keras, network, batch_norm=False), batch, xla)
+    return _step(keras, _model(keras, network, batch_norm=False), batch, xla)
 
 
 def tf_keras_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
     """tf_keras in float, with BatchNormalization."""
     keras = _tf_keras(policy)
-    return _step(keras, networks.build(keras, network), batch, xla)
+    return _step(keras, _model(keras, network), batch, xla)
 
 
 def tfmot_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
@@ -104,7 +128,7 @@ def tfmot_step(network: str, batch: int, policy: str = "float32", xla: bool = Fa
     import tensorflow_model_optimization as tfmot
 
     keras = _tf_keras(policy)
-    model = tfmot.quantization.keras.quantize_model(networks.build(keras, network))
+    model = tfmot.quantization.keras.quantize_model(_model(keras, network))
     return _step(keras, model, batch, xla)
 
 
@@ -121,20 +145,32 @@ def step_memory(contestant: str, network: str, batch: int, whole: bool) -> Call:
 
     import kerasq  # noqa: F401 - both contestants have imported the same.
 
-    before = _resident("VmRSS")
+    plain_step("chain2", 8)()  # Libraries and pools that the first step of a process loads.
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    before = _reset_peak(gpu)
     step = globals()[contestant](network, batch)
     if not whole:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        before = _resident("VmRSS")
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM.
+        before = _reset_peak(gpu)
     for _ in range(WARM_UP + STEPS):
         step()
-    if tf.config.list_physical_devices("GPU"):
-        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    if gpu:
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
     else:
         peak = _resident("VmHWM") - before
     return lambda: peak
+
+
+def _reset_peak(gpu: bool) -> int:
+    """Forgets the peak; returns the bytes in use."""
+    import tensorflow as tf
+
+    gc.collect()
+    if gpu:
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        return tf.config.experimental.get_memory_info("GPU:0")["current"]
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM.
+    return _resident("VmRSS")
 
 
 def _resident(field: str) -> int:
@@ -152,14 +188,15 @@ def calibration(network: str, samples: int) -> Call:
     """`kerasq.calibrate` on a model quantized for the occasion."""
     import kerasq
 
-    quantized = kerasq.quantize_model(networks.build(_keras(), network))
+    quantized = kerasq.quantize_model(_model(_keras(), network))
     data = _images(samples, quantized.input_shape[1:])
     return _seconds(lambda: kerasq.calibrate(quantized, data))
 
 
 def prediction(network: str, samples: int) -> Call:
     """`model.predict` of the float model, traced anew each time, as calibration is."""
-    model = networks.build(_keras(), network)
+    model = _model(_keras(), network)
+    model.compile(jit_compile=False)  # As calibration, which would otherwise be compared to XLA.
     data = _images(samples, model.input_shape[1:])
 
     def run() -> None:
@@ -172,25 +209,11 @@ def prediction(network: str, samples: int) -> Call:
 # Export: these return seconds and leave a file behind
 
 
-def _model(network: str) -> Any:
-    """A float model whose BatchNormalization has seen data; without, deep networks output 0."""
-    keras = _keras()
-    model = networks.build(keras, network)
-    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    model(_images(32, model.input_shape[1:]), training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model
-
-
 def kerasq_export(network: str, path: str | None) -> Call:
     """`kerasq.export_tflite`."""
     import kerasq
 
-    quantized = _quantized(_model(network))
+    quantized = _quantized(_model(_keras(), network))
     return _seconds(lambda: kerasq.export_tflite(quantized, path))
 
 
@@ -198,7 +221,7 @@ def bare_converter(network: str, path: str) -> Call:
     """TFLiteConverter of the float model, as it comes."""
     import tensorflow as tf
 
-    model = _model(network)
+    model = _model(_keras(), network)
 
     def run() -> None:
         content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
@@ -211,7 +234,7 @@ def converter_int8(network: str, path: str) -> Call:
     """TFLiteConverter's own post-training quantization to int8."""
     import tensorflow as tf
 
-    model = _model(network)
+    model = _model(_keras(), network)
     data = _images(16, model.input_shape[1:])
 
     def run() -> None:
@@ -229,7 +252,7 @@ def ai_edge_int8(network: str, path: str) -> Call:
     """ai-edge-quantizer's post-training quantization to int8 (float in and out)."""
     from ai_edge_quantizer import quantizer, recipe
 
-    model = _model(network)
+    model = _model(_keras(), network)
     data = _images(16, model.input_shape[1:])
 
     def run() -> None:
@@ -288,7 +311,7 @@ def quantization(network: str) -> Call:
     """`kerasq.quantize_model`."""
     import kerasq
 
-    model = _model(network)
+    model = _model(_keras(), network)
     return _seconds(lambda: kerasq.quantize_model(model))
 
 
@@ -296,7 +319,7 @@ def comparison(network: str) -> Call:
     """`kerasq.compare` on 64 samples."""
     import kerasq
 
-    quantized = _quantized(_model(network))
+    quantized = _quantized(_model(_keras(), network))
     lite = kerasq.export_tflite(quantized)
     return _seconds(lambda: kerasq.compare(quantized, lite, _images(64)))
 
@@ -305,6 +328,6 @@ def sensitivity(network: str) -> Call:
     """`kerasq.sensitivity` on 64 samples, one candidate besides float."""
     import kerasq
 
-    model = _model(network)
+    model = _model(_keras(), network)
     data = _images(64)
     return _seconds(lambda: kerasq.sensitivity(model, data, candidates=("w8a8", "float")))

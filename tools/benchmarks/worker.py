@@ -4,6 +4,7 @@ Arguments of the process: the name of a function of `contestants` and its argume
 answers "ready", then each number of repetitions with a JSON list of their figures.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -46,21 +47,24 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
         self._errors.close()
 
     def measure(self, repetitions: int) -> float:
         """The median figure of some repetitions in a row."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{repetitions}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # No answer then says why.
+            self._process.stdin.write(f"{repetitions}\n")
+            self._process.stdin.flush()
         return float(np.median(json.loads(self._answer())))
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
-            self._process.wait()
+            if self._process.wait() < 0:
+                raise Failed(f"ended by signal {-self._process.returncode}")
             self._errors.seek(0)
             lines = self._errors.read().strip().splitlines()
             raise Failed(lines[-1] if lines else f"exit {self._process.returncode}")
