@@ -6,11 +6,9 @@ own (`worker`), so each function imports only what it needs.
 
 import ctypes
 import gc
-import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -224,8 +222,8 @@ def bare_converter(network: str, path: str) -> Call:
     model = _model(_keras(), network)
 
     def run() -> None:
-        content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-        pathlib.Path(path).write_bytes(content)
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        pathlib.Path(path).write_bytes(converter.convert())
 
     return _seconds(run)
 
@@ -250,27 +248,24 @@ def converter_int8(network: str, path: str) -> Call:
 
 def ai_edge_int8(network: str, path: str) -> Call:
     """ai-edge-quantizer's post-training quantization to int8 (float in and out)."""
+    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
 
     model = _model(_keras(), network)
     data = _images(16, model.input_shape[1:])
 
     def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            name = os.path.join(folder, "float.tflite")
-            bare_converter(network, name)()
-            tool = quantizer.Quantizer(name, recipe.static_wi8_ai8())
-            signature = {"serving_default": [{_input_name(name): x[None]} for x in data]}
-            result = tool.quantize(tool.calibrate(signature), enable_progress_report=False)
-            pathlib.Path(path).write_bytes(result.quantized_model)
+        content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+        signatures = Interpreter(model_content=content).get_signature_list()
+        ((signature, ends),) = signatures.items()
+        samples = [{ends["inputs"][0]: x[None]} for x in data]
+        tool = quantizer.Quantizer(content, recipe.static_wi8_ai8())
+        ranges = tool.calibrate({signature: samples})
+        result = tool.quantize(ranges, enable_progress_report=False)
+        pathlib.Path(path).write_bytes(result.quantized_model)
 
     return _seconds(run)
-
-
-def _input_name(path: str) -> str:
-    from ai_edge_litert.interpreter import Interpreter
-
-    return Interpreter(path).get_signature_list()["serving_default"]["inputs"][0]
 
 
 def latency(path: str, threads: int) -> Call:

@@ -158,10 +158,6 @@ class Benchmark:
         self.figures.append(found)
         return found
 
-    def add(self, row: Row) -> None:
-        """Adds a ratio."""
-        self.rows.append(row)
-
 
 def steps(bench: Benchmark) -> None:
     """Seconds of a fine-tuning step, at each policy, with and without XLA."""
@@ -186,13 +182,13 @@ def _steps(bench: Benchmark, policy: str, xla: bool) -> None:
             }
             for peer, target in targets.items():
                 ratios = found.ratios("kerasq", peer)
-                bench.add(Row(f"step over {peer}", case, ratios, target))
+                bench.rows.append(Row(f"step over {peer}", case, ratios, target))
             for peer in ("Keras 3", "tfmot"):
                 ratios = found.ratios("kerasq, BatchNorm kept", peer)
-                bench.add(Row(f"step, BatchNorm kept, over {peer}", case, ratios))
+                bench.rows.append(Row(f"step, BatchNorm kept, over {peer}", case, ratios))
             over_tfmot.append(found.ratios("kerasq", "tfmot"))
     means = [float(np.exp(np.mean(np.log(r)))) for r in zip(*over_tfmot, strict=False)]
-    bench.add(Row("step over tfmot", f"geometric mean of the four{setting}", means, 0.7))
+    bench.rows.append(Row("step over tfmot", f"geometric mean of the four{setting}", means, 0.7))
 
 
 def memory(bench: Benchmark) -> None:
@@ -215,7 +211,7 @@ def memory(bench: Benchmark) -> None:
                     rounds=min(bench.rounds, 2),
                 )
                 ratios = found.ratios("kerasq", "Keras 3")
-                bench.add(Row(f"{what} over Keras 3", case, ratios, None if whole else 1.3))
+                bench.rows.append(Row(f"{what} over Keras 3", case, ratios, None if whole else 1.3))
 
 
 def calibration(bench: Benchmark) -> None:
@@ -229,7 +225,9 @@ def calibration(bench: Benchmark) -> None:
         }
         found = bench.compare(case, contestants)
         ratios = found.ratios("model.predict", "kerasq.calibrate")
-        bench.add(Row("calibration throughput over predict", case, ratios, 0.8, at_least=True))
+        bench.rows.append(
+            Row("calibration throughput over predict", case, ratios, 0.8, at_least=True)
+        )
 
 
 def deployment(bench: Benchmark) -> None:
@@ -252,7 +250,7 @@ def deployment(bench: Benchmark) -> None:
             found = bench.compare(f"{network}, export", contestants, rounds=min(bench.rounds, 3))
             target = 1.25 if network == "mobilenet_v2" else None
             ratios = found.ratios("kerasq", "bare converter")
-            bench.add(Row("export over the bare converter", network, ratios, target))
+            bench.rows.append(Row("export over the bare converter", network, ratios, target))
             _files(bench, network, {n: p for n, p in paths.items() if os.path.exists(p)})
 
 
@@ -261,17 +259,17 @@ def _files(bench: Benchmark, network: str, paths: dict[str, str]) -> None:
     found = Figures(f"{network}, size", "bytes", sizes, {})
     bench.figures.append(found)
     peer = "converter, int8"
-    bench.add(Row(f"size over the {peer}", network, found.ratios("kerasq", peer), 1.02))
+    bench.rows.append(Row(f"size over the {peer}", network, found.ratios("kerasq", peer), 1.02))
     for threads in (1, 2):
         case = f"{network}, {threads} thread{'s'[: threads - 1]}"
         contestants = {
             name: ("latency", {"path": path, "threads": threads}) for name, path in paths.items()
         }
         found = bench.compare(f"{case}, latency", contestants, 5, rounds=2 * bench.rounds)
-        bench.add(Row(f"latency over the {peer}", case, found.ratios("kerasq", peer), 1.02))
+        bench.rows.append(Row(f"latency over the {peer}", case, found.ratios("kerasq", peer), 1.02))
         others = ("bare converter", "ai-edge-quantizer, int8")
         for other in (name for name in others if name in paths):
-            bench.add(Row(f"latency over {other}", case, found.ratios("kerasq", other)))
+            bench.rows.append(Row(f"latency over {other}", case, found.ratios("kerasq", other)))
 
 
 def imports(bench: Benchmark) -> None:
@@ -282,7 +280,7 @@ def imports(bench: Benchmark) -> None:
     }
     found = bench.compare("import", contestants)
     ratios = found.ratios("kerasq", "tensorflow, keras")
-    bench.add(Row("import over tensorflow, keras", "", ratios, 1.1))
+    bench.rows.append(Row("import over tensorflow, keras", "", ratios, 1.1))
 
 
 def growth(bench: Benchmark) -> None:
@@ -321,7 +319,7 @@ def growth(bench: Benchmark) -> None:
         _, first, _, last = sorted(sizes)  # The smallest is mostly constant cost.
         factors = found.ratios(str(last), str(first))
         exponents = [float(np.log(f) / np.log(last / first)) for f in factors]
-        bench.add(Row(f"exponent, {what}", f"{first} to {last}", exponents, 1.1))
+        bench.rows.append(Row(f"exponent, {what}", f"{first} to {last}", exponents, 1.1))
 
 
 def _versions() -> dict[str, str]:
