@@ -8,6 +8,7 @@ A wrapper does one of two things:
   the training path.
 """
 
+import contextlib
 import dataclasses
 import threading
 from typing import Any
@@ -24,8 +25,8 @@ from kerasq.prepare import batch_norm as batch_norms
 # all 0, as folding a BatchNormalization may leave them.
 LARGEST_BIAS = {8: 2.0**30, 16: 2.0**40}
 
-# Held while a layer runs, since its dtype policy is another one in training: a thread that predicts
-# must not see that of one that trains.
+# Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
+# thread that predicts must not see that of one that trains.
 _POLICY_LOCK = threading.RLock()
 
 # The range gradient of a model's input: what nothing moves after the first batches.
@@ -285,7 +286,8 @@ class KernelWrapper(QuantizeWrapper):
         mapping = [(self.kernel, tf.reshape(kernel, self.kernel.shape))]
         if self.bias is not None:
             mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
-        with _POLICY_LOCK, keras.StatelessScope(state_mapping=mapping):
+        lock = contextlib.nullcontext() if self.training_dtype == "float32" else _POLICY_LOCK
+        with lock, keras.StatelessScope(state_mapping=mapping):
             y = self.layer(x)
         return y if bias is None or self.bias is not None else y + bias
 

@@ -19,6 +19,8 @@ def separate(
     - `GlobalAveragePooling2D` becomes `AveragePooling2D` of the whole image, "<name>_pool", and
       `Flatten`, "<name>". LiteRT's kernels for MEAN differ among themselves in up to 12 % of the
       values (the reference kernel rounds small sums twice); those for AVERAGE_POOL_2D are equal.
+      An image of one pixel is its own average: only `Flatten` is left, since XNNPACK leaves a
+      pool of one pixel to the interpreter, between two partitions.
     - `Add` of n inputs becomes n - 1 sums of two: "<name>_1", "<name>_2", ..., "<name>".
 
     Where a layer has such a name already, the new one gets a number behind it.
@@ -76,6 +78,10 @@ def _pool_whole_image(
             f"Received: {layer.name!r} (GlobalAveragePooling2D) on an input of shape {x.shape}. "
             "Build the model with a fixed `keras.Input(shape=...)`."
         )
+    if height * width == 1:
+        if layer.keepdims:
+            return keras.layers.Identity(name=layer.name, dtype="float32")(x)
+        return keras.layers.Flatten(name=layer.name, dtype="float32")(x)
     name = layer.name if layer.keepdims else graph.free_name(f"{layer.name}_pool")
     pooled = keras.layers.AveragePooling2D((height, width), name=name, dtype="float32")(x)
     if layer.keepdims:

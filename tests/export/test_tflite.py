@@ -205,6 +205,23 @@ def test_ends_of_every_kind(make):
     assert signature["serving_default"] == {"inputs": ["x"], "outputs": ["out"]}
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_pooling_an_image_of_one_pixel_does_not_split_the_partition(keepdims):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((3, 3, 2), name="x")
+    y = L.Conv2D(4, 3, name="c")(image)
+    y = L.GlobalAveragePooling2D(keepdims=keepdims, name="gap")(y)
+    model = keras.Model(image, L.Dense(3, name="out")(L.Flatten(name="flat")(y)))
+    x = networks.data(model, 24)
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+    interpreter = Interpreter(model_content=lite.content)
+    interpreter.allocate_tensors()
+    names = [op["op_name"] for op in interpreter._get_ops_details()]
+    assert names.count("DELEGATE") == 1
+
+
 # Errors.
 
 

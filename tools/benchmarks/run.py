@@ -389,17 +389,24 @@ def main(argv: list[str]) -> None:
     if _JSON.value:
         files.check_writable(_JSON.value)
     bench = Benchmark(_ROUNDS.value, _environment())
-    for name in chosen:
-        sections[name](bench)
-    _print(bench)
-    if _JSON.value:
-        content = {
-            "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-            "versions": _versions(),
-            "rows": [{**dataclasses.asdict(r), "verdict": r.verdict} for r in bench.rows],
-            "figures": [dataclasses.asdict(figures) for figures in bench.figures],
-        }
-        files.write_whole(pathlib.Path(_JSON.value), json.dumps(content, indent=1).encode())
+    try:
+        for name in chosen:
+            sections[name](bench)
+            if _JSON.value:
+                files.write_whole(
+                    pathlib.Path(_JSON.value), json.dumps(_content(bench), indent=1).encode()
+                )
+    finally:  # An interrupted run shows what it has measured.
+        _print(bench)
+
+
+def _content(bench: Benchmark) -> dict:
+    return {
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "versions": _versions(),
+        "rows": [{**dataclasses.asdict(r), "verdict": r.verdict} for r in bench.rows],
+        "figures": [dataclasses.asdict(figures) for figures in bench.figures],
+    }
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 
 import numpy as np
+
+# Seconds that a contestant may take for one answer.
+PATIENCE = 900.0
 
 
 class Failed(Exception):
@@ -61,7 +65,10 @@ class Worker:
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
+        timer = threading.Timer(PATIENCE, self._process.kill)
+        timer.start()
         answer = self._process.stdout.readline()
+        timer.cancel()
         if not answer:
             if self._process.wait() < 0:
                 raise Failed(f"ended by signal {-self._process.returncode}")
