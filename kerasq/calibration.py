@@ -181,7 +181,7 @@ def calibrate(
 
         def run(layer: keras.Layer, x: Any) -> tf.Tensor:
             if not isinstance(layer, QuantizeWrapper):
-                return layer(x)
+                return graph.infer(layer, x)
             y = layer.run_float(x)
             if layer.name in quantizers:
                 y = quantizers[layer.name].clamp(y)

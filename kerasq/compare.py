@@ -318,7 +318,7 @@ class _Layer:
             if id(tensor) not in values:
                 layer, sources = graphs.origin(tensor)
                 read = [value(x) for x in sources]
-                values[id(tensor)] = layer(read if len(read) > 1 else read[0])
+                values[id(tensor)] = graphs.infer(layer, read if len(read) > 1 else read[0])
             return values[id(tensor)]
 
         return value(self.keras.output)

@@ -1,8 +1,10 @@
 """Reading and rewriting Keras functional graphs: the only module that knows how Keras holds one."""
 
+import contextlib
 import dataclasses
+import inspect
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -29,13 +31,32 @@ class Node:
         """The tensors among the arguments."""
         return symbolic((self.args, self.kwargs))
 
+    @property
+    def outputs(self) -> list[keras.KerasTensor]:
+        """The tensors of the output."""
+        return keras.tree.flatten(self.output)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """A copy of a model's layers, weights included, with every call in topological order."""
+    """A copy of a model's layers, weights included, with every call in topological order.
+
+    Attributes:
+        model: the copy.
+        nodes: the calls.
+        owners: by name of a layer, that of the user's layer which it is a part or a call of.
+        leaders: by name of a layer, that of the first one it shares its weights with: itself,
+            unless it stands for a further call.
+        parents: by name of a layer, the models that it was in, from the outermost.
+        mixed: by name of a layer of mixed precision, the type that it computed in.
+    """
 
     model: keras.Model
     nodes: list[Node]
+    owners: dict[str, str]
+    leaders: dict[str, str]
+    parents: dict[str, tuple[keras.Layer, ...]]
+    mixed: dict[str, str]
 
     def consumers(self, tensor: keras.KerasTensor) -> list[Node]:
         """The calls that read `tensor`."""
@@ -49,41 +70,125 @@ class Graph:
 
     def free_name(self, name: str, taken: Iterable[str] = ()) -> str:
         """`name`, with a number behind it if need be: no layer has it, nor is it `taken`."""
-        taken = {*taken, *(layer.name for layer in self.model.layers)}
-        candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
-        return next(candidate for candidate in candidates if candidate not in taken)
+        return _free_name(name, {*taken, *(layer.name for layer in self.model.operations)})
 
 
-def read(model: keras.Model) -> Graph:
+def _free_name(name: str, taken: set[str]) -> str:
+    candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None) -> Graph:
     """Copies `model`, which is left untouched, and lists the calls of the copy.
 
-    Layers of mixed precision compute in float32 in the copy.
+    Nested models are opened: their layers become the graph's own. Where layers have one name, that
+    of an inner one gets the name of its model in front. Each call of a layer that is called more
+    than once has a copy of its own, the second "<name>_2", led by the first. Layers of mixed
+    precision compute in float32 in the copy.
+
+    Args:
+        model: a built Sequential or Functional model, or a subclassed one whose `call` runs on
+            symbolic tensors.
+        closed: which of the layers that hold other layers, models included, stay one layer. By
+            default those that are no models.
 
     Raises:
-        ValueError: where `model` is not a built Keras 3 Sequential or Functional model.
+        ValueError: where `model` is no Keras 3 model, is not built or cannot be traced.
     """
-    functional = _functional(model)
-    nodes = []
+    _check(model)
+    reading = _Reading(closed or (lambda layer: not isinstance(layer, keras.Model)))
+    with _functional(model) as functional:
+        reading.reserve(functional)
+        inputs = keras.tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+            functional.input,
+        )
+        outputs = reading.inline(functional, inputs)
+    mixed = {x.layer.name: x.layer.compute_dtype for x in reading.nodes if _is_mixed(x.layer)}
+    for node in reading.nodes:
+        if node.layer.name in mixed:
+            node.layer.dtype_policy = "float32"
+    copy = keras.Model(inputs, outputs, name=model.name)
+    return Graph(copy, reading.nodes, reading.owners, reading.owners, reading.parents, mixed)
 
-    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+
+class _Reading:
+    """Copies of layers and their calls, while nested models are opened."""
+
+    def __init__(self, closed: Callable[[keras.Layer], bool]) -> None:
+        self.nodes: list[Node] = []
+        self.owners: dict[str, str] = {}
+        self.parents: dict[str, tuple[keras.Layer, ...]] = {}
+        self._closed = closed
+        self._open: list[keras.Layer] = []
+        self._first: dict[int, str] = {}  # by id of a layer, the name of its first copy
+        self._names: set[str] = set()
+        self._reserved: set[int] = set()
+
+    def reserve(self, functional: keras.Model) -> None:
+        """Keeps the names of the outermost layers for them."""
+        outermost = [x for x in functional.operations if not self._opens(x)]
+        self._reserved = {id(x) for x in outermost}
+        self._names = {x.name for x in outermost}
+
+    def inline(self, functional: keras.Model, inputs: Any, training: bool | None = None) -> Any:
+        """Calls copies of the layers of a Functional model; returns its outputs."""
+
+        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+            if training is not None and getattr(operation, "_call_has_training_arg", False):
+                kwargs = {"training": training, **kwargs}
+            return self._call(operation, *args, **kwargs)
+
+        if isinstance(inputs, dict) and not isinstance(functional.input, dict):
+            inputs = [inputs[x.name] for x in functional.inputs]
+        flat = functional._adjust_input_rank(keras.tree.flatten(inputs))
+        return functional._run_through_graph(flat, call_fn=call)
+
+    def _opens(self, operation: Any) -> bool:
+        is_nest = isinstance(operation, keras.Layer) and len(operation._flatten_layers()) > 1
+        return (is_nest or isinstance(operation, keras.Model)) and not self._closed(operation)
+
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._opens(operation):
+            with _functional(operation, args, kwargs) as functional:
+                self._open.append(operation)
+                inputs = _tensors(args, kwargs)
+                output = self.inline(functional, inputs, kwargs.get("training"))
+                self._open.pop()
+            return output
+        name = self._name(operation)
+        layer = copy_layer(operation, name=name)
         output = layer(*args, **kwargs)
-        nodes.append(Node(layer, args, kwargs, output))
+        if isinstance(operation, keras.Layer):
+            layer.set_weights(operation.get_weights())
+        self.nodes.append(Node(layer, args, kwargs, output))
+        self.parents[name] = tuple(self._open)
         return output
 
-    copy = keras.models.clone_model(functional, call_function=call)
-    copy.set_weights(functional.get_weights())
-    for node in nodes:
-        if is_mixed(node.layer):
-            node.layer.dtype_policy = "float32"
-    return Graph(copy, nodes)
+    def _name(self, operation: Any) -> str:
+        name, first = operation.name, self._first.get(id(operation))
+        if first is not None:
+            name = _free_name(first, self._names)
+        elif id(operation) not in self._reserved:
+            if name in self._names:
+                name = f"{self._open[-1].name}_{name}"
+            name = _free_name(name, self._names)
+        self.owners[name] = self._first.setdefault(id(operation), name)
+        self._names.add(name)
+        return name
 
 
-def is_mixed(layer: Any) -> bool:
+def _tensors(args: tuple, kwargs: dict) -> Any:
+    """What a Functional model is called on where a layer is called on `args` and `kwargs`."""
+    return args[0] if len(args) == 1 and not symbolic(kwargs) else symbolic((args, kwargs))
+
+
+def _is_mixed(layer: Any) -> bool:
     """Whether a layer computes in 16 bits on float32 variables."""
     return isinstance(layer, keras.Layer) and layer.dtype_policy.name.startswith("mixed_")
 
 
-def _functional(model: keras.Model) -> keras.Model:
+def _check(model: Any) -> None:
     if not isinstance(model, keras.Model):
         hint = ""
         if type(model).__module__.startswith(("tf_keras", "tensorflow.python.keras")):
@@ -92,21 +197,85 @@ def _functional(model: keras.Model) -> keras.Model:
             "`model` must be a Keras 3 model (`keras.Model`). "
             f"Received: {type(model).__module__}.{type(model).__name__}.{hint}"
         )
-    if isinstance(model, keras.Sequential):
-        if not model.built:
-            raise ValueError(
-                "`model` must be built, so that its weights and shapes are known. "
-                f"Received: Sequential {model.name!r} without an input shape. "
-                "Start it with `keras.Input(shape)` or call `model.build(input_shape)`."
-            )
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    if not hasattr(model, "operations") or not model.built:
+    if not model.built:
         raise ValueError(
-            "`model` must be a Sequential or Functional model. "
-            f"Received: subclassed model {type(model).__name__} {model.name!r}. "
-            "Build the same layers with `keras.Model(inputs, outputs)`."
+            "`model` must be built, so that its weights and shapes are known. "
+            f"Received: {type(model).__name__} {model.name!r} without an input shape. "
+            "Start it with `keras.Input(shape)`, call `model.build(input_shape)`, or call it on "
+            "data."
         )
-    return model
+
+
+@contextlib.contextmanager
+def _functional(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> Iterator[Any]:
+    """A Functional model of the layers themselves that computes what a call of `layer` does.
+
+    Subclassed models and layers are traced: called on symbolic inputs. What Keras notes of that in
+    the layers that they hold is removed in the end.
+
+    Args:
+        layer: a model, or a layer that holds others.
+        args: positional arguments of the call; none for the call it was built for.
+        kwargs: keyword arguments of the call.
+    """
+    if isinstance(layer, keras.Sequential):
+        yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
+    elif hasattr(layer, "operations"):
+        yield layer
+    else:
+        inner = [x for x in layer._flatten_layers() if x is not layer]
+        noted = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in inner]
+        try:
+            yield _trace(layer, args or _built_for(layer), kwargs or {})
+        finally:
+            for x, inbound, outbound in noted:
+                del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
+
+
+def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
+    """The Functional model of what `layer.call` does with its layers."""
+    args, kwargs = keras.tree.map_structure(
+        lambda x: (
+            keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+            if isinstance(x, keras.KerasTensor)
+            else x
+        ),
+        (args, kwargs),
+    )
+    try:
+        outputs = layer.call(*args, **kwargs)
+        return keras.Model(_tensors(args, kwargs), outputs, name=layer.name)
+    except Exception as error:
+        raise ValueError(
+            "A subclassed model must run on symbolic inputs, such as `keras.Input` makes. "
+            f"Received: {type(layer).__name__} {layer.name!r}, whose `call` raises "
+            f"{type(error).__name__}: {error!s:.300}\nUse layers and `keras.ops` in it, or build "
+            "the same layers with `keras.Model(inputs, outputs)`."
+        ) from error
+
+
+def _built_for(model: keras.Model) -> tuple:
+    """Symbolic arguments of the shapes that a subclassed model was built for."""
+    config = model.get_build_config() or {}
+    shapes = config.get("shapes_dict") or {"inputs": config.get("input_shape")}
+    if None in shapes.values():
+        raise ValueError(
+            "A subclassed model must know its input shapes. "
+            f"Received: {type(model).__name__} {model.name!r}. Call it on data once."
+        )
+    arguments = []
+    for name, shape in zip(inspect.signature(model.call).parameters, shapes.values(), strict=False):
+        tensors = keras.tree.map_shape_structure(
+            lambda shape: keras.KerasTensor((None, *shape[1:])), shape
+        )
+        flat = keras.tree.flatten(tensors)
+        names = [name] if len(flat) == 1 else [f"{name}_{i}" for i in range(len(flat))]
+        if isinstance(tensors, dict) and len(flat) == len(tensors):
+            names = sorted(tensors)
+        for tensor, own in zip(flat, names, strict=True):
+            tensor.name = own
+        arguments.append(tensors)
+    return tuple(arguments)
 
 
 def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
@@ -125,13 +294,19 @@ def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
     inputs = keras.tree.map_structure(move, graph.model.input)
     for node in graph.nodes:
         args, kwargs = keras.tree.map_structure(move, (node.args, node.kwargs))
-        mapped[id(node.output)] = call(node, *args, **kwargs)
+        outputs = keras.tree.flatten(call(node, *args, **kwargs))
+        mapped |= {id(x): y for x, y in zip(node.outputs, outputs, strict=True)}
     outputs = keras.tree.map_structure(move, graph.model.output)
     return keras.Model(inputs, outputs, name=graph.model.name)
 
 
 def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
-    """A new, unbuilt layer with the same configuration, `changes` applied."""
+    """A new, unbuilt layer, or operation, with the same configuration, `changes` applied."""
+    if not isinstance(layer, keras.Layer):  # Not all operations have a configuration.
+        operation = object.__new__(type(layer))
+        nodes: dict[str, list] = {"_inbound_nodes": [], "_outbound_nodes": []}
+        operation.__dict__.update({**layer.__dict__, **nodes, **changes})
+        return operation
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
@@ -140,10 +315,10 @@ def copy_built(layer: keras.Layer) -> keras.Layer:
 
     A layer that was called leads to all tensors, layers and weights of the graph it was called in.
     """
-    copy = copy_layer(layer)
-    copy.build(layer.input.shape)
-    copy.set_weights(layer.get_weights())
-    return copy
+    new = copy_layer(layer)
+    new.build(layer.input.shape)
+    new.set_weights(layer.get_weights())
+    return new
 
 
 def symbolic(arguments: Any) -> list[keras.KerasTensor]:
@@ -171,10 +346,16 @@ def between(inputs: set[int], outputs: Any) -> list[keras.Layer]:
 
 def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwargs: Any) -> Any:
     """Calls a copy of `layer`, configuration changed by `changes`, that has the same weights."""
-    copy = copy_layer(layer, **(changes or {}))
-    output = copy(*args, **kwargs)
-    copy.set_weights(layer.get_weights())
+    new = copy_layer(layer, **(changes or {}))
+    output = new(*args, **kwargs)
+    if isinstance(layer, keras.Layer):
+        new.set_weights(layer.get_weights())
     return output
+
+
+def infer(layer: keras.Layer, x: Any) -> Any:
+    """What a layer computes in inference; some, such as RandomFlip, train by default."""
+    return layer(x, training=False) if layer._call_has_training_arg else layer(x)
 
 
 def run(model: keras.Model, inputs: Any, call: Callable[[keras.Layer, Any], Any]) -> list[Any]:

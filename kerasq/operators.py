@@ -9,10 +9,12 @@ class Operator:
 
     Attributes:
         int8: least operator version for int8 activations.
-        int16: the same for int16 activations; None where there is no such kernel.
+        int16: the same for int16 activations; None where there is no such kernel, or none that
+            kerasq simulates (EXP, GELU, LEAKY_RELU).
         int4: the same for packed INT4 weights, by the bits of the activations.
         reference: whether the reference kernels have the operator at all.
         copies: whether it only moves or picks values: its output has the grid of its input.
+        one_grid: whether all its inputs must have the grid of its output.
         parameter: what its constant second input is called.
     """
 
@@ -21,6 +23,7 @@ class Operator:
     int4: dict[int, int] = dataclasses.field(default_factory=dict)
     reference: bool = True
     copies: bool = False
+    one_grid: bool = False
     parameter: str = ""
 
 
@@ -31,21 +34,30 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     "ADD": Operator(int8=2, int16=3),
     "AVERAGE_POOL_2D": Operator(int8=2, int16=3),
-    "CONCATENATION": Operator(int8=2, int16=3),
+    "CONCATENATION": Operator(int8=2, int16=3, one_grid=True),
     "CONV_2D": Operator(int8=3, int16=4, int4={8: 7, 16: 8}),
     "DEPTHWISE_CONV_2D": Operator(int8=3, int16=5, int4={8: 6}),
     "DEQUANTIZE": Operator(int8=2, int16=3),
     "ELU": Operator(int8=1, reference=False),
+    "EXP": Operator(int8=2),
     "FULLY_CONNECTED": Operator(int8=12, int16=12, int4={8: 12, 16: 13}),
+    "GELU": Operator(int8=2),
+    "HARD_SWISH": Operator(int8=1),
+    "LEAKY_RELU": Operator(int8=2),
     "LOGISTIC": Operator(int8=2, int16=3),
+    "MAXIMUM": Operator(int8=2, int16=4, one_grid=True),
     "MAX_POOL_2D": Operator(int8=2, int16=3, copies=True),
+    "MINIMUM": Operator(int8=2, int16=4, one_grid=True),
+    "MUL": Operator(int8=2, int16=4),
     "PAD": Operator(int8=2, int16=3, copies=True, parameter="paddings"),
     "QUANTIZE": Operator(int8=2, int16=2),
     "REDUCE_MAX": Operator(int8=2, int16=3, copies=True, parameter="axes"),
     "RELU": Operator(int8=2, int16=3),
     "RESHAPE": Operator(int8=1, int16=1, copies=True, parameter="shape"),
     "SOFTMAX": Operator(int8=2, int16=3),
+    "SUB": Operator(int8=2, int16=5),
     "TANH": Operator(int8=2, int16=3),
+    "TRANSPOSE": Operator(int8=2, int16=4, copies=True, parameter="axes"),
 }
 
 

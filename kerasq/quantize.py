@@ -8,8 +8,9 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.fake_quant import RANGE_GRADIENTS
-from kerasq.operators import has_int16
+from kerasq.operators import OPERATORS, has_int16
 from kerasq.prepare import batch_norm as batch_norms
+from kerasq.prepare import operations
 from kerasq.prepare.separate import separate
 from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
@@ -31,13 +32,16 @@ def quantize_model(
     Train it with `compile` and `fit`, and export it with `kerasq.export_tflite`.
 
     Args:
-        model: a built Keras 3 Sequential or Functional model. It is not changed.
+        model: a built Keras 3 model: Sequential, Functional, or subclassed where its `call` runs
+            on symbolic inputs. It is not changed. Models inside it are opened; each further call
+            of a layer has the layer's name with a number behind, and shares its weights.
         scheme: bits of weights and activations: "w8a8", "w8a16", "w4a8", "w4a16", or "float".
             A layer at a16 reads and writes int16; where neighbours differ, a boundary layer
             (`<name>_int8`, `<name>_int16`) with a range of its own becomes one QUANTIZE. A layer
             at "float" stays as it is, BatchNormalization and ReLU behind it included.
         overrides: schemes of layers that differ from `scheme`, by layer name, shell pattern of
-            names ("block2_*") or layer class. The name of an input gives its width.
+            names ("block2_*"), layer class, or a model inside this one. The name of an input gives
+            its width.
         batch_norm: "fold" folds BatchNormalization into the kernel before it, which is the
             faster to train; "keep" keeps it trainable and folds it in inference and at export.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
@@ -68,15 +72,16 @@ def quantize_model(
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     graph = graphs.read(model)
-    layers = {x.name: x for x in graph.model.layers}
-    dtypes = {x.name: x.compute_dtype for x in model.layers if graphs.is_mixed(x)}
-    schemes = per_layer(scheme, overrides, layers)
+    layers = {
+        x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
+    }
+    schemes = per_layer(scheme, overrides, layers, graph.parents)
+    schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
     wide = frozenset(n for n, s in schemes.items() if 8 < resolve(s).activation_bits < FLOAT_BITS)
     merging = _merging(graph, wide)
     floats = _stays_float(graph, schemes, merging)
     _check_layers(graph, floats, merging)
-    model, owners = separate(model, floats)
-    wrapping = _Wrapping(graphs.read(model), owners, schemes, floats, wide, dtypes)
+    wrapping = _Wrapping(separate(graph, floats), schemes, floats, wide)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     quantized = wrapping.run(batch_norm == "fold", range_gradient)
     if not ranged(quantized):
@@ -84,7 +89,7 @@ def quantize_model(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
             f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
         )
-    if "float16" in dtypes.values():
+    if "float16" in graph.mixed.values():
         quantized.dtype_policy = "mixed_float16"  # Keras then scales the loss.
     return quantized
 
@@ -101,7 +106,6 @@ def _stays_float(
     return frozenset(
         node.layer.name
         for node in graph.nodes
-        # Operations that are no layers have no scheme: `_check_layers` names them.
         if schemes.get(merging.get(id(node), node.layer.name)) == "float"
         and not registry.copies(node.layer)
     )
@@ -146,12 +150,14 @@ def _relus_behind(
 def _check_layers(graph: graphs.Graph, floats: frozenset[str], merging: dict[int, str]) -> None:
     """Raises a ValueError that names every layer that cannot be quantized."""
     complaints: list[str] = []
-    calls: dict[str, int] = {}
     for node in graph.nodes:
         layer = node.layer
-        calls[layer.name] = calls.get(layer.name, 0) + 1
         is_float = layer.name in floats
-        complaint = _many(node) if is_float else _complaint(node, id(node) in merging)
+        complaint = _complaint(node, id(node) in merging)
+        if is_float and isinstance(layer, keras.Layer):
+            complaint = _many(node)
+            if graph.leaders[layer.name] != layer.name and layer.weights:
+                complaint = f"{layer.name!r}: is called more than once, and stays float"
         if complaint is not None:
             complaints.append(complaint)
     for x in graph.model.inputs:
@@ -159,15 +165,13 @@ def _check_layers(graph: graphs.Graph, floats: frozenset[str], merging: dict[int
             complaints.append(f"input {x.name!r}: needs dtype 'float32', has {x.dtype!r}")
         if any(x is y for y in graph.model.outputs):
             complaints.append(f"input {x.name!r}: is an output of the model as well")
-    complaints += [f"{name!r}: called {n} times" for name, n in calls.items() if n > 1]
     if complaints:
         legal = sorted({cls.__name__ for cls in registry.LAYERS})
         raise ValueError(
             "Every layer must have an integer kernel. Received:\n  "
             + "\n  ".join(complaints)
             + f"\nLayers that have one: {legal}, Activation of {sorted(registry.ACTIVATIONS)}. "
-            'Leave layers in float, with overrides={"<name>": "float"}, or replace them; write '
-            "operations such as `x + y` as layers."
+            'Leave layers in float, with overrides={"<name>": "float"}, or replace them.'
         )
 
 
@@ -185,19 +189,18 @@ def _many(node: graphs.Node) -> str | None:
 def _complaint(node: graphs.Node, merges: bool) -> str | None:
     """Why the layer of a call cannot be quantized, or None where it can."""
     layer = node.layer
+    if not isinstance(layer, keras.Layer):
+        if operations.equal(node, *node.args, name=layer.name) is not None:
+            return None
+        return f"{layer.name!r} ({type(layer).__name__}): no layer computes the same"
     complaint = registry.complaint(layer)
-    if complaint is None and registry.rule(layer).output == "merged" and not merges:
-        complaint = (
-            f"{layer.name!r} ({type(layer).__name__}): must be the only reader of a layer "
-            "with a kernel and no activation"
-        )
+    if isinstance(layer, keras.layers.BatchNormalization) and not merges:
+        rank = len(node.inputs[0].shape)
+        if layer.axis not in (-1, rank - 1):
+            complaint = f"{layer.name!r} (BatchNormalization): needs axis=-1, has {layer.axis}"
     policy = layer.dtype_policy.name if isinstance(layer, keras.Layer) else "float32"
     if policy != "float32":
         complaint = f"{layer.name!r}: needs dtype 'float32', has {policy!r}"
-    if complaint is None and isinstance(layer, keras.layers.Dense):
-        shape = node.inputs[0].shape
-        if len(shape) != 2:
-            complaint = f"{layer.name!r} (Dense): needs an input of rank 2, has shape {shape}"
     return complaint
 
 
@@ -207,15 +210,11 @@ class _Wrapping:
     def __init__(
         self,
         graph: graphs.Graph,
-        owners: dict[str, str],
         schemes: dict[str, str],
         floats: frozenset[str],
         wide: frozenset[str],
-        dtypes: dict[str, str],
     ) -> None:
         self.graph = graph
-        self.dtypes = dtypes
-        self.owners = owners
         self.schemes = schemes
         self.floats = floats
         self.norms = {
@@ -230,6 +229,7 @@ class _Wrapping:
         }
         self.merged = {id(node) for node in (*self.norms.values(), *self.relus.values())}
         self.boundaries: dict[tuple[int, int], tuple] = {}
+        self.wrappers: dict[str, KernelWrapper] = {}  # by name of the leading layer
 
     def run(self, fold: bool, range_gradient: str) -> keras.Model:
         """The quantized model."""
@@ -238,7 +238,7 @@ class _Wrapping:
         return graphs.rewrite(self.graph, self._call)
 
     def _owner(self, layer: keras.Layer) -> str:
-        return self.owners.get(layer.name, layer.name)
+        return self.graph.owners.get(layer.name, layer.name)
 
     def _scheme(self, layer: keras.Layer) -> str:
         return self.schemes[self._owner(layer)]
@@ -260,7 +260,7 @@ class _Wrapping:
         legal = {x.name for x in self.graph.model.inputs} | self.floats
         legal |= {self._owner(node.layer) for node in heads}
         for key, found in named.items():
-            if not legal & {*found}:
+            if found and not legal & {*found}:
                 raise ValueError(
                     "`overrides` must name layers that have a grid of their own. "
                     f"Received: {key!r}, that is {found}, which only move values or are merged "
@@ -280,7 +280,7 @@ class _Wrapping:
             names = sorted({self._owner(x) for x in near if has_int16(self._op(x))})
             raise ValueError(
                 f"A layer at {self._scheme(layer)!r} must have an int16 kernel. Received: layer "
-                f"{owner!r}, whose operator {op} has none in LiteRT. Give it 'w8a8' "
+                f"{owner!r}, whose operator {op} has none here. Give it 'w8a8' "
                 f"or 'float', and int16 to a neighbour instead: {names}."
             )
 
@@ -348,25 +348,32 @@ class _Wrapping:
             "limit": limit,
             "range_gradient": self.range_gradient,
             "trainable": layer.trainable,
+            "owner": self._owner(layer),
         }
         if registry.rule(layer).kernel is None:
             return QuantizeWrapper(graphs.copy_layer(layer), **options)(*args)
-        options["training_dtype"] = self.dtypes.get(self._owner(layer), "float32")
+        options["training_dtype"] = self.graph.mixed.get(self._owner(layer), "float32")
+        leader = self.graph.leaders[layer.name]
+        if leader in self.wrappers:
+            return KernelWrapper.sharing(self.wrappers[leader], name=layer.name, **options)(*args)
+        factor, norm = 1.0, None
         if id(node) not in self.norms:
-            return KernelWrapper(graphs.copy_built(layer), **options)(*args)
-        norm = self.norms[id(node)].layer
-        if not self.fold:
-            layer, norm = graphs.copy_built(layer), graphs.copy_built(norm)
-            return KernelWrapper(layer, batch_norm=norm, **options)(*args)
-        layer, factor = batch_norms.fold(layer, norm)
-        wrapper = KernelWrapper(layer, **options)
+            kernel = graphs.copy_built(layer)
+        elif self.fold:
+            kernel, factor = batch_norms.fold(layer, self.norms[id(node)].layer)
+        else:
+            kernel = graphs.copy_built(layer)
+            norm = graphs.copy_built(self.norms[id(node)].layer)
+        wrapper = KernelWrapper(kernel, batch_norm=norm, **options)
+        self.wrappers[leader] = wrapper
         output = wrapper(*args)
         wrapper.kernel_gain.assign(factor)
         return output
 
     def _fitting(self, x: keras.KerasTensor, layer: keras.Layer) -> keras.KerasTensor:
         """An input of `layer` at the width that the layer reads."""
-        if self._op(layer) == "CONCATENATION" and quantized_by(x) is not None:
+        op = self._op(layer)
+        if op in OPERATORS and OPERATORS[op].one_grid and quantized_by(x) is not None:
             return x  # It requantizes its inputs itself.
         return self._boundary(x, self._bits(layer))
 

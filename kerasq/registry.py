@@ -9,6 +9,7 @@ import numpy as np
 
 from kerasq import kernels, tables
 from kerasq.grid import Grid
+from kerasq.layers import Gelu, Scale
 from kerasq.operators import OPERATORS
 
 
@@ -20,12 +21,15 @@ class Rule:
         op: the LiteRT operator that it becomes ("-": none, it is merged or dropped).
         output: grid of the output. "range": learned; "input": that of the input, rounded to it;
             "same": that of the input, values only copied; "fixed": one of `grids`, which the
-            kernel insists on; "merged": the layer becomes part of the one before it.
+            kernel insists on; "merged": the layer becomes part of the one before it; "parts": it
+            becomes several layers (`kerasq.prepare.separate`).
         kernel: attribute of the weight that is quantized per channel, or None.
         channels: the number of trailing axes of `kernel` that make up the channels.
         simulate: the integer kernel in `kerasq.kernels`, not used where values are only copied.
             For layers with a `kernel` it takes accumulators.
         grids: the grids of "fixed", by bits.
+        options: for an operator that the export makes itself, because the converter does not: the
+            class of its options and their values, from the layer.
         note: a condition that the table in the documentation states.
     """
 
@@ -35,6 +39,7 @@ class Rule:
     channels: int = 1
     simulate: Callable[..., Any] = kernels.pointwise
     grids: dict[int, Grid] = dataclasses.field(default_factory=dict)
+    options: Callable[[keras.Layer], tuple[str, dict]] | None = None
     note: str = ""
 
 
@@ -47,6 +52,37 @@ def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
 
 
 _PROBABILITY = _fixed(1 / 256, -128)
+
+# Identities in inference.
+_ABSENT: tuple[type, ...] = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.ActivityRegularization,
+    keras.layers.RandomFlip,
+    keras.layers.RandomRotation,
+    keras.layers.RandomZoom,
+    keras.layers.RandomTranslation,
+    keras.layers.RandomShear,
+    keras.layers.RandomPerspective,
+    keras.layers.RandomErasing,
+    keras.layers.RandomBrightness,
+    keras.layers.RandomContrast,
+    keras.layers.RandomSaturation,
+    keras.layers.RandomHue,
+    keras.layers.RandomSharpness,
+    keras.layers.RandomGrayscale,
+    keras.layers.RandomGaussianBlur,
+    keras.layers.RandomPosterization,
+    keras.layers.RandomInvert,
+    keras.layers.RandomColorJitter,
+    keras.layers.RandomColorDegeneration,
+    keras.layers.Identity,
+)
 
 LAYERS: dict[type, Rule] = {
     keras.layers.Conv2D: Rule(
@@ -64,43 +100,102 @@ LAYERS: dict[type, Rule] = {
         simulate=kernels.depthwise,
         note="channels last",
     ),
+    keras.layers.Conv1D: Rule(
+        op="CONV_2D",
+        output="range",
+        kernel="kernel",
+        simulate=kernels.convolution,
+        note="channels last, one group",
+    ),
+    keras.layers.DepthwiseConv1D: Rule(
+        op="DEPTHWISE_CONV_2D",
+        output="range",
+        kernel="kernel",
+        channels=2,
+        simulate=kernels.depthwise,
+        note="channels last",
+    ),
+    keras.layers.SeparableConv2D: Rule(
+        op="DEPTHWISE_CONV_2D, CONV_2D",
+        output="parts",
+        kernel="pointwise_kernel",
+        note="channels last",
+    ),
+    keras.layers.SeparableConv1D: Rule(
+        op="DEPTHWISE_CONV_2D, CONV_2D",
+        output="parts",
+        kernel="pointwise_kernel",
+        note="channels last",
+    ),
     keras.layers.Dense: Rule(
         op="FULLY_CONNECTED",
         output="range",
         kernel="kernel",
         simulate=kernels.fully_connected,
-        note="inputs of rank 2",
+    ),
+    Scale: Rule(
+        op="DEPTHWISE_CONV_2D",
+        output="range",
+        kernel="kernel",
+        simulate=kernels.depthwise,
+        note="what constants, Rescaling and others become",
     ),
     keras.layers.BatchNormalization: Rule(
-        op="-", output="merged", note="straight behind a layer with a kernel"
+        op="-", output="merged", note="behind a layer with a kernel; alone, it becomes Scale"
     ),
+    keras.layers.Rescaling: Rule(op="DEPTHWISE_CONV_2D", output="parts", note="becomes Scale"),
+    keras.layers.Normalization: Rule(op="DEPTHWISE_CONV_2D", output="parts", note="becomes Scale"),
     keras.layers.Add: Rule(op="ADD", output="range", simulate=kernels.add),
+    keras.layers.Subtract: Rule(op="SUB", output="range", simulate=kernels.subtract),
+    keras.layers.Multiply: Rule(op="MUL", output="range", simulate=kernels.multiply),
+    keras.layers.Maximum: Rule(op="MAXIMUM", output="range", simulate=kernels.on_one_grid),
+    keras.layers.Minimum: Rule(op="MINIMUM", output="range", simulate=kernels.on_one_grid),
+    keras.layers.Average: Rule(
+        op="ADD, DEPTHWISE_CONV_2D", output="parts", note="becomes Add and Scale"
+    ),
     keras.layers.Concatenate: Rule(
-        op="CONCATENATION", output="range", simulate=kernels.concatenate
+        op="CONCATENATION", output="range", simulate=kernels.on_one_grid
     ),
     keras.layers.AveragePooling2D: Rule(
         op="AVERAGE_POOL_2D", output="input", simulate=kernels.average_pool
     ),
+    keras.layers.AveragePooling1D: Rule(
+        op="AVERAGE_POOL_2D", output="input", simulate=kernels.average_pool
+    ),
     keras.layers.GlobalAveragePooling2D: Rule(
-        op="AVERAGE_POOL_2D",
-        output="input",
-        simulate=kernels.average_pool,
-        note="becomes AveragePooling2D of the whole image, then Flatten",
+        op="AVERAGE_POOL_2D", output="parts", note="becomes AveragePooling2D and Reshape"
+    ),
+    keras.layers.GlobalAveragePooling1D: Rule(
+        op="AVERAGE_POOL_2D", output="parts", note="becomes AveragePooling1D and Reshape"
     ),
     keras.layers.MaxPooling2D: Rule(op="MAX_POOL_2D", output="same"),
+    keras.layers.MaxPooling1D: Rule(op="MAX_POOL_2D", output="same"),
+    keras.layers.GlobalMaxPooling1D: Rule(op="REDUCE_MAX", output="same"),
     keras.layers.GlobalMaxPooling2D: Rule(op="REDUCE_MAX", output="same"),
     keras.layers.Flatten: Rule(op="RESHAPE", output="same"),
     keras.layers.Reshape: Rule(op="RESHAPE", output="same"),
+    keras.layers.Permute: Rule(op="TRANSPOSE", output="same"),
     keras.layers.ZeroPadding2D: Rule(op="PAD", output="same"),
-    keras.layers.Dropout: Rule(op="-", output="same"),
-    keras.layers.Identity: Rule(op="-", output="same"),
+    keras.layers.ZeroPadding1D: Rule(op="PAD", output="same"),
+    **{layer: Rule(op="-", output="same") for layer in _ABSENT},
     keras.layers.ReLU: Rule(
         op="RELU",
         output="range",
         simulate=kernels.relu,
-        note="no op behind a layer with a range; no slope or threshold",
+        note="no op behind a layer with a range; with a slope it becomes LeakyReLU; no threshold",
+    ),
+    keras.layers.LeakyReLU: Rule(
+        op="LEAKY_RELU",
+        output="range",
+        simulate=kernels.leaky_relu,
+        options=lambda layer: ("LeakyReluOptions", {"alpha": layer.negative_slope}),
     ),
     keras.layers.ELU: Rule(op="ELU", output="range", note="alpha 1"),
+    Gelu: Rule(
+        op="GELU",
+        output="range",
+        options=lambda layer: ("GeluOptions", {"approximate": layer.approximate}),
+    ),
     keras.layers.Softmax: Rule(
         op="SOFTMAX",
         output="fixed",
@@ -117,6 +212,20 @@ ACTIVATIONS: dict[str, Rule] = {
     "softmax": LAYERS[keras.layers.Softmax],
     "elu": LAYERS[keras.layers.ELU],
     "sigmoid": Rule(op="LOGISTIC", output="fixed", grids=_PROBABILITY, simulate=kernels.sigmoid),
+    "gelu": Rule(
+        op="GELU", output="range", options=lambda _: ("GeluOptions", {"approximate": False})
+    ),
+    "exponential": Rule(op="EXP", output="range", options=lambda _: ("ExpOptions", {})),
+    "hard_silu": Rule(
+        op="HARD_SWISH",
+        output="range",
+        simulate=kernels.hard_swish,
+        options=lambda _: ("HardSwishOptions", {}),
+    ),
+    "silu": Rule(op="LOGISTIC, MUL", output="parts", note="becomes sigmoid and Multiply"),
+    "hard_sigmoid": Rule(
+        op="DEPTHWISE_CONV_2D", output="parts", note="becomes Scale and ReLU up to 1"
+    ),
     "tanh": Rule(op="TANH", output="fixed", grids=_fixed(1 / 128, 0), simulate=kernels.tanh),
 }
 
@@ -127,12 +236,21 @@ QUANTIZE = Rule(op="QUANTIZE", output="range")
 _REQUIRED: dict[type, dict[str, tuple]] = {
     keras.layers.Conv2D: {"data_format": ("channels_last",), "groups": (1,)},
     keras.layers.DepthwiseConv2D: {"data_format": ("channels_last",)},
+    keras.layers.SeparableConv2D: {"data_format": ("channels_last",)},
+    keras.layers.Conv1D: {"data_format": ("channels_last",), "groups": (1,)},
+    keras.layers.DepthwiseConv1D: {"data_format": ("channels_last",)},
+    keras.layers.SeparableConv1D: {"data_format": ("channels_last",)},
+    keras.layers.AveragePooling1D: {"data_format": ("channels_last",)},
+    keras.layers.GlobalAveragePooling1D: {"data_format": ("channels_last",)},
+    keras.layers.MaxPooling1D: {"data_format": ("channels_last",)},
+    keras.layers.GlobalMaxPooling1D: {"data_format": ("channels_last",)},
+    keras.layers.ZeroPadding1D: {"data_format": ("channels_last",)},
     keras.layers.AveragePooling2D: {"data_format": ("channels_last",)},
     keras.layers.GlobalAveragePooling2D: {"data_format": ("channels_last",)},
     keras.layers.MaxPooling2D: {"data_format": ("channels_last",)},
     keras.layers.GlobalMaxPooling2D: {"data_format": ("channels_last",)},
     keras.layers.ZeroPadding2D: {"data_format": ("channels_last",)},
-    keras.layers.ReLU: {"negative_slope": (0, 0.0), "threshold": (0, 0.0)},
+    keras.layers.ReLU: {"threshold": (0, 0.0)},
     keras.layers.Softmax: {"axis": (-1,)},
     keras.layers.ELU: {"alpha": (1, 1.0)},
 }
@@ -176,7 +294,7 @@ def is_dropped(layer: keras.Layer) -> bool:
 
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
     """Whether `layer` is a ReLU, and its upper limit (None: none)."""
-    if type(layer) is keras.layers.ReLU:
+    if type(layer) is keras.layers.ReLU and not layer.negative_slope:
         return True, layer.max_value
     if type(layer) is keras.layers.Activation and activation_name(layer) in ("relu", "relu6"):
         return True, 6.0 if activation_name(layer) == "relu6" else None
@@ -196,6 +314,8 @@ def complaint(layer: keras.Layer) -> str | None:
     for key, legal in _REQUIRED.get(type(layer), {}).items():
         if getattr(layer, key) not in legal:
             return f"{name}: needs {key}={legal[0]!r}, has {key}={getattr(layer, key)!r}"
+    if type(layer) is keras.layers.ReLU and layer.negative_slope and layer.max_value is not None:
+        return f"{name}: needs negative_slope=0.0 or max_value=None, has neither"
     return None
 
 
@@ -214,10 +334,12 @@ def table() -> str:
     named = [(cls.__name__, row) for cls, row in LAYERS.items()]
     named += [(f"Activation({name!r})", row) for name, row in ACTIVATIONS.items()]
     for name, row in named:
-        wide = row.op == "-" or OPERATORS[row.op].int16 is not None
+        operators = [OPERATORS[op] for op in row.op.split(", ") if op != "-"]
+        wide = all(operator.int16 is not None for operator in operators)
         weights = "int8 per channel" if row.kernel else ""
         if row.kernel:
-            packed = [f"int{bits}" for bits in OPERATORS[row.op].int4]
+            common = [bits for bits in operators[0].int4 if all(bits in x.int4 for x in operators)]
+            packed = [f"int{bits}" for bits in common]
             weights += f", packed int4 under {' and '.join(packed)}"
         activations = "int8, int16" if wide else "int8"
         rows.append([name, row.op, row.output, activations, weights, row.note])

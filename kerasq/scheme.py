@@ -42,13 +42,23 @@ def resolve(name: str) -> Scheme:
 
 
 def per_layer(
-    default: str, overrides: Mapping[Any, str] | None, layers: dict[str, keras.layers.Layer]
+    default: str,
+    overrides: Mapping[Any, str] | None,
+    layers: dict[str, keras.layers.Layer],
+    parents: Mapping[str, tuple[keras.layers.Layer, ...]] | None = None,
 ) -> dict[str, str]:
     """The scheme of each layer: `default`, or what `overrides` says.
 
     A key of `overrides` is a layer's name, a shell pattern of names ("block2_*") or a layer class
     (`keras.layers.DepthwiseConv2D`). A name counts before a pattern, a pattern before a class;
-    among keys of one kind the last one counts.
+    among keys of one kind the last one counts. A key for a nested model is for the layers in it
+    that no key fits.
+
+    Args:
+        default: the scheme of all others.
+        overrides: schemes by key.
+        layers: the layers by name.
+        parents: by name of a layer, the models that it is nested in, from the outermost.
 
     Raises:
         ValueError: for an unknown scheme, or a key that fits no layer.
@@ -60,8 +70,13 @@ def per_layer(
             f"Received: overrides={overrides!r}."
         )
     resolve(default)
-    schemes = dict.fromkeys(layers, default)
-    return schemes | settled(overrides, layers)
+    chains = {name: [x.name for x in (parents or {}).get(name, ())] for name in layers}
+    nests = {x.name: x for chain in (parents or {}).values() for x in chain}
+    found = settled(overrides, nests | layers)
+    return {
+        name: next((found[x] for x in (name, *reversed(chain)) if x in found), default)
+        for name, chain in chains.items()
+    }
 
 
 def settled(

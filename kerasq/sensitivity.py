@@ -13,7 +13,6 @@ from kerasq import calibration, fake_quant, graph, operators, quantizers, regist
 from kerasq.data import batch_spec, batches, labelled_batches
 from kerasq.files import save_figure
 from kerasq.grid import Grid
-from kerasq.prepare.separate import separate
 from kerasq.progress import track
 from kerasq.quantize import quantize_model
 from kerasq.runtime import keras_metric
@@ -283,7 +282,6 @@ class Network:
         self.settled = settled(overrides, layers)
         floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats)
-        _, owners = separate(model, frozenset(floats))
         # By name of a wrapper, the user's layer that it belongs to. Boundaries behind layers that
         # stay float belong to none: their readers put the values on grids.
         self.owner: dict[str, str] = {}
@@ -292,7 +290,7 @@ class Network:
             if wrapper.is_input:
                 self.owner[wrapper.name] = str(graph.origin(wrapper.output)[1][0].name)
             elif wrapper.rule is not registry.QUANTIZE:
-                self.owner[wrapper.name] = owners.get(str(wrapper.name), str(wrapper.name))
+                self.owner[wrapper.name] = wrapper.owner
         self.layers = tuple(dict.fromkeys(self.owner.values()))
         signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
         self.run = tf.function(self._run, input_signature=signature)
@@ -310,7 +308,7 @@ class Network:
     def _run(self, x: Any, choice: tf.Tensor) -> list[tf.Tensor]:
         def call(layer: keras.Layer, inputs: Any) -> tf.Tensor:
             if not isinstance(layer, QuantizeWrapper):
-                return layer(inputs)
+                return graph.infer(layer, inputs)
             if layer.name not in self.owner:
                 return inputs
             index = self.layers.index(self.owner[layer.name])

@@ -46,6 +46,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: whether a ReLU behind the layer is part of it.
         limit: upper limit of that ReLU, or None.
         range_gradient: gradient of the output's range: "lsq", "clip" or "none".
+        owner: name of the layer of the user's model that this is a part or a call of; by default
+            the wrapper's own.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: bool = False,
         limit: float | None = None,
         range_gradient: str = "lsq",
+        owner: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
+        self.owner = owner or self.name
         self.scheme = scheme
         self.relu = relu
         self.limit = limit
@@ -124,6 +128,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "relu": self.relu,
             "limit": self.limit,
             "range_gradient": self.range_gradient,
+            "owner": self.owner,
         }
 
     def grid(self) -> Grid:
@@ -217,6 +222,8 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
+        leader: the wrapper of the layer's first call, if this stands for a further one: the
+            weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
     """
 
@@ -225,25 +232,41 @@ class KernelWrapper(QuantizeWrapper):
         layer: keras.Layer,
         batch_norm: keras.layers.BatchNormalization | None = None,
         training_dtype: str = "float32",
+        leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
         self.training_dtype = training_dtype
+        self.leader = leader
+
+    @classmethod
+    def sharing(cls, leader: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
+        """A wrapper of another call of a layer."""
+        return cls(leader.layer, batch_norm=leader.batch_norm, leader=leader, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
+        config["leader"] = None
+        if self.leader is not None:
+            # What Keras writes into the second of two equal objects; this may be the first.
+            shared = {"shared_object_id": id(self.leader)}
+            config["leader"] = keras.saving.serialize_keras_object(self.leader) | shared
         return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
         """The wrapper that `get_config` describes."""
         config = dict(config)
-        batch_norm = config.pop("batch_norm", None)
-        if batch_norm is not None:
-            batch_norm = keras.saving.deserialize_keras_object(batch_norm, custom_objects)
+        batch_norm, leader = (
+            found and keras.saving.deserialize_keras_object(found, custom_objects)
+            for found in (config.pop("batch_norm", None), config.pop("leader", None))
+        )
+        if leader is not None:  # One object, as Keras keeps those that its files name twice.
+            del config["layer"]
+            return cls.sharing(leader, **config)
         wrapper = super().from_config(config, custom_objects)
         wrapper.batch_norm = batch_norm
         return wrapper
@@ -251,10 +274,14 @@ class KernelWrapper(QuantizeWrapper):
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, its BatchNormalization and the ranges."""
         super().build(input_shape)
+        if self.leader is not None:
+            if not self.leader.built:
+                self.leader.build(input_shape)
+            return
         if self.batch_norm is not None and not self.batch_norm.built:
             self.batch_norm.build(self.layer.compute_output_shape(input_shape))
         if self.range_gradient != "none":
-            self.kernel_range = self.add_weight(
+            self._kernel_range = self.add_weight(
                 name="kernel_range",
                 shape=(self._flat(self.kernel.value).shape[-1],),
                 initializer=lambda *_, **__: self._range_of_weights(),
@@ -262,9 +289,19 @@ class KernelWrapper(QuantizeWrapper):
                 aggregation="mean",
                 autocast=False,
             )
-        self.kernel_gain = self.add_weight(
+        self._kernel_gain = self.add_weight(
             name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
         )
+
+    @property
+    def kernel_range(self) -> keras.Variable:
+        """The largest magnitude of each channel of the kernel."""
+        return (self.leader or self)._kernel_range
+
+    @property
+    def kernel_gain(self) -> keras.Variable:
+        """What the kernel is multiplied by."""
+        return (self.leader or self)._kernel_gain
 
     @property
     def kernel(self) -> keras.Variable:

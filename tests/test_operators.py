@@ -45,7 +45,20 @@ PLAIN = {
     ),
     "DEQUANTIZE": ({}, lambda x: x, "float32"),
     "ELU": ({}, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), None),
+    "EXP": ({}, np.exp, 1100.0),
+    "GELU": ({"kind": "GeluOptions", "approximate": True}, lambda x: gelu(x), 8.0),
+    "HARD_SWISH": ({}, lambda x: x * np.clip(x + 3, 0, 6) / 6, 8.0),
+    "LEAKY_RELU": (
+        {"kind": "LeakyReluOptions", "alpha": 0.25},
+        lambda x: np.where(x > 0, x, 0.25 * x),
+        8.0,
+    ),
     "LOGISTIC": ({}, lambda x: 1 / (1 + np.exp(-x)), "sigmoid"),
+    "MAXIMUM": ({"kind": "MaximumMinimumOptions"}, np.maximum, None),
+    "MINIMUM": ({"kind": "MaximumMinimumOptions"}, np.minimum, None),
+    "MUL": ({"kind": "MulOptions"}, np.multiply, 50.0),
+    "SUB": ({"kind": "SubOptions", "potScaleInt16": False}, np.subtract, 14.0),
+    "TRANSPOSE": ({"kind": "TransposeOptions"}, lambda x: x.transpose(0, 3, 1, 2), None),
     "MAX_POOL_2D": (None, lambda x: windows(x).max((4, 5)), None),
     "PAD": ({}, lambda x: np.pad(x, [(0, 0), (1, 2), (0, 1), (0, 0)]), None),
     "QUANTIZE": ({"kind": "QuantizeOptions"}, lambda x: x, 6.0),
@@ -68,7 +81,10 @@ PARAMETERS = {
     "PAD": [[0, 0], [1, 2], [0, 1], [0, 0]],
     "REDUCE_MAX": [1, 2],
     "RESHAPE": [1, 32, 8],
+    "TRANSPOSE": [0, 3, 1, 2],
 }
+NOT_SIMULATED = {"EXP", "GELU", "LEAKY_RELU"}  # They have int16 kernels.
+OF_TWO = ("ADD", "CONCATENATION", "MAXIMUM", "MINIMUM", "MUL", "SUB")
 WEIGHTS = {
     "CONV_2D": ((24, 3, 3, 16), 0, "hwcij,oijc->hwo"),
     "DEPTHWISE_CONV_2D": ((1, 3, 3, 16), 3, "hwcij,nijc->hwc"),
@@ -92,6 +108,10 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 def over(limit, bits):
     """A grid from -limit to limit."""
     return grid(limit / 2.0 ** (bits - 1), 3 if bits == 8 else 0, bits=bits)
@@ -102,7 +122,7 @@ def plain_case(name, bits, seed=0):
     options, function, end = PLAIN[name]
     rng = np.random.default_rng(seed)
     source = over(7.0, bits)
-    count = 2 if name in ("ADD", "CONCATENATION") else 1
+    count = 2 if name in OF_TWO else 1
     codes = [random_codes(rng, (1, 8, 4, 8), bits) for _ in range(count)]
     expected = function(*(source.dequantize(x).astype(np.float64) for x in codes))
     constants = []
@@ -167,7 +187,7 @@ def test_the_interpreter_runs_it(name, bits, kernels):
 
 
 @pytest.mark.parametrize("version", range(1, 6))
-@pytest.mark.parametrize("name", [name for name in OPERATORS if not operators.has_int16(name)])
+@pytest.mark.parametrize("name", ["ELU", "HARD_SWISH"])
 def test_the_interpreter_refuses_int16_where_the_table_has_none(name, version):
     one = case(name, 16)
     with pytest.raises((RuntimeError, ValueError), match=name):
@@ -244,7 +264,8 @@ def test_the_reference_kernels_refuse_version_7_of_depthwise():
 
 
 def test_has_int16():
-    assert [name for name in OPERATORS if not operators.has_int16(name)] == ["ELU"]
+    missing = {name for name in OPERATORS if not operators.has_int16(name)}
+    assert missing == {"ELU", "HARD_SWISH", *NOT_SIMULATED}
     assert not operators.has_int16("-") and not operators.has_int16("CONV_3D")
 
 

@@ -53,12 +53,19 @@ class Builder:
         self.grids[index] = grid
         return index
 
-    def emit(self, kind: str, inputs: list[int], outputs: list[int], version: int = 0) -> None:
-        """A new operator without options; by default of the least version for its input."""
+    def emit(
+        self,
+        kind: str,
+        inputs: list[int],
+        outputs: list[int],
+        version: int = 0,
+        options: tuple[str, dict] | None = None,
+    ) -> None:
+        """A new operator; by default of the least version for its input, and without options."""
         grid = self.grids.get(inputs[0])
         version = version or operators.version(kind, 8, grid.bits if grid else 8)
         code = getattr(Op, kind)
-        self.ops.append(flatbuffer.new_op(self.model, code, inputs, outputs, version))
+        self.ops.append(flatbuffer.new_op(self.model, code, inputs, outputs, version, options))
 
     def requantized(self, tensor: int, name: str, grid: Grid) -> int:
         """The tensor on another grid: itself, or behind a QUANTIZE."""

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kerasq import graph, registry
 from kerasq.grid import Grid
+from kerasq.layers import Scale
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
 # Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
@@ -37,6 +38,8 @@ class Mark:
         quantizes: whether the layer only puts values onto the grid: QUANTIZE.
         kernel: the grid of the layer's kernel.
         bias: the layer's bias codes, int64.
+        op: the operator that makes the tensor, where the converter does not.
+        options: the class of its options, and their values.
     """
 
     name: str = ""
@@ -44,6 +47,8 @@ class Mark:
     quantizes: bool = False
     kernel: Grid | None = None
     bias: np.ndarray | None = None
+    op: str = ""
+    options: tuple[str, dict] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,13 +99,13 @@ class Marker:
             if isinstance(layer, QuantizeWrapper):
                 return self._wrapper(layer, inputs)
             if registry.is_dropped(layer):
-                return layer(inputs)
+                return inputs
             if not _fuses(layer):
                 inputs = self._apart(inputs)
             with tf.init_scope():
                 constants = [(v, tf.constant(v.numpy())) for v in layer.variables]
             with keras.StatelessScope(state_mapping=constants):
-                y = layer(inputs)
+                y = graph.infer(layer, inputs)
             readers = self._readers.get(id(layer.output), [])
             is_output = id(layer.output) in self._outputs
             is_end = is_output or registry.copies(layer)
@@ -119,6 +124,10 @@ class Marker:
             return self._mark(inputs, Mark(name=wrapper.name, grid=grid, quantizes=True))
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
+        if wrapper.rule.options is not None:
+            options = wrapper.rule.options(wrapper.layer)
+            mark = Mark(name=wrapper.name, grid=grid, op=wrapper.rule.op, options=options)
+            return self._mark(inputs, mark)
         inputs = self._apart(inputs)
         is_relu = registry.relu_limit(wrapper.layer)[0]
         y = _relu(inputs if is_relu else wrapper.layer(inputs), wrapper, grid, is_relu)
@@ -131,7 +140,8 @@ class Marker:
             kernel = (weights.codes * weights.grid.scale).numpy()
             bias = weights.bias.numpy()
         x = self._apart(x)
-        y = wrapper.run_on(x, tf.constant(kernel), tf.constant(bias, tf.float32))
+        run = _scale if isinstance(wrapper.layer, Scale) else wrapper.run_on
+        y = run(x, tf.constant(kernel), tf.constant(bias, tf.float32))
         mark = Mark(
             name=wrapper.name,
             grid=grid,
@@ -139,6 +149,14 @@ class Marker:
             bias=bias.astype(np.int64),
         )
         return self._mark(_relu(y, wrapper, grid), mark)
+
+
+def _scale(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`kerasq.layers.Scale` as a depthwise convolution of one pixel."""
+    image = x if x.shape.rank == 4 else tf.reshape(x, [x.shape[0], 1, -1, x.shape[-1]])
+    kernel = tf.reshape(kernel, [1, 1, -1, 1])
+    y = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + bias
+    return y if x.shape.rank == 4 else tf.reshape(y, x.shape)
 
 
 def _relu(y: tf.Tensor, wrapper: QuantizeWrapper, grid: Grid, always: bool = False) -> tf.Tensor:

@@ -149,12 +149,26 @@ def grid_of(tensor: schema.TensorT) -> Grid | None:
 
 
 def new_op(
-    model: schema.ModelT, code: int, inputs: list[int], outputs: list[int], version: int = 1
+    model: schema.ModelT,
+    code: int,
+    inputs: list[int],
+    outputs: list[int],
+    version: int = 1,
+    options: tuple[str, dict] | None = None,
 ) -> schema.OperatorT:
-    """An operator without options, on the operator code entry that it needs."""
+    """An operator on the operator code entry that it needs.
+
+    `options` are the name of their class in the schema, and their values.
+    """
     op = schema.OperatorT()
     op.opcodeIndex = code_index(model, code, version)
     op.inputs, op.outputs = np.asarray(inputs, np.int32), np.asarray(outputs, np.int32)
+    if options is not None:
+        kind, values = options
+        op.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        op.builtinOptions = getattr(schema, f"{kind}T")()
+        for name, value in values.items():
+            setattr(op.builtinOptions, name, value)
     return op
 
 
@@ -171,7 +185,10 @@ def code_index(model: schema.ModelT, code: int, version: int) -> int:
 
 
 def prune(model: schema.ModelT) -> None:
-    """Drops tensors, buffers and operator codes that nothing uses, and the converter's metadata."""
+    """Drops tensors, buffers and operator codes that nothing uses, and the converter's metadata.
+
+    Constants of equal bytes, such as the kernel of a layer that is called twice, become one buffer.
+    """
     graph = model.subgraphs[0]
     used = {*graph.inputs, *graph.outputs}
     for op in graph.operators:
@@ -191,6 +208,11 @@ def prune(model: schema.ModelT) -> None:
     for signature in model.signatureDefs:
         for end in (*signature.inputs, *signature.outputs):
             end.tensorIndex = place[end.tensorIndex]
+    first: dict[bytes, int] = {}
+    for tensor in graph.tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data):
+            tensor.buffer = first.setdefault(bytes(data), tensor.buffer)
     buffers = sorted({0, *(tensor.buffer for tensor in graph.tensors)})
     for tensor in graph.tensors:
         tensor.buffer = buffers.index(tensor.buffer)

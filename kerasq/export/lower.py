@@ -54,13 +54,15 @@ class _Lowering(Builder):
         self.converted = converted
         self.marks: dict[int, Mark] = {}  # by the tensor before a marker that does not quantize
         for op in self.graph.operators:
-            if self._is_marker(op) and self._mark(op).name and not self._mark(op).quantizes:
+            if self._is_marker(op) and self._is_of_operator(self._mark(op)):
                 mark = self.marks.setdefault(int(op.inputs[0]), self._mark(op))
                 if mark is not self._mark(op):
                     raise RuntimeError(
                         "The converter must keep layers apart. Received: one tensor for "
                         f"{mark.name!r} and {self._mark(op).name!r}."
                     )
+        for op in reversed(self.graph.operators):
+            self._move_mark(op)
         # The integer tensor, or the float one, that stands for a tensor of the marked graph; and
         # the float tensor that has the values of an integer one.
         self.codes: dict[int, int] = {}
@@ -87,6 +89,18 @@ class _Lowering(Builder):
         self.model.description = b"kerasq"
         return flatbuffer.write(self.model)
 
+    def _is_of_operator(self, mark: Mark) -> bool:
+        """Whether an operator before the marker is what computes the layer."""
+        return bool(mark.name) and not mark.quantizes and not mark.op
+
+    def _move_mark(self, op: schema.OperatorT) -> None:
+        """Moves a layer's mark in front of operators that only change its shape."""
+        mark = self.marks.get(int(op.outputs[0])) if len(op.outputs) == 1 else None
+        if mark is not None and mark.grid is not None and self._copies(op):
+            self.marks[int(op.outputs[0])] = Mark(name=mark.name)
+            inner = f"{mark.name}/{self.op(op).lower()}_input"
+            self.marks[int(op.inputs[0])] = dataclasses.replace(mark, name=inner)
+
     def _is_marker(self, op: schema.OperatorT) -> bool:
         entry = self.model.operatorCodes[op.opcodeIndex]
         return entry.customCode is not None and entry.customCode.decode() == MARKER
@@ -108,7 +122,15 @@ class _Lowering(Builder):
     def _pass(self, op: schema.OperatorT) -> None:
         """A marker: the tensor behind it is that before it, or QUANTIZE makes it."""
         source, target, mark = int(op.inputs[0]), int(op.outputs[0]), self._mark(op)
-        if mark.quantizes and mark.grid is not None:
+        if mark.op and mark.grid is not None:
+            if source not in self.codes:
+                raise ValueError(
+                    f"Layer {mark.name!r} must read integer codes. Received: a float tensor."
+                )
+            code = self.add(mark.name, self.tensor(source).shape, mark.grid)
+            self.emit(mark.op, [self.codes[source]], [code], options=mark.options)
+            self.codes[target] = code
+        elif mark.quantizes and mark.grid is not None:
             if source in self.codes:
                 code = self.requantized(self.codes[source], mark.name, mark.grid)
             else:
@@ -150,7 +172,7 @@ class _Lowering(Builder):
         inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
         if kind not in OPERATORS or inputs[0] not in self.grids:
             raise self._no_integer_form(op, mark)
-        if kind == "CONCATENATION":
+        if OPERATORS[kind].one_grid:
             inputs = [
                 self.requantized(tensor, f"{mark.name}/input_{i}", grid)
                 for i, tensor in enumerate(inputs)
@@ -163,7 +185,7 @@ class _Lowering(Builder):
                 if tensor not in self.grids:
                     parameter = OPERATORS[kind].parameter or f"input_{i}"
                     self.rename(tensor, f"{mark.name}/{parameter}")
-        if kind == "ADD":
+        if kind in ("ADD", "SUB"):
             op.builtinOptions.potScaleInt16 = False
         output = self.add(mark.name, self.tensor(int(op.outputs[0])).shape, grid)
         self.codes[int(op.outputs[0])] = output

@@ -34,10 +34,13 @@ __all__ = [
     "average_pool",
     "centre",
     "clip",
-    "concatenate",
     "convolution",
     "depthwise",
     "fully_connected",
+    "hard_swish",
+    "leaky_relu",
+    "multiply",
+    "on_one_grid",
     "pointwise",
     "quantize",
     "quantize_weights",
@@ -45,6 +48,7 @@ __all__ = [
     "requantize",
     "sigmoid",
     "softmax",
+    "subtract",
     "tanh",
 ]
 
@@ -60,10 +64,14 @@ def _by_width(narrow: Callable, wide: Callable) -> Callable:
 
 
 add = _by_width(int8.add, int16.add)
+subtract = _by_width(int8.subtract, int16.subtract)
+multiply = _by_width(int8.multiply, int16.multiply)
 softmax = _by_width(int8.softmax, int16.softmax)
 sigmoid = _by_width(int8.pointwise, int16.sigmoid)
 tanh = _by_width(int8.pointwise, int16.tanh)
 pointwise = int8.pointwise
+leaky_relu = int8.leaky_relu
+hard_swish = int8.hard_swish
 
 
 def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
@@ -79,8 +87,8 @@ def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     return clip(multiply_rounding_twice(tf.nn.relu(codes[0]), ratio), out)
 
 
-def concatenate(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """CONCATENATION, which only copies: every input is first requantized to the output's grid."""
+def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """CONCATENATION, MAXIMUM, MINIMUM: every input is first requantized to the output's grid."""
     return layer(
         [
             code if grid is out else requantize(code, grid, out)
@@ -93,5 +101,5 @@ def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) 
     """AVERAGE_POOL_2D: averages the codes themselves, zero point included, ties away from zero."""
     del grids
     x = float64(codes[0] + out.zero_point)
-    mean = tf.nn.avg_pool2d(x, layer.pool_size, layer.strides, layer.padding.upper())
+    mean = tf.nn.avg_pool(x, layer.pool_size, layer.strides, layer.padding.upper())
     return float32(tf.sign(mean) * tf.floor(tf.abs(mean) + 0.5)) - out.zero_point

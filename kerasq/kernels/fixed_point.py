@@ -40,6 +40,11 @@ def shift_right_half_up(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     return shift_right(x + shift_right(power_of_two(bits), 1), bits)
 
 
+def round_half_away(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    """`x / 2^bits` rounded to the nearest integer, ties away from zero."""
+    return tf.sign(x) * shift_right_half_up(tf.abs(x), bits)
+
+
 def exponent_of(x: tf.Tensor) -> tf.Tensor:
     """The e of positive float64 numbers that are m * 2^e, 1 <= m < 2; as int64."""
     return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(52, tf.int64)) - 1023
@@ -67,7 +72,7 @@ def multiply_rounding_twice(x: tf.Tensor, real: tf.Tensor, ties: str = "away") -
     high = shift_right_half_up(int64(x) * power_of_two(left) * mantissa, int64(31))
     if ties == "up":
         return shift_right_half_up(high, right)
-    return tf.sign(high) * shift_right_half_up(tf.abs(high), right)
+    return round_half_away(high, right)
 
 
 def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:

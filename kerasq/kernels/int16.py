@@ -14,6 +14,7 @@ from kerasq.grid import Grid
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import (
     exponent_of,
+    float32,
     float64,
     int64,
     multiply_rounding_once,
@@ -37,6 +38,16 @@ def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """ADD: inputs 15 bits up onto twice the larger scale, their sum back down."""
     del layer
+    return _sum(codes, grids, out, 1)
+
+
+def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """SUB: as ADD, with the difference."""
+    del layer
+    return _sum(codes, grids, out, -1)
+
+
+def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
     scales = [float64(grid.scale) for grid in grids]
     common = 2.0 * tf.maximum(*scales)
     terms = [
@@ -44,7 +55,15 @@ def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Ten
         for code, scale in zip(codes, scales, strict=True)
     ]
     real = common / (2.0**15 * float64(out.scale))
-    return clip(multiply_rounding_twice(terms[0] + terms[1], real), out)
+    return clip(multiply_rounding_twice(terms[0] + sign * terms[1], real), out)
+
+
+def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """MUL: gemmlowp's rule on the product."""
+    del layer
+    product = float32(float64(grids[0].scale) * float64(grids[1].scale))
+    factor = float32(float64(product) / float64(out.scale))
+    return clip(multiply_rounding_twice(int64(codes[0]) * int64(codes[1]), float64(factor)), out)
 
 
 def _table(function: Callable, low: float, high: float) -> np.ndarray:

@@ -8,8 +8,11 @@ from kerasq import registry
 
 
 def pairs(graph: graphs.Graph) -> list[tuple[graphs.Node, graphs.Node]]:
-    """The calls of a layer with a kernel that only a BatchNormalization reads, with that call."""
-    found = []
+    """The calls of a layer with a kernel that only a BatchNormalization reads, with that call.
+
+    All calls of a layer that is called more than once must have the same one behind them.
+    """
+    found: list[tuple[graphs.Node, graphs.Node]] = []
     for node in graph.nodes:
         rule = registry.find(node.layer)
         if rule is None or rule.kernel is None:
@@ -22,7 +25,11 @@ def pairs(graph: graphs.Graph) -> list[tuple[graphs.Node, graphs.Node]]:
             and registry.activation_name(node.layer) == "linear"
         ):
             found.append((node, after))
-    return found
+    norms: dict[str, set] = {}
+    behind = {id(node): graph.leaders[after.layer.name] for node, after in found}
+    for node in graph.nodes:
+        norms.setdefault(graph.leaders[node.layer.name], set()).add(behind.get(id(node)))
+    return [pair for pair in found if len(norms[graph.leaders[pair[0].layer.name]]) == 1]
 
 
 def gain_and_bias(

@@ -1,89 +1,246 @@
-"""One operation a layer: activations and sums of many inputs become layers of their own."""
+"""One operation a layer: what stands for several integer kernels becomes several layers."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.layers import Scale
+from kerasq.prepare import batch_norm as batch_norms
+from kerasq.prepare import operations
+
+L = keras.layers
 
 
-def separate(
-    model: keras.Model, keep: frozenset[str] = frozenset()
-) -> tuple[keras.Model, dict[str, str]]:
-    """Returns an equal model in which no layer stands for two integer kernels.
+def separate(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Graph:
+    """Returns an equal graph in which no layer stands for two integer kernels.
 
     - A layer with a kernel and an activation becomes two: "<name>" and its ReLU, "<name>_relu"
       (quantization merges them again), or "<name>_linear" and the activation, which keeps the
       name, so that outputs of the model keep theirs.
-    - `GlobalAveragePooling2D` becomes `AveragePooling2D` of the whole image, "<name>_pool", and
-      `Flatten`, "<name>". LiteRT's kernels for MEAN differ among themselves in up to 12 % of the
-      values (the reference kernel rounds small sums twice); those for AVERAGE_POOL_2D are equal.
-      An image of one pixel is its own average: only `Flatten` is left, since XNNPACK leaves a
-      pool of one pixel to the interpreter, between two partitions.
-    - `Add` of n inputs becomes n - 1 sums of two: "<name>_1", "<name>_2", ..., "<name>".
+    - Operators and functions of `keras.ops` become layers.
+    - Layers whose rule in the registry says "parts" become those parts: see `PARTS`.
+    - A BatchNormalization that cannot be folded becomes `kerasq.layers.Scale`.
 
     Where a layer has such a name already, the new one gets a number behind it.
 
     Args:
-        model: a built Sequential or Functional model; it is not changed.
+        graph: what `kerasq.graph.read` returned; it is not changed.
         keep: names of the layers that stay as they are.
-
-    Returns:
-        The new model, and by name of each of its layers the name of the layer it comes from.
     """
-    graph = graphs.read(model)
-    owners: dict[str, str] = {}
+    graph = _Separation(graph, keep).run()
+    merged = {id(norm) for _, norm in batch_norms.pairs(graph)}
+    alone = frozenset(
+        node.layer.name
+        for node in graph.nodes
+        if isinstance(node.layer, L.BatchNormalization)
+        and id(node) not in merged
+        and node.layer.name not in keep
+    )
+    return _Separation(graph, keep, alone).run() if alone else graph
 
-    def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+
+class _Separation:
+    """The pass over one graph."""
+
+    def __init__(
+        self, graph: graphs.Graph, keep: frozenset[str], alone: frozenset[str] = frozenset()
+    ) -> None:
+        self.graph = graph
+        self.keep = keep
+        self.alone = alone
+        self.names: set[str] = set()
+        self.owners: dict[str, str] = {}
+        self.leaders: dict[str, str] = {}
+        self.parts: dict[str, list[str]] = {}  # by name of a layer that leads others
+
+    def run(self) -> graphs.Graph:
+        """The new graph."""
+        new = graphs.read(graphs.rewrite(self.graph, self._call))
+        return dataclasses.replace(
+            new, owners=self.owners, leaders=self.leaders, mixed=self.graph.mixed
+        )
+
+    def _call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         before = {id(x) for x in graphs.symbolic((args, kwargs))}
-        output = replace(node, *args, **kwargs)
-        for layer in graphs.between(before, output):
-            owners[layer.name] = node.layer.name
+        output = self._replace(node, *args, **kwargs)
+        names = [layer.name for layer in graphs.between(before, output)]
+        self.owners.update(dict.fromkeys(names, self.graph.owners[node.layer.name]))
+        first = self.parts.setdefault(self.graph.leaders[node.layer.name], names)
+        self.leaders.update(zip(names, first, strict=True))
         return output
 
-    def replace(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+    def _replace(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
-        if layer.name in keep:
+        if layer.name in self.keep and isinstance(layer, keras.Layer):
             return graphs.copy_call(layer, *args, **kwargs)
-        rule = registry.find(layer)
-        activation = registry.activation_name(layer)
+        if not isinstance(layer, keras.Layer):
+            equal = operations.equal(node, *args, name=layer.name)
+            assert equal is not None  # `quantize_model` has checked it.
+            made, x = equal
+            return (
+                self.scale(layer.name, x, *made) if isinstance(made, tuple) else self.call(made, x)
+            )
+        if layer.name in self.alone:
+            gain, shift = batch_norms.gain_and_bias(layer, None)
+            return self.scale(layer.name, args[0], gain, shift, trainable=layer.trainable)
+        rule, activation = registry.find(layer), registry.activation_name(layer)
         if rule is not None and rule.kernel is not None and activation != "linear":
-            names = [graph.free_name(f"{layer.name}_linear"), layer.name]
+            changes = {"activation": "linear", "name": self.name(layer.name, "linear")}
             if activation.startswith("relu"):
-                names = [layer.name, graph.free_name(f"{layer.name}_{activation}")]
-            changes = {"activation": "linear", "name": names[0]}
-            y = graphs.copy_call(layer, *args, changes=changes, **kwargs)
-            return keras.layers.Activation(activation, name=names[1], dtype="float32")(y)
-        if isinstance(layer, keras.layers.Add) and len(args[0]) > 2:
-            total, *rest, last = args[0]
-            for i, term in enumerate(rest, start=1):
-                name = graph.free_name(f"{layer.name}_{i}")
-                total = keras.layers.Add(name=name, dtype="float32")([total, term])
-            return graphs.copy_call(layer, [total, last], **kwargs)
-        if isinstance(layer, keras.layers.GlobalAveragePooling2D):
-            return _pool_whole_image(graph, layer, args[0])
-        return graphs.copy_call(layer, *args, **kwargs)
+                changes["name"] = layer.name
+            y = self.copy(layer, args, kwargs, **changes)
+            name = layer.name
+            if activation.startswith("relu"):
+                name = self.name(layer.name, activation)
+            return self.call(L.Activation(layer.activation, name=name, dtype="float32"), y)
+        return self.copy(layer, args, kwargs)
 
-    return graphs.rewrite(graph, call), owners
+    def name(self, name: str, suffix: str) -> str:
+        """A name for a part of the layer `name`."""
+        found = self.graph.free_name(f"{name}_{suffix}", self.names)
+        self.names.add(found)
+        return found
+
+    def copy(self, layer: keras.Layer, args: tuple, kwargs: dict, **changes: Any) -> Any:
+        """Calls a copy of a layer, weights included, or its parts."""
+        y = self._in_parts(layer, changes.get("name", layer.name), *args)
+        return graphs.copy_call(layer, *args, changes=changes, **kwargs) if y is None else y
+
+    def call(self, layer: keras.Layer, x: Any, weights: list[Any] | None = None) -> Any:
+        """Calls a new layer, or its parts; `weights` are its weights."""
+        y = self._in_parts(layer, layer.name, x)
+        if y is None:
+            y = layer(x)
+            layer.set_weights(weights or [])
+        return y
+
+    def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:
+        make = PARTS.get(type(layer))
+        return make and make(self, layer, name, *args)
+
+    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool = False) -> Any:
+        """`gain * x + shift` along the last axis."""
+        layer = Scale(name=name, trainable=trainable, dtype="float32")
+        shape = (x.shape[-1],)
+        return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in (gain, shift)])
 
 
-def _pool_whole_image(
-    graph: graphs.Graph, layer: keras.layers.GlobalAveragePooling2D, x: keras.KerasTensor
-) -> keras.KerasTensor:
-    height, width = x.shape[1:3]
-    if height is None or width is None:
+def _two_by_two(parts: _Separation, layer: keras.Layer, name: str, x: list) -> Any:
+    """Of n inputs: n - 1 layers of two, "<name>_1", "<name>_2", ..., "<name>"."""
+    if len(x) == 2:
+        return None
+    total, *rest, last = x
+    for i, term in enumerate(rest, start=1):
+        own = parts.name(name, str(i))
+        total = parts.call(type(layer)(name=own, dtype="float32"), [total, term])
+    return parts.call(type(layer)(name=name, dtype="float32"), [total, last])
+
+
+def _average(parts: _Separation, layer: keras.Layer, name: str, x: list) -> Any:
+    """Sum, "<name>_sum", and Scale."""
+    del layer
+    total = parts.call(L.Add(name=parts.name(name, "sum"), dtype="float32"), x)
+    return parts.scale(name, total, 1.0 / len(x), 0.0)
+
+
+def _pool_everything(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """AveragePooling of the whole image or sequence, "<name>_pool", and Reshape.
+
+    LiteRT's kernels for MEAN differ among themselves in up to 12 % of the values (the reference
+    kernel rounds small sums twice); those for AVERAGE_POOL_2D are equal. One pixel is its own
+    average: only Reshape is left, since XNNPACK leaves a pool of one pixel to the interpreter,
+    between two partitions.
+    """
+    size, channels = x.shape[1:-1], x.shape[-1]
+    if None in size:
         raise ValueError(
             "The image size must be known, because the exported model has fixed shapes. "
-            f"Received: {layer.name!r} (GlobalAveragePooling2D) on an input of shape {x.shape}. "
+            f"Received: {name!r} ({type(layer).__name__}) on an input of shape {x.shape}. "
             "Build the model with a fixed `keras.Input(shape=...)`."
         )
-    if height * width == 1:
+    if np.prod(size) > 1:
+        own = name if layer.keepdims else parts.name(name, "pool")
+        pool = L.AveragePooling2D if len(size) == 2 else L.AveragePooling1D
+        x = pool(size if len(size) == 2 else size[0], name=own, dtype="float32")(x)
         if layer.keepdims:
-            return keras.layers.Identity(name=layer.name, dtype="float32")(x)
-        return keras.layers.Flatten(name=layer.name, dtype="float32")(x)
-    name = layer.name if layer.keepdims else graph.free_name(f"{layer.name}_pool")
-    pooled = keras.layers.AveragePooling2D((height, width), name=name, dtype="float32")(x)
-    if layer.keepdims:
-        return pooled
-    return keras.layers.Flatten(name=layer.name, dtype="float32")(pooled)
+            return x
+    shape = (*(1 for _ in size), channels) if layer.keepdims else (channels,)
+    return L.Reshape(shape, name=name, dtype="float32")(x)
+
+
+def _separable(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """DepthwiseConv, "<name>_depthwise", and Conv of one pixel."""
+    wide = isinstance(layer, L.SeparableConv2D)
+    first, second = (L.DepthwiseConv2D, L.Conv2D) if wide else (L.DepthwiseConv1D, L.Conv1D)
+    options = {"dtype": "float32", "trainable": layer.trainable}
+    depthwise = first(
+        layer.kernel_size if wide else layer.kernel_size[0],
+        strides=layer.strides if wide else layer.strides[0],
+        padding=layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate if wide else layer.dilation_rate[0],
+        data_format=layer.data_format,
+        use_bias=False,
+        name=parts.name(name, "depthwise"),
+        **options,
+    )
+    point = second(layer.filters, 1, use_bias=layer.use_bias, name=name, **options)
+    kernel, *others = layer.get_weights()
+    return parts.call(point, parts.call(depthwise, x, [kernel]), others)
+
+
+def _rescaling(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Scale."""
+    return parts.scale(name, x, layer.scale, layer.offset)
+
+
+def _normalization(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Scale: `(x - mean) / max(sqrt(variance), epsilon)`."""
+    mean, deviation = np.ravel(layer.mean), np.sqrt(np.ravel(layer.variance))
+    if layer.invert:
+        return parts.scale(name, x, deviation, mean)
+    gain = 1.0 / np.maximum(deviation, keras.config.epsilon())
+    return parts.scale(name, x, gain, -mean * gain)
+
+
+def _sloped(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """ReLU with a slope: LeakyReLU."""
+    if layer.negative_slope == 0.0:
+        return None
+    return parts.call(L.LeakyReLU(layer.negative_slope, name=name, dtype="float32"), x)
+
+
+def _activation(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """silu: sigmoid, "<name>_sigmoid", and Multiply; hard_sigmoid: Scale and ReLU up to 1."""
+    kind = registry.activation_name(layer)
+    if kind == "silu":
+        own = parts.name(name, "sigmoid")
+        gate = parts.call(L.Activation("sigmoid", name=own, dtype="float32"), x)
+        return parts.call(L.Multiply(name=name, dtype="float32"), [x, gate])
+    if kind == "hard_sigmoid":
+        y = parts.scale(parts.name(name, "linear"), x, 1.0 / 6.0, 0.5)
+        return parts.call(L.ReLU(1.0, name=name, dtype="float32"), y)
+    return None
+
+
+# By class of a layer: what makes its parts; None where this one has none.
+PARTS: dict[type, Callable[..., Any]] = {
+    L.Add: _two_by_two,
+    L.Multiply: _two_by_two,
+    L.Maximum: _two_by_two,
+    L.Minimum: _two_by_two,
+    L.Average: _average,
+    L.GlobalAveragePooling2D: _pool_everything,
+    L.GlobalAveragePooling1D: _pool_everything,
+    L.SeparableConv2D: _separable,
+    L.SeparableConv1D: _separable,
+    L.Rescaling: _rescaling,
+    L.Normalization: _normalization,
+    L.ReLU: _sloped,
+    L.Activation: _activation,
+}

@@ -209,7 +209,7 @@ def island(layer):
 
 ISLANDS = {
     "layer_normalization": island(lambda: L.LayerNormalization(name="island")),
-    "swish": island(lambda: L.Activation("swish", name="island")),
+    "mish": island(lambda: L.Activation("mish", name="island")),
     "up_sampling": island(lambda: L.UpSampling2D(2, interpolation="bilinear", name="island")),
     "lstm": sequence(reshaped=False),
     "lstm_behind_reshape": sequence(reshaped=True),
@@ -249,9 +249,9 @@ def pooled_relu():
     return keras.Model(image, L.Dense(2, name="head")(x))
 
 
-def swish_then_dropout():
+def mish_then_dropout():
     image = images()
-    x = L.Activation("swish", name="island")(L.Conv2D(4, 3, name="before")(image))
+    x = L.Activation("mish", name="island")(L.Conv2D(4, 3, name="before")(image))
     return keras.Model(image, L.Dropout(0.1, name="drop")(x))
 
 
@@ -310,7 +310,7 @@ CASES = {
     ),
     "norm_behind_average": (norm_behind_average, {"overrides": {"island": "float"}}),
     "norm_beside_its_input": (norm_beside_its_input, {"overrides": {"island": "float"}}),
-    "swish_then_dropout": (swish_then_dropout, {"overrides": {"island": "float"}}),
+    "mish_then_dropout": (mish_then_dropout, {"overrides": {"island": "float"}}),
     **{name: (make, {"overrides": {"island": "float"}}) for name, make in ISLANDS.items()},
 }
 

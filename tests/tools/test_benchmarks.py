@@ -88,7 +88,10 @@ def test_a_step_is_a_step(name, policy, monkeypatch):
 
 
 def test_peak_memory_of_steps_is_measured():
-    peak = contestants.step_memory("keras_step", "chain2", 64, whole=False)()
+    options = {"contestant": "keras_step", "network": "chain2", "batch": 64, "whole": False}
+    worker = Worker("step_memory", options, {"CUDA_VISIBLE_DEVICES": "-1"})
+    peak = worker.measure(1)
+    worker.close()
     kept = 64 * 32 * 32 * 16 * 4 * 2 * 2  # Two convolutions and two normalizations, in float32.
     assert kept < peak < 100 * kept
 

@@ -1,0 +1,68 @@
+"""Keras layers that a quantized model needs and Keras does not have."""
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Scale(keras.layers.Layer):
+    """`x * kernel + bias`, both of shape `(channels,)`, along the last axis.
+
+    What a BatchNormalization that stands alone computes in inference, and Rescaling or
+    Normalization. On the device it is a DEPTHWISE_CONV_2D of one pixel: with a scale for each
+    channel, its int8 weights are exact.
+
+    Args:
+        use_bias: whether there is a bias.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, use_bias: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.use_bias = use_bias
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights."""
+        self.kernel = self.add_weight(name="kernel", shape=input_shape[-1:], initializer="ones")
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=input_shape[-1:], initializer="zeros")
+
+    def call(self, x: Any) -> Any:
+        """The scaled values."""
+        y = x * self.kernel
+        return y + self.bias if self.use_bias else y
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "use_bias": self.use_bias}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Gelu(keras.layers.Layer):
+    """The Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+
+    Args:
+        approximate: by tanh; else by the error function.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, approximate: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.approximate = approximate
+
+    def call(self, x: Any) -> Any:
+        """The activation."""
+        return keras.ops.gelu(x, approximate=self.approximate)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "approximate": self.approximate}

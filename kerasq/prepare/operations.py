@@ -1,0 +1,180 @@
+"""Operators and functions of `keras.ops` in a graph, as the layers that compute the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq.graph import Node, symbolic
+from kerasq.layers import Gelu
+
+L = keras.layers
+
+# What stands for a call: a layer without weights of its own, or a constant gain and shift, and
+# what it is called on.
+Scaled = tuple[Any, Any]
+Equal = tuple[keras.Layer | Scaled, Any]
+
+
+def equal(node: Node, *args: Any, name: str) -> Equal | None:
+    """The layer that computes what a call of a Keras operation does, and its input.
+
+    Args:
+        node: the call, of a `keras.Operation` that is no layer.
+        *args: positional arguments in place of the node's own.
+        name: of the layer.
+
+    Returns:
+        A layer, or gain and shift where the operation is `gain * x + shift` with constants of shape
+        `()` or `(channels,)`; and its input. None where no layer computes the same.
+    """
+    make = _TABLE.get(type(node.layer).__name__)
+    return make and make(node, args, {"name": name, "dtype": "float32"})
+
+
+def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> Callable:
+    """An operation of two tensors: a layer, or a scale where one of them is constant."""
+
+    def make(node: Node, args: tuple, options: dict) -> Equal | None:
+        x, y = args
+        if len(symbolic((x, y))) == 2:
+            return None if layer is None else (layer(**options), [x, y])
+        tensor = symbolic((x, y))[0]
+        constants = [_constant(v, tensor) if v is not tensor else None for v in (x, y)]
+        if (tensor is x and constants[1] is None) or (tensor is y and constants[0] is None):
+            return None
+        found = scale(*constants)
+        return found and (found, tensor)
+
+    return make
+
+
+def _constant(value: Any, tensor: keras.KerasTensor) -> np.ndarray | None:
+    """A constant operand: a scalar, or a value for each channel of `tensor`."""
+    value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
+    if value.size == 1:
+        return value.reshape(())
+    is_last = value.size == value.shape[-1] == tensor.shape[-1] and value.ndim <= len(tensor.shape)
+    return value.reshape(-1) if is_last else None
+
+
+def _sum(x: Any, y: Any) -> Scaled:
+    return np.float32(1.0), y if x is None else x
+
+
+def _difference(x: Any, y: Any) -> Scaled:
+    return (np.float32(1.0), -y) if x is None else (np.float32(-1.0), x)
+
+
+def _product(x: Any, y: Any) -> Scaled:
+    return y if x is None else x, np.float32(0.0)
+
+
+def _quotient(x: Any, y: Any) -> Scaled | None:
+    return (1.0 / y, np.float32(0.0)) if x is None and np.all(y != 0.0) else None
+
+
+def _never(x: Any, y: Any) -> None:
+    del x, y
+
+
+def _maximum(node: Node, args: tuple, options: dict) -> Equal | None:
+    for x, other in (args, args[::-1]):
+        if symbolic(x) and not symbolic(other) and np.all(np.asarray(other) == 0.0):
+            return L.ReLU(**options), x
+    return _binary(L.Maximum, _never)(node, args, options)
+
+
+def _activation(name: str) -> Callable:
+    def make(node: Node, args: tuple, options: dict) -> Equal:
+        del node
+        return L.Activation(name, **options), args[0]
+
+    return make
+
+
+def _layer(layer: type, **attributes: str) -> Callable:
+    """A layer whose arguments are attributes of the operation."""
+
+    def make(node: Node, args: tuple, options: dict) -> Equal:
+        found = {key: getattr(node.layer, name) for key, name in attributes.items()}
+        return layer(**found, **options), args[0]
+
+    return make
+
+
+def _same(node: Node, args: tuple, options: dict) -> Equal | None:
+    is_float = node.output.dtype == node.inputs[0].dtype
+    return (L.Identity(**options), args[0]) if is_float else None
+
+
+def _clip(node: Node, args: tuple, options: dict) -> Equal | None:
+    low, high = node.layer.x_min, node.layer.x_max
+    return (L.ReLU(high, **options), args[0]) if low == 0.0 and high > 0.0 else None
+
+
+def _reshape(node: Node, args: tuple, options: dict) -> Equal | None:
+    shape = node.output.shape
+    if shape[0] is not None or None in shape[1:]:
+        return None
+    return L.Reshape(shape[1:], **options), args[0]
+
+
+def _transpose(node: Node, args: tuple, options: dict) -> Equal | None:
+    rank = len(node.inputs[0].shape)
+    axes = node.layer.axes or tuple(reversed(range(rank)))
+    axes = [axis % rank for axis in axes]
+    return (L.Permute(axes[1:], **options), args[0]) if axes[0] == 0 else None
+
+
+def _reduction(*layers: type) -> Callable:
+    """A mean or maximum over all axes but the first and last: of an image, of a sequence."""
+
+    def make(node: Node, args: tuple, options: dict) -> Equal | None:
+        rank = len(node.inputs[0].shape)
+        axis = node.layer.axis
+        axes = sorted(x % rank for x in ([axis] if isinstance(axis, int) else axis or ()))
+        if rank not in (3, 4) or axes != list(range(1, rank - 1)):
+            return None
+        return layers[4 - rank](keepdims=node.layer.keepdims, **options), args[0]
+
+    return make
+
+
+_TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
+    "Add": _binary(L.Add, _sum),
+    "Subtract": _binary(L.Subtract, _difference),
+    "Multiply": _binary(L.Multiply, _product),
+    "Divide": _binary(None, _quotient),
+    "TrueDivide": _binary(None, _quotient),
+    "Maximum": _maximum,
+    "Minimum": _binary(L.Minimum, _never),
+    "Negative": lambda node, args, options: ((np.float32(-1.0), np.float32(0.0)), args[0]),
+    "Square": lambda node, args, options: (L.Multiply(**options), [args[0], args[0]]),
+    "Relu": _activation("relu"),
+    "Relu6": _activation("relu6"),
+    "Sigmoid": _activation("sigmoid"),
+    "Tanh": _activation("tanh"),
+    "Silu": _activation("silu"),
+    "HardSilu": _activation("hard_silu"),
+    "HardSigmoid": _activation("hard_sigmoid"),
+    "Exp": _activation("exponential"),
+    "Gelu": _layer(Gelu, approximate="approximate"),
+    "Elu": _layer(L.ELU, alpha="alpha"),
+    "LeakyRelu": _layer(L.LeakyReLU, negative_slope="negative_slope"),
+    "Softmax": _layer(L.Softmax, axis="axis"),
+    "Clip": _clip,
+    "Identity": _same,
+    "StopGradient": _same,
+    "Cast": _same,
+    "Copy": _same,
+    "Reshape": _reshape,
+    "Squeeze": _reshape,
+    "ExpandDims": _reshape,
+    "Ravel": _reshape,
+    "Transpose": _transpose,
+    "Concatenate": _layer(L.Concatenate, axis="axis"),
+    "Mean": _reduction(L.GlobalAveragePooling2D, L.GlobalAveragePooling1D),
+    "Max": _reduction(L.GlobalMaxPooling2D, L.GlobalMaxPooling1D),
+}
