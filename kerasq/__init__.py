@@ -5,7 +5,9 @@ from kerasq.calibration import calibrate
 from kerasq.compare import Report, compare
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid
+from kerasq.legacy import load_model
 from kerasq.quantize import quantize_model
+from kerasq.registry import register_layer
 from kerasq.runtime import TFLiteModel
 from kerasq.sensitivity import Sensitivity, sensitivity
 from kerasq.summary import Summary, summary
@@ -21,7 +23,9 @@ __all__ = [
     "calibrate",
     "compare",
     "export_tflite",
+    "load_model",
     "quantize_model",
+    "register_layer",
     "sensitivity",
     "summary",
 ]

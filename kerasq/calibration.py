@@ -179,10 +179,11 @@ def calibrate(
     def observe(x: Any) -> dict[str, tuple[tf.Tensor, ...]]:
         statistics = {}
 
-        def run(layer: keras.Layer, x: Any) -> tf.Tensor:
+        def run(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
+            layer = node.layer
             if not isinstance(layer, QuantizeWrapper):
-                return graph.infer(layer, x)
-            y = layer.run_float(x)
+                return graph.infer(layer, *args, **kwargs)
+            y = layer.run_float(*args)
             if layer.name in quantizers:
                 y = quantizers[layer.name].clamp(y)
                 statistics[layer.name] = OBSERVERS[method].statistics(y)

@@ -187,11 +187,11 @@ def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
 
 def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
     """The layers whose outputs are tensors of the integer model."""
-    computed = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    computed = graphs.calls(model)
     missing = [
-        layer.name
-        for layer in computed
-        if isinstance(layer, wrappers.KernelWrapper) and not probe.has(layer.name)
+        node.name
+        for node in computed
+        if isinstance(node.layer, wrappers.KernelWrapper) and not probe.has(node.name)
     ]
     if missing:
         raise ValueError(
@@ -199,18 +199,23 @@ def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
             f"its layers {missing}; its own tensors are {sorted(probe.index)}."
         )
     stale = [
-        layer.name
-        for layer in computed
-        if isinstance(layer, wrappers.QuantizeWrapper)
-        and probe.has(layer.name)
-        and not layer.grid().numpy().equals(probe.grid(layer.name))
+        node.name
+        for node in computed
+        if isinstance(node.layer, wrappers.QuantizeWrapper)
+        and probe.has(node.name)
+        and not node.layer.grid().numpy().equals(probe.grid(node.name))
     ]
     if stale:
         raise ValueError(
             "`lite` must be an export of `model` as it is now. "
             f"Received: other ranges in layers {stale}. Export the model again."
         )
-    return [_Layer(layer, probe) for layer in computed if probe.has(layer.name)]
+    return [
+        _Layer(node, y, probe)
+        for node in computed
+        for y in node.outputs
+        if probe.has(graphs.tensor_name(y))
+    ]
 
 
 def _step(tensor: keras.KerasTensor) -> np.ndarray | None:
@@ -227,14 +232,16 @@ class _Probe:
         content = flatbuffer.read(lite.content)
         graph = content.subgraphs[0]
         self._own = len(graph.outputs)
-        computed = [int(i) for op in content.subgraphs[0].operators for i in op.outputs]
+        known = {graphs.tensor_name(y) for node in graphs.calls(model) for y in node.outputs}
+        computed = [int(i) for op in graph.operators for i in op.outputs]
+        computed = [i for i in computed if graph.tensors[i].name.decode() in known]
         extra = [i for i in computed if i not in graph.outputs]
         graph.outputs = np.array([*graph.outputs, *extra], np.int32)
         content.signatureDefs = []
         self._lite = TFLiteModel(flatbuffer.write(content), lite.num_threads, lite.kernels)
         names = [tensor.name for tensor in self._lite.outputs]
         self.index = {name: i for i, name in enumerate(names)}
-        self.ops = {op.outputs[0]: op.name for op in lite.ops}
+        self.ops = {name: op.name for op in lite.ops for name in op.outputs}
         self.samples = 0
         self._values: list[np.ndarray] = []
         self._fed: list[np.ndarray] = []
@@ -273,15 +280,16 @@ class _Probe:
     def knows(self, tensor: keras.KerasTensor) -> bool:
         """Whether the integer model has a value for a tensor of the Keras model."""
         layer, inputs = graphs.origin(tensor)
-        if self.has(layer.name) or isinstance(layer, keras.layers.InputLayer):
+        if self.has(graphs.tensor_name(tensor)) or isinstance(layer, keras.layers.InputLayer):
             return True
         return registry.copies(layer) and self.knows(inputs[0])
 
     def value(self, tensor: keras.KerasTensor) -> np.ndarray:
         """The real value that the integer model has for a tensor of the Keras model."""
         layer, inputs = graphs.origin(tensor)
-        if layer.name in self.index:
-            found = self._values[self.index[layer.name]]
+        name = graphs.tensor_name(tensor)
+        if self.has(name):
+            found = self._values[self.index[name]]
         elif isinstance(layer, keras.layers.InputLayer):
             found = self._fed[self._inputs.index(layer.name)]
         else:  # A layer that the converter dropped, such as Dropout: what it read.
@@ -290,14 +298,16 @@ class _Probe:
 
 
 class _Layer:
-    """One layer's comparison."""
+    """The comparison of one output of a call."""
 
-    def __init__(self, layer: keras.Layer, probe: _Probe) -> None:
-        self.keras = layer
+    def __init__(self, node: graphs.Node, output: keras.KerasTensor, probe: _Probe) -> None:
+        self.node = node
+        self.output = output
+        self.name = graphs.tensor_name(output)
         self.probe = probe
         self.tally = _Tally()
-        self.inputs = self._known(graphs.origin(layer.output)[1])
-        self.step = _step(layer.output)
+        self.inputs = self._known(node.inputs)
+        self.step = _step(output)
 
     def _known(self, tensors: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
         """The tensors, or what those that the converter fused away are computed from."""
@@ -314,25 +324,29 @@ class _Layer:
         """The simulation of the layer, and of those that were fused into it."""
         values = {id(x): y for x, y in zip(self.inputs, inputs, strict=True)}
 
-        def value(tensor: keras.KerasTensor) -> tf.Tensor:
-            if id(tensor) not in values:
-                layer, sources = graphs.origin(tensor)
-                read = [value(x) for x in sources]
-                values[id(tensor)] = graphs.infer(layer, read if len(read) > 1 else read[0])
-            return values[id(tensor)]
+        def run(node: graphs.Node) -> None:
+            for x in node.inputs:
+                if id(x) not in values:
+                    run(graphs.call_of(x))
+            graphs.compute(
+                node,
+                values,
+                lambda node, *args, **kwargs: graphs.infer(node.layer, *args, **kwargs),
+            )
 
-        return value(self.keras.output)
+        run(self.node)
+        return values[id(self.output)]
 
     def check(self, y: np.ndarray) -> None:
         """Compares what the layer computed with the batch that the probe ran."""
-        self.tally.add(y - self.probe.value(self.keras.output), self.step)
+        self.tally.add(y - self.probe.value(self.output), self.step)
 
     def report(self) -> LayerReport:
         """The result so far."""
         return LayerReport(
-            name=self.keras.name,
-            op=self.probe.ops[self.keras.name],
-            dtype=self.probe.dtype(self.keras.name),
+            name=self.name,
+            op=self.probe.ops[self.name],
+            dtype=self.probe.dtype(self.name),
             max_lsb=self.tally.max_lsb,
             exact=self.tally.share(self.tally.equal),
             max_error=self.tally.error,

@@ -24,16 +24,25 @@ def kernel_shape(layer: keras.Layer) -> tuple[int, ...] | None:
 
 
 def fan_in(layer: keras.Layer) -> int:
-    """Products that one output value sums up: c * k * k of a convolution; 0 without a kernel."""
+    """Products that one output value sums up: c * k * k of a convolution; 0 without a kernel.
+
+    The most there can be, of a transposed convolution, whose strides leave most of them out.
+    """
     shape = kernel_shape(layer)
-    if shape is None:
-        return 0
-    return math.prod(shape[: len(shape) - registry.rule(_inner(layer)).channels])
+    return math.prod(shape) // _channels(layer) if shape else 0
 
 
 def macs(layer: keras.Layer) -> int:
-    """Multiply-accumulate operations a sample: output values times `fan_in`."""
-    return math.prod(layer.output.shape[1:]) * fan_in(layer)
+    """Multiply-accumulate operations a sample: output values times `fan_in`.
+
+    Of a transposed convolution, input pixels times the kernel's size.
+    """
+    per_value = fan_in(layer)
+    if not per_value:
+        return 0
+    if registry.rule(_inner(layer)).transposed:
+        return math.prod(layer.input.shape[1:-1]) * math.prod(kernel_shape(layer) or ())
+    return math.prod(layer.output.shape[1:]) * per_value
 
 
 def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
@@ -41,9 +50,9 @@ def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
     return macs(layer) * scheme.weight_bits * scheme.activation_bits
 
 
-def activation_bytes(layer: keras.Layer, scheme: Scheme) -> int:
-    """Bytes of the output of one sample."""
-    return math.prod(layer.output.shape[1:]) * scheme.activation_bits // 8
+def activation_bytes(tensor: keras.KerasTensor, bits: int) -> int:
+    """Bytes that one sample of a tensor takes."""
+    return math.prod(tensor.shape[1:]) * bits // 8
 
 
 def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
@@ -53,6 +62,8 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         return 4 * sum(math.prod(variable.shape) for variable in _inner(layer).weights)
     if shape is None:
         return 0
+    if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
+        return 0
     op = registry.rule(_inner(layer)).op
     packed = operators.packs(op, scheme.weight_bits, scheme.activation_bits)
     bits = scheme.weight_bits if packed else 8
@@ -60,11 +71,15 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
 
 
 def _channels(layer: keras.Layer) -> int:
-    return math.prod(kernel_shape(layer) or ()) // fan_in(layer)
+    rule, shape = registry.rule(_inner(layer)), kernel_shape(layer) or ()
+    return shape[-2] if rule.transposed else math.prod(shape[len(shape) - rule.channels :])
 
 
 def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:
-    """Bits that sums of `c * k * k` products can need: `n_w + n_a + ceil(log2(c * k * k))`."""
+    """Bits that sums of `c * k * k` products can need: `n_w + n_a + ceil(log2(c * k * k))`.
+
+    The bias is not counted.
+    """
     return scheme.weight_bits + scheme.activation_bits + math.ceil(math.log2(fan_in(layer)))
 
 

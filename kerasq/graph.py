@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +13,10 @@ import keras
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """One call of a layer.
+    """One call of a layer, or of an operation of `keras.ops`.
 
     Attributes:
-        layer: the layer; a copy that belongs to the graph.
+        layer: the layer.
         args: positional arguments of the call, tensors among them.
         kwargs: keyword arguments of the call.
         output: what the call returned.
@@ -25,6 +26,11 @@ class Node:
     args: tuple
     kwargs: dict
     output: Any
+
+    @property
+    def name(self) -> str:
+        """That of the layer; of its second call, "<name>_2"."""
+        return tensor_name(self.outputs[0])
 
     @property
     def inputs(self) -> list[keras.KerasTensor]:
@@ -49,6 +55,7 @@ class Graph:
             unless it stands for a further call.
         parents: by name of a layer, the models that it was in, from the outermost.
         mixed: by name of a layer of mixed precision, the type that it computed in.
+        refused: by name of a layer that could not be opened, the reason.
     """
 
     model: keras.Model
@@ -57,10 +64,20 @@ class Graph:
     leaders: dict[str, str]
     parents: dict[str, tuple[keras.Layer, ...]]
     mixed: dict[str, str]
+    refused: dict[str, str]
+
+    @functools.cached_property
+    def _readers(self) -> dict[int, list[Node]]:
+        """By id of a tensor, the calls that read it."""
+        found: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for tensor in {id(x) for x in node.inputs}:
+                found.setdefault(tensor, []).append(node)
+        return found
 
     def consumers(self, tensor: keras.KerasTensor) -> list[Node]:
         """The calls that read `tensor`."""
-        return [node for node in self.nodes if any(x is tensor for x in node.inputs)]
+        return self._readers.get(id(tensor), [])
 
     def only_consumer(self, node: Node) -> Node | None:
         """The one call that reads what `node` returns, if there is no other use of it."""
@@ -89,8 +106,8 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
     Args:
         model: a built Sequential or Functional model, or a subclassed one whose `call` runs on
             symbolic tensors.
-        closed: which of the layers that hold other layers, models included, stay one layer. By
-            default those that are no models.
+        closed: which layers stay one layer; the others are opened, where they run on symbolic
+            tensors. By default all but models.
 
     Raises:
         ValueError: where `model` is no Keras 3 model, is not built or cannot be traced.
@@ -109,7 +126,15 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
         if node.layer.name in mixed:
             node.layer.dtype_policy = "float32"
     copy = keras.Model(inputs, outputs, name=model.name)
-    return Graph(copy, reading.nodes, reading.owners, reading.owners, reading.parents, mixed)
+    return Graph(
+        model=copy,
+        nodes=reading.nodes,
+        owners=reading.owners,
+        leaders=reading.owners,
+        parents=reading.parents,
+        mixed=mixed,
+        refused=reading.refused,
+    )
 
 
 class _Reading:
@@ -122,6 +147,7 @@ class _Reading:
         self._closed = closed
         self._open: list[keras.Layer] = []
         self._first: dict[int, str] = {}  # by id of a layer, the name of its first copy
+        self.refused: dict[str, str] = {}
         self._names: set[str] = set()
         self._reserved: set[int] = set()
 
@@ -145,22 +171,31 @@ class _Reading:
         return functional._run_through_graph(flat, call_fn=call)
 
     def _opens(self, operation: Any) -> bool:
-        is_nest = isinstance(operation, keras.Layer) and len(operation._flatten_layers()) > 1
-        return (is_nest or isinstance(operation, keras.Model)) and not self._closed(operation)
+        return isinstance(operation, keras.Layer) and not self._closed(operation)
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        refusal = ""
         if self._opens(operation):
-            with _functional(operation, args, kwargs) as functional:
-                self._open.append(operation)
-                inputs = _tensors(args, kwargs)
-                output = self.inline(functional, inputs, kwargs.get("training"))
-                self._open.pop()
-            return output
+            with contextlib.ExitStack() as stack:
+                try:
+                    functional = stack.enter_context(_functional(operation, args, kwargs))
+                except ValueError as error:
+                    if isinstance(operation, keras.Model):
+                        raise
+                    refusal = str(error.__cause__ or error)
+                else:
+                    self._open.append(operation)
+                    inputs = _tensors(args, kwargs)
+                    output = self.inline(functional, inputs, kwargs.get("training"))
+                    self._open.pop()
+                    return output
         name = self._name(operation)
+        if refusal:
+            self.refused[name] = refusal
         layer = copy_layer(operation, name=name)
+        args, kwargs = _positional(operation, args, kwargs)
         output = layer(*args, **kwargs)
-        if isinstance(operation, keras.Layer):
-            layer.set_weights(operation.get_weights())
+        _set_weights(layer, operation)
         self.nodes.append(Node(layer, args, kwargs, output))
         self.parents[name] = tuple(self._open)
         return output
@@ -178,6 +213,23 @@ class _Reading:
         return name
 
 
+def _positional(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of a call, all tensors by place as far as that goes."""
+    for name in list(inspect.signature(layer.call).parameters)[len(args) :]:
+        if not symbolic(kwargs.get(name)):
+            break
+        args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
+    return args, kwargs
+
+
+def _set_weights(layer: Any, source: Any) -> None:
+    """Gives a built layer, or operation, the weights of another."""
+    if isinstance(layer, keras.Layer):
+        layer.set_weights(source.get_weights())
+        if hasattr(layer, "finalize_state"):  # Normalization computes on what it derives.
+            layer.finalize_state()
+
+
 def _tensors(args: tuple, kwargs: dict) -> Any:
     """What a Functional model is called on where a layer is called on `args` and `kwargs`."""
     return args[0] if len(args) == 1 and not symbolic(kwargs) else symbolic((args, kwargs))
@@ -191,8 +243,8 @@ def _is_mixed(layer: Any) -> bool:
 def _check(model: Any) -> None:
     if not isinstance(model, keras.Model):
         hint = ""
-        if type(model).__module__.startswith(("tf_keras", "tensorflow.python.keras")):
-            hint = " This is a Keras 2 model: save it with `model.export` or rebuild it in Keras 3."
+        if type(model).__module__.startswith("tensorflow.python.keras"):
+            hint = " This is a model of TensorFlow's own Keras 2: build it with `tf_keras`."
         raise ValueError(
             "`model` must be a Keras 3 model (`keras.Model`). "
             f"Received: {type(model).__module__}.{type(model).__name__}.{hint}"
@@ -218,15 +270,17 @@ def _functional(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None
         args: positional arguments of the call; none for the call it was built for.
         kwargs: keyword arguments of the call.
     """
-    if isinstance(layer, keras.Sequential):
+    own_call = not type(layer).call.__module__.startswith("keras.src.models")
+    if isinstance(layer, keras.Sequential) and not own_call:
         yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
-    elif hasattr(layer, "operations"):
+    elif hasattr(layer, "operations") and not own_call:
         yield layer
     else:
         inner = [x for x in layer._flatten_layers() if x is not layer]
         noted = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in inner]
         try:
-            yield _trace(layer, args or _built_for(layer), kwargs or {})
+            own = (layer.input,) if hasattr(layer, "operations") else None
+            yield _trace(layer, args or own or _built_for(layer), kwargs or {})
         finally:
             for x, inbound, outbound in noted:
                 del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
@@ -266,16 +320,22 @@ def _built_for(model: keras.Model) -> tuple:
     arguments = []
     for name, shape in zip(inspect.signature(model.call).parameters, shapes.values(), strict=False):
         tensors = keras.tree.map_shape_structure(
-            lambda shape: keras.KerasTensor((None, *shape[1:])), shape
+            lambda shape: keras.KerasTensor((None, *shape[1:])), _plain(shape)
         )
         flat = keras.tree.flatten(tensors)
         names = [name] if len(flat) == 1 else [f"{name}_{i}" for i in range(len(flat))]
         if isinstance(tensors, dict) and len(flat) == len(tensors):
             names = sorted(tensors)
+        inner = {x.name for x in model._flatten_layers()}
         for tensor, own in zip(flat, names, strict=True):
-            tensor.name = own
+            tensor.name = _free_name(own, inner)
         arguments.append(tensors)
     return tuple(arguments)
+
+
+def _plain(shape: Any) -> Any:
+    """A structure of shapes without the dict class that Keras tracks attributes in."""
+    return {key: _plain(x) for key, x in shape.items()} if isinstance(shape, dict) else shape
 
 
 def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
@@ -293,9 +353,7 @@ def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
         mapped[id(x)] = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
     inputs = keras.tree.map_structure(move, graph.model.input)
     for node in graph.nodes:
-        args, kwargs = keras.tree.map_structure(move, (node.args, node.kwargs))
-        outputs = keras.tree.flatten(call(node, *args, **kwargs))
-        mapped |= {id(x): y for x, y in zip(node.outputs, outputs, strict=True)}
+        compute(node, mapped, call)
     outputs = keras.tree.map_structure(move, graph.model.output)
     return keras.Model(inputs, outputs, name=graph.model.name)
 
@@ -307,17 +365,30 @@ def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
         nodes: dict[str, list] = {"_inbound_nodes": [], "_outbound_nodes": []}
         operation.__dict__.update({**layer.__dict__, **nodes, **changes})
         return operation
-    return type(layer).from_config({**layer.get_config(), **changes})
+    # The function of a Lambda is in memory already: no file brings it in.
+    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
+    config = layer.get_config()
+    if "activation" in config and callable(layer.activation):  # Functions of a user's have no name.
+        config["activation"] = layer.activation
+    try:
+        return type(layer).from_config({**config, **changes}, **options)
+    except TypeError as error:
+        raise ValueError(
+            "A layer must be restorable from its configuration: its constructor must take what "
+            "`get_config` returns, and pass `**kwargs` on. "
+            f"Received: {layer.name!r} ({type(layer).__name__}): {error!s:.200}"
+        ) from error
 
 
-def copy_built(layer: keras.Layer) -> keras.Layer:
-    """A copy of a layer with one input, weights included, that belongs to no graph.
+def copy_built(layer: keras.Layer, **changes: Any) -> keras.Layer:
+    """A copy of a layer, weights included, `changes` applied, that belongs to no graph.
 
     A layer that was called leads to all tensors, layers and weights of the graph it was called in.
     """
-    new = copy_layer(layer)
-    new.build(layer.input.shape)
-    new.set_weights(layer.get_weights())
+    new = copy_layer(layer, **changes)
+    if layer.weights:
+        new.build_from_config(layer.get_build_config())
+        _set_weights(new, layer)
     return new
 
 
@@ -329,9 +400,8 @@ def symbolic(arguments: Any) -> list[keras.KerasTensor]:
 
 def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTensor]]:
     """The layer that made `tensor`, and the inputs of that call."""
-    history = tensor._keras_history
-    node = history.operation._inbound_nodes[history.node_index]
-    return history.operation, list(node.input_tensors)
+    operation, call, _ = tensor._keras_history
+    return operation, list(operation._inbound_nodes[call].input_tensors)
 
 
 def between(inputs: set[int], outputs: Any) -> list[keras.Layer]:
@@ -348,31 +418,70 @@ def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwa
     """Calls a copy of `layer`, configuration changed by `changes`, that has the same weights."""
     new = copy_layer(layer, **(changes or {}))
     output = new(*args, **kwargs)
-    if isinstance(layer, keras.Layer):
-        new.set_weights(layer.get_weights())
+    _set_weights(new, layer)
     return output
 
 
-def infer(layer: keras.Layer, x: Any) -> Any:
+def tensor_name(tensor: keras.KerasTensor) -> str:
+    """The name of the layer that makes `tensor`.
+
+    With the number of the call behind it, "<name>_2", from the second on, and that of the output,
+    "<name>:1", from the second on.
+    """
+    operation, call, output = tensor._keras_history
+    name = operation.name if call == 0 else f"{operation.name}_{call + 1}"
+    return f"{name}:{output}" if output else name
+
+
+def calls(model: keras.Model) -> list[Node]:
+    """The calls of layers and operations in a Functional model, in topological order."""
+    place = {id(operation): i for i, operation in enumerate(model.operations)}
+    found = []
+    for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
+        for node in sorted(nodes, key=lambda node: place[id(node.operation)]):
+            if node.input_tensors:
+                found.append(call_of(node.outputs[0]))
+    return found
+
+
+def call_of(tensor: keras.KerasTensor) -> Node:
+    """The call that makes `tensor`."""
+    operation, call, _ = tensor._keras_history
+    node = operation._inbound_nodes[call]
+    output = node.outputs[0] if len(node.outputs) == 1 else list(node.outputs)
+    return Node(operation, tuple(node.arguments.args), dict(node.arguments.kwargs), output)
+
+
+def infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     """What a layer computes in inference; some, such as RandomFlip, train by default."""
-    return layer(x, training=False) if layer._call_has_training_arg else layer(x)
+    if getattr(layer, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}
+    return layer(*args, **kwargs)
 
 
-def run(model: keras.Model, inputs: Any, call: Callable[[keras.Layer, Any], Any]) -> list[Any]:
-    """Runs a quantized model on `inputs`, computing every layer by `call(layer, x)`.
+def run(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> list[Any]:
+    """Runs a quantized model on `inputs`, computing every call by `call(node, *args, **kwargs)`.
 
     Args:
-        model: a Functional model whose layers are called once each, as `quantize_model` makes it.
+        model: a Functional model, as `quantize_model` makes it.
         inputs: a structure of tensors like `model.input`.
-        call: gets a layer and its input, a list where it has several.
+        call: gets the call, and its arguments with values in place of symbolic tensors.
 
     Returns:
         The outputs, in the order of `model.outputs`.
     """
     symbols = keras.tree.flatten(model.inputs)
     values = {id(x): y for x, y in zip(symbols, keras.tree.flatten(inputs), strict=True)}
-    for layer in model.layers:
-        if not isinstance(layer, keras.layers.InputLayer):
-            xs = [values[id(x)] for x in origin(layer.output)[1]]
-            values[id(layer.output)] = call(layer, xs if len(xs) > 1 else xs[0])
+    for node in calls(model):
+        compute(node, values, call)
     return [values[id(y)] for y in keras.tree.flatten(model.outputs)]
+
+
+def compute(node: Node, values: dict[int, Any], call: Callable[..., Any]) -> None:
+    """Adds what `call(node, *args, **kwargs)` returns to `values`, which holds tensors by id."""
+    args, kwargs = keras.tree.map_structure(
+        lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x,
+        (node.args, node.kwargs),
+    )
+    outputs = keras.tree.flatten(call(node, *args, **kwargs))
+    values.update({id(x): y for x, y in zip(node.outputs, outputs, strict=True)})

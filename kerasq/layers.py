@@ -43,6 +43,68 @@ class Scale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class Function(keras.layers.Layer):
+    """A function of each value alone, from `keras.activations` or `keras.ops`.
+
+    On the device it is a lookup table: CAST, ADD and GATHER.
+
+    Args:
+        function: its name, such as "softplus" or "sin".
+        arguments: its keyword arguments.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, function: str, arguments: dict | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+        self.arguments = arguments or {}
+
+    def call(self, x: Any) -> Any:
+        """The function's values."""
+        home = keras.activations if hasattr(keras.activations, self.function) else keras.ops
+        return getattr(home, self.function)(x, **self.arguments)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "function": self.function, "arguments": self.arguments}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Matmul(keras.layers.Layer):
+    """The product of two stacks of matrices, `(..., m, k)` and `(..., k, n)`.
+
+    Args:
+        transpose: whether the second is `(..., n, k)`.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, transpose: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.transpose = transpose
+
+    def call(self, x: Any) -> Any:
+        """The products, `(..., m, n)`."""
+        a, b = x
+        if self.transpose:
+            *head, rows, columns = range(len(b.shape))
+            b = keras.ops.transpose(b, (*head, columns, rows))
+        return keras.ops.matmul(a, b)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """`(..., m, n)`."""
+        a, b = input_shape
+        return (*a[:-1], b[-2] if self.transpose else b[-1])
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "transpose": self.transpose}
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Gelu(keras.layers.Layer):
     """The Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 

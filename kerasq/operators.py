@@ -12,6 +12,8 @@ class Operator:
         int16: the same for int16 activations; None where there is no such kernel, or none that
             kerasq simulates (EXP, GELU, LEAKY_RELU).
         int4: the same for packed INT4 weights, by the bits of the activations.
+        channels: the axis of the output channels in its weights; None where it has none.
+        data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
         copies: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
@@ -21,6 +23,8 @@ class Operator:
     int8: int
     int16: int | None = None
     int4: dict[int, int] = dataclasses.field(default_factory=dict)
+    channels: int | None = None
+    data: int = 0
     reference: bool = True
     copies: bool = False
     one_grid: bool = False
@@ -34,19 +38,23 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     "ADD": Operator(int8=2, int16=3),
     "AVERAGE_POOL_2D": Operator(int8=2, int16=3),
+    "BATCH_MATMUL": Operator(int8=2, int16=3),
+    "BROADCAST_TO": Operator(int8=3, int16=3, copies=True, parameter="shape"),
+    "CAST": Operator(int8=3),
     "CONCATENATION": Operator(int8=2, int16=3, one_grid=True),
-    "CONV_2D": Operator(int8=3, int16=4, int4={8: 7, 16: 8}),
-    "DEPTHWISE_CONV_2D": Operator(int8=3, int16=5, int4={8: 6}),
+    "CONV_2D": Operator(int8=3, int16=4, channels=0, int4={8: 7, 16: 8}),
+    "DEPTHWISE_CONV_2D": Operator(int8=3, int16=5, channels=3, int4={8: 6}),
     "DEQUANTIZE": Operator(int8=2, int16=3),
     "ELU": Operator(int8=1, reference=False),
     "EXP": Operator(int8=2),
-    "FULLY_CONNECTED": Operator(int8=12, int16=12, int4={8: 12, 16: 13}),
+    "FULLY_CONNECTED": Operator(int8=12, int16=12, channels=0, int4={8: 12, 16: 13}),
+    "GATHER": Operator(int8=2),
     "GELU": Operator(int8=2),
-    "HARD_SWISH": Operator(int8=1),
     "LEAKY_RELU": Operator(int8=2),
     "LOGISTIC": Operator(int8=2, int16=3),
     "MAXIMUM": Operator(int8=2, int16=4, one_grid=True),
     "MAX_POOL_2D": Operator(int8=2, int16=3, copies=True),
+    "MEAN": Operator(int8=2, int16=3, parameter="axes"),
     "MINIMUM": Operator(int8=2, int16=4, one_grid=True),
     "MUL": Operator(int8=2, int16=4),
     "PAD": Operator(int8=2, int16=3, copies=True, parameter="paddings"),
@@ -54,19 +62,28 @@ OPERATORS: dict[str, Operator] = {
     "REDUCE_MAX": Operator(int8=2, int16=3, copies=True, parameter="axes"),
     "RELU": Operator(int8=2, int16=3),
     "RESHAPE": Operator(int8=1, int16=1, copies=True, parameter="shape"),
+    "REVERSE_V2": Operator(int8=3, int16=3, copies=True, parameter="axes"),
+    "RESIZE_BILINEAR": Operator(int8=2, int16=4, parameter="size"),
+    "RESIZE_NEAREST_NEIGHBOR": Operator(int8=2, int16=4, copies=True, parameter="size"),
+    "SLICE": Operator(int8=2, int16=4, copies=True, parameter="begin"),
     "SOFTMAX": Operator(int8=2, int16=3),
     "SUB": Operator(int8=2, int16=5),
+    "SPLIT": Operator(int8=2, int16=4, copies=True, data=1, parameter="axis"),
+    "STRIDED_SLICE": Operator(int8=2, int16=4, copies=True, parameter="begin"),
     "TANH": Operator(int8=2, int16=3),
+    "TILE": Operator(int8=2, int16=2, copies=True, parameter="multiples"),
     "TRANSPOSE": Operator(int8=2, int16=4, copies=True, parameter="axes"),
+    "TRANSPOSE_CONV": Operator(int8=3, channels=0, data=2, parameter="output_shape"),
+    "UNPACK": Operator(int8=2, int16=4, copies=True),
 }
 
 
 # Those that multiply by weights.
-KERNEL_OPS = tuple(name for name, operator in OPERATORS.items() if operator.int4)
+KERNEL_OPS = tuple(name for name, op in OPERATORS.items() if op.channels is not None)
 
 
 def has_int16(name: str) -> bool:
-    """Whether LiteRT has an int16 kernel for an operator."""
+    """Whether there is an int16 kernel for an operator that kerasq exports to."""
     return name in OPERATORS and OPERATORS[name].int16 is not None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from kerasq import graph as graphs
-from kerasq import registry
+from kerasq import legacy, registry
 from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.operators import OPERATORS, has_int16
 from kerasq.prepare import batch_norm as batch_norms
@@ -16,6 +16,8 @@ from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
 BATCH_NORMS = ("fold", "keep")
+# Operators without a fused activation.
+_NO_CLAMP = frozenset(name for name, op in OPERATORS.items() if op.one_grid)
 
 
 def quantize_model(
@@ -33,8 +35,9 @@ def quantize_model(
 
     Args:
         model: a built Keras 3 model: Sequential, Functional, or subclassed where its `call` runs
-            on symbolic inputs. It is not changed. Models inside it are opened; each further call
-            of a layer has the layer's name with a number behind, and shares its weights.
+            on symbolic inputs; or a Sequential or Functional one of `tf_keras`. It is not changed.
+            Models inside it are opened; each further call of a layer has the layer's name with a
+            number behind, and shares its weights.
         scheme: bits of weights and activations: "w8a8", "w8a16", "w4a8", "w4a16", or "float".
             A layer at a16 reads and writes int16; where neighbours differ, a boundary layer
             (`<name>_int8`, `<name>_int16`) with a range of its own becomes one QUANTIZE. A layer
@@ -64,6 +67,8 @@ def quantize_model(
         >>> [layer.name for layer in q.layers[2:]]
         ['head']
     """
+    if legacy.is_legacy(model):
+        model = legacy.rebuild(model)
     if isinstance(model, keras.Model) and ranged(model):
         raise ValueError(
             f"`model` must be a float model. Received: {model.name!r}, which is quantized already. "
@@ -71,7 +76,7 @@ def quantize_model(
         )
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
-    graph = graphs.read(model)
+    graph = graphs.read(model, lambda layer: _is_closed(layer, overrides or {}))
     layers = {
         x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
     }
@@ -79,8 +84,13 @@ def quantize_model(
     schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
     wide = frozenset(n for n, s in schemes.items() if 8 < resolve(s).activation_bits < FLOAT_BITS)
     merging = _merging(graph, wide)
-    floats = _stays_float(graph, schemes, merging)
+    kernelless = _without_kernel(graph, _asked_float(graph, schemes, merging))
+    schemes |= {name: "float" for name, text in kernelless.items() if text}
+    floats = _asked_float(graph, schemes, merging) | {*kernelless}
     _check_layers(graph, floats, merging)
+    printed = "; ".join(text for text in kernelless.values() if text)
+    if printed:
+        print(f"Stay in float, for want of an integer kernel: {printed}.")
     wrapping = _Wrapping(separate(graph, floats), schemes, floats, wide)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     quantized = wrapping.run(batch_norm == "fold", range_gradient)
@@ -99,10 +109,44 @@ def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {list(legal)}. Received: {name}={value!r}.")
 
 
-def _stays_float(
+def _is_closed(layer: keras.Layer, overrides: dict[Any, str]) -> bool:
+    """Whether a layer stays one layer; of others, what their `call` does is quantized.
+
+    Those stay one that Keras has, that have a rule of their own, or that shall stay float.
+    """
+    if isinstance(layer, (keras.Model, keras.layers.Lambda)):
+        return False
+    if type(layer).__module__.startswith("keras.src.layers") or registry.find(layer) is not None:
+        return True
+    named = {layer.name: layer}
+    return any(s == "float" and fitting(key, named) for key, s in overrides.items())
+
+
+def _without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]:
+    """By name, what to print of layers and operations that LiteRT has no integer kernel for."""
+    found = {}
+    for node in graph.nodes:
+        layer, name = node.layer, node.layer.name
+        rule = registry.find(layer)
+        if name in asked:
+            continue
+        if isinstance(layer, keras.Layer):
+            is_float = rule is not None and rule.output == "float"
+            misfits = (
+                rule is not None and rule.fits and not rule.fits(layer, *node.args, **node.kwargs)
+            )
+            if is_float or misfits:  # What has an operator may become integer at export.
+                is_open = is_float and rule.op != "-"
+                found[name] = "" if is_open else f"{name!r} ({type(layer).__name__})"
+        elif rule is None and operations.equal(node, *node.args, name=name) is None:
+            found[name] = f"{name!r} (keras.ops, {type(layer).__name__})"
+    return found
+
+
+def _asked_float(
     graph: graphs.Graph, schemes: dict[str, str], merging: dict[int, str]
 ) -> frozenset[str]:
-    """Names of the layers that stay float: those asked for, and what would merge into them."""
+    """Names of the layers that shall stay float, and of what would merge into them."""
     return frozenset(
         node.layer.name
         for node in graph.nodes
@@ -128,7 +172,8 @@ def _relus_behind(
 ) -> dict[int, graphs.Node]:
     """By id of a call whose output has a range: the ReLU that is its only reader, to be merged.
 
-    Not behind a concatenation of int16 codes (`wide`), which has no clamp that cuts at 0.
+    Not behind a concatenation, maximum or minimum of int16 codes (`wide`), which has no clamp that
+    cuts at 0.
     """
     found = {}
     for node in graph.nodes:
@@ -138,7 +183,7 @@ def _relus_behind(
             relu is not None
             and rule is not None
             and rule.output == "range"
-            and not (rule.op == "CONCATENATION" and node.layer.name in wide)
+            and not (rule.op in _NO_CLAMP and node.layer.name in wide)
             and registry.relu_limit(relu.layer)[0]
             and not registry.relu_limit(node.layer)[0]
             and registry.activation_name(node.layer) in ("linear", "elu")
@@ -151,48 +196,37 @@ def _check_layers(graph: graphs.Graph, floats: frozenset[str], merging: dict[int
     """Raises a ValueError that names every layer that cannot be quantized."""
     complaints: list[str] = []
     for node in graph.nodes:
-        layer = node.layer
-        is_float = layer.name in floats
+        if node.layer.name in floats:
+            continue
         complaint = _complaint(node, id(node) in merging)
-        if is_float and isinstance(layer, keras.Layer):
-            complaint = _many(node)
-            if graph.leaders[layer.name] != layer.name and layer.weights:
-                complaint = f"{layer.name!r}: is called more than once, and stays float"
         if complaint is not None:
-            complaints.append(complaint)
+            refusal = graph.refused.get(node.layer.name)
+            complaints.append(
+                complaint + (f", and cannot be traced: {refusal:.200}" if refusal else "")
+            )
     for x in graph.model.inputs:
-        if x.dtype != "float32":
-            complaints.append(f"input {x.name!r}: needs dtype 'float32', has {x.dtype!r}")
         if any(x is y for y in graph.model.outputs):
             complaints.append(f"input {x.name!r}: is an output of the model as well")
     if complaints:
-        legal = sorted({cls.__name__ for cls in registry.LAYERS})
         raise ValueError(
             "Every layer must have an integer kernel. Received:\n  "
             + "\n  ".join(complaints)
-            + f"\nLayers that have one: {legal}, Activation of {sorted(registry.ACTIVATIONS)}. "
-            'Leave layers in float, with overrides={"<name>": "float"}, or replace them.'
+            + "\ndocs/layers.md lists what has one. Leave layers in float, with "
+            'overrides={"<name>": "float"}, or say what a class of your own becomes, with '
+            "kerasq.register_layer."
         )
-
-
-def _many(node: graphs.Node) -> str | None:
-    """Why the layer of a call cannot stay float, or None where it can."""
-    inputs = graphs.symbolic(node.args[:1])
-    if len(inputs) == len(node.inputs) and isinstance(node.output, keras.KerasTensor):
-        return None
-    return (
-        f"{node.layer.name!r} ({type(node.layer).__name__}): needs all inputs in its first "
-        "argument and one output, also where it stays float"
-    )
 
 
 def _complaint(node: graphs.Node, merges: bool) -> str | None:
     """Why the layer of a call cannot be quantized, or None where it can."""
     layer = node.layer
     if not isinstance(layer, keras.Layer):
-        if operations.equal(node, *node.args, name=layer.name) is not None:
+        if registry.copies(layer) and node.outputs[0].shape[:1] != node.inputs[0].shape[:1]:
+            return f"{layer.name!r} ({type(layer).__name__}): needs to keep the first axis, samples"
+        made = None if registry.copies(layer) else operations.equal(node, *node.args, name="")
+        if made is None or isinstance(made[0], tuple):
             return None
-        return f"{layer.name!r} ({type(layer).__name__}): no layer computes the same"
+        return registry.complaint(made[0])
     complaint = registry.complaint(layer)
     if isinstance(layer, keras.layers.BatchNormalization) and not merges:
         rank = len(node.inputs[0].shape)
@@ -229,7 +263,9 @@ class _Wrapping:
         }
         self.merged = {id(node) for node in (*self.norms.values(), *self.relus.values())}
         self.boundaries: dict[tuple[int, int], tuple] = {}
-        self.wrappers: dict[str, KernelWrapper] = {}  # by name of the leading layer
+        # By name of the leading layer.
+        self.wrappers: dict[str, KernelWrapper] = {}
+        self.plain: dict[str, keras.Layer] = {}
 
     def run(self, fold: bool, range_gradient: str) -> keras.Model:
         """The quantized model."""
@@ -327,7 +363,7 @@ class _Wrapping:
     def _input(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """The tensor itself, or behind its quantizer where it is an input of the model."""
         layer = graphs.origin(x)[0]
-        if not isinstance(layer, keras.layers.InputLayer):
+        if not isinstance(layer, keras.layers.InputLayer) or not x.dtype.startswith("float"):
             return x
         return self._boundary(x, self._bits(layer))
 
@@ -339,7 +375,8 @@ class _Wrapping:
         if id(node) in self.merged:
             return args[0]
         if not self._is_wrapped(node):
-            return graphs.copy_call(layer, *args, **kwargs)
+            y = self._plain(layer)(*args, **kwargs)
+            return self._boundary(y, self._bits(layer)) if self._is_picked(node) else y
         args = keras.tree.map_structure(lambda x: self._fitting(x, layer), args)
         relu, limit = registry.relu_limit(self.relus.get(id(node), node).layer)
         options: dict[str, Any] = {
@@ -369,6 +406,23 @@ class _Wrapping:
         output = wrapper(*args)
         wrapper.kernel_gain.assign(factor)
         return output
+
+    def _is_picked(self, node: graphs.Node) -> bool:
+        """Whether the rows that a call picks from weights are read as integers only."""
+        rule = registry.find(node.layer)
+        if rule is None or rule.op != "GATHER" or self._bits(node.layer) == FLOAT_BITS:
+            return False
+        readers = self.graph.consumers(node.outputs[0])
+        return all(reader.layer.name not in self.floats for reader in readers) and bool(readers)
+
+    def _plain(self, layer: keras.Layer) -> keras.Layer:
+        """A copy of a layer that is not wrapped, one for all its calls where it has weights."""
+        if not getattr(layer, "weights", None):
+            return graphs.copy_layer(layer)
+        leader = self.graph.leaders[layer.name]
+        if leader not in self.plain:
+            self.plain[leader] = graphs.copy_built(layer, name=leader)
+        return self.plain[leader]
 
     def _fitting(self, x: keras.KerasTensor, layer: keras.Layer) -> keras.KerasTensor:
         """An input of `layer` at the width that the layer reads."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from kerasq import kernels, tables
 from kerasq.grid import Grid
-from kerasq.layers import Gelu, Scale
+from kerasq.layers import Function, Gelu, Matmul, Scale
 from kerasq.operators import OPERATORS
+from kerasq.prepare import attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,25 +23,52 @@ class Rule:
         output: grid of the output. "range": learned; "input": that of the input, rounded to it;
             "same": that of the input, values only copied; "fixed": one of `grids`, which the
             kernel insists on; "merged": the layer becomes part of the one before it; "parts": it
-            becomes several layers (`kerasq.prepare.separate`).
+            becomes several layers (`kerasq.prepare.separate`); "float": it stays float.
         kernel: attribute of the weight that is quantized per channel, or None.
+        bias: attribute of the bias, None where there is none.
         channels: the number of trailing axes of `kernel` that make up the channels.
+        transposed: whether the last axis of `kernel` is that of the inputs, the one before it that
+            of the channels.
         simulate: the integer kernel in `kerasq.kernels`, not used where values are only copied.
             For layers with a `kernel` it takes accumulators.
         grids: the grids of "fixed", by bits.
         options: for an operator that the export makes itself, because the converter does not: the
             class of its options and their values, from the layer.
+        fits: of the layer and the arguments of a call, whether that has an integer form; where it
+            has none, the layer stays float. None: it always has.
         note: a condition that the table in the documentation states.
     """
 
     op: str
     output: str
     kernel: str | None = None
+    bias: str = "bias"
     channels: int = 1
+    transposed: bool = False
     simulate: Callable[..., Any] = kernels.pointwise
     grids: dict[int, Grid] = dataclasses.field(default_factory=dict)
     options: Callable[[keras.Layer], tuple[str, dict]] | None = None
+    fits: Callable[..., bool] | None = None
     note: str = ""
+
+    def flatten(self, kernel: Any) -> Any:
+        """A kernel with the channels in its last axis."""
+        if self.transposed:
+            return _transpose(kernel)
+        head = kernel.shape[: len(kernel.shape) - self.channels]
+        return keras.ops.reshape(kernel, (*head, -1))
+
+    def unflatten(self, kernel: Any, shape: Any) -> Any:
+        """The kernel of `shape` that `flatten` was called on."""
+        if self.transposed:
+            return _transpose(kernel)
+        return keras.ops.reshape(kernel, shape)
+
+
+def _transpose(kernel: Any) -> Any:
+    """A kernel with its last two axes exchanged."""
+    *head, first, last = range(len(kernel.shape))
+    return keras.ops.transpose(kernel, (*head, last, first))
 
 
 def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
@@ -84,13 +112,41 @@ _ABSENT: tuple[type, ...] = (
     keras.layers.Identity,
 )
 
+# What LiteRT has no integer kernel for, or none that kerasq simulates.
+_FLOAT: tuple[type, ...] = (
+    keras.layers.AdditiveAttention,
+    keras.layers.Bidirectional,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.GRU,
+    keras.layers.GroupNormalization,
+    keras.layers.LSTM,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.RNN,
+    keras.layers.SimpleRNN,
+    keras.layers.UnitNormalization,
+)
+
+# A function of each value alone that has no kernel of its own.
+_LOOKUP = Rule(op="CAST, ADD, GATHER", output="range", simulate=kernels.lookup)
+
+# Images of another size; under "nearest" pixels are only copied.
+_RESIZING = Rule(
+    op="RESIZE_BILINEAR",
+    output="input",
+    simulate=kernels.resize_bilinear,
+    note="channels last; bilinear, or nearest (RESIZE_NEAREST_NEIGHBOR, same)",
+)
+_NEAREST = Rule(op="RESIZE_NEAREST_NEIGHBOR", output="same")
+
 LAYERS: dict[type, Rule] = {
     keras.layers.Conv2D: Rule(
         op="CONV_2D",
         output="range",
         kernel="kernel",
         simulate=kernels.convolution,
-        note="channels last, one group",
+        note="channels last; a group for each channel becomes DepthwiseConv2D",
     ),
     keras.layers.DepthwiseConv2D: Rule(
         op="DEPTHWISE_CONV_2D",
@@ -105,7 +161,7 @@ LAYERS: dict[type, Rule] = {
         output="range",
         kernel="kernel",
         simulate=kernels.convolution,
-        note="channels last, one group",
+        note="channels last; a group for each channel becomes DepthwiseConv1D",
     ),
     keras.layers.DepthwiseConv1D: Rule(
         op="DEPTHWISE_CONV_2D",
@@ -114,6 +170,22 @@ LAYERS: dict[type, Rule] = {
         channels=2,
         simulate=kernels.depthwise,
         note="channels last",
+    ),
+    keras.layers.Conv2DTranspose: Rule(
+        op="TRANSPOSE_CONV",
+        output="range",
+        kernel="kernel",
+        transposed=True,
+        simulate=kernels.convolution,
+        note="channels last, not dilated",
+    ),
+    keras.layers.Conv1DTranspose: Rule(
+        op="TRANSPOSE_CONV",
+        output="range",
+        kernel="kernel",
+        transposed=True,
+        simulate=kernels.convolution,
+        note="channels last, not dilated",
     ),
     keras.layers.SeparableConv2D: Rule(
         op="DEPTHWISE_CONV_2D, CONV_2D",
@@ -162,27 +234,41 @@ LAYERS: dict[type, Rule] = {
     keras.layers.AveragePooling1D: Rule(
         op="AVERAGE_POOL_2D", output="input", simulate=kernels.average_pool
     ),
-    keras.layers.GlobalAveragePooling2D: Rule(
-        op="AVERAGE_POOL_2D", output="parts", note="becomes AveragePooling2D and Reshape"
+    keras.layers.GlobalAveragePooling1D: Rule(op="MEAN", output="range", simulate=kernels.mean),
+    keras.layers.GlobalAveragePooling2D: Rule(op="MEAN", output="range", simulate=kernels.mean),
+    keras.layers.GlobalAveragePooling3D: Rule(op="MEAN", output="range", simulate=kernels.mean),
+    keras.layers.AveragePooling3D: Rule(
+        op="AVERAGE_POOL_2D", output="parts", note="becomes two AveragePooling2D"
     ),
-    keras.layers.GlobalAveragePooling1D: Rule(
-        op="AVERAGE_POOL_2D", output="parts", note="becomes AveragePooling1D and Reshape"
+    keras.layers.MaxPooling3D: Rule(
+        op="MAX_POOL_2D", output="parts", note="becomes two MaxPooling2D"
     ),
     keras.layers.MaxPooling2D: Rule(op="MAX_POOL_2D", output="same"),
     keras.layers.MaxPooling1D: Rule(op="MAX_POOL_2D", output="same"),
     keras.layers.GlobalMaxPooling1D: Rule(op="REDUCE_MAX", output="same"),
     keras.layers.GlobalMaxPooling2D: Rule(op="REDUCE_MAX", output="same"),
+    keras.layers.GlobalMaxPooling3D: Rule(op="REDUCE_MAX", output="same"),
     keras.layers.Flatten: Rule(op="RESHAPE", output="same"),
     keras.layers.Reshape: Rule(op="RESHAPE", output="same"),
     keras.layers.Permute: Rule(op="TRANSPOSE", output="same"),
     keras.layers.ZeroPadding2D: Rule(op="PAD", output="same"),
     keras.layers.ZeroPadding1D: Rule(op="PAD", output="same"),
+    keras.layers.ZeroPadding3D: Rule(op="PAD", output="same"),
+    keras.layers.Cropping1D: Rule(op="STRIDED_SLICE", output="same"),
+    keras.layers.Cropping2D: Rule(op="STRIDED_SLICE", output="same"),
+    keras.layers.Cropping3D: Rule(op="STRIDED_SLICE", output="same"),
+    keras.layers.CenterCrop: Rule(op="STRIDED_SLICE", output="same", note="of larger images"),
+    keras.layers.RepeatVector: Rule(op="TILE", output="same"),
+    keras.layers.UpSampling1D: Rule(op="TILE", output="same"),
+    keras.layers.UpSampling2D: _RESIZING,
+    keras.layers.Resizing: _RESIZING,
+    keras.layers.UpSampling3D: Rule(op="TILE", output="same"),
     **{layer: Rule(op="-", output="same") for layer in _ABSENT},
     keras.layers.ReLU: Rule(
         op="RELU",
         output="range",
         simulate=kernels.relu,
-        note="no op behind a layer with a range; with a slope it becomes LeakyReLU; no threshold",
+        note="no op behind a layer with a range; with a slope LeakyReLU, with more Function",
     ),
     keras.layers.LeakyReLU: Rule(
         op="LEAKY_RELU",
@@ -190,7 +276,12 @@ LAYERS: dict[type, Rule] = {
         simulate=kernels.leaky_relu,
         options=lambda layer: ("LeakyReluOptions", {"alpha": layer.negative_slope}),
     ),
-    keras.layers.ELU: Rule(op="ELU", output="range", note="alpha 1"),
+    keras.layers.PReLU: Rule(
+        op="RELU, SUB, DEPTHWISE_CONV_2D, ADD",
+        output="parts",
+        note="one slope a channel: all other axes in `shared_axes`",
+    ),
+    keras.layers.ELU: Rule(op="ELU", output="range", note="with another alpha than 1 Function"),
     Gelu: Rule(
         op="GELU",
         output="range",
@@ -201,9 +292,89 @@ LAYERS: dict[type, Rule] = {
         output="fixed",
         grids=_PROBABILITY,
         simulate=kernels.softmax,
-        note="last axis, no mask",
+        note="one axis, behind a Permute where it is not the last; no mask",
     ),
+    Function: _LOOKUP,
+    Matmul: Rule(op="BATCH_MATMUL", output="range", simulate=kernels.matmul),
+    keras.layers.Dot: Rule(
+        op="BATCH_MATMUL",
+        output="parts",
+        fits=attention.dot_fits,
+        note="of sequences or vectors, not normalized; else float",
+    ),
+    keras.layers.EinsumDense: Rule(
+        op="FULLY_CONNECTED",
+        output="parts",
+        kernel="kernel",
+        fits=attention.einsum_fits,
+        note="becomes Dense where the kernel is one between last axes; else float",
+    ),
+    keras.layers.TimeDistributed: Rule(
+        op="FULLY_CONNECTED",
+        output="parts",
+        fits=attention.distributed_fits,
+        note="of a Dense; else float",
+    ),
+    keras.layers.Attention: Rule(
+        op="BATCH_MATMUL, SOFTMAX",
+        output="parts",
+        fits=attention.attention_fits,
+        note="dot products of sequences, without masks; else float",
+    ),
+    keras.layers.MultiHeadAttention: Rule(
+        op="FULLY_CONNECTED, BATCH_MATMUL, SOFTMAX",
+        output="parts",
+        fits=attention.attention_fits,
+        note="of sequences, without masks, gates or scores; else float",
+    ),
+    keras.layers.GroupQueryAttention: Rule(
+        op="FULLY_CONNECTED, BATCH_MATMUL, SOFTMAX",
+        output="parts",
+        fits=attention.attention_fits,
+        note="of sequences, without masks, gates or scores; else float",
+    ),
+    keras.layers.Embedding: Rule(
+        op="GATHER", output="float", note="int8 in the file where integer layers read it"
+    ),
+    **{layer: Rule(op="-", output="float") for layer in _FLOAT},
 }
+
+# Operations of `keras.ops`, and of operators, that move or pick values; by the names of their
+# classes, which are not public.
+OPERATIONS: dict[str, Rule] = {
+    name: Rule(op=op, output="same", note="keeps the batch axis")
+    for name, op in (
+        ("BroadcastTo", "BROADCAST_TO"),
+        ("Flip", "REVERSE_V2"),
+        ("GetItem", "STRIDED_SLICE"),
+        ("Moveaxis", "TRANSPOSE"),
+        ("Repeat", "GATHER"),
+        ("Roll", "CONCATENATION, STRIDED_SLICE"),
+        ("Slice", "SLICE"),
+        ("Split", "SPLIT"),
+        ("Swapaxes", "TRANSPOSE"),
+        ("Tile", "TILE"),
+        ("Unstack", "UNPACK"),
+    )
+}
+
+# The activations that become a lookup table.
+FUNCTIONS = (
+    "celu",
+    "hard_shrink",
+    "hard_tanh",
+    "leaky_relu",
+    "log_sigmoid",
+    "mish",
+    "selu",
+    "soft_shrink",
+    "softplus",
+    "softsign",
+    "sparse_plus",
+    "sparse_sigmoid",
+    "squareplus",
+    "tanh_shrink",
+)
 
 ACTIVATIONS: dict[str, Rule] = {
     "linear": Rule(op="-", output="same"),
@@ -217,56 +388,147 @@ ACTIVATIONS: dict[str, Rule] = {
     ),
     "exponential": Rule(op="EXP", output="range", options=lambda _: ("ExpOptions", {})),
     "hard_silu": Rule(
-        op="HARD_SWISH",
-        output="range",
-        simulate=kernels.hard_swish,
-        options=lambda _: ("HardSwishOptions", {}),
+        op="DEPTHWISE_CONV_2D, MUL", output="parts", note="becomes hard_sigmoid and Multiply"
     ),
     "silu": Rule(op="LOGISTIC, MUL", output="parts", note="becomes sigmoid and Multiply"),
     "hard_sigmoid": Rule(
         op="DEPTHWISE_CONV_2D", output="parts", note="becomes Scale and ReLU up to 1"
     ),
     "tanh": Rule(op="TANH", output="fixed", grids=_fixed(1 / 128, 0), simulate=kernels.tanh),
+    **{
+        name: dataclasses.replace(_LOOKUP, output="parts", note="becomes Function")
+        for name in FUNCTIONS
+    },
 }
 
 # An input of the model, or a boundary between grids: a wrapper around an Identity.
 QUANTIZE = Rule(op="QUANTIZE", output="range")
 
-# What a layer's configuration must say, where LiteRT has no integer kernel for the rest.
+# Layers that must have their channels last: LiteRT's kernels do.
+_CHANNELS_LAST = (
+    keras.layers.AveragePooling1D,
+    keras.layers.AveragePooling2D,
+    keras.layers.AveragePooling3D,
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalAveragePooling3D,
+    keras.layers.GlobalMaxPooling1D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.GlobalMaxPooling3D,
+    keras.layers.MaxPooling1D,
+    keras.layers.MaxPooling2D,
+    keras.layers.MaxPooling3D,
+    keras.layers.Resizing,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.UpSampling2D,
+    keras.layers.ZeroPadding1D,
+    keras.layers.ZeroPadding2D,
+)
+# What else a layer's configuration must say, where LiteRT has no integer kernel for the rest.
+_RESIZED = {"interpolation": ("bilinear", "nearest")}
 _REQUIRED: dict[type, dict[str, tuple]] = {
-    keras.layers.Conv2D: {"data_format": ("channels_last",), "groups": (1,)},
-    keras.layers.DepthwiseConv2D: {"data_format": ("channels_last",)},
-    keras.layers.SeparableConv2D: {"data_format": ("channels_last",)},
-    keras.layers.Conv1D: {"data_format": ("channels_last",), "groups": (1,)},
-    keras.layers.DepthwiseConv1D: {"data_format": ("channels_last",)},
-    keras.layers.SeparableConv1D: {"data_format": ("channels_last",)},
-    keras.layers.AveragePooling1D: {"data_format": ("channels_last",)},
-    keras.layers.GlobalAveragePooling1D: {"data_format": ("channels_last",)},
-    keras.layers.MaxPooling1D: {"data_format": ("channels_last",)},
-    keras.layers.GlobalMaxPooling1D: {"data_format": ("channels_last",)},
-    keras.layers.ZeroPadding1D: {"data_format": ("channels_last",)},
-    keras.layers.AveragePooling2D: {"data_format": ("channels_last",)},
-    keras.layers.GlobalAveragePooling2D: {"data_format": ("channels_last",)},
-    keras.layers.MaxPooling2D: {"data_format": ("channels_last",)},
-    keras.layers.GlobalMaxPooling2D: {"data_format": ("channels_last",)},
-    keras.layers.ZeroPadding2D: {"data_format": ("channels_last",)},
-    keras.layers.ReLU: {"threshold": (0, 0.0)},
-    keras.layers.Softmax: {"axis": (-1,)},
-    keras.layers.ELU: {"alpha": (1, 1.0)},
+    keras.layers.Conv1DTranspose: {"dilation_rate": ((1,),)},
+    keras.layers.Conv2DTranspose: {"dilation_rate": ((1, 1),)},
+    keras.layers.UpSampling2D: _RESIZED,
+    keras.layers.Resizing: {
+        **_RESIZED,
+        "crop_to_aspect_ratio": (False,),
+        "pad_to_aspect_ratio": (False,),
+        "antialias": (False,),
+    },
 }
+
+# What a layer's attributes may hold one of for each channel.
+_PER_CHANNEL: dict[type, tuple[str, ...]] = {
+    keras.layers.Normalization: ("mean", "variance"),
+    keras.layers.Rescaling: ("scale", "offset"),
+}
+
+
+_REGISTERED: dict[type, Rule] = {}
+
+
+def register_layer(
+    cls: type[keras.layers.Layer],
+    op: str,
+    *,
+    kernel: str | None = None,
+    bias: str = "bias",
+    channels: int = 1,
+    output: str | Grid = "range",
+) -> None:
+    """Says what a layer class of your own becomes, so that it is quantized as one layer.
+
+    Args:
+        cls: the class. Its `call` must be what TFLiteConverter makes `op` of, and nothing else, but
+            for a bias.
+        op: the LiteRT operator: one that a layer of the table in docs/layers.md becomes; "GATHER"
+            for a function of each value alone, a lookup table; "-" for the identity.
+        kernel: attribute of the weight that is quantized per channel, or None.
+        bias: attribute of the bias, or of None where there is none.
+        channels: the number of trailing axes of the kernel that make up the output channels.
+        output: grid of the output: "range" (learned), "same" (the input's, values only moved),
+            "float" (the layer stays float), or the grid that the kernel insists on.
+
+    Raises:
+        ValueError: for a class that Keras has, an operator or output that is not known, or weights
+            that do not fit the operator.
+    """
+    legal = {rule.op: rule for rule in (*LAYERS.values(), *ACTIVATIONS.values()) if rule.op != "-"}
+    legal = {name: rule for name, rule in legal.items() if name in OPERATORS}
+    legal |= {"GATHER": _LOOKUP, "-": Rule(op="-", output="same")}
+    if not (isinstance(cls, type) and issubclass(cls, keras.layers.Layer)) or (
+        cls.__module__.startswith("keras.src")
+    ):
+        raise ValueError(f"`cls` must be a layer class of your own. Received: {cls!r}.")
+    if op not in legal:
+        raise ValueError(f"`op` must be one of {sorted(legal)}. Received: op={op!r}.")
+    if not isinstance(output, Grid) and output not in ("range", "same", "float"):
+        raise ValueError(
+            f"`output` must be 'range', 'same', 'float' or a Grid. Received: output={output!r}."
+        )
+    weighted = op in OPERATORS and OPERATORS[op].channels is not None
+    if weighted != (kernel is not None) and output != "float":
+        raise ValueError(
+            f"`kernel` must name the weight of an operator that has one, and only of such. "
+            f"Received: op={op!r}, kernel={kernel!r}."
+        )
+    _REGISTERED[cls] = dataclasses.replace(
+        legal[op],
+        output="fixed" if isinstance(output, Grid) else output,
+        grids={output.bits: output} if isinstance(output, Grid) else {},
+        kernel=kernel,
+        bias=bias,
+        channels=channels,
+        transposed=False,
+        note="registered",
+    )
 
 
 def activation_name(layer: keras.Layer) -> str:
     """The name of a layer's activation function: "linear" where it has none."""
     function = getattr(layer, "activation", None)
-    return "linear" if function is None else keras.activations.serialize(function)
+    if function is None:
+        return "linear"
+    name = keras.activations.serialize(function)
+    return name if isinstance(name, str) else type(function).__name__
 
 
 def find(layer: keras.Layer) -> Rule | None:
     """The rule for `layer`, or None where there is none."""
     if type(layer) is keras.layers.Activation:
         return ACTIVATIONS.get(activation_name(layer))
-    return LAYERS.get(type(layer))
+    if not isinstance(layer, keras.Layer):
+        return OPERATIONS.get(type(layer).__name__)
+    found = _REGISTERED.get(type(layer)) or LAYERS.get(type(layer))
+    return _NEAREST if found is _RESIZING and layer.interpolation == "nearest" else found
 
 
 def rule(layer: keras.Layer) -> Rule:
@@ -294,7 +556,7 @@ def is_dropped(layer: keras.Layer) -> bool:
 
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
     """Whether `layer` is a ReLU, and its upper limit (None: none)."""
-    if type(layer) is keras.layers.ReLU and not layer.negative_slope:
+    if type(layer) is keras.layers.ReLU and not layer.negative_slope and not layer.threshold:
         return True, layer.max_value
     if type(layer) is keras.layers.Activation and activation_name(layer) in ("relu", "relu6"):
         return True, 6.0 if activation_name(layer) == "relu6" else None
@@ -311,11 +573,20 @@ def complaint(layer: keras.Layer) -> str | None:
     activation = activation_name(layer)
     if activation not in ACTIVATIONS:
         return f"{name}: activation {activation!r} has no integer kernel here"
-    for key, legal in _REQUIRED.get(type(layer), {}).items():
+    if type(layer) is keras.layers.Softmax and not isinstance(layer.axis, int):
+        return f"{name}: needs one axis, has axis={layer.axis!r}"
+    for key in _PER_CHANNEL.get(type(layer), ()):
+        shape = np.shape(getattr(layer, key, ()))
+        if np.prod(shape) not in (1, *shape[-1:]):
+            return f"{name}: needs one {key} a channel, the last axis, has {key} of shape {shape}"
+    if type(layer) is keras.layers.PReLU and layer.built and np.prod(layer.alpha.shape[:-1]) != 1:
+        return f"{name}: needs one slope a channel, has alpha of shape {layer.alpha.shape}"
+    required = dict(_REQUIRED.get(type(layer), {}))
+    if type(layer) in _CHANNELS_LAST:
+        required = {"data_format": ("channels_last",), **required}
+    for key, legal in required.items():
         if getattr(layer, key) not in legal:
             return f"{name}: needs {key}={legal[0]!r}, has {key}={getattr(layer, key)!r}"
-    if type(layer) is keras.layers.ReLU and layer.negative_slope and layer.max_value is not None:
-        return f"{name}: needs negative_slope=0.0 or max_value=None, has neither"
     return None
 
 
@@ -333,6 +604,7 @@ def table() -> str:
     ]
     named = [(cls.__name__, row) for cls, row in LAYERS.items()]
     named += [(f"Activation({name!r})", row) for name, row in ACTIVATIONS.items()]
+    named += [(f"keras.ops: {name}", row) for name, row in OPERATIONS.items()]
     for name, row in named:
         operators = [OPERATORS[op] for op in row.op.split(", ") if op != "-"]
         wide = all(operator.int16 is not None for operator in operators)
@@ -342,5 +614,7 @@ def table() -> str:
             packed = [f"int{bits}" for bits in common]
             weights += f", packed int4 under {' and '.join(packed)}"
         activations = "int8, int16" if wide else "int8"
+        if row.output == "float":
+            activations = "float32"
         rows.append([name, row.op, row.output, activations, weights, row.note])
     return tables.markdown(rows, left=len(rows[0]))

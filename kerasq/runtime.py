@@ -110,6 +110,7 @@ class TFLiteModel:
 
     def _read(self, model: Any) -> None:
         graph = model.subgraphs[0]
+        self._constants = sum(len(x.data) for x in model.buffers if x.data is not None)
         self.tensors = [
             Tensor(
                 name=tensor.name.decode(),
@@ -160,11 +161,10 @@ class TFLiteModel:
                 stored = f"{kernel.type}, 4-bit codes" if _unpacked(kernel) else kernel.type
                 size = f"{kernel.bytes:,}"
             rows.append([output.name, op.name, output.type, stored, size])
-        constants = sum(tensor.bytes for tensor in self.tensors)
         lines = [
             tables.plain(rows, left=4),
             "",
-            f"{len(self.content):,} bytes, {constants:,} of them weights and other constants.",
+            f"{len(self.content):,} bytes, {self._constants:,} of them weights and constants.",
         ]
         return "\n".join([*lines, *(self.remarks() or ["Integer only."])])
 
@@ -314,7 +314,7 @@ def _counted(names: list[str]) -> str:
 
 def _unpacked(kernel: Tensor) -> bool:
     """Whether weights are stored as int8 though all codes fit 4 bits."""
-    return kernel.type == "int8" and kernel.widest <= 4
+    return kernel.type == "int8" and 2 < kernel.widest <= 4  # Two bits: all zero.
 
 
 def _kernel(op: Op, tensors: dict[str, Tensor]) -> Tensor | None:

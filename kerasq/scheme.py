@@ -70,19 +70,29 @@ def per_layer(
             f"Received: overrides={overrides!r}."
         )
     resolve(default)
-    chains = {name: [x.name for x in (parents or {}).get(name, ())] for name in layers}
-    nests = {x.name: x for chain in (parents or {}).values() for x in chain}
-    found = settled(overrides, nests | layers)
-    return {
-        name: next((found[x] for x in (name, *reversed(chain)) if x in found), default)
-        for name, chain in chains.items()
-    }
+    return dict.fromkeys(layers, default) | settled(overrides, layers, parents)
 
 
 def settled(
-    overrides: Mapping[Any, str] | None, layers: dict[str, keras.layers.Layer]
+    overrides: Mapping[Any, str] | None,
+    layers: dict[str, keras.layers.Layer],
+    parents: Mapping[str, tuple[keras.layers.Layer, ...]] | None = None,
 ) -> dict[str, str]:
     """The schemes of the layers that `overrides` names, as in `per_layer`."""
+    chains = {name: [x.name for x in (parents or {}).get(name, ())] for name in layers}
+    nests = {x.name: x for chain in (parents or {}).values() for x in chain}
+    found = _named(overrides, nests | layers)
+    nearest = {
+        name: [found[x] for x in (name, *reversed(chain)) if x in found]
+        for name, chain in chains.items()
+    }
+    return {name: schemes[0] for name, schemes in nearest.items() if schemes}
+
+
+def _named(
+    overrides: Mapping[Any, str] | None, layers: dict[str, keras.layers.Layer]
+) -> dict[str, str]:
+    """The schemes of the layers and models that keys of `overrides` fit."""
     schemes: dict[str, str] = {}
     for key, scheme in sorted((overrides or {}).items(), key=lambda item: _rank(item[0], layers)):
         if not isinstance(scheme, str) or scheme not in SCHEMES:

@@ -278,8 +278,9 @@ class Network:
 
     def __init__(self, model: keras.Model, schemes: list[Scheme], overrides: dict | None) -> None:
         self.schemes = schemes
-        layers = {x.name: x for x in graph.read(model).model.layers}
-        self.settled = settled(overrides, layers)
+        whole = graph.read(model)
+        layers = {x.name: x for x in whole.model.operations}
+        self.settled = settled(overrides, layers, whole.parents)
         floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats)
         # By name of a wrapper, the user's layer that it belongs to. Boundaries behind layers that
@@ -306,9 +307,11 @@ class Network:
         return [x for x in self.wrappers if self.owner.get(x.name) == name]
 
     def _run(self, x: Any, choice: tf.Tensor) -> list[tf.Tensor]:
-        def call(layer: keras.Layer, inputs: Any) -> tf.Tensor:
+        def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
+            layer = node.layer
             if not isinstance(layer, QuantizeWrapper):
-                return graph.infer(layer, inputs)
+                return graph.infer(layer, *args, **kwargs)
+            inputs = args[0]
             if layer.name not in self.owner:
                 return inputs
             index = self.layers.index(self.owner[layer.name])

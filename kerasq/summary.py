@@ -142,26 +142,26 @@ def summary(model: keras.Model) -> Summary:
                 f"Received: input {x.name!r} of shape {x.shape}."
             )
     seen = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
-    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    calls = graph.calls(model)
     return Summary(
-        layers=tuple(_layer(layer, seen) for layer in layers),
-        peak_activation_bytes=_peak(model, layers),
+        layers=tuple(_layer(node, seen) for node in calls),
+        peak_activation_bytes=_peak(model, calls),
     )
 
 
-def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
-    name = _scheme_name(layer)
+def _layer(node: graph.Node, seen: bool) -> LayerSummary:
+    layer, name = node.layer, _scheme_name(node)
     scheme = resolve(name)
     is_wrapped = isinstance(layer, QuantizeWrapper)
     rule = layer.rule if is_wrapped else registry.find(layer)
     copies = registry.copies(layer)
-    known = rule is not None
+    known = rule is not None and rule.output not in ("float", "parts")
     return LayerSummary(
-        name=layer.name,
+        name=node.name,
         op=rule.op if rule is not None and (is_wrapped or copies) else type(layer).__name__,
         scheme="" if copies else name,
-        shape=tuple(layer.output.shape[1:]),
-        activation_bytes=0 if _is_alias(layer) else cost.activation_bytes(layer, scheme),
+        shape=tuple(node.outputs[0].shape[1:]),
+        activation_bytes=0 if _is_alias(layer) else _bytes(node),
         weight_bytes=cost.weight_bytes(layer, scheme),
         macs=cost.macs(layer) if known else None,
         bit_operations=cost.bit_operations(layer, scheme) if known else None,
@@ -174,12 +174,16 @@ def _layer(layer: keras.Layer, seen: bool) -> LayerSummary:
     )
 
 
-def _scheme_name(layer: keras.Layer) -> str:
+def _scheme_name(node: graph.Node) -> str:
     """The scheme that a layer runs at: its own, or for copies that of what it reads."""
-    if isinstance(layer, QuantizeWrapper):
-        return layer.scheme
-    source = quantized_by(layer.output)
+    source = quantized_by(node.outputs[0])
     return "float" if source is None else source.scheme
+
+
+def _bytes(node: graph.Node) -> int:
+    """Bytes of what a call returns."""
+    bits = SCHEMES[_scheme_name(node)].activation_bits
+    return sum(cost.activation_bytes(y, bits) for y in node.outputs)
 
 
 def _is_alias(layer: keras.Layer) -> bool:
@@ -187,29 +191,27 @@ def _is_alias(layer: keras.Layer) -> bool:
     return registry.copies(layer) and registry.rule(layer).op in ("-", "RESHAPE")
 
 
-def _peak(model: keras.Model, layers: list[keras.Layer]) -> int:
-    """The most bytes alive at once, in the order of the layers."""
+def _peak(model: keras.Model, calls: list[graph.Node]) -> int:
+    """The most bytes alive at once, in the order of the calls."""
 
     def memory(tensor: keras.KerasTensor) -> int:
-        """The id of the tensor whose memory this one is."""
+        """The id of the tensor whose memory this one is: the first of a call's outputs."""
         layer, inputs = graph.origin(tensor)
-        return memory(inputs[0]) if inputs and _is_alias(layer) else id(tensor)
+        if inputs and _is_alias(layer):
+            return memory(inputs[0])
+        return id(graph.call_of(tensor).outputs[0])
 
-    size: dict[int, int] = {}
-    for layer in layers:
-        if not _is_alias(layer):
-            scheme = SCHEMES[_scheme_name(layer)]
-            size[id(layer.output)] = cost.activation_bytes(layer, scheme)
+    size = {id(node.outputs[0]): _bytes(node) for node in calls if not _is_alias(node.layer)}
     last = {}
-    for step, layer in enumerate(layers):
-        for x in graph.origin(layer.output)[1]:
+    for step, node in enumerate(calls):
+        for x in node.inputs:
             last[memory(x)] = step
-        last.setdefault(memory(layer.output), step)
+        last.setdefault(memory(node.outputs[0]), step)
     for y in model.outputs:
-        last[memory(y)] = len(layers)
+        last[memory(y)] = len(calls)
     peak, alive = 0, set()
-    for step, layer in enumerate(layers):
-        alive.add(memory(layer.output))
+    for step, node in enumerate(calls):
+        alive.add(memory(node.outputs[0]))
         peak = max(peak, sum(size.get(tensor, 0) for tensor in alive))
         alive = {tensor for tensor in alive if last[tensor] > step}
     return peak

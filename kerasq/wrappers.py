@@ -118,7 +118,10 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The layer's own."""
-        return self.layer.compute_output_shape(input_shape)
+        try:
+            return self.layer.compute_output_shape(input_shape)
+        except NotImplementedError:  # A user's layer: Keras finds out.
+            return self.layer.compute_output_spec(keras.KerasTensor(input_shape)).shape
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -279,11 +282,11 @@ class KernelWrapper(QuantizeWrapper):
                 self.leader.build(input_shape)
             return
         if self.batch_norm is not None and not self.batch_norm.built:
-            self.batch_norm.build(self.layer.compute_output_shape(input_shape))
+            self.batch_norm.build(self.compute_output_shape(input_shape))
         if self.range_gradient != "none":
             self._kernel_range = self.add_weight(
                 name="kernel_range",
-                shape=(self._flat(self.kernel.value).shape[-1],),
+                shape=(self._flat().shape[-1],),
                 initializer=lambda *_, **__: self._range_of_weights(),
                 constraint=quantizers.UpperEnd(),
                 aggregation="mean",
@@ -311,16 +314,15 @@ class KernelWrapper(QuantizeWrapper):
     @property
     def bias(self) -> keras.Variable | None:
         """The layer's float bias."""
-        return self.layer.bias if self.layer.use_bias else None
+        return getattr(self.layer, self.rule.bias, None)
 
-    def _flat(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The kernel with all channel axes flattened into the last."""
-        head = kernel.shape[: kernel.shape.rank - self.rule.channels]
-        return tf.reshape(kernel, [*head, -1])
+    def _flat(self) -> tf.Tensor:
+        """The kernel with the channels in its last axis."""
+        return self.rule.flatten(self.kernel.value)
 
     def run_on(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """The layer on other weights: `kernel` (channels flattened) and `bias`."""
-        mapping = [(self.kernel, tf.reshape(kernel, self.kernel.shape))]
+        mapping = [(self.kernel, self.rule.unflatten(kernel, self.kernel.shape))]
         if self.bias is not None:
             mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
         lock = contextlib.nullcontext() if self.training_dtype == "float32" else _POLICY_LOCK
@@ -335,7 +337,7 @@ class KernelWrapper(QuantizeWrapper):
         return quantizers.project(self.kernel_range.value, quantizers.UpperEnd())
 
     def _range_of_weights(self) -> tf.Tensor:
-        return quantizers.weight_range(self._flat(self.kernel.value), self.bits.weight_bits)
+        return quantizers.weight_range(self._flat(), self.bits.weight_bits)
 
     def _gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """What inference multiplies the kernel by, and adds (None: nothing)."""
@@ -348,7 +350,7 @@ class KernelWrapper(QuantizeWrapper):
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
         gain, bias = self._gain_and_bias()
-        kernel = tf.cast(self._flat(self.kernel.value), tf.float64) * tf.cast(gain, tf.float64)
+        kernel = tf.cast(self._flat(), tf.float64) * tf.cast(gain, tf.float64)
         high = self._weight_range() * tf.abs(gain)
         if bias is None:
             bias = tf.zeros(kernel.shape[-1:])
@@ -365,7 +367,7 @@ class KernelWrapper(QuantizeWrapper):
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""
-        kernel = self._flat(self.kernel.value) * self.kernel_gain.value
+        kernel = self._flat() * self.kernel_gain.value
         y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
 
@@ -374,13 +376,13 @@ class KernelWrapper(QuantizeWrapper):
 
         BatchNormalization must be folded.
         """
-        high = quantizers.weight_range(self._flat(self.kernel.value), bits)
+        high = quantizers.weight_range(self._flat(), bits)
         kernel = self._fake_quant_kernel(high, bits, "none")
         return self.run_on(inputs, kernel, self._rounded_bias(high, bits, in_scale))
 
     def _fake_quant_kernel(self, high: tf.Tensor, bits: int, range_gradient: str) -> tf.Tensor:
         return fake_quant.fake_quant_per_channel(
-            self._flat(self.kernel.value),
+            self._flat(),
             high,
             bits=bits,
             gradient=range_gradient,

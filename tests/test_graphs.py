@@ -1,13 +1,15 @@
-"""Graphs of every shape: nested, shared, subclassed, with operators."""
+"""Graphs of every shape: nested, shared, subclassed, with operators, of layers of one's own."""
 
 import keras
 import numpy as np
 import pytest
 
 import kerasq
+from kerasq.export import flatbuffer
 from tests import networks
 
 L = keras.layers
+SHARED_KERNELS = (b"shared/kernel", b"shared_2/kernel")
 
 
 def exact(model, x, tolerance=0.1, **options):
@@ -79,8 +81,9 @@ def test_shared_layers_share_their_weights_also_after_loading(tmp_path, batch_no
         assert one.grid().numpy().scale != other.grid().numpy().scale
     lite = kerasq.export_tflite(loaded)
     np.testing.assert_array_equal(lite.predict(x)["p"], loaded.predict(x, verbose=0)["p"])
-    kernels = [t for t in lite.tensors if t.name.startswith("shared") and "kernel" in t.name]
-    assert len(kernels) == 2
+    content = flatbuffer.read(lite.content)
+    kernels = [t for t in content.subgraphs[0].tensors if t.name in SHARED_KERNELS]
+    assert len(kernels) == 2 and len({t.buffer for t in kernels}) == 1
 
 
 def test_a_key_for_a_nested_model_is_for_its_layers():
@@ -146,14 +149,33 @@ def test_operations(case):
     exact(model, images())
 
 
-def test_an_operation_without_a_layer_is_named():
+def test_an_operation_without_a_layer_stays_float_and_is_named(capsys):
     image = keras.Input((8, 8, 3), name="image")
-    model = keras.Model(image, keras.ops.sin(L.Conv2D(4, 3, name="x")(image)))
-    with pytest.raises(ValueError, match=r"'sin.*' \(Sin\)"):
-        kerasq.quantize_model(model)
+    x = L.Conv2D(4, 3, name="x")(image)
+    model = keras.Model(image, keras.ops.einsum("bhwc,bhwd->bhcd", x, x))
+    kerasq.quantize_model(model)
+    assert "(keras.ops, Einsum)" in capsys.readouterr().out
 
 
 LAYERS = {
+    "depthwise by groups": lambda: L.Conv2D(6, 3, groups=3, activation="relu"),
+    "depthwise by groups, 1D": lambda: [
+        L.Reshape((64, 3)),
+        L.Conv1D(3, 3, groups=3, padding="same"),
+    ],
+    "transposed and norm": lambda: [
+        L.Conv2DTranspose(4, 3, strides=2, use_bias=False),
+        L.BatchNormalization(),
+        L.ReLU(),
+    ],
+    "nearest": lambda: [L.UpSampling2D(2), L.Resizing(7, 5, interpolation="nearest")],
+    "one pixel": lambda: [L.Conv2D(4, 8), L.GlobalAveragePooling2D(), L.Dense(3)],
+    "softmax": lambda: [L.Conv2D(4, 3), L.Softmax(axis=1)],
+    "elu": lambda: [L.Conv2D(4, 3), L.ELU(0.5)],
+    "relu of all": lambda: [L.Conv2D(4, 3), L.ReLU(2.0, negative_slope=0.1, threshold=0.01)],
+    "tiny slope": lambda: [L.Conv2D(4, 3), L.LeakyReLU(0.001)],
+    "no slope": lambda: [L.Conv2D(4, 3), L.LeakyReLU(0.0)],
+    "lambda": lambda: [L.Conv2D(4, 3), L.Lambda(lambda x: 2.0 * x - 0.5)],
     "separable": lambda: L.SeparableConv2D(4, 3, activation="relu", depth_multiplier=2),
     "pre-activation": lambda: [L.BatchNormalization(), L.ReLU(), L.Conv2D(4, 3)],
     "rescaling": lambda: [L.Rescaling(0.5, offset=-1.0), L.Conv2D(4, 3)],
@@ -187,3 +209,162 @@ def test_layers(case):
     layers = layers if isinstance(layers, list) else [layers]
     model = keras.Sequential([keras.Input((8, 8, 3), name="image"), *layers])
     exact(networks.shake_norms(model), images())
+
+
+ops = keras.ops
+# What stays integer, behind a convolution.
+STAY_INTEGER = {
+    "slices": lambda x: x[:, 1:5, ::2],
+    "one row": lambda x: x[:, 1],
+    "ellipsis": lambda x: x[..., 0],
+    "split": lambda x: ops.concatenate(ops.split(x, 2, axis=-1)[::-1], -1),
+    "unstack": lambda x: ops.unstack(x, 4, axis=-1)[2],
+    "flip": lambda x: ops.flip(x, axis=1),
+    "roll": lambda x: ops.roll(x, 1, axis=1),
+    "repeat": lambda x: ops.repeat(x, 2, axis=1),
+    "tile": lambda x: ops.tile(x, (1, 2, 1, 1)),
+    "swapaxes": lambda x: ops.swapaxes(x, 1, 3),
+    "moveaxis": lambda x: ops.moveaxis(x, 1, 3),
+    "sin": ops.sin,
+    "power": lambda x: ops.abs(x) ** 1.5,
+    "clip": lambda x: ops.clip(x, -0.5, 0.3),
+    "softplus": ops.softplus,
+    "mean": lambda x: ops.mean(x, axis=(1, 2)),
+    "softmax": lambda x: ops.softmax(x, axis=1),
+    "elu": lambda x: ops.elu(x, alpha=0.5),
+}
+
+
+@pytest.mark.parametrize("case", STAY_INTEGER)
+def test_operations_stay_integer(case):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(4, 3, padding="same")(image)
+    exact(keras.Model(image, STAY_INTEGER[case](x)), images())
+
+
+def test_a_maximum_from_a_start_stays_float(capsys):
+    image = keras.Input((8, 8, 3), name="image")
+    y = ops.max(L.Conv2D(4, 3)(image), axis=(1, 2), initial=0.5)
+    q = kerasq.quantize_model(keras.Model(image, y))
+    assert "(keras.ops, Max)" in capsys.readouterr().out
+    kerasq.calibrate(q, images())
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_allclose(lite.predict(images()), q.predict(images(), verbose=0), atol=1e-6)
+
+
+class Gated(L.Layer):
+    """A layer that computes with its own variable."""
+
+    def build(self, shape):
+        self.gain = self.add_weight(name="gain", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x, training=None):
+        return 2.0 * x if training else x * self.gain + 0.5
+
+
+class Block(L.Layer):
+    """A layer that holds others."""
+
+    def __init__(self, filters=4, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.conv = L.Conv2D(filters, 3, padding="same", activation="relu")
+        self.drop = L.Dropout(0.1)
+
+    def call(self, x):
+        return self.drop(self.conv(x)) + x
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+class Backwards(Gated):
+    """A layer that Keras cannot run on symbolic tensors: a variable stands first."""
+
+    def call(self, x):
+        return self.gain * x
+
+
+def behind_a_convolution(layer):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3), name="image")
+    return keras.Model(image, layer(L.Conv2D(4, 3, padding="same", name="conv")(image)))
+
+
+def test_layers_of_ones_own_are_opened():
+    q = exact(behind_a_convolution(Gated(name="gated")), images())
+    gains = [w for layer in q.layers for w in layer.trainable_weights if w.path.endswith("/kernel")]
+    assert [w.shape for w in gains] == [(3, 3, 3, 4), (4,)]
+    q = exact(behind_a_convolution(lambda x: Block()(Block()(x))), images())
+    assert sum(type(layer).__name__ == "KernelWrapper" for layer in q.layers) == 3
+
+
+def test_a_layer_that_cannot_be_opened_is_an_error_with_two_ways_out():
+    model = behind_a_convolution(Backwards(name="back"))
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)'back' \(Backwards\): .*cannot be traced: A KerasTensor cannot.*"
+        r'overrides=\{"<name>": "float"\}, or say what .*kerasq.register_layer',
+    ):
+        kerasq.quantize_model(model)
+    q = kerasq.quantize_model(model, overrides={"back": "float"})
+    kerasq.calibrate(q, images())
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_allclose(lite.predict(images()), q.predict(images(), verbose=0), atol=1e-6)
+
+
+def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
+    norm = L.LayerNormalization(name="norm")
+    model = behind_a_convolution(
+        lambda x: L.Concatenate(name="cat")([norm(x), L.Conv2D(4, 3, padding="same")(norm(x))])
+    )
+    q = kerasq.quantize_model(model)
+    assert len([w for w in q.weights if "norm/" in w.path]) == 2
+    kerasq.calibrate(q, images())
+    lite = kerasq.export_tflite(q)
+    assert {op.outputs[0].split("/")[0] for op in lite.float_ops} >= {"norm", "norm_2"}
+    assert kerasq.compare(q, lite, images()).max_lsb == 0
+    q.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    want = q.predict(images(), verbose=0)
+    np.testing.assert_array_equal(loaded.predict(images(), verbose=0), want)
+
+
+def test_float_layers_with_several_outputs_and_integer_inputs():
+    words, numbers = keras.Input((6,), dtype="int32", name="words"), keras.Input((5,), name="n")
+    x = L.Embedding(9, 4, name="table")(words)
+    x, state = L.GRU(3, return_state=True, name="gru")(x)
+    outputs = L.Dense(2, name="end")(L.Concatenate(name="cat")([x, state, numbers]))
+    model = keras.Model([words, numbers], outputs)
+    rng = np.random.default_rng(0)
+    data = [rng.integers(0, 9, (40, 6)), rng.normal(size=(40, 5)).astype("f")]
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, [data])
+    lite = kerasq.export_tflite(q)
+    want = q.predict(data, verbose=0)
+    np.testing.assert_allclose(lite.predict(data), want, atol=0.02 * np.abs(want).max())
+
+
+def test_a_subclass_of_functional_with_a_call_of_its_own():
+    class Halved(keras.Model):
+        def call(self, x):
+            return super().call(0.5 * x) + 1.0
+
+    image = keras.Input((8, 8, 3), name="image")
+    exact(Halved(image, L.Conv2D(4, 3)(image)), images())
+
+
+def test_calls_with_keywords_and_sums_of_one_and_of_many():
+    add = L.Add(name="total")
+    exact(
+        behind_a_convolution(lambda x: add([L.Add()([x]), add(inputs=[x, x * 2.0, x * 3.0])])),
+        images(),
+    )
+
+
+def test_an_adapted_normalization():
+    norm = L.Normalization()
+    x = 20.0 + 5.0 * images()
+    norm.adapt(x)
+    exact(keras.Sequential([keras.Input((8, 8, 3)), norm, L.Conv2D(4, 3)]), x)

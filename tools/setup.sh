@@ -1,4 +1,4 @@
-# Sourced by tools/demo and tools/test: the repository's own virtual environment in .venv.
+# Sourced by tools/demo, tools/test, tools/benchmark and tools/zoo: the repository's own virtual environment in .venv.
 #
 # ensure_venv EXTRAS installs the repository with those extras, for example "recipes,test", and
 # puts .venv first on PATH. What is installed already costs nothing: .venv/installed-<extras>

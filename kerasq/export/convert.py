@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph, registry
+from kerasq import graph, kernels, registry
 from kerasq.grid import Grid
 from kerasq.layers import Scale
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
@@ -40,6 +40,7 @@ class Mark:
         bias: the layer's bias codes, int64.
         op: the operator that makes the tensor, where the converter does not.
         options: the class of its options, and their values.
+        table: the codes that GATHER picks from, by the input's code.
     """
 
     name: str = ""
@@ -49,6 +50,7 @@ class Mark:
     bias: np.ndarray | None = None
     op: str = ""
     options: tuple[str, dict] | None = None
+    table: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,38 +86,48 @@ class Marker:
         self.layers: list[str] = []
         self._outputs = {id(y) for y in model.outputs}
         self._readers: dict[int, list[keras.Layer]] = {}
-        for layer in model.layers:
-            for x in graph.origin(layer.output)[1]:
-                self._readers.setdefault(id(x), []).append(layer)
+        for node in graph.calls(model):
+            for x in node.inputs:
+                self._readers.setdefault(id(x), []).append(node.layer)
 
     def _mark(self, x: tf.Tensor, mark: Mark) -> tf.Tensor:
         self.marks.append(mark)
         return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
 
-    def run(self, layer: keras.Layer, inputs: Any) -> tf.Tensor:
-        """The layer's output, marked."""
-        self.layers.append(layer.name)
+    def run(self, node: graph.Node, *args: Any, **kwargs: Any) -> Any:
+        """The output of a call, marked."""
+        layer = node.layer
+        self.layers.append(node.name)
         with tf.name_scope(_SCOPE.format(len(self.layers) - 1)):
             if isinstance(layer, QuantizeWrapper):
-                return self._wrapper(layer, inputs)
+                return self._wrapper(layer, *args)
             if registry.is_dropped(layer):
-                return inputs
+                return args[0]
             if not _fuses(layer):
-                inputs = self._apart(inputs)
+                args, kwargs = self._apart((args, kwargs))
+            arguments = keras.tree.flatten((args, kwargs))
+            variables = [x for x in arguments if isinstance(x, keras.Variable)]
+            variables += getattr(layer, "variables", [])
             with tf.init_scope():
-                constants = [(v, tf.constant(v.numpy())) for v in layer.variables]
+                constants = [(v, tf.constant(v.numpy())) for v in variables]
             with keras.StatelessScope(state_mapping=constants):
-                y = graph.infer(layer, inputs)
-            readers = self._readers.get(id(layer.output), [])
-            is_output = id(layer.output) in self._outputs
+                outputs = keras.tree.flatten(_infer(layer, *args, **kwargs))
+            readers = self._readers.get(id(node.outputs[0]), [])
+            is_output = id(node.outputs[0]) in self._outputs
             is_end = is_output or registry.copies(layer)
             if len(readers) == 1 and _fuses(readers[0]) and not is_end:
-                return y
-            return self._mark(y, Mark(name=layer.name))
+                return outputs
+            return [
+                self._mark(y, Mark(name=graph.tensor_name(symbol))) if y.dtype.is_floating else y
+                for y, symbol in zip(outputs, node.outputs, strict=True)
+            ]
 
     def _apart(self, inputs: Any) -> Any:
         """Marks inputs, so that equal operators are not merged, nor `x + x` rewritten."""
-        return keras.tree.map_structure(lambda x: self._mark(x, Mark()), inputs)
+        return keras.tree.map_structure(
+            lambda x: self._mark(x, Mark()) if tf.is_tensor(x) and x.dtype.is_floating else x,
+            inputs,
+        )
 
     def _wrapper(self, wrapper: QuantizeWrapper, inputs: Any) -> tf.Tensor:
         with tf.init_scope():
@@ -124,6 +136,12 @@ class Marker:
             return self._mark(inputs, Mark(name=wrapper.name, grid=grid, quantizes=True))
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
+        if wrapper.rule.simulate is kernels.lookup:
+            with tf.init_scope():
+                (source,) = wrapper.input_grids()
+                table = kernels.lookup_table(wrapper.layer, source, grid).numpy()
+            codes = (table + grid.zero_point).astype(grid.dtype)
+            return self._mark(inputs, Mark(name=wrapper.name, grid=grid, op="GATHER", table=codes))
         if wrapper.rule.options is not None:
             options = wrapper.rule.options(wrapper.layer)
             mark = Mark(name=wrapper.name, grid=grid, op=wrapper.rule.op, options=options)
@@ -149,6 +167,13 @@ class Marker:
             bias=bias.astype(np.int64),
         )
         return self._mark(_relu(y, wrapper, grid), mark)
+
+
+def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+    """`graph.infer`, by the operators that LiteRT has."""
+    if isinstance(layer, keras.layers.UpSampling2D) and layer.interpolation == "nearest":
+        return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")
+    return graph.infer(layer, *args, **kwargs)
 
 
 def _scale(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

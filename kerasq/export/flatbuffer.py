@@ -187,6 +187,8 @@ def code_index(model: schema.ModelT, code: int, version: int) -> int:
 def prune(model: schema.ModelT) -> None:
     """Drops tensors, buffers and operator codes that nothing uses, and the converter's metadata.
 
+    Subgraphs behind the first, such as the body of a loop, keep their tensors.
+
     Constants of equal bytes, such as the kernel of a layer that is called twice, become one buffer.
     """
     graph = model.subgraphs[0]
@@ -199,22 +201,25 @@ def prune(model: schema.ModelT) -> None:
     graph.inputs, graph.outputs = (
         np.array([place[int(i)] for i in ends], np.int32) for ends in (graph.inputs, graph.outputs)
     )
-    codes = sorted({op.opcodeIndex for op in graph.operators})
     for op in graph.operators:
         op.inputs = np.array([place[int(i)] for i in op.inputs], np.int32)
         op.outputs = np.array([place[int(i)] for i in op.outputs], np.int32)
+    ops = [op for subgraph in model.subgraphs for op in subgraph.operators]
+    codes = sorted({op.opcodeIndex for op in ops})
+    for op in ops:
         op.opcodeIndex = codes.index(op.opcodeIndex)
     model.operatorCodes = [model.operatorCodes[i] for i in codes]
     for signature in model.signatureDefs:
         for end in (*signature.inputs, *signature.outputs):
             end.tensorIndex = place[end.tensorIndex]
     first: dict[bytes, int] = {}
-    for tensor in graph.tensors:
+    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    for tensor in tensors:
         data = model.buffers[tensor.buffer].data
         if data is not None and len(data):
             tensor.buffer = first.setdefault(bytes(data), tensor.buffer)
-    buffers = sorted({0, *(tensor.buffer for tensor in graph.tensors)})
-    for tensor in graph.tensors:
+    buffers = sorted({0, *(tensor.buffer for tensor in tensors)})
+    for tensor in tensors:
         tensor.buffer = buffers.index(tensor.buffer)
     model.buffers = [model.buffers[i] for i in buffers]
     model.metadata = []

@@ -17,10 +17,8 @@ from kerasq.export import flatbuffer, signature
 from kerasq.export.builder import Builder
 from kerasq.export.convert import MARKER, Converted, Mark
 from kerasq.grid import Grid
-from kerasq.operators import KERNEL_OPS, OPERATORS
+from kerasq.operators import OPERATORS
 
-# The axis of the output channels in LiteRT's kernels.
-CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 # XNNPACK's delegate refuses to load a model with a multiplier s_in * s_w / s_out of 256 or more;
 # LiteRT's int16 kernels overflow somewhere beyond.
 LARGEST_MULTIPLIER = 256.0
@@ -76,13 +74,13 @@ class _Lowering(Builder):
                 self._pass(op)
             elif mark is not None and mark.grid is not None:
                 self._compute(op, mark, mark.grid)
-            elif self._copies(op) and int(op.inputs[0]) in self.codes:
-                grid = self.grids[self.codes[int(op.inputs[0])]]
+            elif (grid := self._moved(op)) is not None:
                 self._compute(op, mark or Mark(name=self._layer_name(op)), grid)
             else:
                 self._keep(op)
         signature.set_inputs(self, wanted)
         signature.set_outputs(self, wanted, self.reals | self.codes)
+        self._drop_unread()
         self.graph.operators = self.ops
         signature.distinct_names(self)
         flatbuffer.prune(self.model)
@@ -114,6 +112,22 @@ class _Lowering(Builder):
         kind = self.op(op)
         return kind in OPERATORS and OPERATORS[kind].copies
 
+    def _data(self, op: schema.OperatorT) -> int:
+        """The tensor whose values an operator takes."""
+        kind = self.op(op)
+        return int(op.inputs[OPERATORS[kind].data if kind in OPERATORS else 0])
+
+    def _moved(self, op: schema.OperatorT) -> Grid | None:
+        """The one grid of the values that an operator only moves; None for any other."""
+        kind = self.op(op)
+        if kind not in OPERATORS:
+            return None
+        data = op.inputs if OPERATORS[kind].one_grid else [self._data(op)] * self._copies(op)
+        grids = [self.grids.get(self.codes.get(int(i), -1)) for i in data]
+        first = grids[0] if grids else None
+        is_one = first is not None and all(x is not None and x.equals(first) for x in grids)
+        return first if is_one else None
+
     def _layer_name(self, op: schema.OperatorT) -> str:
         """The layer and kind of an operator inside a layer."""
         name = self.name(int(op.outputs[0]))
@@ -128,15 +142,19 @@ class _Lowering(Builder):
                     f"Layer {mark.name!r} must read integer codes. Received: a float tensor."
                 )
             code = self.add(mark.name, self.tensor(source).shape, mark.grid)
-            self.emit(mark.op, [self.codes[source]], [code], options=mark.options)
+            if mark.table is None:
+                self.emit(mark.op, [self.codes[source]], [code], options=mark.options)
+            else:
+                self._look_up(self.codes[source], code, mark.table)
             self.codes[target] = code
         elif mark.quantizes and mark.grid is not None:
             if source in self.codes:
                 code = self.requantized(self.codes[source], mark.name, mark.grid)
             else:
                 code = self.add(mark.name, self.tensor(source).shape, mark.grid)
-                version = 1 if mark.grid.bits <= 8 else 2
-                self.emit("QUANTIZE", [self.reals.get(source, source)], [code], version)
+                if not self._picks(self.reals.get(source, source), code, mark.grid):
+                    version = 1 if mark.grid.bits <= 8 else 2
+                    self.emit("QUANTIZE", [self.reals.get(source, source)], [code], version)
             self.codes[target] = code
         elif source in self.codes:
             self.codes[target] = self.codes[source]
@@ -144,6 +162,43 @@ class _Lowering(Builder):
             self.reals[target] = self.reals.get(source, source)
             if mark.name:
                 self.rename(self.reals[target], mark.name)
+
+    def _picks(self, real: int, code: int, grid: Grid) -> bool:
+        """Makes `code` by GATHER from integers where `real` is GATHER from float constants.
+
+        Such as Embedding: picking quantized rows is quantizing picked ones.
+        """
+        for op in self.ops:
+            if real in op.outputs and self.op(op) == "GATHER":
+                table = self.constant(int(op.inputs[0]))
+                if table is None or table.dtype != np.float32:
+                    return False
+                codes = grid.quantize(table)
+                source = self.add(f"{self.name(code)}/table", table.shape, grid, codes)
+                kind, options = type(op.builtinOptions).__name__[:-1], vars(op.builtinOptions)
+                self.emit("GATHER", [source, int(op.inputs[1])], [code], options=(kind, options))
+                return True
+        return False
+
+    def _drop_unread(self) -> None:
+        """Drops operators that nothing reads: GATHER from floats whose integers are read."""
+        read = {int(i) for op in self.ops for i in op.inputs} | {*map(int, self.graph.outputs)}
+        self.ops = [op for op in self.ops if read & {*map(int, op.outputs)}]
+
+    def _look_up(self, source: int, target: int, table: np.ndarray) -> None:
+        """`target = table[source + 128]`: codes are indices once they are not negative."""
+        name, shape = self.name(target), self.tensor(target).shape
+        signed, index = (
+            flatbuffer.new_tensor(self.model, f"{name}/{part}", shape, np.int32)
+            for part in ("code", "index")
+        )
+        types = {"inDataType": schema.TensorType.INT8, "outDataType": schema.TensorType.INT32}
+        self.emit("CAST", [source], [signed], options=("CastOptions", types))
+        lowest = np.array(-self.grids[source].qmin, np.int32)
+        offset = flatbuffer.new_tensor(self.model, f"{name}/offset", (), np.int32, values=lowest)
+        self.emit("ADD", [signed, offset], [index], 1, ("AddOptions", {}))
+        codes = self.add(f"{name}/table", table.shape, self.grids[target], table)
+        self.emit("GATHER", [codes, index], [target], options=("GatherOptions", {}))
 
     def _keep(self, op: schema.OperatorT) -> None:
         """Keeps a float operator; what it reads in codes is dequantized."""
@@ -170,26 +225,36 @@ class _Lowering(Builder):
         """Puts an operator of the marked graph onto integer tensors."""
         kind = self.op(op)
         inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
-        if kind not in OPERATORS or inputs[0] not in self.grids:
+        data = self._data(op)
+        if kind not in OPERATORS or data not in self.codes:
             raise self._no_integer_form(op, mark)
         if OPERATORS[kind].one_grid:
             inputs = [
                 self.requantized(tensor, f"{mark.name}/input_{i}", grid)
                 for i, tensor in enumerate(inputs)
             ]
-        bits, weight_bits = self.grids[inputs[0]].bits, 8
-        if kind in KERNEL_OPS:
+        bits, weight_bits = self.grids[self.codes[data]].bits, 8
+        if OPERATORS[kind].channels is not None:
             weight_bits = self._weights(op, inputs, mark, grid)
         else:
-            for i, tensor in enumerate(inputs[1:], start=1):
-                if tensor not in self.grids:
+            for i, tensor in enumerate(inputs):
+                if tensor not in self.grids and tensor >= 0:
                     parameter = OPERATORS[kind].parameter or f"input_{i}"
                     self.rename(tensor, f"{mark.name}/{parameter}")
         if kind in ("ADD", "SUB"):
             op.builtinOptions.potScaleInt16 = False
-        output = self.add(mark.name, self.tensor(int(op.outputs[0])).shape, grid)
-        self.codes[int(op.outputs[0])] = output
-        op.inputs, op.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        outputs = []
+        for i, old in enumerate(map(int, op.outputs)):
+            own = self.marks.get(old, mark).name if len(op.outputs) > 1 else mark.name
+            outputs.append(
+                self.add(
+                    own if i == 0 or old in self.marks else f"{own}:{i}",
+                    self.tensor(old).shape,
+                    grid,
+                )
+            )
+            self.codes[old] = outputs[-1]
+        op.inputs, op.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         entry = self.model.operatorCodes[op.opcodeIndex]
         version = max(operators.version(kind, weight_bits, bits), entry.version)
         op.opcodeIndex = flatbuffer.code_index(self.model, entry.builtinCode, version)
@@ -200,11 +265,11 @@ class _Lowering(Builder):
 
         The bias is int32 at `s_in * s_w[c]`, or int64 under int16 activations.
         """
-        kind, grid = self.op(op), self.grids[inputs[0]]
+        kind, grid = self.op(op), self.grids[self.codes[self._data(op)]]
         values = self.constant(inputs[1])
         if values is None or mark.kernel is None or mark.bias is None:
             raise self._no_integer_form(op, mark)
-        kernel = dataclasses.replace(mark.kernel, axis=CHANNELS[kind])
+        kernel = dataclasses.replace(mark.kernel, axis=OPERATORS[kind].channels)
         scale = np.float32(grid.scale) * np.asarray(kernel.scale, np.float32)
         if (scale / out.scale >= LARGEST_MULTIPLIER).any():
             raise ValueError(
@@ -219,7 +284,9 @@ class _Lowering(Builder):
         dtype = np.int64 if grid.bits > 8 else np.int32
         bias = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=0)
         name, shape = f"{mark.name}/bias", mark.bias.shape
-        inputs[2:] = [flatbuffer.new_tensor(self.model, name, shape, dtype, bias, mark.bias)]
+        inputs[max(2, OPERATORS[kind].data + 1) :] = [
+            flatbuffer.new_tensor(self.model, name, shape, dtype, bias, mark.bias)
+        ]
         return kernel.bits
 
     def _no_integer_form(self, op: schema.OperatorT, mark: Mark) -> ValueError:

@@ -37,8 +37,11 @@ __all__ = [
     "convolution",
     "depthwise",
     "fully_connected",
-    "hard_swish",
     "leaky_relu",
+    "lookup",
+    "lookup_table",
+    "matmul",
+    "mean",
     "multiply",
     "on_one_grid",
     "pointwise",
@@ -46,6 +49,7 @@ __all__ = [
     "quantize_weights",
     "relu",
     "requantize",
+    "resize_bilinear",
     "sigmoid",
     "softmax",
     "subtract",
@@ -66,12 +70,16 @@ def _by_width(narrow: Callable, wide: Callable) -> Callable:
 add = _by_width(int8.add, int16.add)
 subtract = _by_width(int8.subtract, int16.subtract)
 multiply = _by_width(int8.multiply, int16.multiply)
+resize_bilinear = _by_width(int8.resize_bilinear, int16.resize_bilinear)
+matmul = _by_width(int8.matmul, int16.matmul)
+mean = _by_width(int8.mean, int16.mean)
 softmax = _by_width(int8.softmax, int16.softmax)
 sigmoid = _by_width(int8.pointwise, int16.sigmoid)
 tanh = _by_width(int8.pointwise, int16.tanh)
 pointwise = int8.pointwise
 leaky_relu = int8.leaky_relu
-hard_swish = int8.hard_swish
+lookup = int8.lookup
+lookup_table = int8.lookup_table
 
 
 def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:

@@ -40,9 +40,9 @@ def shift_right_half_up(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     return shift_right(x + shift_right(power_of_two(bits), 1), bits)
 
 
-def round_half_away(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+def round_half_away(x: tf.Tensor, bits: tf.Tensor | int) -> tf.Tensor:
     """`x / 2^bits` rounded to the nearest integer, ties away from zero."""
-    return tf.sign(x) * shift_right_half_up(tf.abs(x), bits)
+    return tf.sign(x) * shift_right_half_up(tf.abs(x), int64(bits))
 
 
 def exponent_of(x: tf.Tensor) -> tf.Tensor:
@@ -58,7 +58,9 @@ def decompose(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return shift_right(mantissa, carry), exponent + carry
 
 
-def multiply_rounding_twice(x: tf.Tensor, real: tf.Tensor, ties: str = "away") -> tf.Tensor:
+def multiply_rounding_twice(
+    x: tf.Tensor, real: tf.Tensor, ties: str = "away", count: int = 1
+) -> tf.Tensor:
     """The rule of gemmlowp: a doubling high multiplication, ties up, then a rounding right shift.
 
     Args:
@@ -66,8 +68,11 @@ def multiply_rounding_twice(x: tf.Tensor, real: tf.Tensor, ties: str = "away") -
         real: positive multiplier, float64.
         ties: where the ties of the shift go: "away" from zero (the portable kernels) or "up"
             (the vectorized ones).
+        count: what the multiplier is divided by, its mantissa rounded down.
     """
     mantissa, exponent = decompose(real)
+    bits = tf.minimum(exponent + 31, min(count.bit_length() - 1, 32))
+    mantissa, exponent = mantissa * power_of_two(bits) // count, exponent - bits
     left, right = tf.maximum(exponent, 0), tf.maximum(-exponent, 0)
     high = shift_right_half_up(int64(x) * power_of_two(left) * mantissa, int64(31))
     if ties == "up":

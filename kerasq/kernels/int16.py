@@ -17,9 +17,11 @@ from kerasq.kernels.fixed_point import (
     float32,
     float64,
     int64,
+    multiply_15_bits,
     multiply_rounding_once,
     multiply_rounding_twice,
     power_of_two,
+    round_half_away,
     shift_right,
     shift_right_half_up,
 )
@@ -64,6 +66,47 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     product = float32(float64(grids[0].scale) * float64(grids[1].scale))
     factor = float32(float64(product) / float64(out.scale))
     return clip(multiply_rounding_twice(int64(codes[0]) * int64(codes[1]), float64(factor)), out)
+
+
+def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """MEAN over all axes but the first and last: gemmlowp's rule on the sum."""
+    axes = list(range(1, codes[0].shape.rank - 1))
+    total = tf.reduce_sum(int64(codes[0]), axes, keepdims=layer.keepdims)
+    ratio = float64(grids[0].scale) / float64(out.scale)
+    count = int(np.prod(codes[0].shape[1:-1]))
+    return clip(multiply_rounding_twice(total, ratio, count=count), out)
+
+
+def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RESIZE_BILINEAR between centres of pixels: places of 10 bits, ties away from zero.
+
+    Source: LiteRT, kernels/internal/reference/resize_bilinear.h (`ResizeBilinearInteger`).
+    """
+    del grids, out
+
+    def blend(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+        """`2^10` times the values between neighbours along an axis."""
+        count = int(x.shape[axis])
+        step = (1024 * count + size // 2) // size
+        place = np.arange(size) * step + step // 2 - 512
+        low = np.maximum(place // 1024, 0)
+        high = np.clip(-(-place // 1024), 0, count - 1)
+        weight = (place - 1024 * low).astype(np.int64).reshape([-1] + [1] * (3 - axis))
+        return (1024 - weight) * tf.gather(x, low, axis=axis) + weight * tf.gather(
+            x, high, axis=axis
+        )
+
+    height, width = layer.compute_output_shape(codes[0].shape)[1:3]
+    total = blend(blend(int64(codes[0]), 2, width), 1, height)
+    return float32(round_half_away(total, 20))
+
+
+def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """BATCH_MATMUL: int64 sums, a multiplier of 15 bits."""
+    total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
+    product = float32(float64(grids[0].scale) * float64(grids[1].scale))
+    real = float64(product) / float64(out.scale)
+    return clip(multiply_15_bits(total, real), out)
 
 
 def _table(function: Callable, low: float, high: float) -> np.ndarray:

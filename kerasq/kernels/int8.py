@@ -1,6 +1,7 @@
 """The operators on int8: XNNPACK where its delegate takes them, LiteRT's own kernels elsewhere."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
@@ -44,55 +45,81 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     return clip(tf.round(float32(float64(codes[0] * codes[1]) * float64(factor))), out)
 
 
+def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """MEAN over all axes but the first and last: the sum times one float32 factor."""
+    axes = list(range(1, codes[0].shape.rank - 1))
+    count = float(np.prod(codes[0].shape[1:-1]))
+    total = tf.reduce_sum(codes[0], axes, keepdims=layer.keepdims)
+    ratio = float64(grids[0].scale / out.scale)
+    return clip(tf.round(total * float32(ratio / count)), out)
+
+
+def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RESIZE_BILINEAR between centres of pixels: weights of 11 bits, their sum rounded half up."""
+    del grids, out
+
+    def blend(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+        """`2^11` times the values between neighbours along an axis."""
+        count = int(x.shape[axis])
+        place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(count / size)
+        place = np.clip(place - np.float32(0.5), 0, count - 1).astype(np.float32)
+        low = np.floor(place)
+        weight = np.rint((place - low) * 2048).astype(np.float64)
+        below, above = (
+            tf.gather(x, np.minimum(low + i, count - 1).astype(np.int32), axis=axis) for i in (0, 1)
+        )
+        return below * 2048.0 + (above - below) * weight.reshape([-1] + [1] * (3 - axis))
+
+    height, width = layer.compute_output_shape(codes[0].shape)[1:3]
+    total = blend(blend(float64(codes[0]), 2, width), 1, height)
+    return float32(tf.floor((total + 2.0**21) / 2.0**22))
+
+
+def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """BATCH_MATMUL: one rounding where the second zero point is 0, else gemmlowp's rule."""
+    total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
+    product = float32(float64(grids[0].scale) * float64(grids[1].scale))
+    real = float64(product) / float64(out.scale)
+    once = fixed_point.multiply_rounding_once(total, real)
+    twice = fixed_point.multiply_rounding_twice(total, real)
+    return clip(tf.where(tf.equal(grids[1].zero_point, 0), once, twice), out)
+
+
 def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """LEAKY_RELU: either slope rounded to 1/256, the product rounded half up."""
+    """LEAKY_RELU: either slope rounded to 1/256, the product rounded half up.
+
+    XNNPACK leaves slopes outside of 1/256..128 to LiteRT's own kernel: gemmlowp's rule.
+    """
     ratio = float64(grids[0].scale / out.scale)
     slope = float64(float32(float64(grids[0].scale) * layer.negative_slope)) / float64(out.scale)
     up, down = tf.round(256.0 * ratio), tf.round(256.0 * float64(float32(slope)))
     x = float64(codes[0])
-    return clip(tf.floor((tf.where(x >= 0.0, up, down) * x + 128.0) / 256.0), out)
-
-
-def hard_swish(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """HARD_SWISH: x relu6(x + 3) / 6 in 16-bit fixed point, 7 more bits for the input.
-
-    Source: LiteRT, kernels/internal/reference/hard_swish.h.
-    """
-    del layer
-    fine = float32(float64(grids[0].scale) / 128.0)
-    x = fixed_point.int64(codes[0]) * 128
-    mantissa, exponent = _decompose_15_bits(float32(float64(fine) / float64(out.scale)))
-    y = _high_product(x, mantissa)
-    gate, shift = _decompose_15_bits(float32(float64(fine) / (3.0 / 32768.0)))
-    left = tf.maximum(shift, 0)
-    z = _saturated(x * fixed_point.power_of_two(tf.maximum(left - 1, 0)))
-    z = _high_product(z, gate)
-    z = tf.where(left > 0, _saturated(z * 2), z)
-    z = fixed_point.round_half_away(z, tf.maximum(-shift, 0))
-    z = fixed_point.shift_right(z + 2**15, 1)
-    product = tf.sign(y) * fixed_point.shift_right(tf.abs(y) * z, 15)  # The gate is not negative.
-    return clip(fixed_point.round_half_away(product, tf.maximum(-exponent, 0)), out)
-
-
-def _decompose_15_bits(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mantissa of 15 bits and exponent of a positive multiplier."""
-    mantissa, exponent = fixed_point.decompose(float64(real))
-    return tf.minimum(fixed_point.shift_right(mantissa + 2**15, 16), 2**15 - 1), exponent
-
-
-def _high_product(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """`x * y / 2^15`, rounded half up."""
-    return fixed_point.shift_right(x * y + 2**14, 15)
-
-
-def _saturated(x: tf.Tensor) -> tf.Tensor:
-    """Limited to 16 bits."""
-    return tf.clip_by_value(x, fixed_point.int64(-(2**15)), fixed_point.int64(2**15 - 1))
+    rounded = tf.floor((tf.where(x >= 0.0, up, down) * x + 128.0) / 256.0)
+    slope = float64(float32(slope))
+    real = tf.where(x >= 0.0, ratio, tf.abs(slope))
+    exact = fixed_point.multiply_rounding_twice(x, tf.maximum(real, 1e-300))
+    exact = tf.where(x >= 0.0, exact, exact * fixed_point.int64(tf.sign(slope)))
+    taken = (ratio >= 2.0**-8) & (ratio <= 2.0**7) & (tf.abs(slope) >= 2.0**-8)
+    taken &= (slope <= 2.0**7) & (slope >= -127.99609375)
+    return clip(tf.where(taken, rounded, float64(exact)), out)
 
 
 def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """Any kernel that is the real function of the input, rounded: lookup tables."""
     return quantize(layer(codes[0] * grids[0].scale), out)
+
+
+def lookup_table(layer: keras.Layer, grid: Grid, out: Grid) -> tf.Tensor:
+    """Centred codes of a function of each value alone, for every code of the input, `(256,)`."""
+    codes = tf.range(float(grid.qmin), float(grid.qmax + 1)) - float32(grid.zero_point)
+    y = layer(codes * grid.scale)
+    return quantize(tf.where(tf.math.is_nan(y), 0.0, y), out)  # What no datum led to.
+
+
+def lookup(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """CAST, ADD of the number of negative codes, and GATHER from the table."""
+    index = codes[0] + float32(grids[0].zero_point) - float(grids[0].qmin)
+    return tf.gather(lookup_table(layer, grids[0], out), tf.cast(index, tf.int32))
 
 
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

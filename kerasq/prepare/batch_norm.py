@@ -23,6 +23,7 @@ def pairs(graph: graphs.Graph) -> list[tuple[graphs.Node, graphs.Node]]:
             and isinstance(after.layer, keras.layers.BatchNormalization)
             and after.layer.axis in (-1, len(node.output.shape) - 1)
             and registry.activation_name(node.layer) == "linear"
+            and hasattr(node.layer, "use_bias")  # Folding needs one.
         ):
             found.append((node, after))
     norms: dict[str, set] = {}
@@ -71,14 +72,15 @@ def fold(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> tuple[ker
     """
     rule = registry.rule(layer)
     gain, bias = gain_and_bias(norm, layer.bias.value if layer.use_bias else None)
-    kernel = keras.ops.convert_to_numpy(getattr(layer, str(rule.kernel)).value)
-    channels = kernel.shape[kernel.ndim - rule.channels :]
-    norms = np.linalg.norm(kernel.reshape(-1, np.prod(channels)), axis=0)
+    variable = getattr(layer, str(rule.kernel))
+    kernel = keras.ops.convert_to_numpy(rule.flatten(variable.value))
+    norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0)
     deviation = np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance.value) + norm.epsilon)
     used = norms > 0
     factor = float(np.median(norms[used] / deviation[used])) if used.any() else 1.0
     new = graphs.copy_layer(layer, use_bias=True)
     new.build(layer.input.shape)
-    getattr(new, str(rule.kernel)).assign(kernel * np.reshape(gain, channels) / factor)
+    kernel = kernel * np.asarray(gain) / factor
+    getattr(new, str(rule.kernel)).assign(rule.unflatten(kernel, variable.shape))
     new.bias.assign(bias)
     return new, factor

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerasq.graph import Node, symbolic
-from kerasq.layers import Gelu
+from kerasq.layers import Function, Gelu
 
 L = keras.layers
 
@@ -38,7 +38,7 @@ def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> C
 
     def make(node: Node, args: tuple, options: dict) -> Equal | None:
         x, y = args
-        if len(symbolic((x, y))) == 2:
+        if len(symbolic((x, y))) == 2 and x.dtype == y.dtype:
             return None if layer is None else (layer(**options), [x, y])
         tensor = symbolic((x, y))[0]
         constants = [_constant(v, tensor) if v is not tensor else None for v in (x, y)]
@@ -104,19 +104,40 @@ def _layer(layer: type, **attributes: str) -> Callable:
     return make
 
 
+def _function(name: str, *attributes: str) -> Callable:
+    """A function of each value alone; `attributes` of the operation are its arguments."""
+
+    def make(node: Node, args: tuple, options: dict) -> Equal:
+        arguments = {key: getattr(node.layer, key) for key in attributes}
+        return Function(name, arguments, **options), args[0]
+
+    return make
+
+
+def _power(node: Node, args: tuple, options: dict) -> Equal | None:
+    x, exponent = args
+    if symbolic(exponent) or not symbolic(x) or np.size(exponent) != 1:
+        return None
+    return Function("power", {"x2": float(np.reshape(exponent, ()))}, **options), x
+
+
 def _same(node: Node, args: tuple, options: dict) -> Equal | None:
-    is_float = node.output.dtype == node.inputs[0].dtype
+    is_float = all("float" in x.dtype for x in (node.output, node.inputs[0]))
     return (L.Identity(**options), args[0]) if is_float else None
 
 
 def _clip(node: Node, args: tuple, options: dict) -> Equal | None:
     low, high = node.layer.x_min, node.layer.x_max
-    return (L.ReLU(high, **options), args[0]) if low == 0.0 and high > 0.0 else None
+    if None in (low, high) or np.size(low) != 1 or np.size(high) != 1 or symbolic((low, high)):
+        return None
+    if low == 0.0 and high > 0.0:
+        return L.ReLU(high, **options), args[0]
+    return Function("clip", {"x_min": float(low), "x_max": float(high)}, **options), args[0]
 
 
 def _reshape(node: Node, args: tuple, options: dict) -> Equal | None:
-    shape = node.output.shape
-    if shape[0] is not None or None in shape[1:]:
+    shape, before = node.output.shape, node.inputs[0].shape
+    if shape[0] != before[0] or None in shape[1:] or np.prod(shape[1:]) != np.prod(before[1:]):
         return None
     return L.Reshape(shape[1:], **options), args[0]
 
@@ -132,6 +153,8 @@ def _reduction(*layers: type) -> Callable:
     """A mean or maximum over all axes but the first and last: of an image, of a sequence."""
 
     def make(node: Node, args: tuple, options: dict) -> Equal | None:
+        if getattr(node.layer, "initial", None) is not None:
+            return None
         rank = len(node.inputs[0].shape)
         axis = node.layer.axis
         axes = sorted(x % rank for x in ([axis] if isinstance(axis, int) else axis or ()))
@@ -141,6 +164,48 @@ def _reduction(*layers: type) -> Callable:
 
     return make
 
+
+def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:
+    is_all = len(symbolic(args[0])) == len(args[0])
+    return (L.Concatenate(node.layer.axis, **options), args[0]) if is_all else None
+
+
+# Operations on each value alone that have no arguments, and their functions.
+_FUNCTIONS = {
+    "Abs": "abs",
+    "Absolute": "abs",
+    "Arcsinh": "arcsinh",
+    "Arctan": "arctan",
+    "Cbrt": "cbrt",
+    "Ceil": "ceil",
+    "Cos": "cos",
+    "Cosh": "cosh",
+    "Erf": "erf",
+    "Exp2": "exp2",
+    "Expm1": "expm1",
+    "Floor": "floor",
+    "HardTanh": "hard_tanh",
+    "Log": "log",
+    "Log10": "log10",
+    "Log1p": "log1p",
+    "Log2": "log2",
+    "LogSigmoid": "log_sigmoid",
+    "Reciprocal": "reciprocal",
+    "Round": "round",
+    "Rsqrt": "rsqrt",
+    "Sign": "sign",
+    "Sin": "sin",
+    "Sinh": "sinh",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "SparsePlus": "sparse_plus",
+    "SparseSigmoid": "sparse_sigmoid",
+    "Sqrt": "sqrt",
+    "Squareplus": "squareplus",
+    "Tan": "tan",
+    "TanhShrink": "tanh_shrink",
+    "Trunc": "trunc",
+}
 
 _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Add": _binary(L.Add, _sum),
@@ -174,7 +239,14 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "ExpandDims": _reshape,
     "Ravel": _reshape,
     "Transpose": _transpose,
-    "Concatenate": _layer(L.Concatenate, axis="axis"),
+    "Concatenate": _concatenate,
+    "Power": _power,
+    "Selu": _function("selu"),
+    "Celu": _function("celu", "alpha"),
+    "HardShrink": _function("hard_shrink", "threshold"),
+    "SoftShrink": _function("soft_shrink", "threshold"),
+    "Threshold": _function("threshold", "threshold", "default_value"),
+    **{name: _function(function) for name, function in _FUNCTIONS.items()},
     "Mean": _reduction(L.GlobalAveragePooling2D, L.GlobalAveragePooling1D),
     "Max": _reduction(L.GlobalMaxPooling2D, L.GlobalMaxPooling1D),
 }

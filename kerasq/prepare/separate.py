@@ -9,9 +9,9 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
-from kerasq.layers import Scale
+from kerasq.layers import Function, Scale
+from kerasq.prepare import attention, operations
 from kerasq.prepare import batch_norm as batch_norms
-from kerasq.prepare import operations
 
 L = keras.layers
 
@@ -70,21 +70,26 @@ class _Separation:
         output = self._replace(node, *args, **kwargs)
         names = [layer.name for layer in graphs.between(before, output)]
         self.owners.update(dict.fromkeys(names, self.graph.owners[node.layer.name]))
-        first = self.parts.setdefault(self.graph.leaders[node.layer.name], names)
+        first = names
+        if getattr(node.layer, "weights", None):
+            first = self.parts.setdefault(self.graph.leaders[node.layer.name], names)
         self.leaders.update(zip(names, first, strict=True))
         return output
 
     def _replace(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
-        if layer.name in self.keep and isinstance(layer, keras.Layer):
+        if layer.name in self.keep or registry.copies(layer):
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):
             equal = operations.equal(node, *args, name=layer.name)
-            assert equal is not None  # `quantize_model` has checked it.
+            assert equal is not None  # What has none is among `keep`.
             made, x = equal
-            return (
-                self.scale(layer.name, x, *made) if isinstance(made, tuple) else self.call(made, x)
-            )
+            if isinstance(made, tuple):
+                variables = [v for v in args if isinstance(v, keras.Variable)]
+                trainable = any(v.trainable for v in variables)
+                gain, shift = made
+                return self.scale(layer.name, x, gain, shift, trainable=trainable)
+            return self.call(made, x)
         if layer.name in self.alone:
             gain, shift = batch_norms.gain_and_bias(layer, None)
             return self.scale(layer.name, args[0], gain, shift, trainable=layer.trainable)
@@ -132,8 +137,8 @@ class _Separation:
 
 def _two_by_two(parts: _Separation, layer: keras.Layer, name: str, x: list) -> Any:
     """Of n inputs: n - 1 layers of two, "<name>_1", "<name>_2", ..., "<name>"."""
-    if len(x) == 2:
-        return None
+    if len(x) < 3:
+        return x[0] if len(x) == 1 else None
     total, *rest, last = x
     for i, term in enumerate(rest, start=1):
         own = parts.name(name, str(i))
@@ -149,13 +154,7 @@ def _average(parts: _Separation, layer: keras.Layer, name: str, x: list) -> Any:
 
 
 def _pool_everything(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
-    """AveragePooling of the whole image or sequence, "<name>_pool", and Reshape.
-
-    LiteRT's kernels for MEAN differ among themselves in up to 12 % of the values (the reference
-    kernel rounds small sums twice); those for AVERAGE_POOL_2D are equal. One pixel is its own
-    average: only Reshape is left, since XNNPACK leaves a pool of one pixel to the interpreter,
-    between two partitions.
-    """
+    """The average of one pixel: Reshape."""
     size, channels = x.shape[1:-1], x.shape[-1]
     if None in size:
         raise ValueError(
@@ -164,13 +163,29 @@ def _pool_everything(parts: _Separation, layer: keras.Layer, name: str, x: Any) 
             "Build the model with a fixed `keras.Input(shape=...)`."
         )
     if np.prod(size) > 1:
-        own = name if layer.keepdims else parts.name(name, "pool")
-        pool = L.AveragePooling2D if len(size) == 2 else L.AveragePooling1D
-        x = pool(size if len(size) == 2 else size[0], name=own, dtype="float32")(x)
-        if layer.keepdims:
-            return x
+        return None
     shape = (*(1 for _ in size), channels) if layer.keepdims else (channels,)
     return L.Reshape(shape, name=name, dtype="float32")(x)
+
+
+def _pool_3d(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Pooling of depth and height, rows of pixels as channels, then of width: "<name>_width"."""
+    pool = L.MaxPooling2D if isinstance(layer, L.MaxPooling3D) else L.AveragePooling2D
+    depth, height, width, channels = x.shape[1:]
+
+    def reshaped(x: Any, shape: tuple, own: str) -> Any:
+        return L.Reshape(shape, name=own, dtype="float32")(x)
+
+    def pooled(x: Any, size: tuple, strides: tuple, suffix: str) -> Any:
+        own = parts.name(name, suffix)
+        return pool(size, strides, layer.padding, name=own, dtype="float32")(x)
+
+    x = reshaped(x, (depth, height, width * channels), parts.name(name, "rows"))
+    x = pooled(x, layer.pool_size[:2], layer.strides[:2], "planes")
+    depth, height = x.shape[1:3]
+    x = reshaped(x, (depth * height, width, channels), parts.name(name, "columns"))
+    x = pooled(x, (1, layer.pool_size[2]), (1, layer.strides[2]), "width")
+    return reshaped(x, (depth, height, x.shape[2], channels), name)
 
 
 def _separable(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
@@ -194,6 +209,38 @@ def _separable(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any
     return parts.call(point, parts.call(depthwise, x, [kernel]), others)
 
 
+def _grouped(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """A convolution with a group for each channel: DepthwiseConv."""
+    channels = x.shape[-1]
+    if layer.groups != channels or channels == 1:
+        return None
+    wide = isinstance(layer, L.Conv2D)
+    depthwise = (L.DepthwiseConv2D if wide else L.DepthwiseConv1D)(
+        layer.kernel_size if wide else layer.kernel_size[0],
+        strides=layer.strides if wide else layer.strides[0],
+        padding=layer.padding,
+        depth_multiplier=layer.filters // channels,
+        dilation_rate=layer.dilation_rate if wide else layer.dilation_rate[0],
+        use_bias=layer.use_bias,
+        name=name,
+        dtype="float32",
+        trainable=layer.trainable,
+    )
+    kernel, *others = layer.get_weights()
+    shape = (*layer.kernel_size, channels, layer.filters // channels)
+    return parts.call(depthwise, x, [kernel.reshape(shape), *others])
+
+
+def _prelu(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """`relu(x) + alpha * (x - relu(x))`: "<name>_relu", "<name>_rest", "<name>_slope" and Add."""
+    own = {part: parts.name(name, part) for part in ("relu", "rest", "slope")}
+    above = parts.call(L.ReLU(name=own["relu"], dtype="float32"), x)
+    below = parts.call(L.Subtract(name=own["rest"], dtype="float32"), [x, above])
+    alpha = np.ravel(layer.get_weights()[0])
+    below = parts.scale(own["slope"], below, alpha, 0.0, trainable=layer.trainable)
+    return parts.call(L.Add(name=name, dtype="float32"), [above, below])
+
+
 def _rescaling(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
     """Scale."""
     return parts.scale(name, x, layer.scale, layer.offset)
@@ -209,22 +256,50 @@ def _normalization(parts: _Separation, layer: keras.Layer, name: str, x: Any) ->
 
 
 def _sloped(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
-    """ReLU with a slope: LeakyReLU."""
+    """ReLU with a slope: LeakyReLU; with a threshold, or a slope and a limit: Function."""
+    arguments = {key: getattr(layer, key) for key in ("negative_slope", "max_value", "threshold")}
+    if layer.threshold or (layer.negative_slope and layer.max_value is not None):
+        return parts.call(Function("relu", arguments, name=name, dtype="float32"), x)
     if layer.negative_slope == 0.0:
         return None
     return parts.call(L.LeakyReLU(layer.negative_slope, name=name, dtype="float32"), x)
 
 
+def _softmax(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Softmax over another axis than the last: between two Permute, "<name>_last" and "<name>"."""
+    rank = len(x.shape)
+    axis = layer.axis % rank
+    if axis == rank - 1:
+        return None
+    order = [*(i for i in range(1, rank) if i != axis), axis]
+    x = L.Permute(order, name=parts.name(name, "last"), dtype="float32")(x)
+    y = L.Softmax(name=parts.name(name, "probabilities"), dtype="float32")(x)
+    return L.Permute([1 + order.index(i) for i in range(1, rank)], name=name, dtype="float32")(y)
+
+
+def _elu(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
+    """ELU of another alpha than 1, which LiteRT's kernel has: Function."""
+    if layer.alpha == 1.0:
+        return None
+    return parts.call(Function("elu", {"alpha": layer.alpha}, name=name, dtype="float32"), x)
+
+
 def _activation(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
-    """silu: sigmoid, "<name>_sigmoid", and Multiply; hard_sigmoid: Scale and ReLU up to 1."""
+    """silu, hard_silu: the sigmoid, "<name>_sigmoid", and Multiply.
+
+    hard_sigmoid: Scale and ReLU up to 1. LiteRT has HARD_SWISH, but XNNPACK leaves that to the
+    interpreter: MobileNetV3 takes 2.8 times as long with it.
+    """
     kind = registry.activation_name(layer)
-    if kind == "silu":
-        own = parts.name(name, "sigmoid")
-        gate = parts.call(L.Activation("sigmoid", name=own, dtype="float32"), x)
+    if kind in ("silu", "hard_silu"):
+        own, gate = parts.name(name, "sigmoid"), kind.replace("silu", "sigmoid")
+        gate = parts.call(L.Activation(gate, name=own, dtype="float32"), x)
         return parts.call(L.Multiply(name=name, dtype="float32"), [x, gate])
     if kind == "hard_sigmoid":
         y = parts.scale(parts.name(name, "linear"), x, 1.0 / 6.0, 0.5)
         return parts.call(L.ReLU(1.0, name=name, dtype="float32"), y)
+    if kind in registry.FUNCTIONS:
+        return parts.call(Function(kind, name=name, dtype="float32"), x)
     return None
 
 
@@ -237,10 +312,24 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Average: _average,
     L.GlobalAveragePooling2D: _pool_everything,
     L.GlobalAveragePooling1D: _pool_everything,
+    L.GlobalAveragePooling3D: _pool_everything,
+    L.AveragePooling3D: _pool_3d,
+    L.MaxPooling3D: _pool_3d,
     L.SeparableConv2D: _separable,
     L.SeparableConv1D: _separable,
     L.Rescaling: _rescaling,
     L.Normalization: _normalization,
+    L.Conv2D: _grouped,
+    L.Conv1D: _grouped,
+    L.PReLU: _prelu,
     L.ReLU: _sloped,
+    L.ELU: _elu,
+    L.Softmax: _softmax,
+    L.Attention: attention.attention,
+    L.Dot: attention.dot,
+    L.EinsumDense: attention.einsum_dense,
+    L.GroupQueryAttention: attention.heads,
+    L.MultiHeadAttention: attention.heads,
+    L.TimeDistributed: attention.time_distributed,
     L.Activation: _activation,
 }

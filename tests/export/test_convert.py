@@ -46,7 +46,7 @@ def test_every_grid_has_a_marker():
 def test_layers_that_copy_are_named_and_dropped_ones_are_not():
     _, model, found = converted(networks.residual())
     names = {mark.name for mark in marked(model, found) if mark.grid is None}
-    assert names - {""} == {"pool", "pad", "gap"}
+    assert names - {""} == {"pool", "pad"}
     assert "drop" in found.layers
 
 

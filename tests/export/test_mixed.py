@@ -561,8 +561,14 @@ def test_a_layer_type_without_a_rule_as_island(name):
     assert {op.outputs[0].split("/")[0] for op in lite.float_ops} == {"island"}
     assert type(q.get_layer("island")) is type(ISLANDS[name]().get_layer("island"))
     assert types(lite, q.layers[-1].name) == ["int8"]
-    with pytest.raises(ValueError, match=r"(?s)'island'.*overrides=\{\"<name>\": \"float\"\}"):
-        kerasq.quantize_model(ISLANDS[name]())
+
+
+def test_layers_without_a_kernel_stay_float_unasked_and_are_printed(capsys):
+    q = kerasq.quantize_model(ISLANDS["lstm"]())
+    assert isinstance(q.get_layer("island"), L.LSTM)
+    assert (
+        "Stay in float, for want of an integer kernel: 'island' (LSTM)." in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("name", ["batch_norm_fold", "batch_norm_keep"])

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_the_median_ratio_is_held_against_the_target(ratios, target, at_least, verdict):
     row = run.Row("step", "case", ratios, target, at_least)
     assert row.verdict == verdict
-    assert len(row.cells()) == 7
+    assert len(row.cells()) == 8
 
 
 def test_ratios_are_taken_round_by_round():
@@ -38,11 +38,20 @@ def test_ratios_are_taken_round_by_round():
 
 def test_contestants_take_turns_in_their_own_processes(monkeypatch):
     monkeypatch.chdir(ROOT)
+    turns, measure = [], Worker.measure
+
+    def recorded(self, repetitions):
+        turns.append(self._process.pid)
+        return measure(self, repetitions)
+
+    monkeypatch.setattr(Worker, "measure", recorded)
     bench = run.Benchmark(rounds=2, environment={})
     options = {"modules": "json"}
     found = bench.compare("case", {"a": ("imports", options), "b": ("imports", options)}, 3)
     assert {name: len(values) for name, values in found.figures.items()} == {"a": 2, "b": 2}
     assert all(0 < value < 10 for values in found.figures.values() for value in values)
+    assert len({*turns}) == 2
+    assert all({*turns[i : i + 2]} == {*turns} for i in range(0, len(turns), 2))
 
 
 def test_a_contestant_that_cannot_take_part_says_why(monkeypatch):

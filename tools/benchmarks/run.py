@@ -34,10 +34,11 @@ _POLICIES = flags.DEFINE_list(
     "policies", None, "Keras dtype policies of the steps; on a GPU also mixed_bfloat16."
 )
 _XLA = flags.DEFINE_multi_enum(
-    "xla", None, ["false", "true"], "Whether steps are compiled; on a GPU without and with."
+    "xla", None, ["false", "true"], "Whether steps are compiled; on a GPU by default both"
 )
-
 NETWORKS, BATCHES = ("resnet8", "mobilenet"), (32, 128)
+_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "Networks of the steps and their memory.")
+_BATCHES = flags.DEFINE_list("batches", [str(n) for n in BATCHES], "Batch sizes of the steps.")
 STEPS = {
     "kerasq": "kerasq_step",
     "kerasq, BatchNorm kept": "kerasq_keep_step",
@@ -79,7 +80,7 @@ class Row:
         shown = [f"{value:.2f}" for value in figures] or ["-"] * 3
         sign = ">=" if self.at_least else "<="
         target = "" if self.target is None else f"{sign} {self.target:.2f}"
-        return [self.what, self.case, *shown, target, self.verdict]
+        return [self.what, self.case, *shown, target, str(len(self.ratios)), self.verdict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,8 @@ class Benchmark:
         workers: dict[str, Worker] = {}
         try:
             print(case, file=sys.stderr)
-            for _ in track(range(rounds or self.rounds), rounds or self.rounds, "round"):
+            count = rounds or self.rounds
+            for _ in track(range(count), count, "round") if count > 1 else range(count):
                 for name, (function, arguments) in contestants.items():
                     if name in found.failures:
                         continue
@@ -168,8 +170,8 @@ def steps(bench: Benchmark) -> None:
 def _steps(bench: Benchmark, policy: str, xla: bool) -> None:
     setting = ("" if policy == "float32" else f", {policy}") + (", XLA" if xla else "")
     over_tfmot = []
-    for network in NETWORKS:
-        for batch in BATCHES:
+    for network in _NETWORKS.value:
+        for batch in map(int, _BATCHES.value):
             case = f"{network}, batch {batch}{setting}"
             options = {"network": network, "batch": batch, "policy": policy, "xla": xla}
             contestants = {name: (function, options) for name, function in STEPS.items()}
@@ -187,6 +189,8 @@ def _steps(bench: Benchmark, policy: str, xla: bool) -> None:
                 ratios = found.ratios("kerasq, BatchNorm kept", peer)
                 bench.rows.append(Row(f"step, BatchNorm kept, over {peer}", case, ratios))
             over_tfmot.append(found.ratios("kerasq", "tfmot"))
+    if len(over_tfmot) < len(NETWORKS) * len(BATCHES):
+        return
     means = [float(np.exp(np.mean(np.log(r)))) for r in zip(*over_tfmot, strict=False)]
     bench.rows.append(Row("step over tfmot", f"geometric mean of the four{setting}", means, 0.7))
 
@@ -195,8 +199,8 @@ def memory(bench: Benchmark) -> None:
     """Peak memory of fine-tuning."""
     for whole in (False, True):
         what = "peak memory of " + ("the whole job" if whole else "steps")
-        for network in NETWORKS:
-            for batch in BATCHES:
+        for network in _NETWORKS.value:
+            for batch in map(int, _BATCHES.value):
                 options = {"network": network, "batch": batch, "whole": whole}
                 contestants = {
                     name: ("step_memory", {"contestant": STEPS[name], **options})
@@ -334,7 +338,7 @@ def _versions() -> dict[str, str]:
 
 
 def _print(bench: Benchmark) -> None:
-    header = ["", "case", "least", "median", "greatest", "target", ""]
+    header = ["ratio", "case", "least", "median", "greatest", "target", "rounds", "verdict"]
     print("\nRatios\n\n" + tables.markdown([header, *(row.cells() for row in bench.rows)], left=2))
     figures = [row for figures in bench.figures for row in figures.rows()]
     header = ["case", "contestant", "least", "median", "greatest", "unit"]
@@ -379,15 +383,20 @@ def main(argv: list[str]) -> None:
         "import": imports,
         "growth": growth,
     }
-    chosen = _ONLY.value or list(_SECTIONS)
-    if not set(chosen) <= set(_SECTIONS):
-        raise app.UsageError(f"--only must be of {', '.join(_SECTIONS)}. Received: {chosen}.")
-    unknown = set(_POLICIES.value or []) - set(_KNOWN_POLICIES)
-    if unknown:
-        legal = ", ".join(_KNOWN_POLICIES)
-        raise app.UsageError(f"--policies must be of {legal}. Received: {sorted(unknown)}.")
+    chosen = list(_SECTIONS) if _ONLY.value is None else _ONLY.value
+    for name, found, legal in (
+        ("only", chosen, _SECTIONS),
+        ("policies", _POLICIES.value, _KNOWN_POLICIES),
+        ("networks", _NETWORKS.value, NETWORKS),
+        ("batches", _BATCHES.value, [str(n) for n in BATCHES]),
+    ):
+        if found is not None and not (found and {*found} <= {*legal}):
+            raise app.UsageError(f"--{name} must be of {', '.join(legal)}. Received: {found}.")
     if _JSON.value:
-        files.check_writable(_JSON.value)
+        try:
+            files.check_writable(_JSON.value)
+        except OSError as error:
+            raise app.UsageError(f"--json: {error}") from error
     bench = Benchmark(_ROUNDS.value, _environment())
     try:
         for name in chosen:

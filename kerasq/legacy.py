@@ -1,0 +1,230 @@
+"""Models of Keras 2: from .h5 files and from `tf_keras`, rebuilt in Keras 3."""
+
+import inspect
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import h5py
+import keras
+
+ops = keras.ops
+
+# What TensorFlow functions in a graph of Keras 2 are in `keras.ops`, by their symbols.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "__operators__.add": ops.add,
+    "__operators__.getitem": lambda x, key: x[_slices(key)],
+    "__operators__.mul": ops.multiply,
+    "__operators__.neg": ops.negative,
+    "__operators__.pow": ops.power,
+    "__operators__.radd": lambda x, y: ops.add(y, x),
+    "__operators__.rmul": lambda x, y: ops.multiply(y, x),
+    "__operators__.rsub": lambda x, y: ops.subtract(y, x),
+    "__operators__.rtruediv": lambda x, y: ops.divide(y, x),
+    "__operators__.sub": ops.subtract,
+    "__operators__.truediv": ops.divide,
+    "cast": lambda x, dtype: ops.cast(x, getattr(dtype, "name", dtype)),
+    "clip_by_value": lambda x, low, high: ops.clip(x, low, high),
+    "concat": lambda values, axis: ops.concatenate(values, axis),
+    "expand_dims": ops.expand_dims,
+    "identity": lambda x: x,
+    "math.abs": ops.abs,
+    "math.add": ops.add,
+    "math.divide": ops.divide,
+    "math.exp": ops.exp,
+    "math.log": ops.log,
+    "math.maximum": ops.maximum,
+    "math.minimum": ops.minimum,
+    "math.multiply": ops.multiply,
+    "math.negative": ops.negative,
+    "math.pow": ops.power,
+    "math.reduce_max": lambda x, axis=None, keepdims=False: ops.max(x, axis, keepdims),
+    "math.reduce_mean": lambda x, axis=None, keepdims=False: ops.mean(x, axis, keepdims),
+    "math.reduce_sum": lambda x, axis=None, keepdims=False: ops.sum(x, axis, keepdims),
+    "math.rsqrt": ops.rsqrt,
+    "math.sigmoid": ops.sigmoid,
+    "math.softplus": ops.softplus,
+    "math.sqrt": ops.sqrt,
+    "math.square": ops.square,
+    "math.subtract": ops.subtract,
+    "math.tanh": ops.tanh,
+    "math.truediv": ops.divide,
+    "nn.elu": ops.elu,
+    "nn.gelu": lambda x, approximate=False: ops.gelu(x, approximate),
+    "nn.leaky_relu": lambda x, alpha=0.2: ops.leaky_relu(x, alpha),
+    "nn.relu": ops.relu,
+    "nn.relu6": ops.relu6,
+    "nn.selu": ops.selu,
+    "nn.sigmoid": ops.sigmoid,
+    "nn.silu": ops.silu,
+    "nn.softmax": lambda x, axis=-1: ops.softmax(x, axis),
+    "nn.softplus": ops.softplus,
+    "nn.tanh": ops.tanh,
+    "reshape": ops.reshape,
+    "split": lambda x, count, axis=0: ops.split(x, count, axis),
+    "squeeze": ops.squeeze,
+    "stack": lambda values, axis=0: ops.stack(values, axis),
+    "transpose": lambda x, perm=None: ops.transpose(x, perm),
+}
+_ARGUMENTS = {"x", "a", "features", "input", "input_tensor", "logits", "tensor", "value", "values"}
+
+
+def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
+    """Reads a model of Keras 3, or a .h5 file of Keras 2 (TensorFlow 2.0 to 2.15).
+
+    Models of Keras 2 are read by `tf_keras` and rebuilt: same layers, names, weights and outputs.
+
+    Args:
+        path: a .keras or .h5 file.
+        custom_objects: by name, classes and functions of your own in it; of `tf_keras` for a file
+            of Keras 2.
+
+    Raises:
+        FileNotFoundError: where there is no file at the path.
+        ImportError: where a file of Keras 2 needs `tf_keras`, which is not installed.
+        ValueError: for layers that Keras 3 does not have; each is named.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
+    if not h5py.is_hdf5(path):
+        return keras.models.load_model(path, custom_objects=custom_objects, compile=False)
+    with h5py.File(path) as file:
+        if str(file.attrs.get("keras_version", "2")) >= "3":
+            return keras.models.load_model(path, custom_objects=custom_objects, compile=False)
+    try:
+        import tf_keras
+    except ImportError as error:
+        raise ImportError(
+            "A file of Keras 2 is read by tf_keras. "
+            f"Received: {str(path)!r}, without tf_keras. Run `pip install tf_keras`."
+        ) from error
+    return rebuild(tf_keras.models.load_model(path, custom_objects=custom_objects, compile=False))
+
+
+def is_legacy(model: Any) -> bool:
+    """Whether a model is one of `tf_keras`."""
+    tf_keras = sys.modules.get("tf_keras")
+    return tf_keras is not None and isinstance(model, tf_keras.Model)
+
+
+def rebuild(model: Any) -> keras.Model:
+    """The Keras 3 model that computes what a `tf_keras` model does, with its weights.
+
+    Args:
+        model: a built Functional or Sequential model of `tf_keras`.
+
+    Raises:
+        ValueError: for subclassed models, and layers or functions that Keras 3 does not have.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise ValueError(
+            "A tf_keras model must be a built Functional or Sequential one. "
+            f"Received: {type(model).__name__} {model.name!r}. Rebuild it in Keras 3."
+        )
+    return _Rebuilding().run(model)
+
+
+class _Rebuilding:
+    """Copies of layers in Keras 3; one for all calls of a layer."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, Any] = {}
+
+    def run(self, model: Any) -> keras.Model:
+        import tensorflow as tf
+
+        values = {
+            id(x): keras.Input(
+                batch_shape=tuple(x.shape), dtype=x.dtype.name, name=x.node.layer.name
+            )
+            for x in model.inputs
+        }
+        inputs = tf.nest.map_structure(lambda x: values[id(x)], model._nested_inputs)
+        for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
+            for node in nodes:
+                if not node.is_input:
+                    args, kwargs = tf.nest.map_structure(
+                        lambda x: values.get(id(x), x), (node.call_args, node.call_kwargs)
+                    )
+                    outputs = tf.nest.flatten(self.call(node.layer, args, kwargs))
+                    old = tf.nest.flatten(node.outputs)
+                    values.update({id(x): y for x, y in zip(old, outputs, strict=True)})
+        outputs = tf.nest.map_structure(lambda x: values[id(x)], model._nested_outputs)
+        new = keras.Model(inputs, outputs, name=model.name)
+        for old, layer in self.layers.values():
+            if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
+                layer.set_weights(old.get_weights())
+                if hasattr(layer, "finalize_state"):
+                    layer.finalize_state()
+        return new
+
+    def call(self, old: Any, args: tuple, kwargs: dict) -> Any:
+        """Calls what stands for a layer of Keras 2."""
+        if id(old) not in self.layers:
+            self.layers[id(old)] = old, self.make(old)
+        layer = self.layers[id(old)][1]
+        kwargs = {
+            k: v for k, v in kwargs.items() if v is not None and k not in ("name", "training")
+        }
+        if isinstance(layer, keras.Layer):
+            return layer(*args, **kwargs)
+        first = [kwargs.pop(key) for key in list(kwargs) if key in _ARGUMENTS]
+        y = layer(*first, *args, **kwargs)
+        for tensor in keras.tree.flatten(y)[:1]:  # Names of Keras's own may be those of layers.
+            tensor._keras_history.operation.name = old.name.replace(".", "_")
+        return y
+
+    def make(self, old: Any) -> Any:
+        """What stands for a layer of Keras 2: a layer, or a function."""
+        kind = type(old).__name__
+        if is_legacy(old):
+            return rebuild(old)
+        symbol = getattr(old, "symbol", None) or getattr(old, "function_name", "")
+        if kind in ("TFOpLambda", "SlicingOpLambda"):
+            if symbol in _FUNCTIONS:
+                return _FUNCTIONS[symbol]
+            raise ValueError(
+                "A TensorFlow function in a Keras 2 model must have one in `keras.ops`. "
+                f"Received: tf.{symbol} in layer {old.name!r}. Rebuild the model in Keras 3."
+            )
+        return _layer(old)
+
+
+def _layer(old: Any) -> keras.Layer:
+    """A layer of Keras 3 with the configuration of one of Keras 2."""
+    kind = type(old).__name__
+    cls = getattr(keras.layers, kind, None)
+    if type(old).__module__.startswith("tensorflow_model_optimization") or cls is None:
+        raise ValueError(
+            "A layer of a Keras 2 model must be one that Keras 3 has. "
+            f"Received: {old.name!r} ({kind}). Call tfmot's strip_pruning or strip_clustering "
+            "first, where it is one of its wrappers; else rebuild the model in Keras 3."
+        )
+    known = {"name", "trainable", "dtype"}
+    for base in cls.__mro__:
+        known |= {*inspect.signature(base.__init__).parameters}
+    config = {
+        key: value
+        for key, value in old.get_config().items()
+        if key in known and not key.endswith("_initializer")
+    }
+    config["name"] = old.name.replace("/", "_")  # Keras 3 allows none.
+    config["dtype"] = old._dtype_policy.name
+    if kind == "BatchNormalization":
+        (config["axis"],) = old.axis
+    for key in ("layer", "backward_layer", "cell"):
+        if config.get(key) is not None:
+            inner = getattr(old, "forward_layer", None) if key == "layer" else None
+            inner = _layer(inner or getattr(old, key))
+            config[key] = keras.saving.serialize_keras_object(inner)
+    return cls.from_config(config)
+
+
+def _slices(key: Any) -> Any:
+    """Slices, which Keras 2 keeps as dicts."""
+    if isinstance(key, dict):
+        return slice(key["start"], key["stop"], key["step"])
+    return tuple(map(_slices, key)) if isinstance(key, (list, tuple)) else key

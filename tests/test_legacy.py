@@ -1,0 +1,178 @@
+"""Models of Keras 2, rebuilt in Keras 3."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+import kerasq
+from kerasq import legacy
+
+L = tf_keras.layers
+
+
+def sequential():
+    return tf_keras.Sequential(
+        [
+            tf_keras.Input((8, 8, 3)),
+            L.Conv2D(4, 3, activation="relu"),
+            L.BatchNormalization(),
+            L.DepthwiseConv2D(3),
+            L.SeparableConv2D(4, 3, padding="same"),
+            L.PReLU(shared_axes=[1, 2]),
+            L.Flatten(),
+            L.Dense(3, activation="softmax"),
+        ]
+    )
+
+
+def functional():
+    image = tf_keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(4, 3, padding="same", kernel_regularizer="l2")(image)
+    y = tf.nn.relu(x * 2.0 + 1.0)
+    z = tf.reduce_mean(x[:, 1:5, ::2], axis=[1, 2])
+    w = tf.concat([tf.reshape(y, (-1, 256)), z, sequential()(image)], -1)
+    return tf_keras.Model(image, {"a": L.Dense(3)(w), "b": L.Add()([x, y])})
+
+
+def recurrent():
+    x = series = tf_keras.Input((6, 4))
+    x = L.Bidirectional(L.LSTM(5, return_sequences=True))(x)
+    x = L.TimeDistributed(L.Dense(3))(x)
+    x = L.GRU(4, return_sequences=True)(x)
+    x = L.MultiHeadAttention(2, 3)(x, L.LayerNormalization()(x))
+    return tf_keras.Model(series, L.SimpleRNN(3)(x))
+
+
+def shared():
+    first, second = tf_keras.Input((4,)), tf_keras.Input((4,))
+    dense = L.Dense(3)
+    return tf_keras.Model([first, second], L.Concatenate()([dense(first), dense(second)]))
+
+
+def normalized():
+    norm = L.Normalization()
+    norm.adapt(np.random.default_rng(0).normal(3.0, 2.0, (50, 4)))
+    return tf_keras.Sequential([tf_keras.Input((4,)), norm, L.Dense(2)])
+
+
+def application(name):
+    def make():
+        build = getattr(tf_keras.applications, name)
+        return build(weights=None, input_shape=(64, 64, 3), classes=4)
+
+    return make
+
+
+def dense(wrap):
+    return wrap(tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(5, name="d")]))
+
+
+def pruned():
+    return dense(tfmot.sparsity.keras.prune_low_magnitude)
+
+
+def clustered():
+    initial = tfmot.clustering.keras.CentroidInitialization.LINEAR
+    return dense(
+        lambda model: tfmot.clustering.keras.cluster_weights(
+            model, number_of_clusters=3, cluster_centroids_init=initial
+        )
+    )
+
+
+MODELS = {
+    "sequential": sequential,
+    "functional": functional,
+    "recurrent": recurrent,
+    "shared": shared,
+    "normalized": normalized,
+    "mobilenet_v3": application("MobileNetV3Small"),
+    "densenet": application("DenseNet121"),
+    "pruned": lambda: tfmot.sparsity.keras.strip_pruning(pruned()),
+    "clustered": lambda: tfmot.clustering.keras.strip_clustering(clustered()),
+}
+
+
+def shaken(model, seed=0):
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "moving" in weight.name:
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    return model
+
+
+def data(model, count=16):
+    rng = np.random.default_rng(1)
+    x = [rng.normal(size=(count, *y.shape[1:])).astype("f") for y in model.inputs]
+    return x if len(x) > 1 else x[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_rebuilt_model_is_equal(name):
+    tf_keras.utils.set_random_seed(0)
+    old = shaken(MODELS[name]())
+    new = legacy.rebuild(old)
+    x = data(old)
+    want, got = (tf.nest.flatten(model.predict(x, verbose=0)) for model in (old, new))
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert isinstance(new, keras.Model) and new.name == old.name
+
+
+def test_quantize_model_takes_one():
+    old = shaken(sequential())
+    q = kerasq.quantize_model(old)
+    kerasq.calibrate(q, data(old))
+    assert kerasq.export_tflite(q).float_ops == []
+    np.testing.assert_allclose(
+        q.predict(data(old), verbose=0), old.predict(data(old), verbose=0), atol=0.1
+    )
+
+
+def test_a_file_of_keras_2(tmp_path):
+    """What Keras 3 itself refuses: DepthwiseConv2D has no `groups` there."""
+    old = shaken(sequential())
+    old.save(tmp_path / "old.h5")
+    with h5py.File(tmp_path / "old.h5", "a") as file:
+        file.attrs["keras_version"] = "2.4.0"
+    with pytest.raises((TypeError, ValueError)):
+        keras.models.load_model(tmp_path / "old.h5")
+    new = kerasq.load_model(tmp_path / "old.h5")
+    x = data(old)
+    np.testing.assert_allclose(new.predict(x, verbose=0), old.predict(x, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_files_of_keras_3(suffix, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.save(tmp_path / f"new.{suffix}")
+    loaded = kerasq.load_model(tmp_path / f"new.{suffix}")
+    x = np.ones((2, 4), "f")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`path` must be a file. Received: .*none.h5"):
+        kerasq.load_model(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("make", [pruned, clustered])
+def test_what_is_not_stripped(make):
+    with pytest.raises(ValueError, match=r"Received: '.*_d' \(.*\).*strip_pruning or strip_clust"):
+        kerasq.quantize_model(make())
+
+
+def test_what_cannot_be_rebuilt():
+    class Own(tf_keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="must be a built Functional or Sequential one"):
+        kerasq.quantize_model(Own())
+    x = tf_keras.Input((4,))
+    with pytest.raises(ValueError, match=r"Received: tf.math.bessel_i0 in layer"):
+        legacy.rebuild(tf_keras.Model(x, tf.math.bessel_i0(x)))

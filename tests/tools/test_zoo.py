@@ -1,0 +1,23 @@
+"""The quick rows of the zoo, and its page."""
+
+import pytest
+
+from tools import zoo
+
+
+@pytest.mark.parametrize("name", [name for name, row in zoo.ROWS.items() if row.quick])
+def test_a_row(name):
+    result = zoo.measure(zoo.ROWS[name])
+    assert result.max_lsb <= (2 if result.worst in zoo.TABLES else 1)
+    if zoo.ROWS[name].cnn:
+        assert zoo.reaches(result)
+        assert result.quantized == "yes" and result.exact == result.agreement == 1.0
+    else:
+        assert result.quantized == "partly" and result.float_ops
+
+
+def test_replace_table():
+    page = "# Title\n\n| a |\n|---|\n| b |\n\nEnd.\n"
+    assert zoo.replace_table(page, "| c |\n|---|") == "# Title\n\n| c |\n|---|\n\nEnd.\n"
+    with pytest.raises(ValueError, match="must hold a Markdown table"):
+        zoo.replace_table("none", "| c |")

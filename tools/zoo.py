@@ -1,0 +1,390 @@
+"""The zoo: what becomes of architectures on the whole road, from a float model to LiteRT.
+
+    bash tools/zoo --page=docs/coverage.md
+
+Every network gets random weights and inputs, BatchNormalization statistics of its own activations,
+shaken, and goes through `quantize_model`, `calibrate`, `export_tflite` and `compare`.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import gc
+import io
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from ai_edge_litert.interpreter import Interpreter
+
+import kerasq
+from kerasq import tables
+from kerasq.export import flatbuffer
+from kerasq.files import write_whole
+
+L = keras.layers
+
+_ROWS = flags.DEFINE_list("rows", [], "Names of rows; all by default.")
+_PAGE = flags.DEFINE_string("page", None, "The Markdown page whose table is replaced.")
+
+# Operators whose kernels work on tables: 2 steps of their grids are allowed, of all others 1.
+TABLES = ("SOFTMAX", "EXP", "RSQRT")
+HEADER = [
+    "network",
+    "quantized",
+    "float operators",
+    "max LSB per layer",
+    "outputs equal",
+    "argmax agreement",
+    "size over float",
+    "XNNPACK partitions",
+    "seconds",
+    "remark",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network of the zoo.
+
+    Attributes:
+        make: builds it.
+        cnn: whether it shall have no float operator, one partition and no layer beyond 1 LSB.
+        quick: whether the test suite runs it.
+        remark: why the row cannot reach that, beside what XNNPACK leaves out.
+    """
+
+    make: Callable[[], keras.Model]
+    cnn: bool = True
+    quick: bool = False
+    remark: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `measure` found.
+
+    Attributes:
+        quantized: "yes", "partly" where operators stay float, or "no".
+        float_ops: the operators that stay float.
+        max_lsb: the largest difference of a layer from its simulation, on equal inputs.
+        worst: the operator that differs so.
+        exact: share of output values equal to the simulation's, end to end; None for float ones.
+        agreement: share of samples with the simulation's argmax.
+        size: bytes over those of the float .tflite.
+        partitions: groups of operators that XNNPACK computes.
+        left: the operators that it leaves to LiteRT's own kernels.
+        seconds: from the float model to the comparison.
+    """
+
+    quantized: str
+    float_ops: list[str]
+    max_lsb: int
+    worst: str
+    exact: float | None
+    agreement: float
+    size: float
+    partitions: int
+    left: list[str]
+    seconds: float
+
+
+def _application(name: str, size: int = 64) -> Callable[[], keras.Model]:
+    def make() -> keras.Model:
+        build = getattr(keras.applications, name)
+        return build(weights=None, input_shape=(size, size, 3), classes=10)
+
+    return make
+
+
+def _ds_cnn() -> keras.Model:
+    """Keyword spotting, after Zhang et al. 2017 (arXiv 1711.07128)."""
+    x = sound = keras.Input((49, 10, 1), name="sound")
+    x = L.Conv2D(64, (10, 4), strides=2, padding="same", use_bias=False)(x)
+    x = L.ReLU()(L.BatchNormalization()(x))
+    for _ in range(4):
+        x = L.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = L.ReLU()(L.BatchNormalization()(x))
+        x = L.Conv2D(64, 1, use_bias=False)(x)
+        x = L.ReLU()(L.BatchNormalization()(x))
+    x = L.GlobalAveragePooling2D()(L.Dropout(0.4)(x))
+    return keras.Model(sound, L.Dense(12, activation="softmax")(x))
+
+
+def _autoencoder() -> keras.Model:
+    """Anomaly detection of MLPerf Tiny: Banbury et al. 2021 (arXiv 2106.07597)."""
+    x = frames = keras.Input((640,), name="frames")
+    for units in (128, 128, 128, 128, 8, 128, 128, 128, 128):
+        x = L.ReLU()(L.BatchNormalization()(L.Dense(units)(x)))
+    return keras.Model(frames, L.Dense(640)(x))
+
+
+def _unet() -> keras.Model:
+    """Segmentation, after Ronneberger et al. 2015 (arXiv 1505.04597)."""
+
+    def block(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+        for _ in range(2):
+            x = L.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+            x = L.ReLU()(L.BatchNormalization()(x))
+        return x
+
+    x = image = keras.Input((32, 32, 3), name="image")
+    skips = []
+    for filters in (8, 16):
+        skips.append(block(x, filters))
+        x = L.MaxPooling2D()(skips[-1])
+    x = block(x, 32)
+    for filters, skip in zip((16, 8), reversed(skips), strict=True):
+        x = L.Conv2DTranspose(filters, 2, strides=2)(x)
+        x = block(L.Concatenate()([skip, x]), filters)
+    return keras.Model(image, L.Conv2D(4, 1, activation="softmax")(x))
+
+
+def _tcn() -> keras.Model:
+    """Dilated causal convolutions, after Bai et al. 2018 (arXiv 1803.01271)."""
+    x = series = keras.Input((64, 6), name="series")
+    for dilation in (1, 2, 4, 8):
+        y = L.Conv1D(16, 3, padding="causal", dilation_rate=dilation, activation="relu")(x)
+        y = L.Conv1D(16, 3, padding="causal", dilation_rate=dilation, activation="relu")(y)
+        x = L.ReLU()(L.Add()([y, L.Conv1D(16, 1)(x)]))
+    return keras.Model(series, L.Dense(5, activation="softmax")(L.GlobalAveragePooling1D()(x)))
+
+
+def _squeeze_excite() -> keras.Model:
+    """A squeeze-and-excite block: Hu et al. 2018 (arXiv 1709.01507)."""
+    x = image = keras.Input((32, 32, 3), name="image")
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(16, 3, strides=2, use_bias=False)(x)))
+    gate = L.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = L.Conv2D(16, 1, activation="sigmoid")(L.Conv2D(4, 1, activation="relu")(gate))
+    x = L.GlobalAveragePooling2D()(x * gate)
+    return keras.Model(image, L.Dense(10, activation="softmax")(x))
+
+
+def _transformer() -> keras.Model:
+    """One encoder block: Vaswani et al. 2017 (arXiv 1706.03762)."""
+    x = series = keras.Input((16, 8), name="series")
+    x = L.Dense(16)(x)
+    x = L.LayerNormalization()(x + L.MultiHeadAttention(2, 8)(x, x))
+    x = L.LayerNormalization()(x + L.Dense(16)(L.Dense(32, activation="gelu")(x)))
+    return keras.Model(series, L.Dense(5, activation="softmax")(L.GlobalAveragePooling1D()(x)))
+
+
+def _recurrent(layer: type) -> Callable[[], keras.Model]:
+    def make() -> keras.Model:
+        series = keras.Input((20, 6), name="series")
+        x = layer(16)(L.Dense(8, activation="relu")(series))
+        return keras.Model(series, L.Dense(5, activation="softmax")(x))
+
+    return make
+
+
+def _two_by_two() -> keras.Model:
+    """Two inputs, two outputs."""
+    image, numbers = keras.Input((16, 16, 3), name="image"), keras.Input((6,), name="numbers")
+    x = L.Flatten()(L.Conv2D(8, 3, strides=2, activation="relu")(image))
+    x = L.Concatenate()([x, L.Dense(8, activation="relu")(numbers)])
+    outputs = {"kind": L.Dense(4, activation="softmax")(x), "value": L.Dense(1)(x)}
+    return keras.Model({"image": image, "numbers": numbers}, outputs)
+
+
+_NORMALIZED = "LiteRT has no integer LayerNormalization"
+_LOOPS = "a float WHILE loop"
+ROWS = {
+    "mobilenet": Row(make=_application("MobileNet")),
+    "mobilenetv2": Row(make=_application("MobileNetV2")),
+    "mobilenetv3small": Row(make=_application("MobileNetV3Small")),
+    "mobilenetv3large": Row(make=_application("MobileNetV3Large")),
+    "efficientnetb0": Row(make=_application("EfficientNetB0")),
+    "efficientnetv2b0": Row(make=_application("EfficientNetV2B0")),
+    "resnet50": Row(make=_application("ResNet50")),
+    "resnet50v2": Row(make=_application("ResNet50V2")),
+    "resnet101": Row(make=_application("ResNet101")),
+    "densenet121": Row(make=_application("DenseNet121")),
+    "inceptionv3": Row(make=_application("InceptionV3", 80)),
+    "inceptionresnetv2": Row(make=_application("InceptionResNetV2", 80)),
+    "xception": Row(make=_application("Xception", 80)),
+    "nasnetmobile": Row(make=_application("NASNetMobile")),
+    "vgg16": Row(make=_application("VGG16")),
+    "convnexttiny": Row(make=_application("ConvNeXtTiny"), remark=_NORMALIZED),
+    "ds_cnn": Row(make=_ds_cnn, quick=True),
+    "autoencoder": Row(make=_autoencoder, quick=True),
+    "unet": Row(make=_unet, quick=True),
+    "tcn": Row(make=_tcn, quick=True),
+    "squeeze_excite": Row(make=_squeeze_excite, quick=True),
+    "transformer": Row(make=_transformer, cnn=False, quick=True, remark=_NORMALIZED),
+    "lstm": Row(make=_recurrent(L.LSTM), cnn=False, quick=True, remark=_LOOPS),
+    "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True, remark=_LOOPS),
+    "two_by_two": Row(make=_two_by_two, quick=True),
+}
+
+
+def samples(model: keras.Model, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Random samples for each input: pixels of 0..255 for images, else of variance 1."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for x in model.inputs:
+        shape = (count, *x.shape[1:])
+        images = len(shape) == 4 and shape[-1] == 3
+        found.append(rng.uniform(0, 255, shape) if images else rng.normal(size=shape))
+    return [x.astype(np.float32) for x in found]
+
+
+def shake(model: keras.Model, x: list[np.ndarray], seed: int = 0) -> None:
+    """Random gamma and beta; statistics of the activations on `x`, up to 20 % off."""
+    rng = np.random.default_rng(seed)
+    norms = [n for n in model._flatten_layers() if isinstance(n, L.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        channels = norm.moving_mean.shape
+        if norm.scale:
+            norm.gamma.assign(rng.uniform(0.5, 1.5, channels))
+        if norm.center:
+            norm.beta.assign(rng.normal(0.0, 0.3, channels))
+    model(keras.tree.pack_sequence_as(model.input, x), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        for statistic in (norm.moving_mean, norm.moving_variance):
+            statistic.assign(statistic * rng.uniform(0.8, 1.2, statistic.shape))
+
+
+def partitions(content: bytes) -> int:
+    """How many groups of operators LiteRT gives to XNNPACK."""
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    return [op["op_name"] for op in interpreter._get_ops_details()].count("DELEGATE")
+
+
+def left_out(content: bytes) -> list[str]:
+    """The operators that XNNPACK does not take, even where they are the whole model."""
+    found = []
+    for place in range(len(flatbuffer.read(content).subgraphs[0].operators)):
+        model = flatbuffer.read(content)
+        graph = model.subgraphs[0]
+        op = graph.operators[place]
+        computed = [i for i in op.inputs if i >= 0]
+        computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
+        graph.operators, model.signatureDefs = [op], []
+        graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
+        if not partitions(flatbuffer.write(model)):
+            found.append(flatbuffer.op_name(flatbuffer.op_code(model, op)))
+    return found
+
+
+def _float_tflite(model: keras.Model) -> bytes:
+    """What TFLiteConverter makes of the float model, for one sample."""
+    specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
+    constants = [(v, tf.constant(v.numpy())) for v in model.variables]
+
+    @tf.function(input_signature=specs)
+    def serve(*xs: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope(state_mapping=constants):
+            return model(keras.tree.pack_sequence_as(model.input, list(xs)), training=False)
+
+    concrete = serve.get_concrete_function()
+    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert())
+
+
+def measure(row: Row) -> Result:
+    """Takes a network down the whole road."""
+    keras.utils.set_random_seed(0)
+    model = row.make()
+    x = samples(model, 32)
+    shake(model, x)
+    plain = _float_tflite(model)
+    start = time.perf_counter()
+    data = [keras.tree.pack_sequence_as(model.input, x)]
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, data, method="minmax")
+    lite = kerasq.export_tflite(q)
+    report = kerasq.compare(q, lite, data)
+    seconds = time.perf_counter() - start
+    worst = max(report.layers, key=lambda layer: (layer.max_lsb or 0) - (layer.op in TABLES))
+    floats = [op.name for op in lite.float_ops]
+    return Result(
+        quantized="partly" if floats else "yes",
+        float_ops=floats,
+        max_lsb=worst.max_lsb or 0,
+        worst=worst.op,
+        exact=report.exact,
+        agreement=report.argmax_agreement,
+        size=len(lite.content) / len(plain),
+        partitions=partitions(lite.content),
+        left=left_out(lite.content) if partitions(lite.content) > 1 else [],
+        seconds=seconds,
+    )
+
+
+def reaches(result: Result) -> bool:
+    """Whether a network has no float operator, one partition and exact layers."""
+    allowed = 2 if result.worst in TABLES else 1
+    return not result.float_ops and result.partitions == 1 and result.max_lsb <= allowed
+
+
+def _cells(name: str, row: Row, result: Result | Exception) -> list[str]:
+    if isinstance(result, Exception):
+        first = re.sub(r"\s+", " ", str(result))[:160].replace("|", "/")
+        return [name, "no", *[""] * 7, f"{type(result).__name__}: {first}"]
+    left = collections.Counter(result.left)
+    names = [f"{n} x {op}" if n > 1 else op for op, n in left.items()]
+    outside = f"not XNNPACK's: {', '.join(names)}" if names else ""
+    remark = "; ".join(filter(None, [row.remark, outside]))
+    if row.cnn and not reaches(result) and not remark:
+        remark = "does not reach the goal"
+    exact = "float" if result.exact is None else f"{100 * result.exact:.2f} %"
+    return [
+        name,
+        result.quantized,
+        str(len(result.float_ops)),
+        str(result.max_lsb),
+        exact,
+        f"{100 * result.agreement:.2f} %",
+        f"{result.size:.2f}",
+        str(result.partitions),
+        f"{result.seconds:.0f}",
+        remark,
+    ]
+
+
+def replace_table(page: str, table: str) -> str:
+    """A Markdown page with another table in place of its first."""
+    found = re.search(r"(?m)^\|.*\n(?:\|.*\n)+", page)
+    if found is None:
+        raise ValueError("The page must hold a Markdown table. Received: one without.")
+    return page[: found.start()] + table.rstrip("\n") + "\n" + page[found.end() :]
+
+
+def main(argv: list[str]) -> None:
+    """Measures rows and prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"There are no arguments but flags. Received: {argv[1:]}.")
+    unknown = sorted({*_ROWS.value} - {*ROWS})
+    if unknown:
+        raise app.UsageError(f"--rows must name rows of {list(ROWS)}. Received: {unknown}.")
+    cells = [HEADER]
+    for name in _ROWS.value or ROWS:
+        result: Result | Exception
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = measure(ROWS[name])
+        except Exception as error:  # A row that fails is a result too.
+            result = error
+        cells.append(_cells(name, ROWS[name], result))
+        print("  ".join(cells[-1]), file=sys.stderr, flush=True)
+        keras.backend.clear_session()
+        gc.collect()
+    table = tables.markdown(cells, left=2)
+    print(table)
+    if _PAGE.value:
+        path = pathlib.Path(_PAGE.value)
+        write_whole(path, replace_table(path.read_text(), table).encode())
+
+
+if __name__ == "__main__":
+    app.run(main)
