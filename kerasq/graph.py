@@ -56,6 +56,7 @@ class Graph:
         parents: by name of a layer, the models that it was in, from the outermost.
         mixed: by name of a layer of mixed precision, the type that it computed in.
         refused: by name of a layer that could not be opened, the reason.
+        masked: names of layers that read a mask, which Keras passes beside the tensors.
     """
 
     model: keras.Model
@@ -65,6 +66,7 @@ class Graph:
     parents: dict[str, tuple[keras.Layer, ...]]
     mixed: dict[str, str]
     refused: dict[str, str]
+    masked: set[str]
 
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:
@@ -134,6 +136,7 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
         parents=reading.parents,
         mixed=mixed,
         refused=reading.refused,
+        masked=reading.masked,
     )
 
 
@@ -148,6 +151,7 @@ class _Reading:
         self._open: list[keras.Layer] = []
         self._first: dict[int, str] = {}  # by id of a layer, the name of its first copy
         self.refused: dict[str, str] = {}
+        self.masked: set[str] = set()
         self._names: set[str] = set()
         self._reserved: set[int] = set()
 
@@ -194,6 +198,8 @@ class _Reading:
             self.refused[name] = refusal
         layer = copy_layer(operation, name=name)
         args, kwargs = _positional(operation, args, kwargs)
+        if any(getattr(x, "_keras_mask", None) is not None for x in symbolic((args, kwargs))):
+            self.masked.add(name)
         output = layer(*args, **kwargs)
         _set_weights(layer, operation)
         self.nodes.append(Node(layer, args, kwargs, output))
@@ -216,7 +222,7 @@ class _Reading:
 def _positional(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The arguments of a call, all tensors by place as far as that goes."""
     for name in list(inspect.signature(layer.call).parameters)[len(args) :]:
-        if not symbolic(kwargs.get(name)):
+        if "mask" in name or not symbolic(kwargs.get(name)):
             break
         args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
     return args, kwargs
@@ -365,13 +371,15 @@ def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
         nodes: dict[str, list] = {"_inbound_nodes": [], "_outbound_nodes": []}
         operation.__dict__.update({**layer.__dict__, **nodes, **changes})
         return operation
-    # The function of a Lambda is in memory already: no file brings it in.
-    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
-    config = layer.get_config()
-    if "activation" in config and callable(layer.activation):  # Functions of a user's have no name.
-        config["activation"] = layer.activation
+    config = {**layer.get_config(), **changes}
+    if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
+        plain = {key: config[key] for key in ("name", "trainable", "dtype")}
+        options = {"output_shape": layer._output_shape, "arguments": layer.arguments}
+        return keras.layers.Lambda(layer.function, **options, **plain)
+    if inspect.isfunction(getattr(layer, "activation", None)) and "activation" not in changes:
+        config["activation"] = layer.activation  # A user's has no name to find it by.
     try:
-        return type(layer).from_config({**config, **changes}, **options)
+        return type(layer).from_config(config)
     except TypeError as error:
         raise ValueError(
             "A layer must be restorable from its configuration: its constructor must take what "

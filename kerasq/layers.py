@@ -43,6 +43,39 @@ class Scale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class Constant(keras.layers.Layer):
+    """Values that do not depend on the input, such as the embedding of positions.
+
+    Args:
+        shape: shape of the values, without the axis of the samples.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, shape: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape = tuple(shape)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the values."""
+        del input_shape
+        self.value = self.add_weight(name="value", shape=self.shape, initializer="zeros")
+
+    def call(self, x: Any) -> Any:
+        """The values, as one sample."""
+        del x
+        return keras.ops.expand_dims(self.value, 0)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the values, as one sample."""
+        del input_shape
+        return (1, *self.shape)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "shape": self.shape}
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Function(keras.layers.Layer):
     """A function of each value alone, from `keras.activations` or `keras.ops`.
 

@@ -1,6 +1,7 @@
 """Models of Keras 2: from .h5 files and from `tf_keras`, rebuilt in Keras 3."""
 
 import inspect
+import itertools
 import os
 import pathlib
 import sys
@@ -25,6 +26,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "__operators__.rtruediv": lambda x, y: ops.divide(y, x),
     "__operators__.sub": ops.subtract,
     "__operators__.truediv": ops.divide,
+    "compat.v1.squeeze": lambda x, axis=None: ops.squeeze(x, axis),
+    "compat.v1.transpose": lambda x, perm=None: ops.transpose(x, perm),
     "cast": lambda x, dtype: ops.cast(x, getattr(dtype, "name", dtype)),
     "clip_by_value": lambda x, low, high: ops.clip(x, low, high),
     "concat": lambda values, axis: ops.concatenate(values, axis),
@@ -63,10 +66,20 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "nn.softplus": ops.softplus,
     "nn.tanh": ops.tanh,
     "reshape": ops.reshape,
-    "split": lambda x, count, axis=0: ops.split(x, count, axis),
+    "split": lambda x, count, axis=0: ops.split(
+        x, count if isinstance(count, int) else list(itertools.accumulate(count))[:-1], axis
+    ),
     "squeeze": ops.squeeze,
     "stack": lambda values, axis=0: ops.stack(values, axis),
     "transpose": lambda x, perm=None: ops.transpose(x, perm),
+}
+# Arguments that change nothing here.
+_IGNORED = ("conjugate", "name", "training")
+_NAMES = {
+    "clip_value_max": "high",
+    "clip_value_min": "low",
+    "num_or_size_splits": "count",
+    "slice_spec": "key",
 }
 _ARGUMENTS = {"x", "a", "features", "input", "input_tensor", "logits", "tensor", "value", "values"}
 
@@ -166,13 +179,17 @@ class _Rebuilding:
         if id(old) not in self.layers:
             self.layers[id(old)] = old, self.make(old)
         layer = self.layers[id(old)][1]
-        kwargs = {
-            k: v for k, v in kwargs.items() if v is not None and k not in ("name", "training")
-        }
+        kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in _IGNORED}
         if isinstance(layer, keras.Layer):
             return layer(*args, **kwargs)
+        # In files all arguments have TensorFlow's names; what has another here goes by place.
+        kwargs = {_NAMES.get(key, key): value for key, value in kwargs.items()}
         first = [kwargs.pop(key) for key in list(kwargs) if key in _ARGUMENTS]
-        y = layer(*first, *args, **kwargs)
+        known = inspect.signature(layer).parameters
+        rest = [kwargs.pop(key) for key in list(kwargs) if key not in known]
+        if first and isinstance(first[0], keras.KerasTensor) and args:
+            first, args = list(args), tuple(first)
+        y = layer(*first, *args, *rest, **kwargs)
         for tensor in keras.tree.flatten(y)[:1]:  # Names of Keras's own may be those of layers.
             tensor._keras_history.operation.name = old.name.replace(".", "_")
         return y
@@ -211,6 +228,14 @@ def _layer(old: Any) -> keras.Layer:
         for key, value in old.get_config().items()
         if key in known and not key.endswith("_initializer")
     }
+    if kind == "LeakyReLU":
+        config["negative_slope"] = float(old.alpha)
+    for key in ("activation", "recurrent_activation"):
+        if config.get(key) == "hard_sigmoid":
+            raise ValueError(
+                "The hard sigmoid of Keras 2, clip(0.2 x + 0.5), is not that of Keras 3, "
+                f"relu6(x + 3) / 6. Received: layer {old.name!r}. Replace it, and train again."
+            )
     config["name"] = old.name.replace("/", "_")  # Keras 3 allows none.
     config["dtype"] = old._dtype_policy.name
     if kind == "BatchNormalization":
@@ -220,7 +245,13 @@ def _layer(old: Any) -> keras.Layer:
             inner = getattr(old, "forward_layer", None) if key == "layer" else None
             inner = _layer(inner or getattr(old, key))
             config[key] = keras.saving.serialize_keras_object(inner)
-    return cls.from_config(config)
+    try:
+        return cls.from_config(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "A layer of a Keras 2 model must be one that Keras 3 makes from its configuration. "
+            f"Received: {old.name!r} ({kind}): {error!s:.200}. Rebuild the model in Keras 3."
+        ) from error
 
 
 def _slices(key: Any) -> Any:

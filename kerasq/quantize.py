@@ -16,6 +16,15 @@ from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
 BATCH_NORMS = ("fold", "keep")
+# What computes something else where there is a mask; recurrent layers keep theirs.
+_MASKED = (
+    keras.layers.AdditiveAttention,
+    keras.layers.Attention,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GroupQueryAttention,
+    keras.layers.MultiHeadAttention,
+    keras.layers.Softmax,
+)
 # Operators without a fused activation.
 _NO_CLAMP = frozenset(name for name, op in OPERATORS.items() if op.one_grid)
 
@@ -136,7 +145,7 @@ def _without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str
                 rule is not None and rule.fits and not rule.fits(layer, *node.args, **node.kwargs)
             )
             if is_float or misfits:  # What has an operator may become integer at export.
-                is_open = is_float and rule.op != "-"
+                is_open = rule is not None and is_float and rule.op != "-"
                 found[name] = "" if is_open else f"{name!r} ({type(layer).__name__})"
         elif rule is None and operations.equal(node, *node.args, name=name) is None:
             found[name] = f"{name!r} (keras.ops, {type(layer).__name__})"
@@ -196,9 +205,16 @@ def _check_layers(graph: graphs.Graph, floats: frozenset[str], merging: dict[int
     """Raises a ValueError that names every layer that cannot be quantized."""
     complaints: list[str] = []
     for node in graph.nodes:
-        if node.layer.name in floats:
+        is_masked = node.layer.name in graph.masked and isinstance(node.layer, _MASKED)
+        if node.layer.name in floats and not is_masked:
             continue
         complaint = _complaint(node, id(node) in merging)
+        if is_masked:
+            complaint = (
+                f"{node.layer.name!r} ({type(node.layer).__name__}): reads a mask that Keras "
+                "passes beside the tensors, which the file does not have; pass it as an "
+                "argument, or build the Embedding with mask_zero=False"
+            )
         if complaint is not None:
             refusal = graph.refused.get(node.layer.name)
             complaints.append(
@@ -308,6 +324,12 @@ class _Wrapping:
         for node in self.graph.nodes:
             layer = node.layer
             op = self._op(layer)
+            weight_bits = resolve(self._scheme(layer)).weight_bits if self._is_wrapped(node) else 8
+            if weight_bits < 8 and getattr(layer, "groups", 1) > 1:
+                raise ValueError(
+                    "A convolution in groups must have 8-bit weights. Received: layer "
+                    f"{self._owner(layer)!r} at {self._scheme(layer)!r}. Give it another scheme."
+                )
             if not self._is_wrapped(node) or self._bits(layer) <= 8 or has_int16(op):
                 continue
             owner = self._owner(layer)
@@ -368,10 +390,15 @@ class _Wrapping:
         return self._boundary(x, self._bits(layer))
 
     def _call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = keras.tree.map_structure(
-            lambda x: self._input(x) if isinstance(x, keras.KerasTensor) else x, (args, kwargs)
-        )
         layer = node.layer
+        if not isinstance(layer, keras.layers.Embedding):  # It reads indices, as floats too.
+            args, kwargs = keras.tree.map_structure(
+                lambda x: self._input(x) if isinstance(x, keras.KerasTensor) else x, (args, kwargs)
+            )
+        if not isinstance(layer, keras.Layer):  # The float model's own variables stay its own.
+            args, kwargs = keras.tree.map_structure(
+                lambda x: x.numpy() if isinstance(x, keras.Variable) else x, (args, kwargs)
+            )
         if id(node) in self.merged:
             return args[0]
         if not self._is_wrapped(node):
@@ -388,7 +415,7 @@ class _Wrapping:
             "owner": self._owner(layer),
         }
         if registry.rule(layer).kernel is None:
-            return QuantizeWrapper(graphs.copy_layer(layer), **options)(*args)
+            return QuantizeWrapper(graphs.copy_built(layer), **options)(*args)
         options["training_dtype"] = self.graph.mixed.get(self._owner(layer), "float32")
         leader = self.graph.leaders[layer.name]
         if leader in self.wrappers:
@@ -412,8 +439,16 @@ class _Wrapping:
         rule = registry.find(node.layer)
         if rule is None or rule.op != "GATHER" or self._bits(node.layer) == FLOAT_BITS:
             return False
-        readers = self.graph.consumers(node.outputs[0])
-        return all(reader.layer.name not in self.floats for reader in readers) and bool(readers)
+        readers = self._readers(node)
+        return bool(readers) and not {reader.layer.name for reader in readers} & self.floats
+
+    def _readers(self, node: graphs.Node) -> list[graphs.Node]:
+        """The calls that read what a call returns, behind those that only move it."""
+        return [
+            found
+            for reader in self.graph.consumers(node.outputs[0])
+            for found in (self._readers(reader) if registry.copies(reader.layer) else [reader])
+        ]
 
     def _plain(self, layer: keras.Layer) -> keras.Layer:
         """A copy of a layer that is not wrapped, one for all its calls where it has weights."""

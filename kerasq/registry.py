@@ -9,7 +9,7 @@ import numpy as np
 
 from kerasq import kernels, tables
 from kerasq.grid import Grid
-from kerasq.layers import Function, Gelu, Matmul, Scale
+from kerasq.layers import Constant, Function, Gelu, Matmul, Scale
 from kerasq.operators import OPERATORS
 from kerasq.prepare import attention
 
@@ -279,7 +279,7 @@ LAYERS: dict[type, Rule] = {
     keras.layers.PReLU: Rule(
         op="RELU, SUB, DEPTHWISE_CONV_2D, ADD",
         output="parts",
-        note="one slope a channel: all other axes in `shared_axes`",
+        note="MUL where there is more than one slope a channel",
     ),
     keras.layers.ELU: Rule(op="ELU", output="range", note="with another alpha than 1 Function"),
     Gelu: Rule(
@@ -293,6 +293,9 @@ LAYERS: dict[type, Rule] = {
         grids=_PROBABILITY,
         simulate=kernels.softmax,
         note="one axis, behind a Permute where it is not the last; no mask",
+    ),
+    Constant: Rule(
+        op="QUANTIZE", output="range", simulate=kernels.constant, note="no op: a tensor of the file"
     ),
     Function: _LOOKUP,
     Matmul: Rule(op="BATCH_MATMUL", output="range", simulate=kernels.matmul),
@@ -351,6 +354,7 @@ OPERATIONS: dict[str, Rule] = {
         ("Repeat", "GATHER"),
         ("Roll", "CONCATENATION, STRIDED_SLICE"),
         ("Slice", "SLICE"),
+        ("StopGradient", "-"),
         ("Split", "SPLIT"),
         ("Swapaxes", "TRANSPOSE"),
         ("Tile", "TILE"),
@@ -481,8 +485,9 @@ def register_layer(
         ValueError: for a class that Keras has, an operator or output that is not known, or weights
             that do not fit the operator.
     """
-    legal = {rule.op: rule for rule in (*LAYERS.values(), *ACTIVATIONS.values()) if rule.op != "-"}
-    legal = {name: rule for name, rule in legal.items() if name in OPERATORS}
+    rules = [*LAYERS.values(), *ACTIVATIONS.values()]
+    kinds = ("range", "input", "same", "fixed")
+    legal = {rule.op: rule for rule in rules if rule.op in OPERATORS and rule.output in kinds}
     legal |= {"GATHER": _LOOKUP, "-": Rule(op="-", output="same")}
     if not (isinstance(cls, type) and issubclass(cls, keras.layers.Layer)) or (
         cls.__module__.startswith("keras.src")
@@ -494,6 +499,14 @@ def register_layer(
         raise ValueError(
             f"`output` must be 'range', 'same', 'float' or a Grid. Received: output={output!r}."
         )
+    kept = legal[op].output in ("same", "input") and op != "-"
+    if kept and output not in ("same", "float"):
+        raise ValueError(
+            f"`output` must be 'same' for an operator that keeps the grid of its input. "
+            f"Received: op={op!r}, output={output!r}."
+        )
+    if kept and output == "same":
+        output = legal[op].output
     weighted = op in OPERATORS and OPERATORS[op].channels is not None
     if weighted != (kernel is not None) and output != "float":
         raise ValueError(
@@ -518,6 +531,8 @@ def activation_name(layer: keras.Layer) -> str:
     if function is None:
         return "linear"
     name = keras.activations.serialize(function)
+    if isinstance(name, str) and getattr(keras.activations, name, None) is not function:
+        return f"{name} of your own"
     return name if isinstance(name, str) else type(function).__name__
 
 
@@ -579,8 +594,6 @@ def complaint(layer: keras.Layer) -> str | None:
         shape = np.shape(getattr(layer, key, ()))
         if np.prod(shape) not in (1, *shape[-1:]):
             return f"{name}: needs one {key} a channel, the last axis, has {key} of shape {shape}"
-    if type(layer) is keras.layers.PReLU and layer.built and np.prod(layer.alpha.shape[:-1]) != 1:
-        return f"{name}: needs one slope a channel, has alpha of shape {layer.alpha.shape}"
     required = dict(_REQUIRED.get(type(layer), {}))
     if type(layer) in _CHANNELS_LAST:
         required = {"data_format": ("channels_last",), **required}

@@ -229,6 +229,12 @@ STAY_INTEGER = {
     "power": lambda x: ops.abs(x) ** 1.5,
     "clip": lambda x: ops.clip(x, -0.5, 0.3),
     "softplus": ops.softplus,
+    "relu": keras.activations.relu,
+    "a map": lambda x: x * np.linspace(0.0, 1.0, 64).reshape(8, 8, 1).astype("f"),
+    "less a map": lambda x: ops.subtract(np.linspace(0.0, 1.0, 256).reshape(1, 8, 8, 4), x),
+    "at least": lambda x: ops.maximum(x, 0.05),
+    "reciprocal": lambda x: 1.0 / (ops.abs(x) + 1.0),
+    "a slope each": L.PReLU("uniform"),
     "mean": lambda x: ops.mean(x, axis=(1, 2)),
     "softmax": lambda x: ops.softmax(x, axis=1),
     "elu": lambda x: ops.elu(x, alpha=0.5),
@@ -290,6 +296,112 @@ def behind_a_convolution(layer):
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     return keras.Model(image, layer(L.Conv2D(4, 3, padding="same", name="conv")(image)))
+
+
+class Positions(L.Layer):
+    """What transformers add to a sequence."""
+
+    def build(self, shape):
+        self.rows = self.add_weight(name="rows", shape=shape[1:], initializer="normal")
+
+    def call(self, x):
+        return x + self.rows
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_constants_of_a_sample(scheme):
+    series = keras.Input((6, 4), name="series")
+    model = keras.Model(series, L.Dense(3)(Positions(name="at")(L.Dense(4)(series))))
+    q = exact(model, images(shape=(6, 4)), scheme=scheme)
+    assert [w.shape for w in q.trainable_weights if w.path.endswith("value")] == [(6, 4)]
+
+
+class Product(L.Layer):
+    """A Dense of one's own."""
+
+    def build(self, shape):
+        self.matrix = self.add_weight(name="matrix", shape=(shape[-1], 5))
+
+    def call(self, x):
+        return ops.matmul(x, self.matrix)
+
+
+def test_a_product_with_a_matrix_is_a_dense():
+    model = behind_a_convolution(Product(name="product"))
+    q = exact(model, images())
+    assert [w.shape for w in q.trainable_weights if w.path.endswith("kernel")][-1] == (4, 5)
+    before = q.predict(images(), verbose=0)
+    model.get_layer("product").matrix.assign(np.zeros((4, 5)))
+    np.testing.assert_array_equal(q.predict(images(), verbose=0), before)
+
+
+def test_constants_of_float_operations_survive_the_export():
+    class Ramp(L.Layer):
+        def call(self, x):
+            ramp = ops.cast(ops.arange(8), "float32")
+            return ops.cumsum(x, axis=1) * ops.reshape(ramp, (8, 1, 1))
+
+    q = kerasq.quantize_model(behind_a_convolution(Ramp()))
+    kerasq.calibrate(q, images())
+    lite, want = kerasq.export_tflite(q), q.predict(images(), verbose=0)
+    np.testing.assert_allclose(lite.predict(images()), want, atol=1e-5 * np.abs(want).max())
+
+
+def words(make, dtype="int32"):
+    ids = keras.Input((6,), dtype=dtype, name="ids")
+    return keras.Model(ids, L.Dense(3)(make(ids))), np.random.default_rng(0).integers(
+        0, 90, (64, 6)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_indices_are_not_quantized(dtype):
+    model, ids = words(lambda x: L.Flatten()(L.Embedding(100, 4)(x)), dtype)
+    q = networks.quantized(model, ids.astype(dtype))
+    want = model.predict(ids, verbose=0)
+    assert np.abs(q.predict(ids, verbose=0) - want).max() <= 0.05 * np.abs(want).max()
+    assert kerasq.compare(q, kerasq.export_tflite(q), ids.astype(dtype)).max_lsb == 0
+
+
+def test_rows_that_only_float_layers_read_stay_float():
+    model, ids = words(lambda x: L.GRU(4)(L.Dropout(0.1)(L.Embedding(100, 4, name="table")(x))))
+    lite = kerasq.export_tflite(networks.quantized(model, ids))
+    assert "table" in {op.outputs[0].split("/")[0] for op in lite.float_ops}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [lambda x: L.GlobalAveragePooling1D(name="x")(x), lambda x: L.Attention(name="x")([x, x])],
+)
+def test_masks_that_would_be_lost_are_an_error(layer):
+    model, _ = words(lambda ids: layer(L.Embedding(100, 4, mask_zero=True)(ids)))
+    with pytest.raises(ValueError, match=r"'x' \(.*\): reads a mask that Keras passes"):
+        kerasq.quantize_model(model)
+
+
+def test_gradients_stop_where_they_did():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, L.Dense(3, name="end")(ops.stop_gradient(L.Dense(4, name="first")(x))))
+    q = exact(model, images(shape=(4,)))
+    q.compile("sgd", "mse")
+    before = q.get_layer("first").kernel.numpy()
+    q.fit(images(shape=(4,)), np.ones((48, 3)), verbose=0)
+    np.testing.assert_array_equal(q.get_layer("first").kernel.numpy(), before)
+
+
+def test_an_activation_of_ones_own_is_not_taken_for_keras_s():
+    def leaky_relu(x):
+        return ops.leaky_relu(x, 0.01)
+
+    with pytest.raises(ValueError, match="activation 'leaky_relu of your own' has no"):
+        kerasq.quantize_model(behind_a_convolution(L.Dense(2, activation=leaky_relu)))
+
+
+def test_convolutions_in_groups_have_8_bit_weights():
+    model = keras.Sequential([keras.Input((8, 8, 4)), L.Conv2D(4, 3, groups=2, name="groups")])
+    with pytest.raises(ValueError, match=r"must have 8-bit weights. Received: layer 'groups'"):
+        kerasq.quantize_model(model, scheme="w4a8")
 
 
 def test_layers_of_ones_own_are_opened():

@@ -146,6 +146,25 @@ def test_a_file_of_keras_2(tmp_path):
     np.testing.assert_allclose(new.predict(x, verbose=0), old.predict(x, verbose=0), atol=1e-5)
 
 
+def test_functions_in_a_file(tmp_path):
+    """Files name all arguments of functions, as TensorFlow does."""
+    image = tf_keras.Input((8, 8, 3))
+    x = L.LeakyReLU(alpha=0.1)(L.Conv2D(4, 3)(image))
+    y = tf.maximum(tf.multiply(1.0 - x, 2.0) ** 2.0, 0.1) + 1.0
+    y = tf.clip_by_value(tf.transpose(y, (0, 3, 1, 2)), 0.2, 5.0)
+    y, z = tf.split(tf.reshape(y[:, 1:3], (-1, 72)), [24, 48], axis=1)
+    old = tf_keras.Model(image, tf.concat([y, z, z], axis=1))
+    old.save(tmp_path / "old.h5")
+    new, x = kerasq.load_model(tmp_path / "old.h5"), data(old)
+    np.testing.assert_allclose(new.predict(x, verbose=0), old.predict(x, verbose=0), atol=1e-5)
+
+
+def test_the_hard_sigmoid_of_keras_2_is_refused():
+    model = tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(2, "hard_sigmoid", name="d")])
+    with pytest.raises(ValueError, match=r"is not that of Keras 3.*Received: layer 'd'"):
+        kerasq.quantize_model(model)
+
+
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
 def test_files_of_keras_3(suffix, tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -174,5 +193,7 @@ def test_what_cannot_be_rebuilt():
     with pytest.raises(ValueError, match="must be a built Functional or Sequential one"):
         kerasq.quantize_model(Own())
     x = tf_keras.Input((4,))
+    with pytest.raises(ValueError, match=r"Received: 'own' \(Lambda\)"):
+        legacy.rebuild(tf_keras.Model(x, L.Lambda(lambda y: 2 * y, name="own")(x)))
     with pytest.raises(ValueError, match=r"Received: tf.math.bessel_i0 in layer"):
         legacy.rebuild(tf_keras.Model(x, tf.math.bessel_i0(x)))

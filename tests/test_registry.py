@@ -157,8 +157,8 @@ ACTIVATIONS = [
     *("gelu", "exponential", "hard_silu", "silu", "hard_sigmoid"),
     *registry.FUNCTIONS,
 ]
-# Rows with a form of their own, which tests of attention below try.
-HEADS = {L.MultiHeadAttention, L.GroupQueryAttention}
+# Rows with tests of their own, below or in test_graphs.py.
+ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),
@@ -235,7 +235,7 @@ def steps(a, b, scale):
 
 def test_every_row_has_a_case():
     rows = {*registry.LAYERS, *registry.ACTIVATIONS}
-    assert {*LAYERS, *ACTIVATIONS, *WITHOUT_OP, *FLOATS, *HEADS, *map(type, IDENTITIES)} == rows
+    assert {*LAYERS, *ACTIVATIONS, *WITHOUT_OP, *FLOATS, *ELSEWHERE, *map(type, IDENTITIES)} == rows
     floats = {cls for cls, rule in registry.LAYERS.items() if rule.output == "float"}
     assert {*FLOATS} == floats
 
@@ -491,6 +491,19 @@ def registered():
     registry._REGISTERED.clear()
 
 
+def test_every_operator_can_be_registered():
+    """Rules of layers that become several others are no rules for one operator."""
+    for op, kernel in (
+        ("FULLY_CONNECTED", "w"),
+        ("DEPTHWISE_CONV_2D", "w"),
+        ("BATCH_MATMUL", None),
+    ):
+        registry.register_layer(Blur, op, kernel=kernel)
+        rule = registry.find(Blur(name="blur"))
+        assert rule.fits is None and rule.output == "range" and rule.op == op
+    registry._REGISTERED.clear()
+
+
 def test_registered_layers(registered, tmp_path):
     model = keras.Sequential(
         [
@@ -520,6 +533,7 @@ def test_registered_layers(registered, tmp_path):
         (Blur, {"op": "CONV_9D"}, r"`op` must be one of \['-', 'ADD'.*Received: op='CONV_9D'"),
         (Blur, {"op": "CONV_2D"}, "`kernel` must name the weight"),
         (Blur, {"op": "ADD", "kernel": "w"}, "`kernel` must name the weight"),
+        (Blur, {"op": "REDUCE_MAX"}, "`output` must be 'same' for an operator that keeps the grid"),
         (Blur, {"op": "ADD", "output": "wide"}, "`output` must be 'range', 'same', 'float' or"),
     ],
 )

@@ -17,12 +17,14 @@ import tensorflow as tf
 
 from kerasq import graph, kernels, registry
 from kerasq.grid import Grid
-from kerasq.layers import Scale
+from kerasq.layers import Constant, Scale
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
 # Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
 # and gives the shape of the other.
 MARKER = "Zeta"
+# What a mark says in place of an operator, where `table` is all there is.
+CONSTANT = "constant"
 _SCOPE = "kerasq_layer{}_"
 _SCOPES = re.compile(_SCOPE.format(r"(\d+)"))
 
@@ -40,7 +42,7 @@ class Mark:
         bias: the layer's bias codes, int64.
         op: the operator that makes the tensor, where the converter does not.
         options: the class of its options, and their values.
-        table: the codes that GATHER picks from, by the input's code.
+        table: the codes that GATHER picks from, by the input's code; or those of a constant.
     """
 
     name: str = ""
@@ -125,7 +127,9 @@ class Marker:
     def _apart(self, inputs: Any) -> Any:
         """Marks inputs, so that equal operators are not merged, nor `x + x` rewritten."""
         return keras.tree.map_structure(
-            lambda x: self._mark(x, Mark()) if tf.is_tensor(x) and x.dtype.is_floating else x,
+            lambda x: (
+                self._mark(x, Mark()) if tf.is_symbolic_tensor(x) and x.dtype.is_floating else x
+            ),
             inputs,
         )
 
@@ -136,6 +140,11 @@ class Marker:
             return self._mark(inputs, Mark(name=wrapper.name, grid=grid, quantizes=True))
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
+        if isinstance(wrapper.layer, Constant):
+            # Marked is the input: the converter would compute the marker of a constant.
+            with tf.init_scope():
+                codes = grid.quantize(wrapper.layer.value.numpy()[None])
+            return self._mark(inputs, Mark(name=wrapper.name, grid=grid, op=CONSTANT, table=codes))
         if wrapper.rule.simulate is kernels.lookup:
             with tf.init_scope():
                 (source,) = wrapper.input_grids()

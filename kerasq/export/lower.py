@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from kerasq import operators
 from kerasq.export import flatbuffer, signature
 from kerasq.export.builder import Builder
-from kerasq.export.convert import MARKER, Converted, Mark
+from kerasq.export.convert import CONSTANT, MARKER, Converted, Mark
 from kerasq.grid import Grid
 from kerasq.operators import OPERATORS
 
@@ -136,7 +136,9 @@ class _Lowering(Builder):
     def _pass(self, op: schema.OperatorT) -> None:
         """A marker: the tensor behind it is that before it, or QUANTIZE makes it."""
         source, target, mark = int(op.inputs[0]), int(op.outputs[0]), self._mark(op)
-        if mark.op and mark.grid is not None:
+        if mark.op == CONSTANT and mark.grid is not None and mark.table is not None:
+            self.codes[target] = self.add(mark.name, mark.table.shape, mark.grid, mark.table)
+        elif mark.op and mark.grid is not None:
             if source not in self.codes:
                 raise ValueError(
                     f"Layer {mark.name!r} must read integer codes. Received: a float tensor."

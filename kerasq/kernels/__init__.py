@@ -34,6 +34,7 @@ __all__ = [
     "average_pool",
     "centre",
     "clip",
+    "constant",
     "convolution",
     "depthwise",
     "fully_connected",
@@ -86,6 +87,12 @@ def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
     """QUANTIZE from one grid onto another."""
     narrow = max(grid.bits, out.bits) <= 8
     return (int8 if narrow else int16).requantize(codes, grid, out)
+
+
+def constant(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """The codes of a constant, rounded when the file is written."""
+    del grids
+    return quantize(layer(codes[0]), out)
 
 
 def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -71,7 +71,7 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MEAN over all axes but the first and last: gemmlowp's rule on the sum."""
     axes = list(range(1, codes[0].shape.rank - 1))
-    total = tf.reduce_sum(int64(codes[0]), axes, keepdims=layer.keepdims)
+    total = tf.reduce_sum(int64(codes[0]), axes, keepdims=getattr(layer, "keepdims", False))
     ratio = float64(grids[0].scale) / float64(out.scale)
     count = int(np.prod(codes[0].shape[1:-1]))
     return clip(multiply_rounding_twice(total, ratio, count=count), out)

@@ -49,7 +49,7 @@ def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     """MEAN over all axes but the first and last: the sum times one float32 factor."""
     axes = list(range(1, codes[0].shape.rank - 1))
     count = float(np.prod(codes[0].shape[1:-1]))
-    total = tf.reduce_sum(codes[0], axes, keepdims=layer.keepdims)
+    total = tf.reduce_sum(codes[0], axes, keepdims=getattr(layer, "keepdims", False))
     ratio = float64(grids[0].scale / out.scale)
     return clip(tf.round(total * float32(ratio / count)), out)
 

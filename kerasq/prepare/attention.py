@@ -16,6 +16,8 @@ import numpy as np
 from kerasq.layers import Matmul
 
 L = keras.layers
+# What a distributed Dense may be followed by.
+_KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
 
 
 def as_matrix(layer: keras.layers.EinsumDense) -> tuple[int, int] | None:
@@ -43,7 +45,7 @@ def einsum_fits(layer: keras.layers.EinsumDense, x: Any, **kwargs: Any) -> bool:
 def distributed_fits(layer: keras.layers.TimeDistributed, x: Any, **kwargs: Any) -> bool:
     """Whether a TimeDistributed is that of a Dense."""
     del x, kwargs
-    return type(layer.layer) is L.Dense
+    return type(layer.layer) is L.Dense and layer.layer.activation in _KNOWN
 
 
 def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:

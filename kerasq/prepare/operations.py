@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerasq.graph import Node, symbolic
-from kerasq.layers import Function, Gelu
+from kerasq.layers import Constant, Function, Gelu, Matmul
 
 L = keras.layers
 
@@ -30,7 +30,9 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
         `()` or `(channels,)`; and its input. None where no layer computes the same.
     """
     make = _TABLE.get(type(node.layer).__name__)
-    return make and make(node, args, {"name": name, "dtype": "float32"})
+    if make is None or any("float" not in x.dtype for x in (*node.inputs, *node.outputs)):
+        return None
+    return make(node, args, {"name": name, "dtype": "float32"})
 
 
 def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> Callable:
@@ -38,14 +40,19 @@ def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> C
 
     def make(node: Node, args: tuple, options: dict) -> Equal | None:
         x, y = args
-        if len(symbolic((x, y))) == 2 and x.dtype == y.dtype:
+        if len(symbolic((x, y))) == 2:
+            if not all("float" in z.dtype for z in (x, y)):
+                return None
             return None if layer is None else (layer(**options), [x, y])
         tensor = symbolic((x, y))[0]
         constants = [_constant(v, tensor) if v is not tensor else None for v in (x, y)]
-        if (tensor is x and constants[1] is None) or (tensor is y and constants[0] is None):
+        found = None if all(v is None for v in constants) else scale(*constants)
+        if found is not None:
+            return found, tensor
+        both = [v if v is tensor else _tensor(v, tensor, options["name"]) for v in (x, y)]
+        if layer is None or any(v is None for v in both):
             return None
-        found = scale(*constants)
-        return found and (found, tensor)
+        return layer(**options), both
 
     return make
 
@@ -57,6 +64,23 @@ def _constant(value: Any, tensor: keras.KerasTensor) -> np.ndarray | None:
         return value.reshape(())
     is_last = value.size == value.shape[-1] == tensor.shape[-1] and value.ndim <= len(tensor.shape)
     return value.reshape(-1) if is_last else None
+
+
+def _tensor(value: Any, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor | None:
+    """A constant operand as a tensor of its own: with a value for each place of a sample."""
+    trainable = isinstance(value, keras.Variable) and value.trainable
+    value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
+    rank = len(tensor.shape)
+    if value.ndim == rank and value.shape[0] == 1:
+        value = value[0]
+    shape = (1,) * (rank - 1 - value.ndim) + value.shape
+    fits = all(n in (1, m) for n, m in zip(shape, tensor.shape[1:], strict=False))
+    if len(shape) != rank - 1 or not fits or not tensor.dtype.startswith("float"):
+        return None
+    layer = Constant(shape, name=f"{name}_constant", trainable=trainable, dtype="float32")
+    output = layer(tensor)
+    layer.set_weights([value.reshape(shape)])
+    return output
 
 
 def _sum(x: Any, y: Any) -> Scaled:
@@ -71,6 +95,13 @@ def _product(x: Any, y: Any) -> Scaled:
     return y if x is None else x, np.float32(0.0)
 
 
+def _divide(node: Node, args: tuple, options: dict) -> Equal | None:
+    numerator, x = args
+    if not symbolic(numerator) and np.size(numerator) == 1 and np.all(np.asarray(numerator) == 1.0):
+        return Function("reciprocal", **options), x
+    return _binary(None, _quotient)(node, args, options)
+
+
 def _quotient(x: Any, y: Any) -> Scaled | None:
     return (1.0 / y, np.float32(0.0)) if x is None and np.all(y != 0.0) else None
 
@@ -81,7 +112,8 @@ def _never(x: Any, y: Any) -> None:
 
 def _maximum(node: Node, args: tuple, options: dict) -> Equal | None:
     for x, other in (args, args[::-1]):
-        if symbolic(x) and not symbolic(other) and np.all(np.asarray(other) == 0.0):
+        is_constant = not symbolic(other) and not isinstance(other, keras.Variable)
+        if symbolic(x) and is_constant and np.all(np.asarray(other) == 0.0):
             return L.ReLU(**options), x
     return _binary(L.Maximum, _never)(node, args, options)
 
@@ -112,6 +144,21 @@ def _function(name: str, *attributes: str) -> Callable:
         return Function(name, arguments, **options), args[0]
 
     return make
+
+
+def _matmul(node: Node, args: tuple, options: dict) -> Equal | None:
+    """A product of two tensors; or of a tensor and a matrix of weights, a Dense."""
+    x, y = args
+    if len(symbolic((x, y))) == 2:
+        fits = len(x.shape) == len(y.shape) >= 3 and x.shape[:-2] == y.shape[:-2]
+        return (Matmul(**options), [x, y]) if fits else None
+    if not symbolic(x) or len(y.shape) != 2 or len(x.shape) < 2:
+        return None
+    trainable = not isinstance(y, keras.Variable) or y.trainable
+    layer = L.Dense(y.shape[1], use_bias=False, trainable=trainable, **options)
+    layer.build(x.shape)
+    layer.set_weights([keras.ops.convert_to_numpy(y)])
+    return layer, x
 
 
 def _power(node: Node, args: tuple, options: dict) -> Equal | None:
@@ -211,14 +258,17 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Add": _binary(L.Add, _sum),
     "Subtract": _binary(L.Subtract, _difference),
     "Multiply": _binary(L.Multiply, _product),
-    "Divide": _binary(None, _quotient),
-    "TrueDivide": _binary(None, _quotient),
+    "Divide": _divide,
+    "TrueDivide": _divide,
     "Maximum": _maximum,
     "Minimum": _binary(L.Minimum, _never),
     "Negative": lambda node, args, options: ((np.float32(-1.0), np.float32(0.0)), args[0]),
     "Square": lambda node, args, options: (L.Multiply(**options), [args[0], args[0]]),
     "Relu": _activation("relu"),
     "Relu6": _activation("relu6"),
+    "ReLU": _layer(
+        L.ReLU, negative_slope="negative_slope", max_value="max_value", threshold="threshold"
+    ),
     "Sigmoid": _activation("sigmoid"),
     "Tanh": _activation("tanh"),
     "Silu": _activation("silu"),
@@ -231,7 +281,6 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Softmax": _layer(L.Softmax, axis="axis"),
     "Clip": _clip,
     "Identity": _same,
-    "StopGradient": _same,
     "Cast": _same,
     "Copy": _same,
     "Reshape": _reshape,
@@ -240,6 +289,7 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Ravel": _reshape,
     "Transpose": _transpose,
     "Concatenate": _concatenate,
+    "Matmul": _matmul,
     "Power": _power,
     "Selu": _function("selu"),
     "Celu": _function("celu", "alpha"),

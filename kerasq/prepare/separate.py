@@ -9,7 +9,7 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
-from kerasq.layers import Function, Scale
+from kerasq.layers import Constant, Function, Scale
 from kerasq.prepare import attention, operations
 from kerasq.prepare import batch_norm as batch_norms
 
@@ -121,7 +121,8 @@ class _Separation:
         y = self._in_parts(layer, layer.name, x)
         if y is None:
             y = layer(x)
-            layer.set_weights(weights or [])
+            if weights is not None:
+                layer.set_weights(weights)
         return y
 
     def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:
@@ -236,8 +237,14 @@ def _prelu(parts: _Separation, layer: keras.Layer, name: str, x: Any) -> Any:
     own = {part: parts.name(name, part) for part in ("relu", "rest", "slope")}
     above = parts.call(L.ReLU(name=own["relu"], dtype="float32"), x)
     below = parts.call(L.Subtract(name=own["rest"], dtype="float32"), [x, above])
-    alpha = np.ravel(layer.get_weights()[0])
-    below = parts.scale(own["slope"], below, alpha, 0.0, trainable=layer.trainable)
+    (alpha,) = layer.get_weights()
+    if alpha.size == alpha.shape[-1]:
+        below = parts.scale(own["slope"], below, np.ravel(alpha), 0.0, trainable=layer.trainable)
+    else:
+        options = {"trainable": layer.trainable, "dtype": "float32"}
+        constant = Constant(alpha.shape, name=parts.name(name, "alpha"), **options)
+        slopes = parts.call(constant, x, [alpha])
+        below = parts.call(L.Multiply(name=own["slope"], dtype="float32"), [below, slopes])
     return parts.call(L.Add(name=name, dtype="float32"), [above, below])
 
 
