@@ -1,8 +1,12 @@
 """The quick rows of the zoo, and its page."""
 
+import pathlib
+
 import pytest
 
 from tools import zoo
+
+PAGE = pathlib.Path(zoo.__file__).parents[1] / "docs/coverage.md"
 
 
 @pytest.mark.parametrize("name", [name for name, row in zoo.ROWS.items() if row.quick])
@@ -14,6 +18,11 @@ def test_a_row(name):
         assert result.quantized == "yes" and result.exact == result.agreement == 1.0
     else:
         assert result.quantized == "partly" and result.float_ops
+
+
+def test_the_page_has_every_row():
+    rows = [line.split("|")[1].strip() for line in PAGE.read_text().splitlines() if line[:1] == "|"]
+    assert rows[0] == zoo.HEADER[0] and rows[2:] == list(zoo.ROWS)
 
 
 def test_replace_table():
