@@ -203,7 +203,7 @@ def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
         for node in computed
         if isinstance(node.layer, wrappers.QuantizeWrapper)
         and probe.has(node.name)
-        and not node.layer.grid().numpy().equals(probe.grid(node.name))
+        and not _stored(node.layer.grid()).equals(probe.grid(node.name))
     ]
     if stale:
         raise ValueError(
@@ -216,6 +216,11 @@ def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
         for y in node.outputs
         if probe.has(graphs.tensor_name(y))
     ]
+
+
+def _stored(grid: Grid) -> Grid:
+    """What the file says of a grid: not how many of its codes are in use."""
+    return dataclasses.replace(grid.numpy(), levels=None)
 
 
 def _step(tensor: keras.KerasTensor) -> np.ndarray | None:

@@ -51,8 +51,8 @@ def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
 
 
 def activation_bytes(tensor: keras.KerasTensor, bits: int) -> int:
-    """Bytes that one sample of a tensor takes."""
-    return math.prod(tensor.shape[1:]) * bits // 8
+    """Bytes that one sample of a tensor takes; codes of fewer than 8 bits are stored as int8."""
+    return math.prod(tensor.shape[1:]) * max(8, bits) // 8
 
 
 def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
@@ -65,9 +65,14 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
     if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
         return 0
     op = registry.rule(_inner(layer)).op
-    packed = operators.packs(op, scheme.weight_bits, scheme.activation_bits)
-    bits = scheme.weight_bits if packed else 8
-    return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.activation_bits // 2)
+    bits = 4 if operators.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8
+    return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)
+
+
+def _code_bits(layer: keras.Layer, scheme: Scheme) -> int:
+    """Width of the codes of weights, which is more than the scheme's for some kinds of them."""
+    is_own = isinstance(layer, KernelWrapper) and layer.bits == scheme
+    return layer.weight_quantizer.code_bits if is_own else scheme.weight_bits
 
 
 def _channels(layer: keras.Layer) -> int:
@@ -80,7 +85,8 @@ def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:
 
     The bias is not counted.
     """
-    return scheme.weight_bits + scheme.activation_bits + math.ceil(math.log2(fan_in(layer)))
+    weight_bits = _code_bits(layer, scheme)
+    return weight_bits + scheme.activation_bits + math.ceil(math.log2(fan_in(layer)))
 
 
 def accumulator_bits(wrapper: KernelWrapper) -> int:

@@ -4,6 +4,7 @@ All functions are pure. `low` and `high` are the ends of the range in real units
 them is the one of `kerasq.grid.Grid.from_range`.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,18 +16,21 @@ RANGE_GRADIENTS = ("lsq", "clip", "none")
 
 
 def grid_from_range(
-    low: tf.Tensor, high: tf.Tensor, bits: int, narrow: bool = False, axis: int | None = None
+    low: tf.Tensor,
+    high: tf.Tensor,
+    bits: int,
+    narrow: bool = False,
+    axis: int | None = None,
+    levels: int | None = None,
 ) -> Grid:
     """`Grid.from_range` on tensors: scale and zero point are float32 tensors."""
-    grid = Grid(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis)
-    levels = grid.qmax - grid.qmin
+    grid = Grid(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis, levels=levels)
+    steps = grid.qmax - grid.qmin
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
-    scale = (high - low) / levels
-    nudged = tf.floor(tf.clip_by_value(-low / scale, 0.0, float(levels)) + 0.5)
+    scale = (high - low) / steps
+    nudged = tf.floor(tf.clip_by_value(-low / scale, 0.0, float(steps)) + 0.5)
     zero_point = tf.cast(nudged, tf.float32) + grid.qmin
-    return Grid(
-        scale=tf.cast(scale, tf.float32), zero_point=zero_point, bits=bits, narrow=narrow, axis=axis
-    )
+    return dataclasses.replace(grid, scale=tf.cast(scale, tf.float32), zero_point=zero_point)
 
 
 @tf.custom_gradient
@@ -56,8 +60,9 @@ def fake_quant(
         dL/dhigh = sum of g where x > high
         "lsq" adds -e to dL/dlow and +e to dL/dhigh, e = sum of g * (y - x) / (high - low) inside
         (Esser et al. 2020, equation 3, by the chain rule through scale = (high - low) / n), and
-        multiplies both by n / sqrt(count * n): the gradient of the step size, n times that of the
-        range, times LSQ's own factor (section 2.2).
+        multiplies both by n^2 / sqrt(count * n): the range, n steps, moves as LSQ's step size does
+        with its own factor (section 2.2). At 8 bits and more it is n / sqrt(count * n), n times
+        less: there ranges are wide enough as calibrated.
 
     Since the range is n times the step, it moves n times slower, relative to its size, than the
     step does in LSQ, where steps keep pace with the weights: hardly at 8 bits, where following the
@@ -91,7 +96,7 @@ def fake_quant(
                 ):  # Not in the forward pass: it would take memory.
                     residual = y - x
                 error = _dot(dx, residual) / (high - low)
-                factor = _lsq_factor(2**bits - 1 - narrow, count)
+                factor = _lsq_factor(2**bits - 1 - narrow, count, bits)
                 dlow, dhigh = (dlow - error) * factor, (dhigh + error) * factor
             return dx, dlow, dhigh
 
@@ -112,8 +117,9 @@ def fake_quant_per_channel(
 
     One range per channel, the last axis of `x`. Values and gradients are those of
     `gain * fake_quant(x[..., c], -high[c], high[c], narrow=True, count=...)` with as many values
-    as share a range. TensorFlow's op for it is ten times slower (docs/performance.md), so the
-    codes `x * (2^(bits-1) - 1) / high` go through the op for constant ranges.
+    as share a range; below 8 bits n is the number of steps from 0 to `high`, LSQ's for weights.
+    TensorFlow's op for it is ten times slower (docs/performance.md), so the codes
+    `x * (2^(bits-1) - 1) / high` go through the op for constant ranges.
 
     Args:
         x: real values, shape `(..., channels)`.
@@ -145,7 +151,9 @@ def fake_quant_per_channel(
             # What moves with `high`, in codes: the ends where x is clipped, LSQ's error inside.
             with tf.control_dependencies([dx]):
                 slope = upstream * (codes - inside(exact if gradient == "lsq" else codes))
-            factor = _lsq_factor(2 * largest, count) if gradient == "lsq" else 1.0
+            factor = 1.0
+            if gradient == "lsq":  # Of |w| there are `largest` steps below 8 bits.
+                factor = _lsq_factor(largest if bits < 8 else 2 * largest, count, bits)
             dhigh = tf.matmul(tf.ones([1, count]), tf.reshape(slope, [count, -1]))[0]
             return dx, dhigh * (factor / largest)
 
@@ -161,6 +169,6 @@ def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.linalg.trace(tf.matmul(a, b, transpose_b=True))
 
 
-def _lsq_factor(levels: int, count: float) -> float:
+def _lsq_factor(levels: int, count: float, bits: int) -> float:
     """What "lsq" multiplies the gradient of a range by: see `fake_quant`."""
-    return levels / math.sqrt(max(count, 1.0) * levels)
+    return (levels if bits < 8 else 1) * levels / math.sqrt(max(count, 1.0) * levels)

@@ -13,12 +13,17 @@ class Grid:
     Codes are signed. `bits=8` gives [-128, 127], or [-127, 127] when `narrow`. In the simulation
     `scale` and `zero_point` are TensorFlow tensors; everywhere else they are NumPy arrays.
 
+    A grid of fewer `levels` than codes uses the topmost ones: integer kernels then cut at its upper
+    end by themselves, and a fused ReLU cuts at its lower one. So activations of b < 8 bits are
+    int8 codes 128 - 2^b .. 127.
+
     Attributes:
         scale: step between two codes, in real units; float32, shape `()` or `(channels,)`.
         zero_point: code of the real value 0.0; same shape as `scale`; 0 on symmetric grids.
         bits: width of a code, in [2, 16].
         narrow: whether the lowest code is left out, which makes the grid symmetric around 0.
         axis: the axis that `scale` runs along, or None for one scale per tensor.
+        levels: how many codes are in use; None for all.
 
     Source: LiteRT 8-bit quantization specification; Jacob et al. 2018, equation 1.
 
@@ -35,6 +40,7 @@ class Grid:
     bits: int = 8
     narrow: bool = False
     axis: int | None = None
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
@@ -51,6 +57,7 @@ class Grid:
         bits: int = 8,
         narrow: bool = False,
         axis: int | None = None,
+        levels: int | None = None,
     ) -> "Grid":
         """The grid over [low, high], nudged so that 0.0 has a code (Jacob et al. 2018, 3.1).
 
@@ -63,6 +70,7 @@ class Grid:
             bits: width of a code.
             narrow: leave out the lowest code.
             axis: axis of the channels.
+            levels: how many codes are in use; None for all.
 
         Raises:
             ValueError: where a range does not contain 0, is empty or is not finite.
@@ -75,7 +83,7 @@ class Grid:
                 "A range must contain 0.0, so that zero padding is exact, and must not be empty. "
                 f"Received: low={low}, high={high}. Widen it to include 0.0."
             )
-        grid = cls(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis)
+        grid = cls(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis, levels=levels)
         scale = (high - low) / (grid.qmax - grid.qmin)
         zero_point = grid.qmin + np.floor(np.clip(-low / scale, 0, grid.qmax - grid.qmin) + 0.5)
         return dataclasses.replace(
@@ -84,7 +92,9 @@ class Grid:
 
     @property
     def qmin(self) -> int:
-        """The lowest code."""
+        """The lowest code in use."""
+        if self.levels is not None:
+            return self.qmax + 1 - self.levels
         return -(2 ** (self.bits - 1)) + self.narrow
 
     @property
@@ -135,11 +145,15 @@ class Grid:
         centred = codes.astype(np.int32) - self._along_axis(self.zero_point, codes.ndim)
         return self._along_axis(np.float32(self.scale), codes.ndim) * centred.astype(np.float32)
 
+    def with_scale(self, scale: Any) -> "Grid":
+        """The same grid with other steps."""
+        return dataclasses.replace(self, scale=scale)
+
     def equals(self, other: "Grid | None") -> bool:
         """Whether `other` has the same codes for all values."""
         return (
             other is not None
-            and self.bits == other.bits
+            and (self.bits, self.levels) == (other.bits, other.levels)
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
         )

@@ -88,8 +88,8 @@ def has_int16(name: str) -> bool:
 
 
 def packs(name: str, weight_bits: int, activation_bits: int) -> bool:
-    """Whether an operator's weights are stored as packed INT4."""
-    return weight_bits == 4 and activation_bits in OPERATORS[name].int4
+    """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
+    return weight_bits <= 4 and activation_bits in OPERATORS[name].int4
 
 
 def version(name: str, weight_bits: int, activation_bits: int) -> int:

@@ -8,11 +8,12 @@ import keras
 from kerasq import graph as graphs
 from kerasq import legacy, registry
 from kerasq.fake_quant import RANGE_GRADIENTS
-from kerasq.operators import OPERATORS, has_int16
+from kerasq.operators import KERNEL_OPS, OPERATORS, has_int16
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare import operations
 from kerasq.prepare.separate import separate
 from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
+from kerasq.weight_quantizers import WEIGHTS
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
 BATCH_NORMS = ("fold", "keep")
@@ -25,8 +26,8 @@ _MASKED = (
     keras.layers.MultiHeadAttention,
     keras.layers.Softmax,
 )
-# Operators without a fused activation.
-_NO_CLAMP = frozenset(name for name, op in OPERATORS.items() if op.one_grid)
+# Operators that a ReLU is fused into; any operator on all int8 codes has its clamp at the end.
+_FUSING = frozenset(("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL", "SUB"))
 
 
 def quantize_model(
@@ -35,6 +36,7 @@ def quantize_model(
     overrides: dict[str, str] | None = None,
     batch_norm: str = "fold",
     range_gradient: str = "lsq",
+    weights: str = "uniform",
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
 
@@ -47,7 +49,8 @@ def quantize_model(
             on symbolic inputs; or a Sequential or Functional one of `tf_keras`. It is not changed.
             Models inside it are opened; each further call of a layer has the layer's name with a
             number behind, and shares its weights.
-        scheme: bits of weights and activations: "w8a8", "w8a16", "w4a8", "w4a16", or "float".
+        scheme: bits of weights and activations: "w8a8", "w8a16", "w4a8", "w4a16", or "float"; or
+            narrower ones, such as "w2a3", which run as int8 codes (`kerasq.scheme`).
             A layer at a16 reads and writes int16; where neighbours differ, a boundary layer
             (`<name>_int8`, `<name>_int16`) with a range of its own becomes one QUANTIZE. A layer
             at "float" stays as it is, BatchNormalization and ReLU behind it included.
@@ -58,6 +61,10 @@ def quantize_model(
             faster to train; "keep" keeps it trainable and folds it in inference and at export.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
             2018), or "none" (they follow a moving average of the data while training).
+        weights: how weights of fewer than 8 bits lie: "uniform", "dorefa" (Zhou S. et al. 2016),
+            "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
+            "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
+            are binary (Rastegari et al. 2016).
 
     Returns:
         The quantized model. Its ranges take their first values from `kerasq.calibrate` or from
@@ -85,14 +92,16 @@ def quantize_model(
         )
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
+    _check_option("weights", weights, tuple(WEIGHTS))
     graph = graphs.read(model, lambda layer: _is_closed(layer, overrides or {}))
     layers = {
         x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
     }
     schemes = per_layer(scheme, overrides, layers, graph.parents)
     schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
-    wide = frozenset(n for n, s in schemes.items() if 8 < resolve(s).activation_bits < FLOAT_BITS)
-    merging = _merging(graph, wide)
+    other = {n for n, s in schemes.items() if resolve(s).activation_bits not in (8, FLOAT_BITS)}
+    clampless = frozenset(other)
+    merging = _merging(graph, clampless)
     kernelless = _without_kernel(graph, _asked_float(graph, schemes, merging))
     schemes |= {name: "float" for name, text in kernelless.items() if text}
     floats = _asked_float(graph, schemes, merging) | {*kernelless}
@@ -100,9 +109,9 @@ def quantize_model(
     printed = "; ".join(text for text in kernelless.values() if text)
     if printed:
         print(f"Stay in float, for want of an integer kernel: {printed}.")
-    wrapping = _Wrapping(separate(graph, floats), schemes, floats, wide)
+    wrapping = _Wrapping(separate(graph, floats), schemes, floats, clampless)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
-    quantized = wrapping.run(batch_norm == "fold", range_gradient)
+    quantized = wrapping.run(batch_norm == "fold", range_gradient, weights)
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
@@ -111,6 +120,26 @@ def quantize_model(
     if "float16" in graph.mixed.values():
         quantized.dtype_policy = "mixed_float16"  # Keras then scales the loss.
     return quantized
+
+
+def first_and_last(model: keras.Model) -> tuple[str, str]:
+    """Names of the first and the last layer with weights that are quantized, in order of calls.
+
+    What networks of few bits keep at 8 (Zhou S. et al. 2016; Choi et al. 2018):
+    `overrides=dict.fromkeys(kerasq.first_and_last(model), "w8a8")`.
+
+    Raises:
+        ValueError: for a model without such layers.
+    """
+    graph = graphs.read(legacy.rebuild(model) if legacy.is_legacy(model) else model)
+    rules = {node.layer.name: registry.find(node.layer) for node in graph.nodes}
+    names = [name for name, rule in rules.items() if rule is not None and rule.kernel]
+    if not names:
+        raise ValueError(
+            "`model` must have layers with weights that are quantized. "
+            f"Received: model {model.name!r} without any."
+        )
+    return graph.owners.get(names[0], names[0]), graph.owners.get(names[-1], names[-1])
 
 
 def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
@@ -164,10 +193,10 @@ def _asked_float(
     )
 
 
-def _merging(graph: graphs.Graph, wide: frozenset[str]) -> dict[int, str]:
+def _merging(graph: graphs.Graph, clampless: frozenset[str]) -> dict[int, str]:
     """By id of a call that becomes part of the layer before it, the name of that layer."""
     norms = {id(node): norm for node, norm in batch_norms.pairs(graph)}
-    relus = _relus_behind(graph, norms, wide)
+    relus = _relus_behind(graph, norms, clampless)
     return {
         id(after[id(node)]): node.layer.name
         for node in graph.nodes
@@ -177,12 +206,11 @@ def _merging(graph: graphs.Graph, wide: frozenset[str]) -> dict[int, str]:
 
 
 def _relus_behind(
-    graph: graphs.Graph, norms: dict[int, graphs.Node], wide: frozenset[str]
+    graph: graphs.Graph, norms: dict[int, graphs.Node], clampless: frozenset[str]
 ) -> dict[int, graphs.Node]:
     """By id of a call whose output has a range: the ReLU that is its only reader, to be merged.
 
-    Not behind a concatenation, maximum or minimum of int16 codes (`wide`), which has no clamp that
-    cuts at 0.
+    Not at other than 8 bits (`clampless`) behind an operator that no ReLU is fused into.
     """
     found = {}
     for node in graph.nodes:
@@ -192,7 +220,7 @@ def _relus_behind(
             relu is not None
             and rule is not None
             and rule.output == "range"
-            and not (rule.op in _NO_CLAMP and node.layer.name in wide)
+            and (rule.op in _FUSING or node.layer.name not in clampless)
             and registry.relu_limit(relu.layer)[0]
             and not registry.relu_limit(node.layer)[0]
             and registry.activation_name(node.layer) in ("linear", "elu")
@@ -262,7 +290,7 @@ class _Wrapping:
         graph: graphs.Graph,
         schemes: dict[str, str],
         floats: frozenset[str],
-        wide: frozenset[str],
+        clampless: frozenset[str],
     ) -> None:
         self.graph = graph
         self.schemes = schemes
@@ -274,7 +302,7 @@ class _Wrapping:
         }
         self.relus = {
             key: relu
-            for key, relu in _relus_behind(graph, self.norms, wide).items()
+            for key, relu in _relus_behind(graph, self.norms, clampless).items()
             if relu.layer.name not in floats
         }
         self.merged = {id(node) for node in (*self.norms.values(), *self.relus.values())}
@@ -283,10 +311,10 @@ class _Wrapping:
         self.wrappers: dict[str, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
 
-    def run(self, fold: bool, range_gradient: str) -> keras.Model:
+    def run(self, fold: bool, range_gradient: str, weights: str) -> keras.Model:
         """The quantized model."""
         self._check_kernels()
-        self.fold, self.range_gradient = fold, range_gradient
+        self.fold, self.range_gradient, self.weights = fold, range_gradient, weights
         return graphs.rewrite(self.graph, self._call)
 
     def _owner(self, layer: keras.Layer) -> str:
@@ -364,12 +392,16 @@ class _Wrapping:
     def _boundary(self, x: keras.KerasTensor, bits: int) -> keras.KerasTensor:
         """The tensor on a grid of `bits`: itself, or behind its one boundary of that width."""
         source = quantized_by(x)
-        if bits == FLOAT_BITS or (source and source.bits.activation_bits == bits):
+        if bits == FLOAT_BITS or (source and _fits(_width(source), bits)):
             return x
+        return self._requantized(x, bits)
+
+    def _requantized(self, x: keras.KerasTensor, bits: int) -> keras.KerasTensor:
+        """The tensor behind its one boundary of that width."""
         if (id(x), bits) not in self.boundaries:
             layer = graphs.origin(x)[0]
             is_input = isinstance(layer, keras.layers.InputLayer)
-            is_own = is_input and bits == self._bits(layer)
+            is_own = is_input and bits == max(8, self._bits(layer))
             suffix = "quantize" if is_own else f"int{bits}"
             taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
             name = self.graph.free_name(f"{_legal(layer.name)}_{suffix}", taken)
@@ -387,7 +419,7 @@ class _Wrapping:
         layer = graphs.origin(x)[0]
         if not isinstance(layer, keras.layers.InputLayer) or not x.dtype.startswith("float"):
             return x
-        return self._boundary(x, self._bits(layer))
+        return self._boundary(x, max(8, self._bits(layer)))
 
     def _call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
@@ -428,7 +460,7 @@ class _Wrapping:
         else:
             kernel = graphs.copy_built(layer)
             norm = graphs.copy_built(self.norms[id(node)].layer)
-        wrapper = KernelWrapper(kernel, batch_norm=norm, **options)
+        wrapper = KernelWrapper(kernel, batch_norm=norm, weights=self.weights, **options)
         self.wrappers[leader] = wrapper
         output = wrapper(*args)
         wrapper.kernel_gain.assign(factor)
@@ -461,10 +493,25 @@ class _Wrapping:
 
     def _fitting(self, x: keras.KerasTensor, layer: keras.Layer) -> keras.KerasTensor:
         """An input of `layer` at the width that the layer reads."""
-        op = self._op(layer)
-        if op in OPERATORS and OPERATORS[op].one_grid and quantized_by(x) is not None:
+        op, source = self._op(layer), quantized_by(x)
+        if op in OPERATORS and OPERATORS[op].one_grid and source is not None:
             return x  # It requantizes its inputs itself.
-        return self._boundary(x, self._bits(layer))
+        if op == "AVERAGE_POOL_2D" and source is not None and _width(source) < 8:
+            # Averages of few levels want more of them.
+            return self._requantized(x, max(8, self._bits(layer)))
+        multiplies = op in KERNEL_OPS or op == "BATCH_MATMUL"
+        bits = self._bits(layer)
+        return self._boundary(x, bits if multiplies else max(8, bits))
+
+
+def _width(source: QuantizeWrapper) -> int:
+    """The bits that the output of a layer has."""
+    return source.bits.code_bits if source.quantizer is None else source.quantizer.bits
+
+
+def _fits(width: int, bits: int) -> bool:
+    """Whether a layer that reads `bits` can read codes of `width` as they are."""
+    return width == bits or width < bits <= 8
 
 
 def _legal(name: str) -> str:

@@ -52,7 +52,7 @@ class ActivationQuantizer(keras.layers.Layer):
     `batches_seen` counts the batches they were taken from (0: the range means nothing yet).
 
     Args:
-        bits: width of a code.
+        bits: width; below 8 the grid is that many levels of int8 codes.
         relu: whether the tensor is behind a ReLU. An asymmetric range then starts at 0.0 and its
             clamp is the ReLU: there is no `range_min`, and no op for the ReLU.
         limit: what the upper end may not exceed: `max_value` of the ReLU.
@@ -74,6 +74,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.relu = relu
         self.limit = limit
         self.range_gradient = range_gradient
+        self.fixed = False  # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the range variables."""
@@ -121,7 +122,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
-        return fake_quant.grid_from_range(*self.range(), bits=self.bits)
+        levels = 2**self.bits if self.bits < 8 else None
+        return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
 
     def assign_range(self, low: float, high: float, batches: int = FIRST_BATCHES) -> None:
         """Sets the range (made to contain 0.0) and marks it as calibrated.
@@ -181,6 +183,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
         Decided when a function is traced, for a calibrated model's steps to be free of it.
         """
+        if self.fixed:
+            return False
         if self.range_gradient == "none" and self.trainable:
             return True
         strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
@@ -210,25 +214,3 @@ def symmetric(high: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The ends of the range of all codes with zero point 0: one more lies below 0 than above."""
     largest = 2 ** (bits - 1) - 1
     return -high * ((largest + 1) / largest), high
-
-
-def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
-    """The range of each channel (last axis) of a kernel, shape `(channels,)`.
-
-    The largest magnitude; below 8 bits the share of it, from 0.3 to 1, that has the least
-    squared error after quantization (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
-    """
-    axes = list(range(kernel.shape.rank - 1))
-    largest = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=axes), NARROWEST)
-    if bits >= 8:
-        return largest
-    levels = 2.0 ** (bits - 1) - 1
-    shares = tf.linspace(0.3, 1.0, 36)
-
-    def error(share: tf.Tensor) -> tf.Tensor:
-        step = largest * share / levels
-        quantized = tf.clip_by_value(tf.round(kernel / step), -levels, levels) * step
-        return tf.reduce_sum(tf.square(kernel - quantized), axis=axes)
-
-    best = tf.argmin(tf.map_fn(error, shares), axis=0)
-    return tf.maximum(largest * tf.gather(shares, best), NARROWEST)

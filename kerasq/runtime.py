@@ -158,7 +158,9 @@ class TFLiteModel:
             output, kernel = by_name[op.outputs[0]], _kernel(op, by_name)
             stored = size = ""
             if kernel is not None:
-                stored = f"{kernel.type}, 4-bit codes" if _unpacked(kernel) else kernel.type
+                stored = kernel.type
+                if _is_narrower(kernel):
+                    stored += f", {kernel.widest}-bit codes"
                 size = f"{kernel.bytes:,}"
             rows.append([output.name, op.name, output.type, stored, size])
         lines = [
@@ -169,7 +171,7 @@ class TFLiteModel:
         return "\n".join([*lines, *(self.remarks() or ["Integer only."])])
 
     def remarks(self) -> list[str]:
-        """What a user should know: what computes in float, which 4-bit weights are not packed."""
+        """What a user should know: what computes in float, which weights are stored too wide."""
         by_name = {tensor.name: tensor for tensor in self.tensors}
         floats: dict[str, list[str]] = {}
         unpacked = []
@@ -177,17 +179,36 @@ class TFLiteModel:
             floats.setdefault(op.outputs[0].split("/")[0], []).append(op.name)
         for op in self.ops:
             kernel = _kernel(op, by_name)
-            if kernel is not None and _unpacked(kernel):
-                unpacked.append(f"{op.outputs[0]} ({op.name} on {by_name[op.outputs[0]].type})")
+            if kernel is not None and _is_narrower(kernel):
+                codes = f"{kernel.widest}-bit codes as {kernel.type}"
+                unpacked.append(
+                    f"{op.outputs[0]} ({codes}, {op.name} on {by_name[op.inputs[0]].type})"
+                )
         lines = []
         if floats:
             layers = [f"{layer} ({_counted(ops)})" for layer, ops in floats.items()]
             lines.append(f"Float operators: {'; '.join(layers)}.")
         if unpacked:
             lines.append(
-                f"4-bit weights stored as int8, for want of a packed kernel: {'; '.join(unpacked)}."
+                "Weights stored wider than they are, for want of a narrower kernel: "
+                f"{'; '.join(unpacked)}."
             )
         return lines
+
+    def constant(self, name: str) -> np.ndarray:
+        """The codes, or floats, of a tensor that the file holds, such as "conv/kernel".
+
+        Raises:
+            ValueError: for a name that no such tensor has.
+        """
+        model = flatbuffer.read(self.content)
+        held = [tensor.name for tensor in self.tensors if tensor.constant]
+        if name not in held:
+            raise ValueError(f"`name` must be one of {held}. Received: name={name!r}.")
+        names = [tensor.name for tensor in self.tensors]
+        values = flatbuffer.constant(model, model.subgraphs[0].tensors[names.index(name)])
+        assert values is not None
+        return values
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the file, whole or not at all."""
@@ -303,7 +324,8 @@ def _widest(values: np.ndarray | None) -> int:
     """The bits that signed integer codes need."""
     if values is None or values.dtype.kind != "i" or not values.size:
         return 0
-    return max(int(values.max()).bit_length(), int(-1 - values.min()).bit_length(), 0) + 1
+    ends = max(int(values.max()), 0), max(-1 - int(values.min()), 0)
+    return max(end.bit_length() for end in ends) + 1
 
 
 def _counted(names: list[str]) -> str:
@@ -312,9 +334,10 @@ def _counted(names: list[str]) -> str:
     return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
 
 
-def _unpacked(kernel: Tensor) -> bool:
-    """Whether weights are stored as int8 though all codes fit 4 bits."""
-    return kernel.type == "int8" and 2 < kernel.widest <= 4  # Two bits: all zero.
+def _is_narrower(kernel: Tensor) -> bool:
+    """Whether all codes of weights fit 5 bits and the type is wider; not where all are 0."""
+    bits = {"int4": 4, "int8": 8}.get(kernel.type, 0)
+    return 1 < kernel.widest <= 5 and kernel.widest < bits
 
 
 def _kernel(op: Op, tensors: dict[str, Tensor]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,33 +13,48 @@ import keras
 class Scheme:
     """Bit widths of a layer's weights and of its activations: what it reads and what it writes.
 
-    Weights are symmetric per channel. Activations of 8 bits are asymmetric, those of 16 symmetric
-    (LiteRT quantization specification); 32 stands for float.
+    Weights are symmetric per channel. Activations of up to 8 bits are asymmetric, those of 16
+    symmetric (LiteRT quantization specification); 32 stands for float. Below 8 bits a layer with
+    weights reads that width, and any layer writes it behind its ReLU; other values stay int8, such
+    as those that are summed up.
     """
 
     weight_bits: int
     activation_bits: int
 
+    @property
+    def code_bits(self) -> int:
+        """Width of the integers that hold activations on the device: 8 or 16; 32 for float."""
+        return max(8, self.activation_bits)
+
 
 FLOAT_BITS = 32
-SCHEMES = {
-    "w8a8": Scheme(weight_bits=8, activation_bits=8),
-    "w8a16": Scheme(weight_bits=8, activation_bits=16),
-    "w4a8": Scheme(weight_bits=4, activation_bits=8),
-    "w4a16": Scheme(weight_bits=4, activation_bits=16),
-    "float": Scheme(weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS),
-}
+# The schemes that LiteRT has kernels of; narrower ones run on these, as int8 codes.
+SCHEMES = ("w8a8", "w8a16", "w4a8", "w4a16", "float")
+_NAME = re.compile(r"w([1-8])a([2-8]|16)")
+RULE = (
+    'A scheme must be "float" or "w<bits>a<bits>", such as "w8a8" or "w4a16": weights of 1 to 8 '
+    "bits, activations of 2 to 8 or 16."
+)
 
 
 def resolve(name: str) -> Scheme:
     """The scheme called `name`.
 
     Raises:
-        ValueError: for a name that is not in `SCHEMES`.
+        ValueError: for a name that is none.
     """
-    if not isinstance(name, str) or name not in SCHEMES:
-        raise ValueError(f"A scheme must be one of {list(SCHEMES)}. Received: scheme={name!r}.")
-    return SCHEMES[name]
+    if not is_scheme(name):
+        raise ValueError(f"{RULE} Received: scheme={name!r}.")
+    if name == "float":
+        return Scheme(weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS)
+    weight_bits, activation_bits = map(int, name[1:].split("a"))
+    return Scheme(weight_bits=weight_bits, activation_bits=activation_bits)
+
+
+def is_scheme(name: Any) -> bool:
+    """Whether `name` names a scheme."""
+    return isinstance(name, str) and (name == "float" or _NAME.fullmatch(name) is not None)
 
 
 def per_layer(
@@ -95,11 +111,8 @@ def _named(
     """The schemes of the layers and models that keys of `overrides` fit."""
     schemes: dict[str, str] = {}
     for key, scheme in sorted((overrides or {}).items(), key=lambda item: _rank(item[0], layers)):
-        if not isinstance(scheme, str) or scheme not in SCHEMES:
-            raise ValueError(
-                f"A scheme must be one of {list(SCHEMES)}. "
-                f"Received: overrides={{{key!r}: {scheme!r}}}."
-            )
+        if not is_scheme(scheme):
+            raise ValueError(f"{RULE} Received: overrides={{{key!r}: {scheme!r}}}.")
         found = fitting(key, layers)
         if not found:
             raise ValueError(

@@ -328,7 +328,8 @@ def at(wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme) -> tf.Tensor:
     """A layer with inputs, weights, bias and output fake-quantized at `scheme`."""
     if scheme.activation_bits == FLOAT_BITS:
         return _clamp(wrapper, wrapper.run_float(inputs))
-    bits = scheme.activation_bits
+    multiplies = isinstance(wrapper, KernelWrapper) or wrapper.rule.op == "BATCH_MATMUL"
+    bits = scheme.activation_bits if multiplies else scheme.code_bits
     flat = [
         x if source is None else _on_grid(x, source, bits)
         for x, source in zip(keras.tree.flatten(inputs), wrapper.producers, strict=True)
@@ -339,7 +340,7 @@ def at(wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme) -> tf.Tensor:
         y = wrapper.run_quantized(inputs, scheme.weight_bits, _grid(source, bits).scale)
     else:
         y = wrapper.run_float(inputs)
-    return _on_grid(_clamp(wrapper, y), wrapper, bits)
+    return _on_grid(_clamp(wrapper, y), wrapper, wrapper.output_bits(scheme.activation_bits))
 
 
 def _clamp(wrapper: QuantizeWrapper, y: tf.Tensor) -> tf.Tensor:
@@ -351,7 +352,7 @@ def _grid(wrapper: QuantizeWrapper | None, bits: int) -> Grid:
     """The grid of a wrapper's output at another width."""
     assert wrapper is not None
     if wrapper.rule.grids:
-        return wrapper.rule.grids[bits]
+        return wrapper.rule.grids[max(8, bits)]
     if wrapper.output_quantizer is None:
         return _grid(wrapper.producers[0], bits)
     low, high = wrapper.output_quantizer.range()
@@ -422,6 +423,11 @@ class Bench:
         if not self.candidates or len({*self.candidates}) < len(self.candidates):
             raise ValueError(
                 f"`candidates` must be different schemes. Received: candidates={candidates}."
+            )
+        if any(scheme.weight_bits == 1 for scheme in self.schemes):
+            raise ValueError(
+                "`candidates` must have weights of 2 bits or more, which are uniform. "
+                f"Received: candidates={candidates}."
             )
         self.network = Network(model, self.schemes, overrides)
         self._metric = metric

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 from kerasq import cost, graph, registry, tables
-from kerasq.scheme import SCHEMES, resolve
+from kerasq.scheme import resolve
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper, quantized_by, ranged, require_quantized
 
 # LiteRT sums int8 products in int32.
@@ -103,6 +103,12 @@ class Summary:
         ]
         if any(x.scheme == "float" for x in self.layers):
             lines[-1] += " Float layers add to it: dequantized inputs, and tensors within a layer."
+        few = [x.name for x in self.layers if x.scheme and resolve(x.scheme).activation_bits < 8]
+        if few:
+            lines.append(
+                "Activations of fewer than 8 bits are int8 codes of which so many are in use: "
+                f"{', '.join(few)}."
+            )
         unknown = [x.name for x in self.layers if x.macs is None]
         if unknown:
             lines.append(f"MACs not counted: {', '.join(unknown)}.")
@@ -182,7 +188,7 @@ def _scheme_name(node: graph.Node) -> str:
 
 def _bytes(node: graph.Node) -> int:
     """Bytes of what a call returns."""
-    bits = SCHEMES[_scheme_name(node)].activation_bits
+    bits = resolve(_scheme_name(node)).code_bits
     return sum(cost.activation_bytes(y, bits) for y in node.outputs)
 
 

@@ -9,14 +9,13 @@ A wrapper does one of two things:
 """
 
 import contextlib
-import dataclasses
 import threading
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, graph, kernels, quantizers, registry, scheme
+from kerasq import fake_quant, graph, kernels, quantizers, registry, scheme, weight_quantizers
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 
@@ -42,7 +41,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     Args:
         layer: the layer to run; one that `kerasq.registry` has a rule for.
-        scheme: name of the scheme, a key of `kerasq.scheme.SCHEMES`.
+        scheme: name of the scheme, see `kerasq.scheme.resolve`.
         relu: whether a ReLU behind the layer is part of it.
         limit: upper limit of that ReLU, or None.
         range_gradient: gradient of the output's range: "lsq", "clip" or "none".
@@ -70,7 +69,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.output_quantizer = None
         if self.rule.output == "range":
             self.output_quantizer = quantizers.ActivationQuantizer(
-                bits=self.bits.activation_bits,
+                bits=self.output_bits(self.bits.activation_bits),
                 relu=relu,
                 limit=limit,
                 range_gradient=range_gradient,
@@ -82,6 +81,14 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def bits(self) -> scheme.Scheme:
         """The widths of weights and activations."""
         return scheme.resolve(self.scheme)
+
+    def output_bits(self, bits: int) -> int:
+        """The width of the output where activations have `bits`.
+
+        Below 8 it is that only where a ReLU or a boundary cuts the range.
+        """
+        is_cut = self.relu or isinstance(self.layer, keras.layers.Identity)
+        return bits if is_cut or registry.relu_limit(self.layer)[0] else max(8, bits)
 
     @property
     def rule(self) -> registry.Rule:
@@ -137,7 +144,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
         if self.rule.grids:
-            return self.rule.grids[self.bits.activation_bits]
+            return self.rule.grids[self.bits.code_bits]
         if self.output_quantizer is not None:
             return self.output_quantizer.grid()
         return self._producers[0].grid()
@@ -213,15 +220,15 @@ class KernelWrapper(QuantizeWrapper):
     """A layer with a kernel: symmetric per-channel weights, integer bias.
 
     The kernel that counts is the variable times `kernel_gain`, a constant (1, unless a
-    BatchNormalization was folded: see `kerasq.prepare.batch_norm.fold`). The learnable range of
-    the variable is `kernel_range`, one largest magnitude a channel. Biases are rounded to the grid
-    of the accumulators, `s_in * s_w[c]`.
+    BatchNormalization was folded: see `kerasq.prepare.batch_norm.fold`). `weight_quantizer` puts
+    the variable on its grid. Biases are rounded to the grid of the accumulators, `s_in * s_w[c]`.
 
     Args:
         layer: Conv2D, DepthwiseConv2D or Dense without activation.
         batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
             into the kernel in inference and at export; the range of the kernel is that of the
             kernel before folding.
+        weights: how weights of fewer than 8 bits lie: a key of `weight_quantizers.WEIGHTS`.
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
@@ -234,24 +241,34 @@ class KernelWrapper(QuantizeWrapper):
         self,
         layer: keras.Layer,
         batch_norm: keras.layers.BatchNormalization | None = None,
+        weights: str = "uniform",
         training_dtype: str = "float32",
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
+        self.kind = weights
         self.training_dtype = training_dtype
         self.leader = leader
+        # Whether training leaves the statistics of `batch_norm` as they are.
+        self.fixed_statistics = False
+        if leader is None:
+            self._weight_quantizer = weight_quantizers.weight_quantizer(
+                weights, self.bits.weight_bits, self.range_gradient
+            )
 
     @classmethod
     def sharing(cls, leader: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
         """A wrapper of another call of a layer."""
-        return cls(leader.layer, batch_norm=leader.batch_norm, leader=leader, **kwargs)
+        kwargs |= {"batch_norm": leader.batch_norm, "weights": leader.kind}
+        return cls(leader.layer, leader=leader, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
+        config["weights"] = self.kind
         config["leader"] = None
         if self.leader is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
@@ -268,11 +285,9 @@ class KernelWrapper(QuantizeWrapper):
             for found in (config.pop("batch_norm", None), config.pop("leader", None))
         )
         if leader is not None:  # One object, as Keras keeps those that its files name twice.
-            del config["layer"]
+            del config["layer"], config["weights"]
             return cls.sharing(leader, **config)
-        wrapper = super().from_config(config, custom_objects)
-        wrapper.batch_norm = batch_norm
-        return wrapper
+        return super().from_config(config | {"batch_norm": batch_norm}, custom_objects)
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, its BatchNormalization and the ranges."""
@@ -281,25 +296,23 @@ class KernelWrapper(QuantizeWrapper):
             if not self.leader.built:
                 self.leader.build(input_shape)
             return
-        if self.batch_norm is not None and not self.batch_norm.built:
-            self.batch_norm.build(self.compute_output_shape(input_shape))
-        if self.range_gradient != "none":
-            self._kernel_range = self.add_weight(
-                name="kernel_range",
-                shape=(self._flat().shape[-1],),
-                initializer=lambda *_, **__: self._range_of_weights(),
-                constraint=quantizers.UpperEnd(),
-                aggregation="mean",
-                autocast=False,
-            )
+        if self.batch_norm is not None:
+            # Statistics of all replicas together, so that they hold the same model.
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                self.batch_norm.synchronized = True
+            if not self.batch_norm.built:
+                self.batch_norm.build(self.compute_output_shape(input_shape))
+        self._weight_quantizer.start(self.flat_kernel)
+        if isinstance(self._weight_quantizer, weight_quantizers.PowerOfTwo):
+            self.kernel.constraint = _Settled(self)
         self._kernel_gain = self.add_weight(
             name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
         )
 
     @property
-    def kernel_range(self) -> keras.Variable:
-        """The largest magnitude of each channel of the kernel."""
-        return (self.leader or self)._kernel_range
+    def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
+        """What puts the kernel on its grid."""
+        return (self.leader or self)._weight_quantizer
 
     @property
     def kernel_gain(self) -> keras.Variable:
@@ -316,7 +329,7 @@ class KernelWrapper(QuantizeWrapper):
         """The layer's float bias."""
         return getattr(self.layer, self.rule.bias, None)
 
-    def _flat(self) -> tf.Tensor:
+    def flat_kernel(self) -> tf.Tensor:
         """The kernel with the channels in its last axis."""
         return self.rule.flatten(self.kernel.value)
 
@@ -330,15 +343,6 @@ class KernelWrapper(QuantizeWrapper):
             y = self.layer(x)
         return y if bias is None or self.bias is not None else y + bias
 
-    def _weight_range(self) -> tf.Tensor:
-        """The range of each channel; under "none" it follows the weights."""
-        if self.range_gradient == "none":
-            return tf.stop_gradient(self._range_of_weights())
-        return quantizers.project(self.kernel_range.value, quantizers.UpperEnd())
-
-    def _range_of_weights(self) -> tf.Tensor:
-        return quantizers.weight_range(self._flat(), self.bits.weight_bits)
-
     def _gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """What inference multiplies the kernel by, and adds (None: nothing)."""
         gain, bias = self.kernel_gain.value, None if self.bias is None else self.bias.value
@@ -347,27 +351,26 @@ class KernelWrapper(QuantizeWrapper):
         norm_gain, bias = batch_norms.gain_and_bias(self.batch_norm, bias)
         return gain * norm_gain, bias
 
+    def folded_kernel(self) -> tf.Tensor:
+        """The float kernel that counts in inference, channels in its last axis."""
+        return self.flat_kernel() * self._gain_and_bias()[0]
+
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
         gain, bias = self._gain_and_bias()
-        kernel = tf.cast(self._flat(), tf.float64) * tf.cast(gain, tf.float64)
-        high = self._weight_range() * tf.abs(gain)
         if bias is None:
-            bias = tf.zeros(kernel.shape[-1:])
+            bias = tf.zeros(self.flat_kernel().shape[-1:])
         in_scale = self.input_grids()[0].scale
-        high = tf.maximum(high, quantizers.NARROWEST)
-        bits = self.bits.weight_bits
-        grid = fake_quant.grid_from_range(-high, high, bits, narrow=True, axis=-1)
-        largest_bias = LARGEST_BIAS[self.bits.activation_bits]
-        scale = tf.maximum(grid.scale, tf.abs(bias) / (in_scale * largest_bias))
-        grid = dataclasses.replace(grid, scale=scale)
-        bias_codes = tf.round(tf.cast(bias, tf.float64) / tf.cast(in_scale * scale, tf.float64))
-        codes = kernels.quantize_weights(kernel, grid)
+        least = tf.abs(bias) / (in_scale * LARGEST_BIAS[self.bits.code_bits])
+        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least)
+        bias_codes = tf.round(
+            tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
+        )
         return kernels.IntegerWeights(codes, grid, bias_codes)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""
-        kernel = self._flat() * self.kernel_gain.value
+        kernel = self.flat_kernel() * self.kernel_gain.value
         y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
 
@@ -376,36 +379,32 @@ class KernelWrapper(QuantizeWrapper):
 
         BatchNormalization must be folded.
         """
-        high = quantizers.weight_range(self._flat(), bits)
-        kernel = self._fake_quant_kernel(high, bits, "none")
-        return self.run_on(inputs, kernel, self._rounded_bias(high, bits, in_scale))
-
-    def _fake_quant_kernel(self, high: tf.Tensor, bits: int, range_gradient: str) -> tf.Tensor:
-        return fake_quant.fake_quant_per_channel(
-            self._flat(),
-            high,
-            bits=bits,
-            gradient=range_gradient,
-            gain=self.kernel_gain.value,
+        high = weight_quantizers.weight_range(self.flat_kernel(), bits)
+        kernel = fake_quant.fake_quant_per_channel(
+            self.flat_kernel(), high, bits=bits, gradient="none", gain=self.kernel_gain.value
+        )
+        return self.run_on(
+            inputs, kernel, self._rounded_bias(high / (2 ** (bits - 1) - 1), in_scale)
         )
 
-    def _rounded_bias(self, high: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor | None:
+    def _rounded_bias(self, scale: tf.Tensor, in_scale: tf.Tensor) -> tf.Tensor | None:
         """The bias on the grid of the accumulators; None where there is none."""
         if self.bias is None:
             return None
-        step = in_scale * high * self.kernel_gain.value / (2 ** (bits - 1) - 1)
-        step, bias = tf.stop_gradient(step), self.bias.value
+        step = tf.stop_gradient(in_scale * scale * self.kernel_gain.value)
+        bias = self.bias.value
         return fake_quant.straight_through(bias, tf.round(bias / step) * step)
 
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
-        high, bits = self._weight_range(), self.bits.weight_bits
-        kernel = self._fake_quant_kernel(high, bits, self.range_gradient)
+        flat = self.flat_kernel()
+        kernel = self.weight_quantizer.fake_quant(flat, self.kernel_gain.value)
         if self.batch_norm is not None:
             bias = None if self.bias is None else self.bias.value
+            training = training and not self.fixed_statistics
             return self.batch_norm(self._run_mixed(inputs, kernel, bias), training=training)
-        in_scale = self.input_grids()[0].scale
-        return self._run_mixed(inputs, kernel, self._rounded_bias(high, bits, in_scale))
+        bias = self._rounded_bias(self.weight_quantizer.scale(flat), self.input_grids()[0].scale)
+        return self._run_mixed(inputs, kernel, bias)
 
     def _run_mixed(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """`run_on`, computed in `training_dtype`."""
@@ -429,6 +428,19 @@ class KernelWrapper(QuantizeWrapper):
         )
         total += tf.cast(weights.bias, total.dtype)
         return self._clamped(self.rule.simulate(total, grid, weights, out)) * out.scale
+
+
+class _Settled(keras.constraints.Constraint):
+    """Puts settled weights of a kernel back to their exact values after each update."""
+
+    def __init__(self, wrapper: KernelWrapper) -> None:
+        self._wrapper = wrapper
+
+    def __call__(self, value: Any) -> Any:
+        """The projected kernel."""
+        rule = self._wrapper.rule
+        kernel = self._wrapper.weight_quantizer.settled(rule.flatten(value))
+        return rule.unflatten(kernel, value.shape)
 
 
 class _Producers:

@@ -1,16 +1,20 @@
 """The image data sets recipes know by name, as arrays in memory."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+_HELD_OUT = 0.1  # share of the training images that epochs are judged by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,41 @@ class Dataset:
     def classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def resized(self, size: int) -> "Dataset":
+        """The same images, `size` pixels high and wide (bilinear)."""
+
+        def resize(x: np.ndarray) -> np.ndarray:
+            shape = (len(x), size, size, x.shape[-1])
+            images = np.empty(shape, x.dtype)
+            for start in range(0, len(x), 1024):
+                chunk = tf.image.resize(x[start : start + 1024], (size, size)).numpy()
+                is_pixels = x.dtype == np.uint8
+                images[start : start + 1024] = np.rint(chunk) if is_pixels else chunk
+            return images
+
+        return dataclasses.replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
+
+    @functools.cached_property
+    def parts(self) -> tuple["Samples", "Samples"]:
+        """What is trained on, and a tenth of the training images that epochs are judged by.
+
+        The split is always the same; the test images choose nothing.
+        """
+        order = np.random.default_rng(0).permutation(len(self.x_train))
+        count = max(1, round(_HELD_OUT * len(order)))
+        held_out, used = np.sort(order[:count]), np.sort(order[count:])
+        return (
+            Samples(self.x_train[used], self.y_train[used]),
+            Samples(self.x_train[held_out], self.y_train[held_out]),
+        )
+
+
+class Samples(NamedTuple):
+    """Images and their labels."""
+
+    x: np.ndarray
+    y: np.ndarray
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:

@@ -1,9 +1,10 @@
-"""The last stages every recipe shares: export, agreement with the integer kernels, latency."""
+"""What a run ends with: export, agreement with the integer kernels, latency, and the report."""
 
 import contextlib
 import io
 import statistics
 import time
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -11,50 +12,44 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import kerasq
+from kerasq import tables
 from kerasq.files import write_whole
 from recipes import results, training
-from recipes.float_stage import FloatStage
+
+if TYPE_CHECKING:
+    from recipes.run import Run
 
 _ROUNDS = 200  # alternating latency measurements of each model
-_REFERENCE_IMAGES = 1000  # the reference kernels are slow
+_COMPARED_IMAGES = 1000  # of which every layer is compared
 
 
-def export(
-    stage: FloatStage, directory: results.RunDirectory, settings: dict, source: str
-) -> results.Figures:
+def export(run: "Run", source: str) -> results.Figures:
     """Exports the quantized model `source` to model.tflite and compares the two.
 
-    Args:
-        stage: where the test data comes from.
-        directory: holds `source`.
-        settings: everything `source` depends on.
-        source: name of the quantized .keras file.
-
     Returns:
-        `accuracy` of the integer kernels, `agreement` of their argmax with the simulation's on
-        the test set (both 0..1), the file's size in `bytes` and that of its weights without biases
-        in `kernel_bytes`, and, for both kernel sets, the worst layer's difference and share of
-        exact values (see `kerasq.compare`).
+        On the whole test set the `accuracy` of the integer kernels, the `agreement` of their
+        argmax with the simulation's, and the share of `exact` outputs (all 0..1); the file's size
+        in `bytes` and that of its weights without biases in `kernel_bytes`; and on some of the
+        images, for both kernel sets, the worst layer's difference and share of exact values (see
+        `kerasq.compare`).
     """
-
-    def work() -> results.Figures:
-        model = keras.models.load_model(directory.path / source)
-        lite = kerasq.export_tflite(model, directory.path / "model.tflite")
-        x, y = stage.data.x_test, stage.data.y_test
-        optimized = kerasq.compare(model, lite, x)
-        portable = kerasq.TFLiteModel(lite.content, kernels="reference")
-        reference = kerasq.compare(model, portable, x[:_REFERENCE_IMAGES])
-        print(f"{lite}\n\n{optimized}\n\n{reference}")
-        return {
-            "accuracy": training.accuracy(lite.predict(x), y),
-            "agreement": optimized.argmax_agreement,
-            "bytes": len(lite.content),
-            "kernel_bytes": sum(t.bytes for t in lite.tensors if t.name.endswith("/kernel")),
-            "optimized": parity(optimized),
-            "reference": parity(reference),
-        }
-
-    return directory.stage("export", settings, ("model.tflite",), work)
+    model = run.load(source)
+    lite = kerasq.export_tflite(model, run.path("model.tflite"))
+    x, y = run.data.x_test, run.data.y_test
+    simulated, outputs = training.predict(model, x), lite.predict(x)
+    optimized = kerasq.compare(model, lite, x[:_COMPARED_IMAGES])
+    portable = kerasq.TFLiteModel(lite.content, kernels="reference")
+    reference = kerasq.compare(model, portable, x[:_COMPARED_IMAGES])
+    print(f"{lite}\n\n{optimized}\n\n{reference}")
+    return {
+        "accuracy": training.accuracy(outputs, x, y),
+        "agreement": float(np.mean(simulated.argmax(-1) == outputs.argmax(-1))),
+        "exact": float(np.mean(simulated == outputs)),
+        "bytes": len(lite.content),
+        "kernel_bytes": sum(t.bytes for t in lite.tensors if t.name.endswith("/kernel")),
+        "optimized": parity(optimized),
+        "reference": parity(reference),
+    }
 
 
 def parity(report: kerasq.Report) -> results.Figures:
@@ -69,36 +64,66 @@ def parity(report: kerasq.Report) -> results.Figures:
     }
 
 
-def sqnr(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Signal to quantization noise in dB: `10 log10(sum y^2 / sum (y - z)^2)`."""
+def powers_of_two(run: "Run") -> results.Figures:
+    """Whether the weights in model.tflite are those that were trained, and powers of two.
+
+    Returns:
+        `weights_max_difference` of the exported weights from those of finetuned.keras, and
+        `powers_of_two`, the share (0..1) of exported codes that are 0 or +-2^n.
+    """
+    model = run.load("finetuned.keras")
+    lite = kerasq.TFLiteModel(run.path("model.tflite"))
+    grids = {tensor.name: tensor.grid for tensor in lite.tensors}
+    difference, codes = 0.0, []
+    for layer in model.layers:
+        name = f"{layer.name}/kernel"
+        grid = grids.get(name)
+        if grid is not None and grid.axis is not None:
+            trained, exported = layer.folded_kernel().numpy(), lite.constant(name)
+            stored = np.moveaxis(grid.dequantize(exported), grid.axis, -1)
+            difference = max(difference, np.abs(stored.reshape(trained.shape) - trained).max())
+            codes.append(np.abs(exported.astype(np.int64)).ravel())
+    sizes = np.concatenate(codes)
+    return {
+        "weights_max_difference": float(difference),
+        "powers_of_two": float(np.mean(sizes & (sizes - 1) == 0)),
+    }
+
+
+def distance(reference: np.ndarray, outputs: np.ndarray) -> results.Figures:
+    """How far outputs are from those of the float model.
+
+    Returns:
+        `float_agreement`, the share (0..1) of samples of the same class, and `sqnr` in dB:
+        `10 log10(sum y^2 / sum (y - z)^2)`.
+    """
     noise = np.square(reference - outputs, dtype=np.float64).sum()
-    return float(10 * np.log10(np.square(reference, dtype=np.float64).sum() / noise))
+    ratio = np.square(reference, dtype=np.float64).sum() / noise
+    same = np.mean(reference.argmax(-1) == outputs.argmax(-1))
+    return {"float_agreement": float(same), "sqnr": float(10 * np.log10(ratio))}
 
 
-def measure_latency(
-    stage: FloatStage, directory: results.RunDirectory, settings: dict, num_threads: int
-) -> results.Figures:
+def latency(run: "Run") -> results.Figures:
     """Converts float.keras as it is and times it against model.tflite, one sample at a time.
 
     Returns:
         `float_ms` and `int8_ms` (median milliseconds a sample) and `float_bytes`.
     """
-
-    def work() -> results.Figures:
-        model = keras.models.load_model(directory.path / "float.keras")
-        content = convert_float(model)
-        check_float(model, content, stage.data.x_test[:16].astype("float32"))
-        write_whole(directory.path / "float.tflite", content)
-        files = [content, (directory.path / "model.tflite").read_bytes()]
-        float_ms, int8_ms = alternating_latency(files, num_threads)
-        return {"float_ms": float_ms, "int8_ms": int8_ms, "float_bytes": len(content)}
-
-    settings = settings | {"num_threads": num_threads}
-    return directory.stage("latency", settings, ("float.tflite",), work)
+    model = run.load("float.keras")
+    content = convert_float(model)
+    check_float(model, content, run.data.x_test[:16].astype("float32"))
+    write_whole(run.path("float.tflite"), content)
+    files = [content, run.path("model.tflite").read_bytes()]
+    float_ms, int8_ms = alternating_latency(files, run.num_threads)
+    return {"float_ms": float_ms, "int8_ms": int8_ms, "float_bytes": len(content)}
 
 
-def convert_float(model: keras.Model) -> bytes:
+def convert_float(
+    model: keras.Model, optimize: bool = False, weights: tf.DType | None = None
+) -> bytes:
     """The float .tflite the plain converter makes of a model, for a batch of one.
+
+    Optimized, weights are of the type `weights`, or int8 ("dynamic range").
 
     `from_concrete_functions([f], model)` would track the Keras model and leave its weights out, as
     uninitialized resource variables (TensorFlow 2.21): a small file that answers NaN.
@@ -106,7 +131,10 @@ def convert_float(model: keras.Model) -> bytes:
     image = keras.Input(batch_shape=(1, *model.input_shape[1:]), name="image")
     single = keras.Model(image, model(image, training=False))
     with contextlib.redirect_stdout(io.StringIO()):  # `model.export` prints what it saved
-        return tf.lite.TFLiteConverter.from_keras_model(single).convert()
+        converter = tf.lite.TFLiteConverter.from_keras_model(single)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT] if optimize else []
+        converter.target_spec.supported_types = [] if weights is None else [weights]
+        return converter.convert()
 
 
 def check_float(model: keras.Model, content: bytes, x: np.ndarray) -> None:
@@ -143,3 +171,55 @@ def alternating_latency(files: list[bytes], num_threads: int) -> list[float]:
             interpreter.invoke()
             measured.append(1e3 * (time.perf_counter() - start))
     return [statistics.median(measured) for measured in times]
+
+
+_SUMMARY = {
+    "float_accuracy": ("float", "accuracy"),
+    "calibrated_accuracy": ("calibrate", "accuracy"),
+    "calibrated_float_agreement": ("calibrate", "float_agreement"),
+    "calibrated_sqnr": ("calibrate", "sqnr"),
+    "finetuned_accuracy": ("finetune", "accuracy"),
+    "best_epoch": ("finetune", "best_epoch"),
+    "float_finetuned_accuracy": ("float_finetune", "accuracy"),
+    "tflite_accuracy": ("export", "accuracy"),
+    "agreement": ("export", "agreement"),
+    "exact": ("export", "exact"),
+    "float_bytes": ("latency", "float_bytes"),
+    "tflite_bytes": ("export", "bytes"),
+    "kernel_bytes": ("export", "kernel_bytes"),
+    "optimized_kernels": ("export", "optimized"),
+    "reference_kernels": ("export", "reference"),
+    "float_ms": ("latency", "float_ms"),
+    "tflite_ms": ("latency", "int8_ms"),
+}
+
+
+def summarize(figures: dict[str, results.Figures]) -> dict[str, Any]:
+    """The figures of all stages as the flat object that results.json holds."""
+    found = {k: figures[stage][v] for k, (stage, v) in _SUMMARY.items() if stage in figures}
+    found["seconds"] = {stage: values["seconds"] for stage, values in figures.items()}
+    return found
+
+
+def report(summary: dict[str, Any]) -> str:
+    """The summary as a table, the agreement and the time of each stage below it."""
+    rows = [["", "accuracy", "bytes", "ms/image"]]
+    for title, accuracy, prefix in (
+        ("float", "float_accuracy", "float"),
+        ("calibrated", "calibrated_accuracy", ""),
+        ("fine-tuned", "finetuned_accuracy", ""),
+        ("float, fine-tuned alike", "float_finetuned_accuracy", ""),
+        ("integer .tflite", "tflite_accuracy", "tflite"),
+    ):
+        if accuracy in summary:
+            size, ms = summary.get(f"{prefix}_bytes"), summary.get(f"{prefix}_ms")
+            share = f"{100 * summary[accuracy]:.2f} %"
+            rows.append([title, share, f"{size:,}" if size else "", f"{ms:.3f}" if ms else ""])
+    lines = [tables.plain(rows)]
+    if "agreement" in summary:
+        lines.append(
+            f"The .tflite and its simulation agree on {100 * summary['agreement']:.2f} % of the "
+            f"test images; {100 * summary['exact']:.2f} % of the outputs are equal to the last bit."
+        )
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())
+    return "\n".join([*lines, f"Seconds: {seconds}."])

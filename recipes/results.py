@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from kerasq.files import save_figure, whole_file
+from recipes.team import Team
 
 Figures = dict[str, Any]
 
@@ -39,12 +41,19 @@ class RunDirectory:
     holds the settings it was run with, so that a run with other settings cannot continue it.
 
     Args:
-        path: the folder; made if missing.
+        path: the folder; made if missing. Workers of a cluster must share it.
+        team: who works together: the chief alone writes.
+        resume: whether to continue what is there; False removes the record of it first.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, team: Team | None = None, resume: bool = True):
         self.path = Path(path)
+        self.team = team or Team()
         self.path.mkdir(parents=True, exist_ok=True)
+        if not resume and self.team.is_chief:
+            for folder in ("stages", "backup", "logs"):
+                shutil.rmtree(self.path / folder, ignore_errors=True)
+        self.team.wait()
 
     def stage(
         self,
@@ -52,6 +61,7 @@ class RunDirectory:
         settings: Mapping[str, Any],
         artifacts: tuple[str, ...],
         work: Callable[[], Figures],
+        together: bool = False,
     ) -> Figures:
         """Runs `work` unless the stage was finished before; returns its figures.
 
@@ -60,6 +70,7 @@ class RunDirectory:
             settings: everything the stage's result depends on, as JSON values.
             artifacts: names of the files the stage leaves in the folder.
             work: does the stage, writes the artifacts and returns figures as JSON values.
+            together: whether all workers do it; otherwise they wait for the chief.
 
         Returns:
             What `work` returned, now or before, and the `seconds` it took: those of the run that
@@ -68,11 +79,17 @@ class RunDirectory:
         Raises:
             ValueError: the stage was started before with other settings.
         """
-        record = self._claimed(name, settings)
-        complete = all((self.path / artifact).exists() for artifact in artifacts)
-        if "figures" in record and complete:
-            print(f"{name}: finished before, in {record['figures']['seconds']:.1f} s", flush=True)
-            return record["figures"]
+        if not self.team.is_chief:
+            if together and not self._is_finished(name, artifacts):
+                work()
+            self.team.wait()
+            return read_json(self._record_path(name))["figures"]
+        self._claim(name, settings)
+        if self._is_finished(name, artifacts):
+            figures = read_json(self._record_path(name))["figures"]
+            print(f"{name}: finished before, in {figures['seconds']:.1f} s", flush=True)
+            self.team.wait()
+            return figures
         print(f"\n== {name} ==", flush=True)
         start = time.perf_counter()
         try:
@@ -83,7 +100,13 @@ class RunDirectory:
             raise
         figures["seconds"] = time.perf_counter() - start
         write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
+        self.team.wait()
         return figures
+
+    def _is_finished(self, name: str, artifacts: tuple[str, ...]) -> bool:
+        path = self._record_path(name)
+        is_done = path.exists() and "figures" in read_json(path)
+        return is_done and all((self.path / artifact).exists() for artifact in artifacts)
 
     def backup_dir(self, stage: str) -> Path:
         """Where a stage keeps its state between epochs."""
@@ -92,8 +115,8 @@ class RunDirectory:
     def _record_path(self, name: str) -> Path:
         return self.path / "stages" / f"{name}.json"
 
-    def _claimed(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The stage's record, made with these settings if there is none."""
+    def _claim(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Makes the stage's record, or checks that it was made with these settings."""
         path = self._record_path(name)
         if not path.exists():
             write_json(path, {"settings": dict(settings)})
@@ -104,29 +127,9 @@ class RunDirectory:
             differences = ", ".join(f"{k}={now.get(k)!r} (was {before.get(k)!r})" for k in changed)
             raise ValueError(
                 f"A run continues with the flags it was started with. Received: {differences} "
-                f"for the stage {name!r} of {self.path}. Choose another --out, or delete that "
-                "folder to start over."
+                f"for the stage {name!r} of {self.path}. Choose another --out, or start over with "
+                "--noresume."
             )
-        return record
-
-
-def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Lines up a table: the first column to the left, the others to the right.
-
-    >>> print(table(("", "top-1"), [("float", "99.0 %"), ("int8", "98.8 %")]))
-           top-1
-    float 99.0 %
-    int8  98.8 %
-    """
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in (header, *rows):
-        first, *others = row
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append(" ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> None:
@@ -143,7 +146,7 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> 
     for axes, (title, history) in zip(
         figure.subplots(1, max(1, len(trained)), squeeze=False)[0], trained.items(), strict=False
     ):
-        for label, name in (("training", "accuracy"), ("test", "val_accuracy")):
+        for label, name in (("training", "accuracy"), ("held out", "val_accuracy")):
             values = [100 * value for value in history.get(name, [])]
             axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
         axes.set(title=title, xlabel="epoch", ylabel="top-1 (%)")

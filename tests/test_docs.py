@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq import registry
+from kerasq import progress, registry
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = [m.name for m in pkgutil.walk_packages(kerasq.__path__, "kerasq.")]
@@ -19,7 +19,8 @@ PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples(name):
+def test_docstring_examples(name, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", float("inf"))  # On a busy machine, too.
     module = importlib.import_module(name)
     names = {"keras": keras, "kerasq": kerasq, "np": np}
     result = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)

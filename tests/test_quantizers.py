@@ -12,8 +12,8 @@ from kerasq.quantizers import (
     ActivationQuantizer,
     AtMostZero,
     UpperEnd,
-    weight_range,
 )
+from kerasq.weight_quantizers import weight_range
 
 
 def quantizer(low=None, high=None, **options):

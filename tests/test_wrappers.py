@@ -303,7 +303,7 @@ def test_ranges_stay_legal_under_a_wild_optimizer():
         assert quantizer.limit is None or high <= quantizer.limit, name
     for layer in q.layers:
         if isinstance(layer, wrappers.KernelWrapper):
-            assert (layer.kernel_range.numpy() > 0).all()
+            assert (layer.weight_quantizer.kernel_range.numpy() > 0).all()
 
 
 def test_two_replicas_train_the_same_ranges():

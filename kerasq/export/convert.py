@@ -194,8 +194,9 @@ def _scale(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 
 def _relu(y: tf.Tensor, wrapper: QuantizeWrapper, grid: Grid, always: bool = False) -> tf.Tensor:
-    """The ReLU of a layer; on an asymmetric grid the clamp of the range is all of it."""
-    return tf.nn.relu(y) if always or (wrapper.relu and grid.bits > 8) else y
+    """The ReLU of a layer; on an asymmetric grid of all codes the range is all of it."""
+    is_cut = grid.bits <= 8 and grid.levels is None
+    return tf.nn.relu(y) if always or (wrapper.relu and not is_cut) else y
 
 
 def _fuses(layer: keras.Layer) -> bool:

@@ -14,6 +14,7 @@ Type = schema.TensorType
 # Four-bit codes travel as int8; in the file they are packed, two in a byte.
 NUMPY_TYPES = {
     Type.FLOAT32: np.float32,
+    Type.FLOAT16: np.float16,
     Type.INT4: np.int8,
     Type.INT8: np.int8,
     Type.UINT8: np.uint8,

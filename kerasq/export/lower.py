@@ -150,20 +150,32 @@ class _Lowering(Builder):
                 self._look_up(self.codes[source], code, mark.table)
             self.codes[target] = code
         elif mark.quantizes and mark.grid is not None:
-            if source in self.codes:
-                code = self.requantized(self.codes[source], mark.name, mark.grid)
-            else:
-                code = self.add(mark.name, self.tensor(source).shape, mark.grid)
-                if not self._picks(self.reals.get(source, source), code, mark.grid):
-                    version = 1 if mark.grid.bits <= 8 else 2
-                    self.emit("QUANTIZE", [self.reals.get(source, source)], [code], version)
-            self.codes[target] = code
+            self.codes[target] = self._quantize(source, mark.name, mark.grid)
         elif source in self.codes:
             self.codes[target] = self.codes[source]
         else:
             self.reals[target] = self.reals.get(source, source)
             if mark.name:
                 self.rename(self.reals[target], mark.name)
+
+    def _quantize(self, source: int, name: str, grid: Grid) -> int:
+        """The tensor on a grid.
+
+        QUANTIZE cuts where int8 ends. A grid of few levels takes two: the first, of the same scale,
+        has the lower end of the range there, the second the upper one.
+        """
+        given = self.grids[self.codes[source]] if source in self.codes else None
+        if grid.levels is not None and not (given and given.low >= grid.low):
+            full = dataclasses.replace(grid, levels=None)
+            full = dataclasses.replace(full, zero_point=grid.zero_point - grid.qmin + full.qmin)
+            return self.requantized(self._quantize(source, f"{name}/lower_end", full), name, grid)
+        if source in self.codes:
+            return self.requantized(self.codes[source], name, grid)
+        code = self.add(name, self.tensor(source).shape, grid)
+        if not self._picks(self.reals.get(source, source), code, grid):
+            version = 1 if grid.bits <= 8 else 2
+            self.emit("QUANTIZE", [self.reals.get(source, source)], [code], version)
+        return code
 
     def _picks(self, real: int, code: int, grid: Grid) -> bool:
         """Makes `code` by GATHER from integers where `real` is GATHER from float constants.

@@ -1,5 +1,7 @@
 """Folding of BatchNormalization into the layer before it."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -63,6 +65,8 @@ def fold(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> tuple[ker
 
         1 / r = median over channels c of sqrt(variance_c + epsilon) / norm2(kernel_c)
 
+    rounded to a power of two, so that weights that are powers of two stay such.
+
     Args:
         layer: a layer with a kernel, linear, built; it is not changed.
         norm: the BatchNormalization behind it.
@@ -78,6 +82,7 @@ def fold(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> tuple[ker
     deviation = np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance.value) + norm.epsilon)
     used = norms > 0
     factor = float(np.median(norms[used] / deviation[used])) if used.any() else 1.0
+    factor = 2.0 ** round(math.log2(factor))
     new = graphs.copy_layer(layer, use_bias=True)
     new.build(layer.input.shape)
     kernel = kernel * np.asarray(gain) / factor

@@ -457,8 +457,8 @@ def test_the_report_names_what_is_not_packed_and_what_is_float():
     lines = str(exported("interleaved")[2]).splitlines()
     assert "Float operators: real_relu (CONV_2D)." in lines
     unpacked = (
-        "4-bit weights stored as int8, for want of a packed kernel: "
-        "depth (DEPTHWISE_CONV_2D on int16)."
+        "Weights stored wider than they are, for want of a narrower kernel: "
+        "depth (4-bit codes as int8, DEPTHWISE_CONV_2D on int16)."
     )
     assert unpacked in lines
     (row,) = [line for line in lines if line.startswith("depth ")]

@@ -12,7 +12,10 @@ def logits(model, x):
     return features @ head.kernel.numpy() + head.bias.numpy()
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+CLASSIFIERS = [name for name in models.MODELS if name != "autoencoder"]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
 def test_models_end_in_a_softmax_over_the_classes(name, shape):
     model = models.build(name, shape, 7)
@@ -39,12 +42,59 @@ def test_resnet8_has_the_parameters_of_mlperf_tiny():
     assert models.build("resnet8", (32, 32, 3), 10).count_params() == expected
 
 
-def test_unknown_model_lists_the_legal_ones():
-    with pytest.raises(ValueError, match=r"one of cnn, resnet8, mobilenet.*name='vgg'"):
-        models.build("vgg", (8, 8, 1), 10)
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [
+        # Zhang et al. 2017 and MLPerf Tiny's published files (v1.3).
+        ("ds_cnn", (49, 10, 1), 24_908),
+        ("mobilenet_v1", (96, 96, 3), 221_794),
+        ("autoencoder", (640,), 269_992),
+    ],
+)
+def test_the_networks_of_mlperf_tiny_have_its_parameters(name, shape, count):
+    classes = {"ds_cnn": 12, "mobilenet_v1": 2}.get(name, 0)
+    assert models.build(name, shape, classes).count_params() == count
+
+
+def test_resnet20_has_the_depth_and_the_parameters_of_the_paper():
+    # He et al. 2016, section 4.2: 6n + 2 layers with weights, n = 3; 0.27 M parameters.
+    model = models.build("resnet20", (32, 32, 3), 10)
+    kernels = [x for x in model.layers if hasattr(x, "kernel")]
+    shortcuts = [x for x in kernels if getattr(x, "kernel_size", None) == (1, 1)]
+    assert len(kernels) - len(shortcuts) == 20 and len(shortcuts) == 2
+    assert 0.265e6 < model.count_params() < 0.28e6
+
+
+def test_the_autoencoder_gives_back_images():
+    model = models.build("autoencoder", (6, 5, 3), 10)
+    assert model.output_shape == model.input_shape == (None, 6, 5, 3)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
+def test_wider_networks_have_more_channels(name):
+    plain, wide = (models.build(name, (16, 16, 3), 10, width) for width in (1.0, 2.0))
+    kernels = [[x.kernel.shape for x in m.layers if hasattr(x, "kernel")] for m in (plain, wide)]
+    assert len(kernels[0]) == len(kernels[1])
+    narrow, broad = (shapes[1] for shapes in kernels)  # The second one reads wider tensors.
+    assert broad[-2] == 2 * narrow[-2]
+
+
+def test_keras_applications_go_by_their_names():
+    model = models.build("MobileNetV2", (32, 32, 3), 7)
+    assert model.output_shape == (None, 7)
+    with pytest.raises(ValueError, match=r"must fit images of \(8, 8, 1\).*`image_size`"):
+        models.build("MobileNetV2", (8, 8, 1), 7)
+    with pytest.raises(ValueError, match=r"`widen` must be 1.*widen=2.0, model='ResNet50'"):
+        models.build("ResNet50", (32, 32, 3), 7, width=2.0)
+
+
+def test_unknown_model_lists_the_legal_ones():
+    match = r"one of cnn, resnet8, .*keras\.applications.*model='vgg'"
+    with pytest.raises(ValueError, match=match):
+        models.build("vgg", (8, 8, 1), 10)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet_v2"])
 def test_randomize_batch_norm_preserves_the_function(name):
     keras.utils.set_random_seed(0)
     model = models.build(name, (16, 16, 3), 10)

@@ -34,8 +34,19 @@ def test_changed_flags_are_refused_even_after_an_interruption(tmp_path, finished
     else:
         with pytest.raises(KeyboardInterrupt):
             directory.stage("float", {"seed": 0}, (), work)
-    with pytest.raises(ValueError, match=r"seed=1 \(was 0\).*another --out, or delete"):
+    with pytest.raises(ValueError, match=r"seed=1 \(was 0\).*another --out, or start over with"):
         directory.stage("float", {"seed": 1}, (), work)
+
+
+def test_starting_over(tmp_path):
+    directory = results.RunDirectory(tmp_path)
+    directory.stage("float", {"seed": 0}, (), lambda: {"accuracy": 0.5})
+    (directory.backup_dir("finetune")).mkdir(parents=True)
+    (tmp_path / "mine.txt").write_text("kept")
+    again = results.RunDirectory(tmp_path, resume=False)
+    assert not directory.backup_dir("finetune").exists()
+    assert again.stage("float", {"seed": 1}, (), lambda: {"accuracy": 0.7})["accuracy"] == 0.7
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -45,11 +56,6 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         results.write_json(target, {"a": object()})
     assert results.read_json(target) == {"a": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["r.json"]
-
-
-def test_table_lines_up():
-    text = results.table(("", "top-1"), [("float", "99.0 %"), ("int8", "9 %")])
-    assert text == "       top-1\nfloat 99.0 %\nint8     9 %"
 
 
 def test_curves_are_drawn_and_untrained_stages_left_out(tmp_path):

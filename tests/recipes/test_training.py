@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import kerasq
 from recipes import datasets, models, training
 
 SETTINGS = training.FitSettings(
@@ -55,7 +56,7 @@ def test_augmentation_keeps_labels_and_moves_pixels(data):
 
 def test_resumed_training_ends_where_uninterrupted_training_ends(data, tmp_path, monkeypatch):
     whole = fresh_model(data)
-    history = training.fit(whole, data, SETTINGS, tmp_path / "whole")
+    history, _ = training.fit(whole, data, SETTINGS, tmp_path / "whole")
 
     end = training.EpochBackup.on_epoch_end
 
@@ -70,7 +71,7 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(data, tmp_path,
             training.fit(fresh_model(data), data, SETTINGS, tmp_path / "cut")
     keras.utils.set_random_seed(9)  # other initial weights: all must come from the backup
     resumed = models.build("cnn", data.image_shape, data.classes)
-    resumed_history = training.fit(resumed, data, SETTINGS, tmp_path / "cut")
+    resumed_history, _ = training.fit(resumed, data, SETTINGS, tmp_path / "cut")
 
     assert len(resumed_history["loss"]) == 3
     np.testing.assert_allclose(resumed_history["loss"], history["loss"], rtol=1e-3)
@@ -89,4 +90,133 @@ def test_weight_decay_is_for_kernels_only(data):
 
 def test_accuracy_counts_the_largest_output():
     outputs = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    assert training.accuracy(outputs, np.array([1, 0, 0])) == pytest.approx(2 / 3)
+    images = np.zeros((3, 4, 4, 1))
+    assert training.accuracy(outputs, images, np.array([1, 0, 0])) == pytest.approx(2 / 3)
+
+
+def test_accuracy_of_an_autoencoder_is_the_share_of_the_variance():
+    x = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1)).astype("uint8")
+    labels = np.zeros(9, int)
+    assert training.accuracy(x / np.float32(255), x, labels) == pytest.approx(1.0)
+    mean = np.broadcast_to(x.mean(axis=0) / 255, x.shape)
+    assert training.accuracy(mean, x, labels) == pytest.approx(0.0, abs=1e-6)
+
+
+def rates(steps, **changes):
+    settings = dataclasses.replace(SETTINGS, learning_rate=1.0, **changes)
+    found = training.schedule(settings, steps)
+    return np.array([float(found(i)) for i in range(settings.epochs * steps)])
+
+
+def test_cosine_with_warmup():
+    found = rates(10, epochs=5, warmup_epochs=1)
+    np.testing.assert_allclose(found[:10], np.arange(10) / 10, atol=1e-6)
+    t = np.arange(40) / 40
+    np.testing.assert_allclose(found[10:], 0.5 * (1 + np.cos(np.pi * t)), atol=1e-6)
+
+
+def test_steps_with_warmup():
+    found = rates(10, epochs=8, warmup_epochs=1, schedule="step")
+    assert 0 < found[0] < 0.1 and (np.diff(found[:11]) >= 0).all() and found[9] < 1.0
+    np.testing.assert_allclose(found[11:41], 1.0)
+    np.testing.assert_allclose(found[41:61], 0.1)
+    np.testing.assert_allclose(found[61:], 0.01, rtol=1e-5)
+
+
+def test_restarts_go_through_the_cosine_again():
+    found = rates(10, epochs=4, restarts=2)
+    np.testing.assert_allclose(found[:20], found[20:], atol=1e-6)
+    assert found[0] == 1.0 and found[19] < 0.01
+
+
+def test_label_smoothing_is_in_the_loss(data, tmp_path):
+    smooth = dataclasses.replace(SETTINGS, epochs=1, label_smoothing=0.2, learning_rate=0.0)
+    model = fresh_model(data)
+    history, _ = training.fit(model, data, smooth, tmp_path)
+    held_out = data.parts[1]
+    p = model.predict(held_out.x.astype("float32"), verbose=0).astype(float)
+    target = np.eye(10)[held_out.y] * 0.8 + 0.02
+    assert history["val_loss"][0] == pytest.approx(-(target * np.log(p)).sum(-1).mean(), rel=1e-4)
+
+
+def test_the_best_epoch_is_kept(data, tmp_path):
+    backup = training.EpochBackup(tmp_path, "val_accuracy", best_from=1)
+    model = fresh_model(data)
+    training.compile_model(model, SETTINGS, 5)
+    model.optimizer.build(model.trainable_variables)
+    backup.set_model(model)
+    for epoch, value in enumerate((0.9, 0.5, 0.7, 0.7)):
+        model.layers[-1].bias.assign(np.full(10, float(epoch)))
+        backup.on_epoch_end(epoch, {"val_accuracy": value})
+    assert backup.restore_best(model) == 3
+    np.testing.assert_array_equal(model.layers[-1].bias.numpy(), 2.0)
+    assert sorted(f.name for f in tmp_path.glob("*.h5")) == [
+        "best-00003.weights.h5",
+        "epoch-00004.weights.h5",
+    ]
+
+
+def test_the_best_epoch_of_a_loss_is_the_lowest(tmp_path):
+    backup = training.EpochBackup(tmp_path, "val_loss")
+    backup.history = {"val_loss": [0.3, 0.1, 0.2, float("nan")]}
+    assert backup._best() == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"restarts": 2, "warmup_epochs": 1}, "must be a cosine without warm-up"),
+        ({"restarts": 2, "schedule": "step"}, "must be a cosine without warm-up"),
+        ({"schedule": "step", "warmup_epochs": 2}, "`warmup_epochs` must end before"),
+    ],
+)
+def test_schedules_that_cannot_be(changes, text):
+    with pytest.raises(ValueError, match=text):
+        training.schedule(dataclasses.replace(SETTINGS, **changes), 10)
+
+
+def test_epochs_are_filled_up_for_replicas(data):
+    images = data.x_train[:35]
+    settings = dataclasses.replace(SETTINGS, augment=False, batch_size=16)
+    batches, steps = training.training_batches(images, data.y_train[:35], settings, multiple=2)
+    sizes = [len(x) for x, _ in batches.take(steps + 1)]
+    assert steps == 3 and sizes == [16, 16, 4, 16]
+
+
+def test_dropout_goes_on_where_it_was(data, tmp_path):
+    def model():
+        keras.utils.set_random_seed(0)
+        image = keras.Input(data.image_shape)
+        x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(image))
+        return keras.Model(image, keras.layers.Dense(10, activation="softmax")(x))
+
+    whole, _ = training.fit(model(), data, SETTINGS, tmp_path / "whole")
+    cut = model()
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(cut, data, SETTINGS, tmp_path / "cut", callbacks=[Stop()])
+    resumed, _ = training.fit(model(), data, SETTINGS, tmp_path / "cut")
+    np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-4)
+
+
+def test_an_autoencoder_goes_the_whole_road(data, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = models.build("autoencoder", data.image_shape, data.classes)
+    assert training.is_autoencoder(model)
+    settings = dataclasses.replace(SETTINGS, epochs=6, augment=False)
+    history, best = training.fit(model, data, settings, tmp_path)
+    assert history["val_loss"][best - 1] == min(history["val_loss"]) and "accuracy" not in history
+    x = data.x_train.astype("float32")
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, x)
+    lite = kerasq.export_tflite(q)
+    assert kerasq.compare(q, lite, x).max_lsb == 0
+    found, want = (
+        training.accuracy(m.predict(x, verbose=0), data.x_train, data.y_train) for m in (q, model)
+    )
+    assert abs(found - want) < 0.1

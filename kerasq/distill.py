@@ -1,0 +1,117 @@
+"""Knowledge distillation: a quantized model learns from the float model as well as from labels."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kerasq import graph, registry
+from kerasq.wrappers import QuantizeWrapper
+
+
+def distill(
+    student: keras.Model, teacher: keras.Model, weight: float = 0.5, temperature: float = 4.0
+) -> keras.Model:
+    """A model of the student's layers, to be compiled and trained in the student's place.
+
+    `student` is an attribute of it. Its loss is, with p and q the class probabilities of teacher
+    and student (Hinton et al. 2015, arXiv 1503.02531, section 2):
+
+        (1 - weight) * loss + weight * T^2 * KL(softmax(log p / T) || softmax(log q / T))
+
+    Both models must end in a softmax. Weights are shared: what is trained is the student. Metrics
+    and the loss of `evaluate` are those of `compile`.
+
+    Args:
+        student: the quantized model, or any other Functional one.
+        teacher: a model with the same inputs and outputs; it stays as it is.
+        weight: share of the teacher, 0 to 1.
+        temperature: T, above 0; more of it makes more of small probabilities.
+
+    Raises:
+        ValueError: for a weight or temperature out of bounds, models that differ in shapes, or
+            one that does not end in a softmax.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "softmax")])
+        >>> q = kerasq.quantize_model(model)
+        >>> learner = kerasq.distill(q, model, weight=0.7)
+        >>> learner.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> x = np.random.default_rng(0).normal(size=(32, 8))
+        >>> _ = learner.fit(x, np.zeros(32), verbose=0)
+    """
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"`weight` must be in [0, 1]. Received: weight={weight}.")
+    if not temperature > 0.0:
+        raise ValueError(f"`temperature` must be above 0. Received: temperature={temperature}.")
+    if (student.input_shape, student.output_shape) != (teacher.input_shape, teacher.output_shape):
+        raise ValueError(
+            "Teacher and student must have the same inputs and outputs. Received: "
+            f"{teacher.input_shape} to {teacher.output_shape} and {student.input_shape} to "
+            f"{student.output_shape}."
+        )
+    for model in (student, teacher):
+        if len(model.outputs) > 1 or not _is_softmax(model.outputs[0]):
+            raise ValueError(
+                "Teacher and student must have one output, class probabilities of a softmax. "
+                f"Received: model {model.name!r} with outputs {[y.name for y in model.outputs]}."
+            )
+    learner = _Learner(student.inputs, student.outputs[0], name=student.name)
+    learner.dtype_policy = student.dtype_policy  # By it Keras scales losses.
+    learner.teach(student, teacher, weight, temperature)
+    return learner
+
+
+def _is_softmax(output: keras.KerasTensor) -> bool:
+    """Whether a softmax makes a tensor."""
+    layer = graph.origin(output)[0]
+    layer = layer.layer if isinstance(layer, QuantizeWrapper) else layer
+    is_named = registry.activation_name(layer) == "softmax"
+    return is_named or isinstance(layer, keras.layers.Softmax)
+
+
+class _Learner(keras.Model):
+    """A Functional model with a teacher's part in its loss."""
+
+    def teach(
+        self, student: keras.Model, teacher: keras.Model, weight: float, temperature: float
+    ) -> None:
+        """Sets who teaches whom."""
+        self._models = _Untracked(student, teacher)
+        self._weight, self._temperature = weight, temperature
+
+    @property
+    def student(self) -> keras.Model:
+        """The model whose layers these are."""
+        return self._models.student
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """See `distill`."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not training:
+            return loss
+        target = self._softened(self._models.teacher(x, training=False))
+        divergence = keras.losses.kl_divergence(target, self._softened(y_pred))
+        # Keras sums gradients over replicas, and has divided its own loss by their number.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        soft = ops.mean(divergence) * self._temperature**2 / replicas
+        return (1.0 - self._weight) * loss + self._weight * soft
+
+    def _softened(self, probabilities: Any) -> Any:
+        logs = ops.log(ops.maximum(probabilities, keras.config.epsilon()))
+        return ops.softmax(logs / self._temperature)
+
+
+class _Untracked:
+    """Holds models that shall not count as parts of the one that it is an attribute of."""
+
+    def __init__(self, student: keras.Model, teacher: keras.Model) -> None:
+        self.student, self.teacher = student, teacher

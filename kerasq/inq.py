@@ -1,0 +1,148 @@
+"""Incremental network quantization: weights become 0 or +-2^n, a part at a time."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from kerasq.weight_quantizers import FREE, PowerOfTwo, highest_exponent
+from kerasq.wrappers import KernelWrapper, require_quantized
+
+PARTITIONS = ("magnitude", "random")
+
+
+class IncrementalQuantization(keras.callbacks.Callback):
+    """Freezes the weights of a model at powers of two, in steps, while it is trained.
+
+    At the first epoch of step i so many weights of each layer are frozen that they make up
+    `portions[i]` of all; the others are trained on to make up for it. Frozen weights get no
+    gradient, and neither weight decay nor momentum moves them. The values are in
+    `kerasq.weight_quantizers.PowerOfTwo`; what is frozen is saved with the model, so that training
+    may be interrupted.
+
+    A learning rate that is a number is set back to its first value at each step. With a schedule,
+    take one that restarts, such as `keras.optimizers.schedules.CosineDecayRestarts`.
+
+    Args:
+        portions: shares of the weights, growing to 1.0.
+        epochs: epochs of each step: a number, or one for each portion. Those behind the last
+            portion train what is left: biases, ranges, and BatchNormalization where it is kept.
+        partition: "magnitude" (the largest weights of a layer first: "pruning-inspired") or
+            "random".
+        per_channel: whether each output channel has a highest exponent of its own, or each layer.
+        seed: of the random partition.
+
+    Raises:
+        ValueError: for portions that do not grow to 1.0; and in `fit`, for a model without such
+            weights.
+
+    References:
+        Zhou A. et al. 2017, Incremental Network Quantization (arXiv 1702.03044).
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> q = kerasq.quantize_model(model, "w4a8", weights="power_of_two")
+        >>> q.compile("sgd", "mse")
+        >>> x = np.random.default_rng(0).normal(size=(32, 8))
+        >>> inq = kerasq.IncrementalQuantization(portions=(0.5, 1.0), epochs=1)
+        >>> _ = q.fit(x, np.zeros((32, 4)), epochs=2, verbose=0, callbacks=[inq])
+        >>> inq.frozen_share
+        1.0
+    """
+
+    def __init__(
+        self,
+        portions: Sequence[float] = (0.5, 0.75, 0.875, 1.0),
+        epochs: int | Sequence[int] = 1,
+        partition: str = "magnitude",
+        per_channel: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        portions = tuple(portions)
+        grows = all(a < b for a, b in itertools.pairwise((0.0, *portions)))
+        if not portions or not grows or portions[-1] != 1.0:
+            raise ValueError(
+                "`portions` must grow from above 0.0 to 1.0, such as (0.5, 0.75, 0.875, 1.0). "
+                f"Received: portions={portions}."
+            )
+        if partition not in PARTITIONS:
+            raise ValueError(
+                f"`partition` must be one of {list(PARTITIONS)}. Received: partition={partition!r}."
+            )
+        spans = (epochs,) * len(portions) if isinstance(epochs, int) else tuple(epochs)
+        if len(spans) != len(portions) or min(spans) < 1:
+            raise ValueError(
+                "`epochs` must be a number above 0, or one for each portion. "
+                f"Received: epochs={epochs}, {len(portions)} portions."
+            )
+        self.portions = portions
+        self.first_epochs = tuple(itertools.accumulate((0, *spans[:-1])))
+        self.epochs = sum(spans)
+        self.partition = partition
+        self.per_channel = per_channel
+        self.seed = seed
+
+    @property
+    def wrappers(self) -> list[KernelWrapper]:
+        """The layers whose weights become powers of two."""
+        require_quantized(self.model)
+        found = [x for x in self.model.layers if isinstance(x, KernelWrapper) and x.leader is None]
+        return [x for x in found if isinstance(x.weight_quantizer, PowerOfTwo)]
+
+    @property
+    def frozen_share(self) -> float:
+        """The share of the weights that is frozen now."""
+        masks = [x.weight_quantizer.is_frozen().numpy().ravel() for x in self.wrappers]
+        return float(np.mean(np.concatenate(masks)))
+
+    @property
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        """What holds the learning rate: inside a LossScaleOptimizer, where there is one."""
+        optimizer = self.model.optimizer
+        return getattr(optimizer, "inner_optimizer", optimizer)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Checks the model, and settles the exponents where nothing is frozen yet."""
+        del logs
+        if not self.wrappers:
+            raise ValueError(
+                "The model must have weights that become powers of two. Received: "
+                f'{self.model.name!r}, which has none. Quantize with weights="power_of_two" and a '
+                'scheme of 2 to 5 bits of weights, such as "w5a8".'
+            )
+        rate = self._optimizer.get_config()["learning_rate"]
+        self._learning_rate = None if isinstance(rate, dict) else float(rate)
+        if self.frozen_share == 0.0:
+            for wrapper in self.wrappers:
+                exponent = highest_exponent(wrapper.flat_kernel()).numpy()
+                if not self.per_channel:
+                    exponent = np.full_like(exponent, exponent.max())
+                wrapper.weight_quantizer.exponent.assign(exponent)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Freezes weights where a step begins."""
+        del logs
+        step = max(i for i, first in enumerate(self.first_epochs) if first <= epoch)
+        if epoch == self.first_epochs[step] and self._learning_rate is not None:
+            self._optimizer.learning_rate = self._learning_rate
+        for number, wrapper in enumerate(self.wrappers):
+            self._freeze(wrapper, self.portions[step], np.random.default_rng((self.seed, number)))
+
+    def _freeze(self, wrapper: KernelWrapper, portion: float, rng: np.random.Generator) -> None:
+        """Freezes as many weights of a layer as are missing from the portion."""
+        quantizer, kernel = wrapper.weight_quantizer, wrapper.flat_kernel()
+        frozen = quantizer.frozen.numpy()
+        free = np.flatnonzero(frozen == FREE)
+        count = math.ceil(portion * frozen.size) - (frozen.size - free.size)
+        if count <= 0:
+            return
+        order = rng.random(frozen.size)
+        if self.partition == "magnitude":
+            order = -np.abs(kernel.numpy()).ravel()
+        chosen = free[np.argsort(order[free], kind="stable")[:count]]
+        frozen.flat[chosen] = quantizer.powers(kernel).numpy().flat[chosen]
+        quantizer.frozen.assign(frozen)
+        wrapper.kernel.assign(wrapper.kernel.constraint(wrapper.kernel.value))

@@ -1,0 +1,108 @@
+"""Fine-tuning as all recipes that train do it: flags, and the stage."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from absl import flags
+
+import kerasq
+from recipes import training
+from recipes.run import Run
+
+EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of fine-tuning; 0 exports as calibrated.", 0)
+LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate",
+    None,
+    "Highest learning rate of fine-tuning. Default: --float_learning_rate / 100.",
+    0.0,
+)
+MOMENTUM = flags.DEFINE_float(
+    "momentum",
+    None,
+    "Momentum of fine-tuning. Default: --float_momentum * 5/9, which is 0.5 for 0.9.",
+    0.0,
+    1.0,
+)
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Decoupled, on kernels.", 0.0)
+_SCHEDULE = flags.DEFINE_enum(
+    "schedule",
+    "cosine",
+    list(training.SCHEDULES),
+    "Learning rate: cosine to 0, or a tenth after half of the steps and a hundredth after 3/4.",
+)
+_WARMUP_EPOCHS = flags.DEFINE_integer(
+    "warmup_epochs", 0, "Epochs in which the learning rate rises from 0.", 0
+)
+_FREEZE_RANGES_EPOCH = flags.DEFINE_integer(
+    "freeze_ranges_epoch",
+    None,
+    "From this epoch on, counted from 0, ranges and BatchNormalization statistics stay.",
+    0,
+)
+_LABEL_SMOOTHING = flags.DEFINE_float(
+    "label_smoothing", 0.0, "Probability that is spread over all classes.", 0.0, 1.0
+)
+_DISTILL_WEIGHT = flags.DEFINE_float(
+    "distill_weight", 0.0, "Share of the float model's opinion in the loss.", 0.0, 1.0
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "Of the distillation.", 0.1)
+_FLOAT_FINETUNE = flags.DEFINE_bool(
+    "float_finetune", False, "Fine-tune the float model for the same epochs too, to compare with."
+)
+BATCH_NORM = flags.DEFINE_enum(
+    "batch_norm",
+    "fold",
+    ["fold", "keep"],
+    "BatchNormalization: folded before fine-tuning, or kept and trained.",
+)
+
+
+def settings(run: Run) -> training.FitSettings:
+    """How the quantized model is trained: as the float model was, with less rate and momentum."""
+    rate, momentum = LEARNING_RATE.value, MOMENTUM.value
+    return dataclasses.replace(
+        run.fit,
+        epochs=EPOCHS.value,
+        learning_rate=run.fit.learning_rate / 100 if rate is None else rate,
+        momentum=run.fit.momentum * 5 / 9 if momentum is None else momentum,
+        weight_decay=_WEIGHT_DECAY.value,
+        schedule=_SCHEDULE.value,
+        warmup_epochs=_WARMUP_EPOCHS.value,
+        label_smoothing=_LABEL_SMOOTHING.value,
+    )
+
+
+def finetune(
+    run: Run,
+    fit: training.FitSettings | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    best_from: int = 0,
+    **depends: Any,
+) -> None:
+    """Fine-tunes the calibrated model of a run as the flags say.
+
+    Args:
+        run: has been calibrated.
+        fit: what to do in place of `settings(run)`.
+        callbacks: more of them.
+        best_from: the first epoch, counted from 0, that may be the best one.
+        depends: what the result depends on besides, by flag name.
+    """
+    freeze, weight = _FREEZE_RANGES_EPOCH.value, _DISTILL_WEIGHT.value
+
+    def learner(student: keras.Model, teacher: keras.Model) -> keras.Model:
+        return kerasq.distill(student, teacher, weight, _TEMPERATURE.value)
+
+    run.finetune(
+        fit or settings(run),
+        float_too=_FLOAT_FINETUNE.value,
+        prepare=learner if weight else None,
+        callbacks=[*callbacks, *([] if freeze is None else [kerasq.FreezeRanges(freeze)])],
+        best_from=best_from,
+        freeze_ranges_epoch=freeze,
+        distill_weight=weight,
+        temperature=_TEMPERATURE.value,
+        **depends,
+    )

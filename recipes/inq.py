@@ -1,0 +1,89 @@
+"""Incremental network quantization: weights become 0 or a power of two, a part at a time.
+
+  float       train --model on --dataset, or take a .keras file     float.keras
+  calibrate   quantize and calibrate, no training                   calibrated.keras
+  finetune    freeze a part of the weights, train the rest, again   finetuned.keras
+  export      integer .tflite, run on the test set                  model.tflite
+  latency     against the float .tflite, one sample at a time       float.tflite
+
+The largest weights of each layer (or random ones) are frozen at 0 or +-2^n until --portions of
+them are; the others are trained on, for --epochs in all, and the learning rate starts anew with
+each portion. All of them are exact int8 codes: at 5 bits seven exponents of INQ's eight.
+Everything is written to --out; a run that was killed continues from its last finished epoch.
+
+Example: python recipes/inq.py --dataset=digits --bits=4 --epochs=4
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+# Runs from a checkout, as a script and as a module; TensorFlow reads its log level on import.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+from absl import flags
+
+import kerasq
+from kerasq.inq import PARTITIONS
+from recipes import evaluation, finetune, run
+
+_BITS = flags.DEFINE_integer("bits", 5, "Width of the weights.", 2, 5)
+_PORTIONS = flags.DEFINE_list(
+    "portions", ["0.5", "0.75", "0.875", "1.0"], "Shares of the weights that are frozen, by step."
+)
+_PARTITION = flags.DEFINE_enum(
+    "partition", "magnitude", list(PARTITIONS), "Which weights first: the largest, or any."
+)
+_EXPONENTS = flags.DEFINE_enum(
+    "exponents", "channel", ["channel", "tensor"], "What has a highest exponent of its own."
+)
+for module in (finetune, run):
+    flags.adopt_module_key_flags(module)
+flags.set_default(finetune.EPOCHS, 8)
+flags.set_default(finetune.BATCH_NORM, "keep")
+flags.set_default(finetune.LEARNING_RATE, 0.01)
+flags.set_default(finetune.MOMENTUM, 0.9)
+
+
+def main() -> None:
+    """Float, calibrate, freeze and train in turn, export."""
+    job = run.Run.from_flags("inq")
+    portions = [float(portion) for portion in _PORTIONS.value]
+    fit = finetune.settings(job)
+    if fit.epochs % len(portions) or not fit.epochs:
+        raise ValueError(
+            f"`epochs` must be a multiple of the number of portions, {len(portions)}. "
+            f"Received: epochs={fit.epochs}."
+        )
+    inq = kerasq.IncrementalQuantization(
+        portions,
+        epochs=fit.epochs // len(portions),
+        partition=_PARTITION.value,
+        per_channel=_EXPONENTS.value == "channel",
+        seed=fit.seed,
+    )
+    options = {"scheme": f"w{_BITS.value}a8", "batch_norm": finetune.BATCH_NORM.value}
+
+    def quantize(model: keras.Model) -> keras.Model:
+        return kerasq.quantize_model(model, weights="power_of_two", **options)
+
+    job.train_float()
+    job.calibrate(quantize, **options)
+    finetune.finetune(
+        job,
+        dataclasses.replace(fit, restarts=len(portions)),
+        [inq],
+        best_from=inq.first_epochs[-1],
+        portions=portions,
+        partition=_PARTITION.value,
+        exponents=_EXPONENTS.value,
+    )
+    job.export()
+    job.finish(**evaluation.powers_of_two(job))
+
+
+if __name__ == "__main__":
+    run.start(main)

@@ -1,0 +1,105 @@
+"""Quantization-aware training at 4, 3, 2 bits and 1: LSQ, PACT, DoReFa, ternary and binary weights.
+
+  float       train --model on --dataset, or take a .keras file     float.keras
+  calibrate   quantize and calibrate, no training                   calibrated.keras
+  finetune    some epochs, the best one kept                        finetuned.keras
+  export      integer .tflite, run on the test set                  model.tflite
+  latency     against the float .tflite, one sample at a time       float.tflite
+
+--quantizer is how weights lie and how ranges learn:
+
+  lsq      uniform weights, learned steps (Esser et al. 2020)
+  pact     DoReFa's weights, ranges learned from clipped values (Choi et al. 2018)
+  dorefa   DoReFa's weights, ranges that follow the data (Zhou S. et al. 2016)
+  twn      ternary weights, w2 (Li & Liu 2016)
+  ttq      ternary weights, both magnitudes learned, w2 (Zhu et al. 2017)
+  binary   binary weights, w1 (Rastegari et al. 2016)
+
+The first and the last layer with weights stay at --ends. LiteRT has no kernels below 8 bits but for
+packed 4-bit weights: narrower activations run as int8 codes of which few are in use, weights that
+fit no packed kernel as int8; the export report says which.
+
+Example: python recipes/low_bit.py --dataset=digits --scheme=w2a2 --quantizer=lsq --epochs=10
+"""
+
+import fnmatch
+import os
+import sys
+from pathlib import Path
+
+# Runs from a checkout, as a script and as a module; TensorFlow reads its log level on import.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+from absl import flags
+
+import kerasq
+from kerasq import scheme
+from kerasq.weight_quantizers import weight_quantizer
+from recipes import finetune, run, schemes
+
+# `weights` and `range_gradient` of kerasq.quantize_model.
+QUANTIZERS = {
+    "lsq": ("uniform", "lsq"),
+    "pact": ("dorefa", "clip"),
+    "dorefa": ("dorefa", "none"),
+    "twn": ("ternary", "lsq"),
+    "ttq": ("trained_ternary", "lsq"),
+    "binary": ("uniform", "lsq"),
+}
+_SCHEME = schemes.flag(
+    "scheme", None, "Bits of weights and activations. Default: w4a4; w2a8 for twn and ttq, w1a8."
+)
+_QUANTIZER = flags.DEFINE_enum("quantizer", "lsq", list(QUANTIZERS), "How codes are trained.")
+_ENDS = schemes.flag("ends", "w8a8", "Scheme of the first and the last layer with weights.")
+_OVERRIDES = schemes.overrides_flag()
+_WIDEN = flags.DEFINE_float(
+    "widen", 1.0, "Factor of the channels of --model (WRPN: Mishra et al. 2018).", 0.1
+)
+for module in (finetune, run, schemes):
+    flags.adopt_module_key_flags(module)
+flags.set_default(finetune.EPOCHS, 8)
+flags.set_default(finetune.BATCH_NORM, "keep")
+flags.set_default(finetune.LEARNING_RATE, 0.01)
+flags.set_default(finetune.MOMENTUM, 0.9)
+
+
+def main() -> None:
+    """Float, calibrate, fine-tune, export."""
+    job = run.Run.from_flags("low_bit", widen=_WIDEN.value)
+    default = {"twn": "w2a8", "ttq": "w2a8", "binary": "w1a8"}.get(_QUANTIZER.value, "w4a4")
+    weights, range_gradient = QUANTIZERS[_QUANTIZER.value]
+    overrides = schemes.overrides(_OVERRIDES.value)
+    bits = scheme.resolve(_SCHEME.value or default).weight_bits
+    weight_quantizer(weights, bits, range_gradient)  # Fails here, not after hours of training.
+    if (bits == 1) != (_QUANTIZER.value == "binary"):
+        raise ValueError(
+            "`quantizer` must be binary for weights of 1 bit, and for these only. "
+            f"Received: quantizer={_QUANTIZER.value!r}, scheme={_SCHEME.value!r}."
+        )
+    options = {
+        "scheme": _SCHEME.value or default,
+        "weights": weights,
+        "range_gradient": range_gradient,
+        "batch_norm": finetune.BATCH_NORM.value,
+    }
+
+    def quantize(model: keras.Model) -> keras.Model:
+        free = [
+            name
+            for name in kerasq.first_and_last(model)
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in overrides)
+        ]
+        ends = dict.fromkeys(free, _ENDS.value)
+        return kerasq.quantize_model(model, overrides=ends | overrides, **options)
+
+    job.train_float()
+    job.calibrate(quantize, **options, ends=_ENDS.value, overrides=overrides)
+    finetune.finetune(job)
+    job.export()
+    job.finish(quantizer=_QUANTIZER.value)
+
+
+if __name__ == "__main__":
+    run.start(main)

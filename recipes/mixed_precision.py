@@ -1,0 +1,135 @@
+"""Mixed precision: the width of each layer by measurement, under a budget.
+
+  float       train --model on --dataset, or take a .keras file     float.keras
+  allocate    what each layer costs alone, and the best widths      sensitivity.png, pareto.png
+  calibrate   quantize and calibrate, no training                   calibrated.keras
+  finetune    a few epochs at a reduced rate, the best one kept     finetuned.keras
+  export      integer .tflite, run on the test set                  model.tflite
+  latency     against the float .tflite, one sample at a time       float.tflite
+
+--budget is bytes or bit_operations, as a number or as a share of all layers at the first candidate
+(bytes=75%), or the least SQNR of the outputs in dB (sqnr=25), or a share of the layers that gets
+the widest candidate (layers=20%), the most sensitive ones. Everything is written to --out; a run
+that was killed continues from its last finished epoch.
+
+Example: python recipes/mixed_precision.py --dataset=digits --budget=bytes=70%
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Runs from a checkout, as a script and as a module; TensorFlow reads its log level on import.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from absl import flags
+
+import kerasq
+from kerasq import scheme
+from kerasq.allocate import COSTS
+from recipes import finetune, models, run
+
+_BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")
+_CANDIDATES = flags.DEFINE_list(
+    "candidates", ["w8a8", "w4a8", "w8a16"], "Schemes that a layer may get."
+)
+_RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
+    "randomize_batch_norm",
+    False,
+    "Spread the BatchNormalization statistics (the function stays the same) before quantizing.",
+)
+for module in (finetune, run):
+    flags.adopt_module_key_flags(module)
+
+
+def parsed(budget: str) -> tuple[str, float, bool]:
+    """What a budget is in, how much, and whether that is a share."""
+    unit, _, amount = budget.partition("=")
+    is_share = amount.endswith("%")
+    try:
+        value = float(amount.rstrip("%")) / (100 if is_share else 1)
+    except ValueError:
+        value = -1.0
+    legal = unit in COSTS or (unit == "layers" and is_share) or (unit == "sqnr" and not is_share)
+    if not legal or value <= 0.0:
+        raise ValueError(
+            "`budget` must be bytes=30000, bytes=75%, bit_operations=..., sqnr=25 or layers=20%. "
+            f"Received: budget={budget!r}."
+        )
+    return unit, value, is_share
+
+
+def _widths(name: str) -> tuple[int, int]:
+    """Bits of activations and weights: what makes a scheme the wider one."""
+    widths = scheme.resolve(name)
+    return widths.activation_bits, widths.weight_bits
+
+
+def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
+    """The scheme of each layer that the budget allows; prints and plots where it comes from."""
+    unit, value, is_share = parsed(_BUDGET.value)
+    first, *others = _CANDIDATES.value
+    batches = job.calibration_batches()
+    if unit == "layers":
+        widest = max(others, key=_widths)
+        table = kerasq.sensitivity(model, batches, (first, widest), steps=None)
+        print(table)
+        table.plot(job.path("sensitivity.png"))
+        inputs = {x.name for x in model.inputs}
+        can = [not np.isnan(x) for x in table.raised[:, 1]]
+        layers = [x for x, ok in zip(table.layers, can, strict=True) if ok and x not in inputs]
+        count = max(1, round(value * (len(table.layers) - len(inputs))))
+        return dict.fromkeys(layers[:count], widest)
+    if is_share:
+        costs = kerasq.summary(kerasq.quantize_model(model, first))
+        value *= costs.weight_bytes if unit == "bytes" else costs.bit_operations
+    found = kerasq.allocate(model, batches, {unit: value}, _CANDIDATES.value, steps=None)
+    print(f"{found.sensitivity}\n\n{found}")
+    found.sensitivity.plot(job.path("sensitivity.png"))
+    found.plot(job.path("pareto.png"))
+    return found.overrides
+
+
+def main() -> None:
+    """Float, allocate, calibrate, fine-tune, export."""
+    parsed(_BUDGET.value)
+    first, *others = map(_widths, _CANDIDATES.value)
+    if _BUDGET.value.startswith("layers=") and not any(x > first for x in others):
+        raise ValueError(
+            "`candidates` must have a wider scheme behind the first one for budget=layers=... "
+            f"Received: candidates={_CANDIDATES.value}."
+        )
+    job = run.Run.from_flags("mixed_precision")
+    options = {"candidates": _CANDIDATES.value, "budget": _BUDGET.value}
+
+    def start_of(model: keras.Model) -> keras.Model:
+        if _RANDOMIZE_BATCH_NORM.value:
+            models.randomize_batch_norm(model, job.fit.seed)
+        return model
+
+    def allocate() -> dict[str, Any]:
+        return {"overrides": overrides(job, start_of(job.load("float.keras")))}
+
+    def quantize(model: keras.Model) -> keras.Model:
+        batch_norm = finetune.BATCH_NORM.value
+        chosen = job.figures["allocate"]["overrides"]
+        return kerasq.quantize_model(
+            start_of(model), _CANDIDATES.value[0], chosen, batch_norm=batch_norm
+        )
+
+    job.train_float()
+    job.settings.update(**options, **job.calibration_settings)
+    job.settings.update(randomize_batch_norm=_RANDOMIZE_BATCH_NORM.value)
+    job.stage("allocate", ("sensitivity.png",), allocate)
+    job.calibrate(quantize, batch_norm=finetune.BATCH_NORM.value)
+    finetune.finetune(job)
+    job.export()
+    job.finish(overrides=job.figures["allocate"]["overrides"])
+
+
+if __name__ == "__main__":
+    run.start(main)

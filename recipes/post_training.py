@@ -1,0 +1,125 @@
+"""Stages of post-training quantization: static models by calibration method, and float ones."""
+
+import functools
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+import kerasq
+from kerasq import tables
+from kerasq.calibration import OBSERVERS
+from kerasq.files import save_figure, write_whole
+from recipes import evaluation, results, training
+from recipes.run import Run
+
+METHODS = tuple(OBSERVERS)
+# Types of the weights, by flavour; activations are float.
+FLAVOURS = {"dynamic_range": None, "float16": tf.float16}
+
+
+def static(run: Run, quantize: Callable[[keras.Model], keras.Model], method: str) -> None:
+    """static_<method>.tflite: calibrated by that method."""
+    target = f"static_{method}.tflite"
+
+    def work() -> results.Figures:
+        model = quantize(run.load("float.keras"))
+        kerasq.calibrate(model, run.calibration_batches(), method)
+        lite = kerasq.export_tflite(model, run.path(target))
+        held_out = run.data.parts[1]
+        outputs = training.predict(model, held_out.x)
+        agreement = kerasq.compare(model, lite, run.data.x_test[:1000]).argmax_agreement
+        return {
+            "held_out_accuracy": training.accuracy(outputs, held_out.x, held_out.y),
+            "agreement": agreement,
+            **_measured(run, lite),
+        }
+
+    run.stage(f"static_{method}", (target,), work)
+
+
+def converted(run: Run, flavour: str) -> None:
+    """<flavour>.tflite: what TensorFlow's converter makes of the float model."""
+    target = f"{flavour}.tflite"
+
+    def work() -> results.Figures:
+        content = evaluation.convert_float(run.load("float.keras"), True, FLAVOURS[flavour])
+        write_whole(run.path(target), content)
+        return _measured(run, kerasq.TFLiteModel(content))
+
+    run.stage(flavour, (target,), work)
+
+
+def _measured(run: Run, lite: kerasq.TFLiteModel) -> results.Figures:
+    """Accuracy, size, speed, and distance from the float model."""
+    x, y = run.data.x_test, run.data.y_test
+    outputs = lite.predict(x.astype("float32"))
+    floats = training.predict(_float_model(run), x)
+    plain = evaluation.convert_float(_float_model(run))
+    float_ms, ms = evaluation.alternating_latency([plain, lite.content], run.num_threads)
+    return {
+        "accuracy": training.accuracy(outputs, x, y),
+        "bytes": len(lite.content),
+        "ms": ms,
+        "float_bytes": len(plain),
+        "float_ms": float_ms,
+        **evaluation.distance(floats, outputs),
+    }
+
+
+@functools.cache
+def _load(path: str) -> keras.Model:
+    return keras.models.load_model(path)
+
+
+def _float_model(run: Run) -> keras.Model:
+    return _load(str(run.path("float.keras")))
+
+
+def finish(run: Run) -> None:
+    """Picks model.tflite; writes results.json and accuracy.png; prints the table."""
+    if not run.team.is_chief:
+        return
+    names = [name for name in run.figures if name != "float"]
+    statics = [name for name in names if name.startswith("static_")]
+    best = max(statics, key=lambda name: run.figures[name]["held_out_accuracy"])
+    write_whole(run.path("model.tflite"), run.path(f"{best}.tflite").read_bytes())
+    floats = run.figures["float"]["accuracy"]
+    first = run.figures[names[0]]
+    rows = [["", "accuracy", "same class as float", "SQNR (dB)", "bytes", "ms/image"]]
+    size, ms = f"{first['float_bytes']:,}", f"{first['float_ms']:.3f}"
+    rows.append(["float", f"{100 * floats:.2f} %", "", "", size, ms])
+    for name in names:
+        x = run.figures[name]
+        shares = [f"{100 * x[key]:.2f} %" for key in ("accuracy", "float_agreement")]
+        rows.append([name, *shares, f"{x['sqnr']:.1f}", f"{x['bytes']:,}", f"{x['ms']:.3f}"])
+    summary = {
+        "recipe": run.recipe,
+        "float_accuracy": floats,
+        "tflite_accuracy": run.figures[best]["accuracy"],
+        "tflite_bytes": run.figures[best]["bytes"],
+        "best": best,
+        "flavours": {name: run.figures[name] for name in names},
+        "seconds": {name: x["seconds"] for name, x in run.figures.items()},
+        "settings": run.settings,
+    }
+    results.write_json(run.path("results.json"), summary)
+    _plot(run, {"float": floats} | {name: run.figures[name]["accuracy"] for name in names})
+    print(f"\n{tables.plain(rows)}\nmodel.tflite is {best}. Written to {run.directory.path}/")
+
+
+def _plot(run: Run, accuracies: dict[str, float]) -> None:
+    """Bars of the accuracies to accuracy.png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1 + 0.35 * len(accuracies)), layout="constrained")
+    axes = figure.subplots()
+    values = [100 * value for value in accuracies.values()]
+    bars = axes.barh(list(accuracies), values)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    margin = max(0.5, 0.3 * (max(values) - min(values)))
+    axes.set(xlabel="accuracy on the test images (%)")
+    axes.set_xlim(min(values) - 2 * margin, max(values) + 2 * margin)
+    axes.grid(axis="x", alpha=0.3)
+    save_figure(figure, run.path("accuracy.png"))

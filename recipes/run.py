@@ -1,0 +1,380 @@
+"""A run of a recipe: the flags that all recipes share, and the stages that they are made of."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import app, flags, logging
+
+import kerasq
+from recipes import datasets, evaluation, models, results, training
+from recipes.team import STRATEGIES, Team
+
+_DATASET = flags.DEFINE_enum("dataset", "digits", list(datasets.DATASETS), "Data set.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where --dataset=image_folder (train/<class>/*.jpg, test/<class>/*.jpg) or npz (a file with "
+    "x_train, y_train, x_test, y_test) is read from.",
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Height and width that images are resized to. Default: as they are.", 1
+)
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    f"Network: one of {', '.join(models.MODELS)}, a name in keras.applications, or the path of a "
+    "trained .keras file. Default: cnn for gray images, resnet8 for colour.",
+)
+_FLOAT_EPOCHS = flags.DEFINE_integer(
+    "float_epochs", None, "Epochs of float training. Default: 20 for digits, else 12.", 1
+)
+_FLOAT_LEARNING_RATE = flags.DEFINE_float(
+    "float_learning_rate", 0.1, "First learning rate of float training (SGD, cosine to 0).", 0.0
+)
+_FLOAT_MOMENTUM = flags.DEFINE_float("float_momentum", 0.9, "Momentum of float training.", 0.0, 1.0)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Images a training step, over all replicas. Default: 32 for digits, else 128.",
+    1,
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the artifacts. Default: runs/<recipe>_<dataset>_<model>."
+)
+_RESUME = flags.DEFINE_bool(
+    "resume",
+    True,
+    "Continue the run in --out from its last finished epoch; --noresume starts over.",
+)
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "none",
+    list(STRATEGIES),
+    "What trains together: mirrored, the GPUs of this machine; multi_worker, the processes that "
+    "TF_CONFIG names, which must share --out.",
+)
+_REPLICAS = flags.DEFINE_integer(
+    "replicas", 1, "Logical CPU devices of --strategy=mirrored where there is no GPU.", 1
+)
+_FLOAT_ONLY = flags.DEFINE_bool("float_only", False, "Stop after the float stage.")
+_CALIBRATION_METHOD = flags.DEFINE_enum(
+    "calibration_method",
+    "moving_average",
+    ["minmax", "moving_average", "percentile", "mse"],
+    "How the first ranges come from the data.",
+)
+_CALIBRATION_STEPS = flags.DEFINE_integer(
+    "calibration_steps", 20, "Training batches (not augmented) to calibrate on.", 1
+)
+_NUM_THREADS = flags.DEFINE_integer("num_threads", 1, "Threads latency is measured with.", 1)
+
+_WEIGHT_DECAY = 2e-4  # the gradient of MLPerf Tiny's L2(1e-4) on the kernels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the shared flags say, and what the stages found so far.
+
+    Attributes:
+        recipe: what was run.
+        data_settings: what the data set depends on, by flag name.
+        model: name of the network, or path of a trained file.
+        widen: factor of the channels.
+        fit: how the float network is trained.
+        directory: folder of the artifacts.
+        settings: what the newest model depends on, by flag name, as JSON values.
+        float_settings: what float.keras depends on.
+        figures: of each stage, by its name.
+    """
+
+    recipe: str
+    data_settings: dict[str, Any]
+    model: str
+    widen: float
+    fit: training.FitSettings
+    directory: results.RunDirectory
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    float_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    figures: dict[str, results.Figures] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_flags(cls, recipe: str, widen: float = 1.0) -> "Run":
+        """Reads the flags and fills in the defaults that depend on the data set."""
+        logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
+        team = Team(_STRATEGY.value, _REPLICAS.value)
+        digits = _DATASET.value == "digits"
+        gray = _DATASET.value in ("digits", "mnist", "fashion_mnist")
+        model = _MODEL.value or ("cnn" if gray else "resnet8")
+        if widen != 1.0 and model.endswith(".keras"):
+            raise ValueError(
+                "`widen` must be 1 where `model` is a file. "
+                f"Received: widen={widen}, model={model!r}. Give the network by its name."
+            )
+        out = _OUT.value or f"runs/{recipe}_{_DATASET.value}_{Path(model).stem}"
+        return cls(
+            recipe=recipe,
+            data_settings={
+                "dataset": _DATASET.value,
+                "data_dir": _DATA_DIR.value,
+                "image_size": _IMAGE_SIZE.value,
+            },
+            model=model,
+            widen=widen,
+            fit=training.FitSettings(
+                epochs=_FLOAT_EPOCHS.value or (20 if digits else 12),
+                batch_size=_BATCH_SIZE.value or (32 if digits else 128),
+                learning_rate=_FLOAT_LEARNING_RATE.value,
+                momentum=_FLOAT_MOMENTUM.value,
+                weight_decay=_WEIGHT_DECAY,
+                augment=not gray,
+                seed=_SEED.value,
+            ),
+            directory=results.RunDirectory(out, team, _RESUME.value),
+        )
+
+    @property
+    def team(self) -> Team:
+        """Who trains together."""
+        return self.directory.team
+
+    @functools.cached_property
+    def data(self) -> datasets.Dataset:
+        """The data set, loaded when a stage first needs it."""
+        data = datasets.load(self.data_settings["dataset"], self.data_settings["data_dir"])
+        size = self.data_settings["image_size"]
+        return data if size is None else data.resized(size)
+
+    def path(self, name: str) -> Path:
+        """The path of an artifact."""
+        return self.directory.path / name
+
+    def load(self, name: str) -> keras.Model:
+        """A model among the artifacts."""
+        return keras.models.load_model(self.path(name))
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that latency is measured with."""
+        return _NUM_THREADS.value
+
+    @property
+    def calibration_settings(self) -> dict[str, int]:
+        """What `calibration_batches` depend on, by flag name."""
+        return {"calibration_steps": _CALIBRATION_STEPS.value}
+
+    def calibration_batches(self) -> tf.data.Dataset:
+        """Training images as they are, in batches."""
+        plain = dataclasses.replace(self.fit, augment=False)
+        batches, _ = training.training_batches(*self.data.parts[0], plain)
+        return batches.take(_CALIBRATION_STEPS.value)
+
+    def score(self, model: keras.Model) -> tuple[float, Any]:
+        """The accuracy on the test images, and the outputs."""
+        outputs = training.predict(model, self.data.x_test)
+        return training.accuracy(outputs, self.data.x_test, self.data.y_test), outputs
+
+    def stage(
+        self, name: str, artifacts: tuple[str, ...], work: Callable, together: bool = False
+    ) -> results.Figures:
+        """Does a part of the run, or takes its figures from before: see `RunDirectory.stage`."""
+        found = self.directory.stage(name, self.settings, artifacts, work, together)
+        self.figures[name] = found
+        return found
+
+    # The stages.
+
+    def train_float(self) -> None:
+        """float.keras: the network, trained, or a trained file, copied."""
+        is_file = self.model.endswith(".keras")
+        self.settings.update(self.data_settings, model=self.model, widen=self.widen)
+        self.settings.update(batch_size=self.fit.batch_size, seed=self.fit.seed)
+        if is_file:
+            self.settings["model_sha256"] = _digest(self.model)
+        else:
+            self.settings.update(
+                float_epochs=self.fit.epochs,
+                float_learning_rate=self.fit.learning_rate,
+                float_momentum=self.fit.momentum,
+            )
+
+        def make() -> keras.Model:
+            if is_file:
+                return load_float_model(self.model, self.data)
+            model = models.build(self.model, self.data.image_shape, self.data.classes, self.widen)
+            if self.team.is_chief:
+                model.summary()
+            return model
+
+        self.float_settings.update(self.settings)
+        fit = dataclasses.replace(self.fit, epochs=0) if is_file else self.fit
+        self._train("float", make, "float.keras", fit)
+        if _FLOAT_ONLY.value:
+            self.finish()
+            sys.exit()
+
+    def calibrate(self, quantize: Callable[[keras.Model], keras.Model], **settings: Any) -> None:
+        """calibrated.keras: quantized, calibrated, not trained.
+
+        Args:
+            quantize: makes a quantized model of the float one.
+            settings: what it depends on, by flag name.
+        """
+        self.settings.update(settings)
+        method, steps = _CALIBRATION_METHOD.value, _CALIBRATION_STEPS.value
+        self.settings.update(calibration_method=method, **self.calibration_settings)
+
+        def work() -> results.Figures:
+            keras.utils.set_random_seed(self.fit.seed)
+            model = self.load("float.keras")
+            quantized = quantize(model)
+            kerasq.calibrate(quantized, self.calibration_batches(), method, steps=steps)
+            print(kerasq.summary(quantized))
+            accuracy, outputs = self.score(quantized)
+            floats = training.predict(model, self.data.x_test)
+            results.save_model(quantized, self.path("calibrated.keras"))
+            return {"accuracy": accuracy, **evaluation.distance(floats, outputs)}
+
+        self.stage("calibrate", ("calibrated.keras",), work)
+
+    def finetune(
+        self,
+        fit: training.FitSettings,
+        *,
+        float_too: bool = False,
+        prepare: Callable[[keras.Model, keras.Model], keras.Model] | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        best_from: int = 0,
+        **settings: Any,
+    ) -> None:
+        """finetuned.keras: the calibrated model after some epochs, at its best one.
+
+        Args:
+            fit: how it is trained.
+            float_too: whether the float model is trained for as long, in the same way, to compare.
+            prepare: makes of the calibrated model and the float one what is trained in its place.
+            callbacks: of the quantized model's training.
+            best_from: the first epoch that may be the best one.
+            settings: what the result depends on besides `fit`, by flag name.
+        """
+        tuned = {k: v for k, v in dataclasses.asdict(fit).items() if k != "augment"}
+        float_settings = self.float_settings | tuned
+        self.settings.update(tuned, **settings)
+
+        def make() -> keras.Model:
+            model = self.load("calibrated.keras")
+            return prepare(model, self.load("float.keras")) if prepare else model
+
+        self._train("finetune", make, "finetuned.keras", fit, callbacks, best_from)
+        if float_too:
+            own = dict(self.settings)
+            self.settings.clear()
+            self.settings.update(float_settings, restarts=1)
+            once = dataclasses.replace(fit, restarts=1)
+            make_float = functools.partial(self.load, "float.keras")
+            self._train("float_finetune", make_float, "float_finetuned.keras", once)
+            self.settings.update(own)
+
+    def _train(
+        self,
+        name: str,
+        make: Callable[[], keras.Model],
+        target: str,
+        fit: training.FitSettings,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        best_from: int = 0,
+    ) -> None:
+        """Trains what `make` makes, saves it, and judges the file."""
+
+        def work() -> results.Figures:
+            keras.utils.set_random_seed(fit.seed)
+            with self.team.scope():
+                model = make()
+            found: results.Figures = {"history": {}, "best_epoch": 0}
+            if fit.epochs:
+                found["history"], found["best_epoch"] = training.fit(
+                    model,
+                    self.data,
+                    fit,
+                    self.directory.backup_dir(name),
+                    callbacks=[*callbacks, *self._log(name, model)],
+                    best_from=best_from,
+                    log_dir=self.path("logs") / name,
+                    team=self.team,
+                )
+            if self.team.is_chief:
+                results.save_model(getattr(model, "student", model), self.path(target))
+                found["accuracy"], _ = self.score(self.load(target))
+            return found
+
+        self.stage(name, (target,), work, together=True)
+
+    def _log(self, name: str, model: keras.Model) -> list[keras.callbacks.Callback]:
+        is_quantized = name == "finetune" and self.team.is_chief
+        return [kerasq.LogRanges(self.path("logs") / name)] if is_quantized else []
+
+    def export(self, source: str = "finetuned.keras") -> None:
+        """model.tflite, compared with its simulation and, for size and speed, with float.tflite."""
+        self.stage("export", ("model.tflite",), lambda: evaluation.export(self, source))
+        self.settings["num_threads"] = self.num_threads
+        self.stage("latency", ("float.tflite",), lambda: evaluation.latency(self))
+
+    def finish(self, **more: Any) -> None:
+        """results.json, curves.png, and a table of the figures."""
+        if not self.team.is_chief:
+            return
+        summary = {"recipe": self.recipe, **evaluation.summarize(self.figures), **more}
+        summary["settings"] = self.settings
+        results.write_json(self.path("results.json"), summary)
+        curves = {name: values.get("history", {}) for name, values in self.figures.items()}
+        results.plot_curves(self.path("curves.png"), curves)
+        print(f"\n{evaluation.report(summary)}\nWritten to {self.directory.path}/")
+
+
+def start(main: Callable[[], None]) -> None:
+    """Runs a recipe as a script; what the user can mend is said without a traceback."""
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except (ValueError, OSError) as error:
+            sys.exit(f"\n{error}")
+        except tf.errors.UnavailableError as error:
+            again = "Start all workers again with the same command, to go on from the last epoch."
+            sys.exit(f"\n{error.message:.400}\n\nAnother worker has died. {again}")
+        except KeyboardInterrupt:
+            sys.exit("\nInterrupted. The same command goes on from the last finished epoch.")
+
+    app.run(guarded)
+
+
+def load_float_model(path: str, data: datasets.Dataset) -> keras.Model:
+    """Loads a .keras file and checks that it takes the data set's images to its classes."""
+    model = keras.models.load_model(path)
+    taken, given = model.input_shape[1:], data.image_shape
+    fits = model.output_shape[-1] == data.classes or training.is_autoencoder(model)
+    if taken != given or not fits:
+        raise ValueError(
+            "`model` must take the images of the data set to its classes. Received: a model "
+            f"from {taken} to {model.output_shape[-1]} classes for images of {given} in "
+            f"{data.classes} classes."
+        )
+    return model
+
+
+def _digest(path: str) -> str:
+    """The first digits of a model file's SHA-256, so that a retrained file is not mistaken."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"`model` must be a .keras file, or a name. Received: model={path!r}, which does not "
+            "exist. Leave the flag out to train a model here."
+        )
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -1,0 +1,182 @@
+"""Every recipe on the digits, as users start it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq  # noqa: F401, for loading its models
+
+ROOT = Path(__file__).parents[2]
+ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+RECIPES = ("qat", "inq", "low_bit", "mixed_precision", "ptq")
+
+
+def command(recipe, *arguments):
+    return [sys.executable, f"recipes/{recipe}.py", *map(str, arguments)]
+
+
+def run(recipe, *arguments, timeout=120):
+    return subprocess.run(
+        command(recipe, *arguments),
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def finished(recipe, out, *arguments):
+    """results.json and the output of a run; a run takes less than two minutes."""
+    done = run(recipe, f"--out={out}", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((out / "results.json").read_text()), done.stdout
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A float classifier of digits."""
+    out = tmp_path_factory.mktemp("network")
+    results, _ = finished("qat", out, "--float_only", "--float_epochs=6")
+    assert results["float_accuracy"] > 0.95 and not (out / "calibrated.keras").exists()
+    return out / "float.keras"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help(recipe):
+    text = run(recipe, "--help").stdout
+    own = text.split("absl.app:")[0]
+    assert f"Example: python recipes/{recipe}.py" in own
+    for flag in ("dataset", "model", "seed", "out", "[no]resume", "strategy"):
+        assert f"--{flag}:" in own, flag
+    assert max(len(line) for line in own.splitlines()) <= 110
+
+
+def test_inq_epochs_and_portions(network, tmp_path):
+    done = run("inq", f"--out={tmp_path}", f"--model={network}", "--epochs=3")
+    assert done.returncode != 0
+    assert "must be a multiple of the number of portions, 4. Received: epochs=3" in done.stderr
+
+
+def test_low_bit_and_its_repetition(network, tmp_path):
+    flags = (f"--model={network}", "--epochs=1", "--seed=3", "--scheme=w2a2")
+    (one, text), (other, _) = (finished("low_bit", tmp_path / name, *flags) for name in ("a", "b"))
+    assert one["tflite_accuracy"] > 0.9 and one["exact"] == 1.0
+    assert one["settings"]["batch_norm"] == "keep" and "w2a2" in text
+    model = keras.models.load_model(tmp_path / "a" / "finetuned.keras")
+    schemes = [layer.scheme for layer in model.layers if hasattr(layer, "weight_quantizer")]
+    assert schemes == ["w8a8", "w2a2", "w2a2", "w8a8"]
+    for key in ("calibrated_accuracy", "finetuned_accuracy", "tflite_accuracy", "calibrated_sqnr"):
+        assert one[key] == other[key], key
+    losses = [
+        json.loads((tmp_path / name / "stages" / "finetune.json").read_text())["figures"]["history"]
+        for name in ("a", "b")
+    ]
+    np.testing.assert_allclose(losses[0]["loss"], losses[1]["loss"], rtol=1e-5)
+
+
+def test_mixed_precision(network, tmp_path):
+    flags = ("--budget=bytes=70%", f"--model={network}", "--epochs=1")
+    results, text = finished("mixed_precision", tmp_path, *flags)
+    assert results["tflite_accuracy"] > 0.93 and results["exact"] == 1.0
+    assert set(results["overrides"].values()) >= {"w8a8", "w4a8"} and "bytes" in text
+    for name in ("sensitivity", "pareto"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert 0 < results["kernel_bytes"] <= 0.75 * 23_824
+
+
+def test_a_bad_budget(tmp_path):
+    done = run("mixed_precision", f"--out={tmp_path}", "--budget=megabytes=3")
+    assert done.returncode != 0 and "Received: budget='megabytes=3'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "text"),
+    [
+        ("low_bit", ("--quantizer=binary", "--scheme=w4a4"), "must be binary for weights of 1"),
+        ("low_bit", ("--quantizer=twn", "--scheme=w4a4"), "must have a width in [2]"),
+        ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
+        ("qat", ("--overrides=dense=w0a8",), "must be pattern=scheme"),
+    ],
+)
+def test_flags_that_cannot_be(tmp_path, recipe, flags, text):
+    done = run(recipe, f"--out={tmp_path}", *flags)
+    assert done.returncode != 0 and text in done.stderr
+
+
+def test_ptq(network, tmp_path):
+    results, text = finished("ptq", tmp_path, f"--model={network}")
+    ways = results["flavours"]
+    statics = [f"static_{m}" for m in ("minmax", "moving_average", "percentile", "mse")]
+    assert list(ways) == [*statics, "dynamic_range", "float16"]
+    for name, way in ways.items():
+        assert way["accuracy"] > 0.93 and name in text
+        assert (tmp_path / f"{name}.tflite").stat().st_size == way["bytes"]
+    assert ways["float16"]["sqnr"] > ways["dynamic_range"]["sqnr"] > 20
+    sizes = [ways[name]["bytes"] for name in ("static_mse", "float16")]
+    assert sizes[0] < 0.4 * ways["float16"]["float_bytes"] and sizes[0] < sizes[1]
+    model = (tmp_path / "model.tflite").read_bytes()
+    assert model == (tmp_path / f"{results['best']}.tflite").read_bytes()
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_of_fine_tuning(network, tmp_path):
+    flags = ["--batch_norm=keep", "--freeze_ranges_epoch=1", "--label_smoothing=0.1"]
+    flags += ["--distill_weight=0.5", "--schedule=step", "--warmup_epochs=1", "--epochs=3"]
+    flags += ["--overrides=dense=w8a16", "--strategy=mirrored", "--replicas=2"]
+    results, _ = finished("qat", tmp_path, f"--model={network}", *flags)
+    assert results["tflite_accuracy"] > 0.95 and results["agreement"] == 1.0
+    assert {"seconds", "settings", "best_epoch"} <= set(results)
+    model = keras.models.load_model(tmp_path / "finetuned.keras")
+    assert type(model) is type(keras.models.load_model(network))  # the student, not the learner
+
+
+def killed_in_an_epoch(recipe, out, flags, epoch):
+    """Starts a run and kills it in the middle of the epoch after so many."""
+    backup = out / "backup" / "finetune"
+    with (out / "log").open("w") as log:
+        process = subprocess.Popen(
+            command(recipe, f"--out={out}", *flags), cwd=ROOT, env=ENV, stdout=log, stderr=log
+        )
+        deadline = time.time() + 90
+        while time.time() < deadline and process.poll() is None:
+            if list(backup.glob(f"epoch-{epoch:05d}*")):
+                break
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert process.poll() is None, (out / "log").read_text()[-3000:]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_a_killed_run_ends_where_an_unbroken_one_does(network, tmp_path):
+    flags = (f"--model={network}", "--epochs=6", "--bits=3", "--portions=0.5,1.0")
+    (tmp_path / "cut").mkdir()
+    killed_in_an_epoch("inq", tmp_path / "cut", flags, epoch=2)
+    assert not (tmp_path / "cut" / "finetuned.keras").exists()
+    broken, text = finished("inq", tmp_path / "cut", *flags)
+    assert re.search(r"Resuming after epoch [2-5] of 6", text)
+    unbroken, _ = finished("inq", tmp_path / "whole", *flags)
+    histories = [
+        json.loads((tmp_path / name / "stages" / "finetune.json").read_text())["figures"]["history"]
+        for name in ("cut", "whole")
+    ]
+    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-3)
+    assert broken["weights_max_difference"] == 0.0 and broken["powers_of_two"] == 1.0
+    assert broken["tflite_accuracy"] > 0.9 and broken["exact"] == 1.0
+    assert broken["best_epoch"] > 3  # only then all weights are powers of two
+    logs = {path.parent.name for path in (tmp_path / "cut" / "logs").rglob("events*")}
+    assert {"finetune", "train", "validation"} <= logs
+    assert broken["tflite_accuracy"] == pytest.approx(unbroken["tflite_accuracy"], abs=0.005)
+    a, b = (keras.models.load_model(tmp_path / n / "finetuned.keras") for n in ("cut", "whole"))
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        assert np.mean(np.isclose(x, y, rtol=1e-2, atol=1e-3)) > 0.99

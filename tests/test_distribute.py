@@ -1,0 +1,104 @@
+"""Training on several devices and in several processes, as users start it."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+SCRIPT = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+
+name, out = sys.argv[1:3]
+options = json.loads(sys.argv[3])
+is_taught = options.pop("distill", False)
+if name == "mirrored":
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+elif name == "multi_worker":
+    import kerasq
+    strategy = kerasq.MultiWorkerStrategy()
+else:
+    strategy = tf.distribute.get_strategy()
+import keras, kerasq
+from tests import networks
+
+rng = np.random.default_rng(0)
+x, y = rng.uniform(0, 1, (64, 12, 12, 3)).astype("float32"), np.arange(64) % 5
+
+def network(seed=0):
+    model = networks.mobile(seed)
+    return keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
+
+calibrated = kerasq.quantize_model(network(), **options)
+kerasq.calibrate(calibrated, x)
+with strategy.scope():
+    q = kerasq.quantize_model(network(), **options)
+    q.set_weights(calibrated.get_weights())
+    if is_taught:
+        q = kerasq.distill(q, network(1))
+    q.compile(keras.optimizers.SGD(1e-4, momentum=0.9), "sparse_categorical_crossentropy",
+              metrics=["accuracy"], jit_compile=False)
+inq = [kerasq.IncrementalQuantization((0.5, 1.0))] if "weights" in options else []
+history = q.fit(x, y, batch_size=16, shuffle=False, epochs=2, verbose=0,
+                validation_data=(x, y), callbacks=inq).history
+for v in q.weights:
+    copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
+    assert all((copies[0] == c).all() for c in copies), v.path
+np.savez(out, *q.get_weights(), paths=[v.path for v in q.weights], loss=history["loss"],
+         val=history["val_loss"], accuracy=history["accuracy"])
+"""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def trained(name, out, options, workers=1):
+    """Variables and history of each worker."""
+    ports = [free_port() for _ in range(workers)]
+    running = []
+    for i in range(workers):
+        cluster = {"worker": [f"localhost:{port}" for port in ports]}
+        config = {"cluster": cluster, "task": {"type": "worker", "index": i}}
+        env = ENV | ({"TF_CONFIG": json.dumps(config)} if name == "multi_worker" else {})
+        command = [sys.executable, "-c", SCRIPT, name, str(out / f"{name}{i}.npz")]
+        running.append(
+            subprocess.Popen(
+                [*command, json.dumps(options)],
+                cwd=ROOT,
+                env=env | {"PYTHONPATH": str(ROOT)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in running:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-3000:]
+    return [dict(np.load(out / f"{name}{i}.npz")) for i in range(workers)]
+
+
+def test_devices_and_workers_train_what_one_device_trains(tmp_path):
+    options = {"scheme": "w4a8", "weights": "power_of_two", "batch_norm": "keep", "distill": True}
+    (alone,) = trained("none", tmp_path, options)
+    (mirrored,) = trained("mirrored", tmp_path, options)
+    (worker, other) = trained("multi_worker", tmp_path, options, workers=2)
+    for key in worker:  # Learned ranges and range statistics included.
+        np.testing.assert_array_equal(worker[key], other[key], err_msg=key)
+    for key in ("loss", "val", "accuracy"):
+        np.testing.assert_allclose(mirrored[key], alone[key], rtol=1e-3, err_msg=key)
+        np.testing.assert_allclose(worker[key], mirrored[key], rtol=1e-3, err_msg=key)
+    for i, path in enumerate(worker["paths"]):
+        if "frozen" not in str(path):
+            tolerance = {"rtol": 1e-2, "atol": 2e-3, "err_msg": str(path)}
+            np.testing.assert_allclose(worker[f"arr_{i}"], mirrored[f"arr_{i}"], **tolerance)

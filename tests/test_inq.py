@@ -1,0 +1,200 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.weight_quantizers import FREE
+from tests import networks
+
+
+def samples(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0, 1, (64, 12, 12, 3)).astype("float32"), np.arange(64) % 10
+
+
+def quantized(scheme="w4a8", make=networks.residual, **options):
+    q = kerasq.quantize_model(make(), scheme, weights="power_of_two", **options)
+    kerasq.calibrate(q, samples()[0])
+    return q
+
+
+def compiled(q, rate=0.003, **options):
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=0.01)
+    loss = "sparse_categorical_crossentropy"
+    q.compile(optimizer, loss, **{"jit_compile": False, **options})
+    return q
+
+
+def shares(callback):
+    masks = [x.weight_quantizer.frozen.numpy() != FREE for x in callback.wrappers]
+    return [mask.mean() for mask in masks]
+
+
+class Watch(keras.callbacks.Callback):
+    """What is frozen, and what it is worth, after each epoch."""
+
+    def __init__(self, inq):
+        super().__init__()
+        self.inq = inq
+        self.frozen, self.kernels, self.rates = [], [], []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.frozen.append([x.weight_quantizer.frozen.numpy() for x in self.inq.wrappers])
+        self.kernels.append([x.flat_kernel().numpy() for x in self.inq.wrappers])
+        self.rates.append(float(np.asarray(self.model.optimizer.learning_rate)))
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "options"),
+    [("fold", {}), ("keep", {"steps_per_execution": 4}), ("fold", {"jit_compile": True})],
+)
+def test_frozen_weights_stay_exactly_where_they_are(options, batch_norm):
+    x, y = samples()
+    q = compiled(quantized(batch_norm=batch_norm), **options)
+    inq = kerasq.IncrementalQuantization((0.5, 0.75, 1.0), epochs=(1, 2, 1))
+    watch = Watch(inq)
+    q.fit(x, y, batch_size=8, epochs=inq.epochs, verbose=0, callbacks=[inq, watch])
+    assert inq.epochs == 4 and inq.frozen_share == 1.0
+    for step, portion in enumerate((0.5, 0.75, 0.75, 1.0)):
+        for codes in watch.frozen[step]:
+            assert (codes != FREE).mean() == pytest.approx(portion, abs=0.5 / codes.size + 1e-9)
+    for before, after in zip(watch.frozen, watch.frozen[1:], strict=False):
+        for a, b in zip(before, after, strict=True):
+            np.testing.assert_array_equal(b[a != FREE], a[a != FREE])
+    moved = 0.0
+    for codes, kernels in zip(watch.frozen, watch.kernels, strict=True):
+        for i, wrapper in enumerate(inq.wrappers):
+            exact = codes[i] * wrapper.weight_quantizer.scale(None).numpy()
+            settled = codes[i] != FREE
+            np.testing.assert_array_equal(kernels[i][settled], exact[settled])
+    for first, second in zip(watch.kernels[1], watch.kernels[2], strict=True):
+        moved = max(moved, np.abs(first - second).max())
+    assert moved > 1e-4  # The others train.
+
+
+@pytest.mark.parametrize(
+    ("bits", "per_channel", "make"),
+    [
+        (5, True, networks.residual),
+        (4, True, networks.mobile),
+        (4, False, networks.residual),
+        (3, True, networks.residual),
+        (2, False, networks.mobile),
+    ],
+)
+def test_the_exported_weights_are_the_trained_ones(bits, per_channel, make):
+    x, y = samples()
+    q = compiled(quantized(f"w{bits}a8", make))
+    inq = kerasq.IncrementalQuantization((0.5, 1.0), per_channel=per_channel)
+    q.fit(x, y % 5, epochs=2, verbose=0, callbacks=[inq])
+    lite = kerasq.export_tflite(q)
+    grids = {tensor.name: tensor.grid for tensor in lite.tensors}
+    sizes = set()
+    for wrapper in inq.wrappers:
+        codes, grid = lite.constant(f"{wrapper.name}/kernel"), grids[f"{wrapper.name}/kernel"]
+        real = np.moveaxis(grid.dequantize(codes), grid.axis, -1)
+        kernel = wrapper.folded_kernel().numpy()
+        assert np.abs(real.reshape(kernel.shape) - kernel).max() == 0.0
+        sizes |= {int(abs(code)) for code in np.unique(codes)}
+        exponents = wrapper.weight_quantizer.exponent.numpy()
+        assert (len(set(exponents)) == 1) or per_channel
+        magnitudes = np.abs(kernel[kernel != 0.0])
+        assert (np.log2(magnitudes) == np.rint(np.log2(magnitudes))).all()
+    span = min(2 ** (bits - 2), 7)
+    assert sizes <= {0, *(2**k for k in range(7 - span, 7))} and max(sizes) == 64
+    assert kerasq.compare(q, lite, x).max_lsb == 0
+
+
+def test_the_largest_weights_go_first():
+    x, y = samples()
+    q = compiled(quantized(), rate=0.0)
+    before = {x.name: x.flat_kernel().numpy() for x in q.layers if hasattr(x, "flat_kernel")}
+    inq = kerasq.IncrementalQuantization((0.25, 1.0), epochs=(1, 1))
+    q.fit(x, y, epochs=1, verbose=0, callbacks=[inq])
+    for wrapper in inq.wrappers:
+        size = np.abs(before[wrapper.name])
+        frozen = wrapper.weight_quantizer.is_frozen().numpy()
+        assert size[frozen].min() >= size[~frozen].max()
+
+
+def test_a_random_partition_is_that_of_its_seed():
+    x, y = samples()
+    found = []
+    for seed in (1, 1, 2):
+        q = compiled(quantized())
+        inq = kerasq.IncrementalQuantization((0.5, 1.0), partition="random", seed=seed)
+        q.fit(x, y, epochs=1, verbose=0, callbacks=[inq])
+        wrapper = inq.wrappers[0]
+        size, frozen = np.abs(wrapper.flat_kernel()), wrapper.weight_quantizer.is_frozen().numpy()
+        assert size[frozen].min() < size[~frozen].max()
+        found.append(frozen)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+def test_interrupted_training_goes_on(tmp_path):
+    x, y = samples()
+    ends = []
+    for cut in (False, True):
+        keras.utils.set_random_seed(0)
+        inq = kerasq.IncrementalQuantization((0.5, 0.75, 1.0))
+        q = compiled(quantized())
+        options = {"batch_size": 16, "verbose": 0, "shuffle": False}
+        if cut:
+            q.fit(x, y, epochs=2, callbacks=[inq], **options)
+            q.save(tmp_path / "q.keras")
+            q = keras.models.load_model(tmp_path / "q.keras")
+            inq = kerasq.IncrementalQuantization((0.5, 0.75, 1.0))
+        q.fit(x, y, epochs=3, initial_epoch=2 if cut else 0, callbacks=[inq], **options)
+        ends.append([x.weight_quantizer.frozen.numpy() for x in inq.wrappers])
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_learning_rate_starts_anew_with_each_step():
+    x, y = samples()
+    q = compiled(quantized())
+    inq = kerasq.IncrementalQuantization((0.5, 1.0), epochs=2)
+    watch = Watch(inq)
+    falling = keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: rate * 0.1 if epoch % 2 else rate
+    )
+    q.fit(x, y, epochs=4, verbose=0, callbacks=[inq, falling, watch])
+    np.testing.assert_allclose(watch.rates, [3e-3, 3e-4, 3e-3, 3e-4], rtol=1e-5)
+
+
+def test_scaled_losses():
+    x, y = samples()
+    q = quantized()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3))
+    q.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+    inq = kerasq.IncrementalQuantization((0.5, 1.0))
+    q.fit(x, y, epochs=2, verbose=0, callbacks=[inq])
+    assert inq.frozen_share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"portions": (0.5, 0.4, 1.0)}, "must grow from above 0.0 to 1.0"),
+        ({"portions": (0.5, 0.9)}, "must grow from above 0.0 to 1.0"),
+        ({"portions": ()}, "must grow from above 0.0 to 1.0"),
+        ({"partition": "smallest"}, "must be one of ['magnitude', 'random']"),
+        ({"epochs": 0}, "must be a number above 0, or one for each portion"),
+        ({"epochs": (1, 2)}, "Received: epochs=(1, 2), 4 portions"),
+    ],
+)
+def test_bad_arguments(arguments, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        kerasq.IncrementalQuantization(**arguments)
+
+
+def test_a_model_without_powers_of_two():
+    x, y = samples()
+    q = kerasq.quantize_model(networks.residual())
+    compiled(q)
+    match = r"Received: 'residual', which has none.*weights=\"power_of_two\""
+    with pytest.raises(ValueError, match=match):
+        q.fit(x, y, verbose=0, callbacks=[kerasq.IncrementalQuantization()])

@@ -1,0 +1,149 @@
+"""Runs all recipes at all widths over several seeds, and prints the table of docs/results.md.
+
+Every row starts from one float network, trained here first, and is compared with that network
+trained on for as many epochs. What is finished is not run again, and an interrupted run goes on.
+
+Example: python tools/results.py --data_dir=cifar10 --out=runs/results --jobs=2
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import app, flags
+
+from kerasq import tables
+from kerasq.files import save_figure
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "An image folder, see recipes.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)
+_MODEL = flags.DEFINE_string("model", "resnet8", "Network, as recipes know it.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
+_EPOCHS = flags.DEFINE_integer("epochs", 8, "Epochs of each row.", 1)
+_FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 60, "Epochs of the float network.", 1)
+_ROWS = flags.DEFINE_list("rows", [], "Names of rows to run; all by default.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared among them.", 1)
+
+_TUNE = ("--learning_rate=0.01", "--momentum=0.9", "--batch_norm=keep")
+# By name: recipe and flags. Those of every row come on top.
+ROWS: dict[str, tuple[str, ...]] = {
+    "float": ("qat", *_TUNE, "--float_finetune"),
+    "ptq w8a8": ("ptq",),
+    "qat w8a8": ("qat", *_TUNE),
+    "qat w8a8, distilled": ("qat", *_TUNE, "--distill_weight=0.5"),
+    "qat w4a8": ("qat", *_TUNE, "--scheme=w4a8"),
+    "qat w8a16": ("qat", *_TUNE, "--scheme=w8a16"),
+    "mixed, 75 % of the bytes": ("mixed_precision", *_TUNE),
+    "inq, 5 bits": ("inq", *_TUNE, "--bits=5"),
+    "inq, 4 bits": ("inq", *_TUNE, "--bits=4"),
+    "inq, 3 bits": ("inq", *_TUNE, "--bits=3"),
+    "inq, 2 bits": ("inq", *_TUNE, "--bits=2"),
+    "lsq w4a4": ("low_bit", "--scheme=w4a4"),
+    "lsq w3a3": ("low_bit", "--scheme=w3a3"),
+    "lsq w2a2": ("low_bit", "--scheme=w2a2"),
+    "pact w4a4": ("low_bit", "--scheme=w4a4", "--quantizer=pact"),
+    "dorefa w4a4": ("low_bit", "--scheme=w4a4", "--quantizer=dorefa"),
+    "twn w2a8": ("low_bit", "--quantizer=twn"),
+    "ttq w2a8": ("low_bit", "--quantizer=ttq"),
+    "binary w1a8": ("low_bit", "--quantizer=binary"),
+}
+_FLOAT = "float"
+
+
+def _folder(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def run(name: str, seed: str, model: str, threads: int) -> dict:
+    """One run of a row; its results.json."""
+    recipe, *options = ROWS[name]
+    out = pathlib.Path(_OUT.value) / _folder(name) / f"seed{seed}"
+    if recipe != "ptq":
+        options.append(f"--epochs={_EPOCHS.value}")
+    command = [sys.executable, f"recipes/{recipe}.py", *options, *_common(), f"--model={model}"]
+    _call([*command, f"--seed={seed}", f"--out={out}"], out, threads)
+    return json.loads((out / "results.json").read_text())
+
+
+def _common() -> list[str]:
+    return ["--dataset=image_folder", f"--data_dir={_DATA_DIR.value}"]
+
+
+def _call(command: list[str], out: pathlib.Path, threads: int) -> None:
+    """Runs a command, its output in <out>.log."""
+    out.mkdir(parents=True, exist_ok=True)
+    limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
+    with open(f"{out}.log", "a") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | limits)
+    if done.returncode:
+        sys.exit(f"Failed: {' '.join(command)}\nSee {out}.log.")
+
+
+def _accuracy(name: str, result: dict) -> float:
+    key = "float_finetuned_accuracy" if name == _FLOAT else "tflite_accuracy"
+    return 100 * result[key]
+
+
+def rows(found: dict[str, list[dict]]) -> list[list[str]]:
+    """The table: mean and spread of the accuracy, and what is lost to float, seed by seed."""
+    header = ["", "accuracy (%)", "least", "greatest", "over float", "LSB", "bytes", "minutes"]
+    table = [header]
+    floats = np.array([_accuracy(_FLOAT, x) for x in found[_FLOAT]])
+    for name, results in found.items():
+        values = np.array([_accuracy(name, x) for x in results])
+        over = "" if name == _FLOAT else f"{np.mean(values - floats):+.2f}"
+        seconds = [sum(x["seconds"].values()) for x in results]
+        size = results[0]["float_bytes" if name == _FLOAT else "tflite_bytes"]
+        lsb = max(x.get("optimized_kernels", {}).get("worst_layer_max_lsb", 0) for x in results)
+        exact = "" if name == _FLOAT or "optimized_kernels" not in results[0] else f"{lsb:g}"
+        numbers = [f"{x:.2f}" for x in (values.mean(), values.min(), values.max())]
+        table.append([name, *numbers, over, exact, f"{size:,}", f"{np.mean(seconds) / 60:.1f}"])
+    return table
+
+
+def plot(found: dict[str, list[dict]], path: pathlib.Path) -> None:
+    """Accuracy of each row with its spread, against the float network's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.3 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for y, (name, results) in enumerate(found.items()):
+        values = [_accuracy(name, x) for x in results]
+        axes.plot(values, [y] * len(values), "o", color="C7", ms=4)
+        axes.plot([np.mean(values)], [y], "|", color="C0", ms=14, mew=3)
+    reference = statistics.mean([_accuracy(_FLOAT, x) for x in found[_FLOAT]])
+    axes.axvline(reference, color="C1", lw=1, label="float, trained as long")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy on the test images (%); bars: means over seeds")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower left")
+    save_figure(figure, path)
+
+
+def main(_: list[str]) -> None:
+    """Trains the float network, runs every row and seed, prints and plots."""
+    out = pathlib.Path(_OUT.value)
+    threads = max(1, (os.cpu_count() or 1) // _JOBS.value)
+    base = [sys.executable, "recipes/qat.py", "--float_only", *_common(), f"--model={_MODEL.value}"]
+    base += [f"--float_epochs={_FLOAT_EPOCHS.value}", f"--out={out / 'network'}"]
+    _call(base, out / "network", os.cpu_count() or 1)
+    model = str(out / "network" / "float.keras")
+    names = [_FLOAT, *(name for name in _ROWS.value or ROWS if name != _FLOAT)]
+    jobs = [(name, seed) for name in names for seed in _SEEDS.value]
+    with ThreadPoolExecutor(_JOBS.value) as pool:
+        done = list(pool.map(lambda job: run(job[0], job[1], model, threads), jobs))
+    found: dict[str, list[dict]] = {name: [] for name in names}
+    for (name, _seed), result in zip(jobs, done, strict=True):
+        found[name].append(result)
+    plot(found, out / "results.png")
+    print(tables.markdown(rows(found)))
+
+
+if __name__ == "__main__":
+    app.run(main)
