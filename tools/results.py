@@ -24,7 +24,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "An image folder, see recipes.
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)
 _MODEL = flags.DEFINE_string("model", "resnet8", "Network, as recipes know it.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
-_EPOCHS = flags.DEFINE_integer("epochs", 8, "Epochs of each row.", 1)
+_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each row, a multiple of 12.", 1)
 _FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 60, "Epochs of the float network.", 1)
 _ROWS = flags.DEFINE_list("rows", [], "Names of rows to run; all by default.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared among them.", 1)
