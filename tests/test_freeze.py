@@ -33,8 +33,10 @@ def is_range(path):
     return path.split("/")[-1] in ("range_min", "range_max", "kernel_range", "batches_seen")
 
 
-@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
-@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none"])
+@pytest.mark.parametrize(
+    ("range_gradient", "batch_norm"),
+    [("lsq", "fold"), ("lsq", "keep"), ("clip", "fold"), ("none", "keep")],
+)
 def test_ranges_and_statistics_stop_and_weights_train_on(range_gradient, batch_norm):
     options = {"range_gradient": range_gradient, "batch_norm": batch_norm}
     q, states, (x, y) = fitted([kerasq.FreezeRanges(2)], **options)

@@ -78,10 +78,9 @@ def test_frozen_weights_stay_exactly_where_they_are(options, batch_norm):
     ("bits", "per_channel", "make"),
     [
         (5, True, networks.residual),
-        (4, True, networks.mobile),
         (4, False, networks.residual),
-        (3, True, networks.residual),
-        (2, False, networks.mobile),
+        (3, True, networks.mobile),
+        (2, False, networks.residual),
     ],
 )
 def test_the_exported_weights_are_the_trained_ones(bits, per_channel, make):

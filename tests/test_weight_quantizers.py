@@ -281,12 +281,11 @@ def test_few_bits_run_as_they_were_trained(scheme, weights, make, batch_norm, tm
         lambda x: keras.layers.ReLU()(keras.layers.Subtract()([x, 0.5 * x])),
     ],
 )
-@pytest.mark.parametrize("scheme", ["w4a4", "w2a2"])
-def test_relus_behind_operators_that_cannot_fuse_one(make, scheme):
+def test_relus_behind_operators_that_cannot_fuse_one(make):
     image = keras.Input((6, 6, 3))
     x = keras.layers.Conv2D(4, 3, padding="same")(image)
     y = keras.layers.Conv2D(2, 1)(make(x))
-    q = kerasq.quantize_model(keras.Model(image, y), scheme)
+    q = kerasq.quantize_model(keras.Model(image, y), "w4a3")
     x = np.random.default_rng(0).normal(size=(16, 6, 6, 3))
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
