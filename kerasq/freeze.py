@@ -59,7 +59,8 @@ class FreezeRanges(keras.callbacks.Callback):
         """Checks the model, and frees what an interrupted `fit` has left frozen."""
         del logs
         require_quantized(self.model)
-        self._set(False)
+        if any(quantizer.fixed for quantizer in ranged(self.model).values()):
+            self._set(False)
         if not self.model.optimizer.built:  # While all is trainable: all of it may move again.
             with self.model.distribute_strategy.scope():
                 self.model.optimizer.build(self.model.trainable_variables)

@@ -145,10 +145,6 @@ class Grid:
         centred = codes.astype(np.int32) - self._along_axis(self.zero_point, codes.ndim)
         return self._along_axis(np.float32(self.scale), codes.ndim) * centred.astype(np.float32)
 
-    def with_scale(self, scale: Any) -> "Grid":
-        """The same grid with other steps."""
-        return dataclasses.replace(self, scale=scale)
-
     def equals(self, other: "Grid | None") -> bool:
         """Whether `other` has the same codes for all values."""
         return (

@@ -82,6 +82,11 @@ OPERATORS: dict[str, Operator] = {
 KERNEL_OPS = tuple(name for name, op in OPERATORS.items() if op.channels is not None)
 
 
+def multiplies(name: str) -> bool:
+    """Whether an operator multiplies what it reads, by weights or another tensor, and sums up."""
+    return name in KERNEL_OPS or name == "BATCH_MATMUL"
+
+
 def has_int16(name: str) -> bool:
     """Whether there is an int16 kernel for an operator that kerasq exports to."""
     return name in OPERATORS and OPERATORS[name].int16 is not None

@@ -8,7 +8,7 @@ import keras
 from kerasq import graph as graphs
 from kerasq import legacy, registry
 from kerasq.fake_quant import RANGE_GRADIENTS
-from kerasq.operators import KERNEL_OPS, OPERATORS, has_int16
+from kerasq.operators import OPERATORS, has_int16, multiplies
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare import operations
 from kerasq.prepare.separate import separate
@@ -99,8 +99,9 @@ def quantize_model(
     }
     schemes = per_layer(scheme, overrides, layers, graph.parents)
     schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
-    other = {n for n, s in schemes.items() if resolve(s).activation_bits not in (8, FLOAT_BITS)}
-    clampless = frozenset(other)
+    clampless = frozenset(
+        name for name, own in schemes.items() if resolve(own).activation_bits not in (8, FLOAT_BITS)
+    )
     merging = _merging(graph, clampless)
     kernelless = _without_kernel(graph, _asked_float(graph, schemes, merging))
     schemes |= {name: "float" for name, text in kernelless.items() if text}
@@ -499,9 +500,8 @@ class _Wrapping:
         if op == "AVERAGE_POOL_2D" and source is not None and _width(source) < 8:
             # Averages of few levels want more of them.
             return self._requantized(x, max(8, self._bits(layer)))
-        multiplies = op in KERNEL_OPS or op == "BATCH_MATMUL"
         bits = self._bits(layer)
-        return self._boundary(x, bits if multiplies else max(8, bits))
+        return self._boundary(x, bits if multiplies(op) else max(8, bits))
 
 
 def _width(source: QuantizeWrapper) -> int:

@@ -131,6 +131,14 @@ _FLOAT: tuple[type, ...] = (
 # A function of each value alone that has no kernel of its own.
 _LOOKUP = Rule(op="CAST, ADD, GATHER", output="range", simulate=kernels.lookup)
 
+# Attention by several heads.
+_HEADS = Rule(
+    op="FULLY_CONNECTED, BATCH_MATMUL, SOFTMAX",
+    output="parts",
+    fits=attention.attention_fits,
+    note="of sequences, without masks, gates or scores; else float",
+)
+
 # Images of another size; under "nearest" pixels are only copied.
 _RESIZING = Rule(
     op="RESIZE_BILINEAR",
@@ -324,18 +332,8 @@ LAYERS: dict[type, Rule] = {
         fits=attention.attention_fits,
         note="dot products of sequences, without masks; else float",
     ),
-    keras.layers.MultiHeadAttention: Rule(
-        op="FULLY_CONNECTED, BATCH_MATMUL, SOFTMAX",
-        output="parts",
-        fits=attention.attention_fits,
-        note="of sequences, without masks, gates or scores; else float",
-    ),
-    keras.layers.GroupQueryAttention: Rule(
-        op="FULLY_CONNECTED, BATCH_MATMUL, SOFTMAX",
-        output="parts",
-        fits=attention.attention_fits,
-        note="of sequences, without masks, gates or scores; else float",
-    ),
+    keras.layers.MultiHeadAttention: _HEADS,
+    keras.layers.GroupQueryAttention: _HEADS,
     keras.layers.Embedding: Rule(
         op="GATHER", output="float", note="int8 in the file where integer layers read it"
     ),

@@ -328,8 +328,8 @@ def at(wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme) -> tf.Tensor:
     """A layer with inputs, weights, bias and output fake-quantized at `scheme`."""
     if scheme.activation_bits == FLOAT_BITS:
         return _clamp(wrapper, wrapper.run_float(inputs))
-    multiplies = isinstance(wrapper, KernelWrapper) or wrapper.rule.op == "BATCH_MATMUL"
-    bits = scheme.activation_bits if multiplies else scheme.code_bits
+    is_narrow = operators.multiplies(wrapper.rule.op)
+    bits = scheme.activation_bits if is_narrow else scheme.code_bits
     flat = [
         x if source is None else _on_grid(x, source, bits)
         for x, source in zip(keras.tree.flatten(inputs), wrapper.producers, strict=True)

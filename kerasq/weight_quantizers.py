@@ -4,6 +4,7 @@ All are symmetric with one scale a channel (LiteRT quantization specification, p
 Narrow weights are int8 codes on the device, or packed INT4 where all of them fit 4 bits.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -72,8 +73,12 @@ class WeightQuantizer(keras.layers.Layer):
 
     def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
         """`gain` times the kernel on its grid; differentiable."""
-        scale = self.scale(kernel)
-        return gain * fake_quant.straight_through(kernel, self.codes(kernel) * scale)
+        exact = self.codes(kernel) * self.scale(kernel)
+        return gain * fake_quant.straight_through(self.smooth(kernel), exact)
+
+    def smooth(self, kernel: tf.Tensor) -> tf.Tensor:
+        """What the gradient of `fake_quant` is that of."""
+        return kernel
 
     def integer(self, kernel: tf.Tensor, gain: tf.Tensor, least: tf.Tensor) -> tuple:
         """Codes of `kernel * gain` (float32) and their grid.
@@ -135,7 +140,7 @@ class Uniform(WeightQuantizer):
         """The product is formed in double precision before it is rounded once."""
         high = tf.maximum(self.range(kernel) * tf.abs(gain), NARROWEST)
         grid = fake_quant.grid_from_range(-high, high, self.bits, narrow=True, axis=-1)
-        grid = grid.with_scale(tf.maximum(grid.scale, least))
+        grid = dataclasses.replace(grid, scale=tf.maximum(grid.scale, least))
         exact = tf.cast(kernel, tf.float64) * tf.cast(gain, tf.float64)
         return kernels.quantize_weights(exact, grid), grid
 
@@ -168,11 +173,9 @@ class DoReFa(WeightQuantizer):
         levels = 2**self.bits - 1
         return 2 * tf.round((tf.tanh(kernel) / self.scale(kernel) + levels) / 2) - levels
 
-    def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
-        """The gradient is that of tanh."""
-        return super().fake_quant(kernel, gain) + gain * (
-            tf.tanh(kernel) - tf.stop_gradient(tf.tanh(kernel)) - kernel + tf.stop_gradient(kernel)
-        )
+    def smooth(self, kernel: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        return tf.tanh(kernel)
 
 
 class Binary(WeightQuantizer):
@@ -255,8 +258,8 @@ class TrainedTernary(WeightQuantizer):
         signs = self._signs(kernel)
         return tf.where(signs > 0.0, positive, tf.where(signs < 0.0, -negative, 0.0))
 
-    def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
-        """Gradients of equations 7 and 8, weights in units of their largest magnitude."""
+    def smooth(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Has the gradients of equations 7 and 8, weights in units of their largest magnitude."""
         positive, negative = self._magnitudes()
         signs = self._signs(kernel)
         above, below = (tf.cast(signs == sign, kernel.dtype) for sign in (1.0, -1.0))
@@ -264,8 +267,7 @@ class TrainedTernary(WeightQuantizer):
         slope = tf.stop_gradient(above * positive + below * negative) / largest
         slope = tf.where(signs == 0.0, 1.0, slope)
         smooth = above * positive - below * negative
-        smooth += tf.stop_gradient(slope) * (kernel - tf.stop_gradient(kernel))
-        return gain * fake_quant.straight_through(smooth, self.codes(kernel) * self.scale(kernel))
+        return smooth + tf.stop_gradient(slope) * (kernel - tf.stop_gradient(kernel))
 
 
 class PowerOfTwo(WeightQuantizer):
@@ -323,10 +325,9 @@ class PowerOfTwo(WeightQuantizer):
         free = tf.clip_by_value(tf.round(kernel / self.scale(kernel)), -127.0, 127.0)
         return tf.where(self.is_frozen(), self.frozen.value, free)
 
-    def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
+    def smooth(self, kernel: tf.Tensor) -> tf.Tensor:
         """Settled weights get no gradient."""
-        smooth = tf.where(self.is_frozen(), tf.stop_gradient(kernel), kernel)
-        return super().fake_quant(smooth, gain)
+        return tf.where(self.is_frozen(), tf.stop_gradient(kernel), kernel)
 
     def settled(self, kernel: tf.Tensor) -> tf.Tensor:
         """The kernel, its settled weights at their exact values: undoes decay and momentum."""

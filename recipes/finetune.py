@@ -59,6 +59,14 @@ BATCH_NORM = flags.DEFINE_enum(
 )
 
 
+def set_defaults(epochs: int) -> None:
+    """Defaults for weights that change much: BatchNormalization kept, and rates that bear it."""
+    flags.set_default(EPOCHS, epochs)
+    flags.set_default(BATCH_NORM, "keep")
+    flags.set_default(LEARNING_RATE, 0.01)
+    flags.set_default(MOMENTUM, 0.9)
+
+
 def settings(run: Run) -> training.FitSettings:
     """How the quantized model is trained: as the float model was, with less rate and momentum."""
     rate, momentum = LEARNING_RATE.value, MOMENTUM.value

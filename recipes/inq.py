@@ -45,10 +45,7 @@ _EXPONENTS = flags.DEFINE_enum(
 )
 for module in (finetune, run):
     flags.adopt_module_key_flags(module)
-flags.set_default(finetune.EPOCHS, 12)
-flags.set_default(finetune.BATCH_NORM, "keep")
-flags.set_default(finetune.LEARNING_RATE, 0.01)
-flags.set_default(finetune.MOMENTUM, 0.9)
+finetune.set_defaults(epochs=12)
 
 
 def main() -> None:

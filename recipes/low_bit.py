@@ -22,7 +22,6 @@ fit no packed kernel as int8; the export report says which.
 Example: python recipes/low_bit.py --dataset=digits --scheme=w2a2 --quantizer=lsq --epochs=10
 """
 
-import fnmatch
 import os
 import sys
 from pathlib import Path
@@ -59,10 +58,7 @@ _WIDEN = flags.DEFINE_float(
 )
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
-flags.set_default(finetune.EPOCHS, 8)
-flags.set_default(finetune.BATCH_NORM, "keep")
-flags.set_default(finetune.LEARNING_RATE, 0.01)
-flags.set_default(finetune.MOMENTUM, 0.9)
+finetune.set_defaults(epochs=8)
 
 
 def main() -> None:
@@ -86,12 +82,9 @@ def main() -> None:
     }
 
     def quantize(model: keras.Model) -> keras.Model:
-        free = [
-            name
-            for name in kerasq.first_and_last(model)
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in overrides)
-        ]
-        ends = dict.fromkeys(free, _ENDS.value)
+        ends = dict.fromkeys(kerasq.first_and_last(model), _ENDS.value)
+        taken = {name for pattern in overrides for name in scheme.fitting(pattern, ends)}
+        ends = {name: own for name, own in ends.items() if name not in taken}
         return kerasq.quantize_model(model, overrides=ends | overrides, **options)
 
     job.train_float()

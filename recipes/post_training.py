@@ -1,6 +1,5 @@
 """Stages of post-training quantization: static models by calibration method, and float ones."""
 
-import functools
 from collections.abc import Callable
 
 import keras
@@ -54,26 +53,16 @@ def _measured(run: Run, lite: kerasq.TFLiteModel) -> results.Figures:
     """Accuracy, size, speed, and distance from the float model."""
     x, y = run.data.x_test, run.data.y_test
     outputs = lite.predict(x.astype("float32"))
-    floats = training.predict(_float_model(run), x)
-    plain = evaluation.convert_float(_float_model(run))
-    float_ms, ms = evaluation.alternating_latency([plain, lite.content], run.num_threads)
+    files = [run.float_tflite, lite.content]
+    float_ms, ms = evaluation.alternating_latency(files, run.num_threads)
     return {
         "accuracy": training.accuracy(outputs, x, y),
         "bytes": len(lite.content),
         "ms": ms,
-        "float_bytes": len(plain),
+        "float_bytes": len(run.float_tflite),
         "float_ms": float_ms,
-        **evaluation.distance(floats, outputs),
+        **evaluation.distance(run.float_outputs, outputs),
     }
-
-
-@functools.cache
-def _load(path: str) -> keras.Model:
-    return keras.models.load_model(path)
-
-
-def _float_model(run: Run) -> keras.Model:
-    return _load(str(run.path("float.keras")))
 
 
 def finish(run: Run) -> None:

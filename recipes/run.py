@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
@@ -182,11 +183,30 @@ class Run:
         outputs = training.predict(model, self.data.x_test)
         return training.accuracy(outputs, self.data.x_test, self.data.y_test), outputs
 
+    @functools.cached_property
+    def float_outputs(self) -> np.ndarray:
+        """What float.keras makes of the test images."""
+        return training.predict(self.load("float.keras"), self.data.x_test)
+
+    @functools.cached_property
+    def float_tflite(self) -> bytes:
+        """float.keras as the plain converter has it."""
+        return evaluation.convert_float(self.load("float.keras"))
+
     def stage(
-        self, name: str, artifacts: tuple[str, ...], work: Callable, together: bool = False
+        self,
+        name: str,
+        artifacts: tuple[str, ...],
+        work: Callable,
+        together: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> results.Figures:
-        """Does a part of the run, or takes its figures from before: see `RunDirectory.stage`."""
-        found = self.directory.stage(name, self.settings, artifacts, work, together)
+        """Does a part of the run, or takes its figures from before: see `RunDirectory.stage`.
+
+        It depends on `settings`; by default on those of the run.
+        """
+        depends = self.settings if settings is None else settings
+        found = self.directory.stage(name, depends, artifacts, work, together)
         self.figures[name] = found
         return found
 
@@ -266,7 +286,6 @@ class Run:
             settings: what the result depends on besides `fit`, by flag name.
         """
         tuned = {k: v for k, v in dataclasses.asdict(fit).items() if k != "augment"}
-        float_settings = self.float_settings | tuned
         self.settings.update(tuned, **settings)
 
         def make() -> keras.Model:
@@ -275,13 +294,13 @@ class Run:
 
         self._train("finetune", make, "finetuned.keras", fit, callbacks, best_from)
         if float_too:
-            own = dict(self.settings)
-            self.settings.clear()
-            self.settings.update(float_settings, restarts=1)
-            once = dataclasses.replace(fit, restarts=1)
-            make_float = functools.partial(self.load, "float.keras")
-            self._train("float_finetune", make_float, "float_finetuned.keras", once)
-            self.settings.update(own)
+            self._train(
+                "float_finetune",
+                functools.partial(self.load, "float.keras"),
+                "float_finetuned.keras",
+                dataclasses.replace(fit, restarts=1),
+                settings=self.float_settings | tuned | {"restarts": 1},
+            )
 
     def _train(
         self,
@@ -291,6 +310,7 @@ class Run:
         fit: training.FitSettings,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         best_from: int = 0,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         """Trains what `make` makes, saves it, and judges the file."""
 
@@ -305,7 +325,7 @@ class Run:
                     self.data,
                     fit,
                     self.directory.backup_dir(name),
-                    callbacks=[*callbacks, *self._log(name, model)],
+                    callbacks=[*callbacks, *self._log(name)],
                     best_from=best_from,
                     log_dir=self.path("logs") / name,
                     team=self.team,
@@ -315,9 +335,9 @@ class Run:
                 found["accuracy"], _ = self.score(self.load(target))
             return found
 
-        self.stage(name, (target,), work, together=True)
+        self.stage(name, (target,), work, together=True, settings=settings)
 
-    def _log(self, name: str, model: keras.Model) -> list[keras.callbacks.Callback]:
+    def _log(self, name: str) -> list[keras.callbacks.Callback]:
         is_quantized = name == "finetune" and self.team.is_chief
         return [kerasq.LogRanges(self.path("logs") / name)] if is_quantized else []
 
