@@ -175,7 +175,7 @@ def calibrate(
     quantizers = ranged(model)
     observers = {name: OBSERVERS[method](quantizer.bits) for name, quantizer in quantizers.items()}
 
-    @tf.function(input_signature=[batch_spec(model.input)])
+    @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
     def observe(x: Any) -> dict[str, tuple[tf.Tensor, ...]]:
         statistics = {}
 

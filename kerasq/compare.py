@@ -159,7 +159,7 @@ def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
 
     signature = [batch_spec(model.input), batch_spec([layer.inputs for layer in layers])]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def simulate(data: Any, fed: list) -> tuple[Any, list]:
         ends = keras.tree.flatten(model(data, training=False))
         return ends, [layer.run(x) for layer, x in zip(layers, fed, strict=True)]

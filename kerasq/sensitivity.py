@@ -294,7 +294,7 @@ class Network:
                 self.owner[wrapper.name] = wrapper.owner
         self.layers = tuple(dict.fromkeys(self.owner.values()))
         signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
-        self.run = tf.function(self._run, input_signature=signature)
+        self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether LiteRT has kernels for a layer at a scheme."""

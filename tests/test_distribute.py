@@ -32,10 +32,10 @@ import keras, kerasq
 from tests import networks
 
 rng = np.random.default_rng(0)
-x, y = rng.uniform(0, 1, (64, 12, 12, 3)).astype("float32"), np.arange(64) % 5
+x, y = rng.uniform(0, 1, (64, 8, 8, 1)).astype("float32"), np.arange(64) % 3
 
 def network(seed=0):
-    model = networks.mobile(seed)
+    model = networks.sequential(seed)
     return keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
 
 calibrated = kerasq.quantize_model(network(), **options)

@@ -282,7 +282,7 @@ def _float_tflite(model: keras.Model) -> bytes:
     specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     constants = [(v, tf.constant(v.numpy())) for v in model.variables]
 
-    @tf.function(input_signature=specs)
+    @tf.function(input_signature=specs, autograph=False)
     def serve(*xs: tf.Tensor) -> tf.Tensor:
         with keras.StatelessScope(state_mapping=constants):
             return model(keras.tree.pack_sequence_as(model.input, list(xs)), training=False)

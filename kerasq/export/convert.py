@@ -221,7 +221,7 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
         for i, x in enumerate(model.inputs)
     ]
 
-    @tf.function(input_signature=specs)
+    @tf.function(input_signature=specs, autograph=False)
     def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
         marker.marks.clear()
         marker.layers.clear()
