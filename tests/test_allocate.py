@@ -74,8 +74,8 @@ def test_with_data_the_whole_model_reaches_the_metric(model, x, table):
     assert found.chosen.measured >= 24.0
     q = kerasq.quantize_model(model, overrides=found.overrides)
     kerasq.calibrate(q, x)
-    y = model.predict(x, verbose=0)
-    measured = 10 * np.log10(np.square(y).sum() / np.square(y - q.predict(x, verbose=0)).sum())
+    y = model.predict_on_batch(x)
+    measured = 10 * np.log10(np.square(y).sum() / np.square(y - q.predict_on_batch(x)).sum())
     assert measured == pytest.approx(found.chosen.measured, abs=0.5)
 
 
@@ -103,7 +103,7 @@ def test_print_and_plot(model, table, tmp_path):
 
 
 def test_metric_with_labels_and_settled_layers(model, x):
-    labels = model.predict(x, verbose=0).argmax(-1)
+    labels = model.predict_on_batch(x).argmax(-1)
     found = kerasq.allocate(
         model,
         (x, labels),
@@ -160,7 +160,7 @@ def test_arguments_that_contradict_the_measurements(model, x, table):
         kerasq.allocate(model, x, {"bytes": 1e4}, ("w8a8",), sensitivity=table)
     with pytest.raises(ValueError, match="`metric` must be that of `sensitivity`"):
         kerasq.allocate(model, x, {"accuracy": 0.9}, metric="accuracy", sensitivity=table)
-    labels = model.predict(x, verbose=0).argmax(-1)
+    labels = model.predict_on_batch(x).argmax(-1)
     accuracy = kerasq.sensitivity(model, (x, labels), ("w8a8", "w4a8"), metric="accuracy")
     found = kerasq.allocate(model, (x, labels), {"accuracy": 0.9}, sensitivity=accuracy)
     assert 0.9 <= found.chosen.measured <= 1.0 and found.chosen.predicted <= 1.0

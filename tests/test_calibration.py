@@ -88,7 +88,7 @@ class TestEveryObserver:
             low, high = (float(end) for end in quantizer.range())
             assert low <= 0.0 < NARROWEST < high
             Grid.from_range(low, high)
-        assert np.isfinite(model.predict(samples(4), verbose=0)).all()
+        assert np.isfinite(model.predict_on_batch(samples(4))).all()
 
 
 def test_minmax_is_the_least_and_the_greatest():
@@ -372,4 +372,4 @@ def test_constant_zero_data_give_a_model_that_runs():
     model = quantized()
     kerasq.calibrate(model, np.zeros((10, 4)))
     assert found_ranges(model)["x_quantize"] == (0.0, 1.0)
-    assert np.isfinite(model.predict(samples(3), verbose=0)).all()
+    assert np.isfinite(model.predict_on_batch(samples(3))).all()

@@ -128,7 +128,7 @@ def test_a_dictionary_goes_by_the_names_of_the_inputs():
     model = two_inputs(("z", "a"), width=(3, 3))
     data = {"z": samples(2), "a": samples(2) + 100}
     (batch,) = batches(model, data)
-    np.testing.assert_array_equal(model(batch), model.predict(data, verbose=0))
+    np.testing.assert_array_equal(model(batch), model.predict_on_batch(data))
 
 
 def test_list_structured_input_of_one_tensor():

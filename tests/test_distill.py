@@ -31,7 +31,7 @@ def test_the_loss(weight, temperature):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     loss = learner.fit(x, y, batch_size=32, verbose=0).history["loss"][0]
-    p, q = (m.predict(x, verbose=0).astype(float) for m in (teacher, student))
+    p, q = (m.predict_on_batch(x).astype(float) for m in (teacher, student))
     hard = -np.log(q[np.arange(32), y]).mean()
     a, b = softened(p, temperature), softened(q, temperature)
     soft = (a * np.log(a / b)).sum(-1).mean() * temperature**2
@@ -55,9 +55,9 @@ def test_the_student_learns_the_teacher_stays_and_nothing_else_is_saved(tmp_path
         np.testing.assert_array_equal(a, b)
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(loaded.predict_on_batch(x), q.predict_on_batch(x))
     # The loss of `evaluate` is that of the labels alone.
-    p = q.predict(x, verbose=0)
+    p = q.predict_on_batch(x)
     plain = keras.losses.sparse_categorical_crossentropy(y, p).numpy().mean()
     assert learner.evaluate(x, y, verbose=0)[0] == pytest.approx(plain, rel=1e-5)
 

@@ -16,8 +16,8 @@ def exact(model, x, tolerance=0.1, **options):
     """The quantized model: near the float one, and equal to its export."""
     q = kerasq.quantize_model(model, **options)
     kerasq.calibrate(q, x, method="minmax")
-    want = keras.tree.flatten(model.predict(x, verbose=0))
-    got = keras.tree.flatten(q.predict(x, verbose=0))
+    want = keras.tree.flatten(model.predict_on_batch(x))
+    got = keras.tree.flatten(q.predict_on_batch(x))
     for a, b in zip(want, got, strict=True):
         assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
     lite = kerasq.export_tflite(q)
@@ -66,12 +66,12 @@ def test_shared_layers_share_their_weights_also_after_loading(tmp_path, batch_no
     assert {"conv", "tower_conv", "tower_conv_2", "shared", "shared_2"} <= {
         layer.name for layer in q.layers
     }
-    y = model.predict(x, verbose=0)
+    y = model.predict_on_batch(x)
     q.compile("sgd", "mse")
     q.fit(x, y, verbose=0)
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0)["p"], q.predict(x, verbose=0)["p"])
+    np.testing.assert_array_equal(loaded.predict_on_batch(x)["p"], q.predict_on_batch(x)["p"])
     loaded.compile("sgd", "mse")
     loaded.fit(x, y, verbose=0)
     for name in ("shared", "tower_conv"):
@@ -80,7 +80,7 @@ def test_shared_layers_share_their_weights_also_after_loading(tmp_path, batch_no
         assert one.weight_quantizer is other.weight_quantizer
         assert one.grid().numpy().scale != other.grid().numpy().scale
     lite = kerasq.export_tflite(loaded)
-    np.testing.assert_array_equal(lite.predict(x)["p"], loaded.predict(x, verbose=0)["p"])
+    np.testing.assert_array_equal(lite.predict(x)["p"], loaded.predict_on_batch(x)["p"])
     content = flatbuffer.read(lite.content)
     kernels = [t for t in content.subgraphs[0].tensors if t.name in SHARED_KERNELS]
     assert len(kernels) == 2 and len({t.buffer for t in kernels}) == 1
@@ -256,7 +256,7 @@ def test_a_maximum_from_a_start_stays_float(capsys):
     assert "(keras.ops, Max)" in capsys.readouterr().out
     kerasq.calibrate(q, images())
     lite = kerasq.export_tflite(q)
-    np.testing.assert_allclose(lite.predict(images()), q.predict(images(), verbose=0), atol=1e-6)
+    np.testing.assert_allclose(lite.predict(images()), q.predict_on_batch(images()), atol=1e-6)
 
 
 class Gated(L.Layer):
@@ -330,9 +330,9 @@ def test_a_product_with_a_matrix_is_a_dense():
     model = behind_a_convolution(Product(name="product"))
     q = exact(model, images())
     assert [w.shape for w in q.trainable_weights if w.path.endswith("kernel")][-1] == (4, 5)
-    before = q.predict(images(), verbose=0)
+    before = q.predict_on_batch(images())
     model.get_layer("product").matrix.assign(np.zeros((4, 5)))
-    np.testing.assert_array_equal(q.predict(images(), verbose=0), before)
+    np.testing.assert_array_equal(q.predict_on_batch(images()), before)
 
 
 def test_constants_of_float_operations_survive_the_export():
@@ -343,7 +343,7 @@ def test_constants_of_float_operations_survive_the_export():
 
     q = kerasq.quantize_model(behind_a_convolution(Ramp()))
     kerasq.calibrate(q, images())
-    lite, want = kerasq.export_tflite(q), q.predict(images(), verbose=0)
+    lite, want = kerasq.export_tflite(q), q.predict_on_batch(images())
     np.testing.assert_allclose(lite.predict(images()), want, atol=1e-5 * np.abs(want).max())
 
 
@@ -358,8 +358,8 @@ def words(make, dtype="int32"):
 def test_indices_are_not_quantized(dtype):
     model, ids = words(lambda x: L.Flatten()(L.Embedding(100, 4)(x)), dtype)
     q = networks.quantized(model, ids.astype(dtype))
-    want = model.predict(ids, verbose=0)
-    assert np.abs(q.predict(ids, verbose=0) - want).max() <= 0.05 * np.abs(want).max()
+    want = model.predict_on_batch(ids)
+    assert np.abs(q.predict_on_batch(ids) - want).max() <= 0.05 * np.abs(want).max()
     assert kerasq.compare(q, kerasq.export_tflite(q), ids.astype(dtype)).max_lsb == 0
 
 
@@ -423,7 +423,7 @@ def test_a_layer_that_cannot_be_opened_is_an_error_with_two_ways_out():
     q = kerasq.quantize_model(model, overrides={"back": "float"})
     kerasq.calibrate(q, images())
     lite = kerasq.export_tflite(q)
-    np.testing.assert_allclose(lite.predict(images()), q.predict(images(), verbose=0), atol=1e-6)
+    np.testing.assert_allclose(lite.predict(images()), q.predict_on_batch(images()), atol=1e-6)
 
 
 def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
@@ -439,8 +439,8 @@ def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
     assert kerasq.compare(q, lite, images()).max_lsb == 0
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    want = q.predict(images(), verbose=0)
-    np.testing.assert_array_equal(loaded.predict(images(), verbose=0), want)
+    want = q.predict_on_batch(images())
+    np.testing.assert_array_equal(loaded.predict_on_batch(images()), want)
 
 
 def test_float_layers_with_several_outputs_and_integer_inputs():
@@ -454,7 +454,7 @@ def test_float_layers_with_several_outputs_and_integer_inputs():
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, [data])
     lite = kerasq.export_tflite(q)
-    want = q.predict(data, verbose=0)
+    want = q.predict_on_batch(data)
     np.testing.assert_allclose(lite.predict(data), want, atol=0.02 * np.abs(want).max())
 
 

@@ -39,7 +39,7 @@ def trained(**options):
 @pytest.mark.parametrize("batch_norm", ["fold", "keep"])
 def test_inference_is_bit_for_bit_that_of_the_device(policy, batch_norm):
     q, x = trained(batch_norm=batch_norm)
-    predicted = q.predict(x, verbose=0)
+    predicted = q.predict_on_batch(x)
     assert predicted.dtype == np.float32
     np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), predicted)
 
@@ -75,7 +75,7 @@ def test_saving_keeps_the_training_type(policy, tmp_path):
         layer.training_dtype for layer in loaded.layers if isinstance(layer, wrappers.KernelWrapper)
     ]
     assert {*types} == {policy.removeprefix("mixed_")}
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(loaded.predict_on_batch(x), q.predict_on_batch(x))
 
 
 def test_layers_that_are_made_anew_compute_in_float32(policy):
@@ -87,9 +87,7 @@ def test_layers_that_are_made_anew_compute_in_float32(policy):
     q = kerasq.quantize_model(model, overrides={"wide": "w8a16", "branch_1": "float"})
     x = networks.data(q, 16)
     kerasq.calibrate(q, x)
-    np.testing.assert_allclose(
-        kerasq.export_tflite(q).predict(x), q.predict(x, verbose=0), atol=1e-6
-    )
+    np.testing.assert_allclose(kerasq.export_tflite(q).predict(x), q.predict_on_batch(x), atol=1e-6)
     computing = [layer for layer in q.layers if not isinstance(layer, L.InputLayer)]
     assert {layer.compute_dtype for layer in computing} == {"float32"}
 
@@ -103,7 +101,7 @@ def test_the_loss_of_float16_models_is_scaled_whatever_the_global_policy():
     assert isinstance(q.optimizer, keras.optimizers.LossScaleOptimizer)
     lite = kerasq.export_tflite(q)
     data = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
-    np.testing.assert_array_equal(lite.predict(data), q.predict(data, verbose=0))
+    np.testing.assert_array_equal(lite.predict(data), q.predict_on_batch(data))
 
 
 def test_models_of_16_bit_variables_are_refused():

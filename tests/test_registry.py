@@ -259,7 +259,7 @@ def test_float_rows(row, capsys):
         assert "x" in {op.outputs[0].split("/")[0] for op in lite.float_ops}
     report = kerasq.compare(q, lite, x)
     assert max(layer.max_lsb or 0 for layer in report.layers) == 0
-    want = q.predict(x, verbose=0)
+    want = q.predict_on_batch(x)
     np.testing.assert_allclose(lite.predict(x), want, atol=0.03 * np.abs(want).max())
 
 
@@ -268,7 +268,7 @@ def test_contract(make, shapes, row):
     rule = registry.ACTIVATIONS[row] if isinstance(row, str) else registry.LAYERS[row]
     model, x = single(make(), shapes)
     q = networks.quantized(model, x)
-    simulated = q.predict(x, verbose=0)
+    simulated = q.predict_on_batch(x)
     lite = kerasq.export_tflite(q)
 
     # The operator is the one the row names, nothing is in float.
@@ -321,7 +321,7 @@ def test_contract(make, shapes, row):
         [grid.scale, *(tensor.grid.scale for tensor in lite.inputs)]
     )
     if row not in ("hard_shrink", "soft_shrink"):  # They jump.
-        np.testing.assert_allclose(simulated, model.predict(x, verbose=0), atol=tolerance)
+        np.testing.assert_allclose(simulated, model.predict_on_batch(x), atol=tolerance)
     assert len(np.unique(simulated)) > 10
 
 
@@ -337,8 +337,8 @@ def test_rows_without_an_operator(row):
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q)
     assert [op.name for op in lite.ops] == ["FULLY_CONNECTED"]
-    np.testing.assert_array_equal(q.predict(x, verbose=0), lite.predict(x))
-    np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=0.15)
+    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=0.15)
 
 
 @pytest.mark.parametrize("layer", IDENTITIES, ids=lambda layer: type(layer).__name__)
@@ -351,8 +351,8 @@ def test_identities_leave_nothing_behind(layer):
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q)
     assert [op.name for op in lite.ops] == ["RESHAPE", "FULLY_CONNECTED"]
-    np.testing.assert_array_equal(q.predict(x, verbose=0), lite.predict(x))
-    np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=0.15)
+    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_registered_layers(registered, tmp_path):
     assert names == ["CONV_2D", "CAST", "ADD", "GATHER", "DEQUANTIZE", "QUANTIZE", "CONV_2D"]
     assert {op.outputs[0].split("/")[0] for op in lite.float_ops} == {"spread"}
     assert {layer.max_lsb for layer in kerasq.compare(q, lite, x).layers} <= {0, None}
-    want, got = model.predict(x, verbose=0), q.predict(x, verbose=0)
+    want, got = model.predict_on_batch(x), q.predict_on_batch(x)
     assert np.abs(want - got).max() <= 0.1 * np.abs(want).max()
 
 
@@ -555,7 +555,7 @@ def run_all(model, scheme="w8a8"):
     x = rng.normal(size=(80, *model.input_shape[1:])).astype("f")
     q = networks.quantized(model, x, scheme=scheme)
     lite = kerasq.export_tflite(q)
-    want, got = model.predict(x, verbose=0), q.predict(x, verbose=0)
+    want, got = model.predict_on_batch(x), q.predict_on_batch(x)
     assert np.abs(want - got).max() <= 0.1 * np.abs(want).max()
     assert {layer.max_lsb for layer in kerasq.compare(q, lite, x).layers} <= {0, None}
     return lite

@@ -39,7 +39,7 @@ def test_alone_is_what_a_model_with_that_layer_alone_has(model, x, table, name, 
     """Against the integer simulation of a model that is float but for one layer."""
     q = kerasq.quantize_model(model, "float", overrides={name: scheme})
     kerasq.calibrate(q, x)
-    measured = power_ratio(model.predict(x, verbose=0), q.predict(x, verbose=0))
+    measured = power_ratio(model.predict_on_batch(x), q.predict_on_batch(x))
     i, j = table.layers.index(name), table.candidates.index(scheme)
     assert table.alone[i, j] == pytest.approx(measured, abs=1.0)
 
@@ -47,7 +47,7 @@ def test_alone_is_what_a_model_with_that_layer_alone_has(model, x, table, name, 
 def test_base_is_what_the_whole_model_has(model, x, table):
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, x)
-    measured = power_ratio(model.predict(x, verbose=0), q.predict(x, verbose=0))
+    measured = power_ratio(model.predict_on_batch(x), q.predict_on_batch(x))
     assert table.base == pytest.approx(measured, abs=0.5)
     assert np.isinf(table.reference)
 
@@ -55,7 +55,7 @@ def test_base_is_what_the_whole_model_has(model, x, table):
 def test_gain_of_a_raised_layer(model, x, table):
     q = kerasq.quantize_model(model, overrides={"head": "float"})
     kerasq.calibrate(q, x)
-    measured = power_ratio(model.predict(x, verbose=0), q.predict(x, verbose=0))
+    measured = power_ratio(model.predict_on_batch(x), q.predict_on_batch(x))
     i, j = table.layers.index("head"), table.candidates.index("float")
     assert table.raised[i, j] == pytest.approx(measured, abs=0.5)
     np.testing.assert_allclose(table.gain[:, 0], 0.0)
@@ -87,7 +87,7 @@ def test_plot(table, tmp_path):
 
 
 def test_metric_with_labels(model, x):
-    labels = model.predict(x, verbose=0).argmax(-1)
+    labels = model.predict_on_batch(x).argmax(-1)
     table = kerasq.sensitivity(model, (x, labels), ("w8a8", "w4a8"), metric="accuracy")
     assert table.metric == "accuracy" and table.reference == 1.0
     np.testing.assert_allclose(table.noise, 1.0 - table.alone)
@@ -119,7 +119,7 @@ def test_layers_that_stay_float_are_no_rows():
     assert sorted(table.layers) == ["d", "head", "x"]
     q = kerasq.quantize_model(model, overrides={"norm": "float"})
     kerasq.calibrate(q, data)
-    measured = power_ratio(model.predict(data, verbose=0), q.predict(data, verbose=0))
+    measured = power_ratio(model.predict_on_batch(data), q.predict_on_batch(data))
     assert table.base == pytest.approx(measured, abs=0.5)
 
 
@@ -155,7 +155,7 @@ def test_few_bits_are_measured_as_they_are_quantized():
         table = kerasq.sensitivity(model, x, (scheme, "float"), steps=1)
         q = kerasq.quantize_model(model, scheme)
         kerasq.calibrate(q, x)
-        y, z = (m.predict(x, verbose=0).astype(float) for m in (model, q))
+        y, z = (m.predict_on_batch(x).astype(float) for m in (model, q))
         sqnr = 10 * np.log10(np.square(y).sum() / np.square(y - z).sum())
         assert table.base == pytest.approx(sqnr, abs=1.5), scheme
 

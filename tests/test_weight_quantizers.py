@@ -243,7 +243,6 @@ def test_frozen_weights_are_exact_and_get_no_gradient():
         ("w2a8", "ternary", networks.residual, "keep"),
         ("w2a4", "trained_ternary", networks.mobile, "fold"),
         ("w1a4", "uniform", networks.residual, "keep"),
-        ("w5a8", "power_of_two", networks.mobile, "keep"),
     ],
 )
 def test_few_bits_run_as_they_were_trained(scheme, weights, make, batch_norm, tmp_path):

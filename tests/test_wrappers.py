@@ -111,8 +111,8 @@ def test_dead_channels_and_huge_biases_do_not_overflow(kind, batch_norm):
     q = networks.quantized(model, x, batch_norm=batch_norm)
     bias = q.get_layer("k").integer_weights().bias.numpy()
     assert np.isfinite(bias).all() and np.abs(bias).max() < 2**31
-    y = q.predict(x, verbose=0)
-    np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=8.0)
+    y = q.predict_on_batch(x)
+    np.testing.assert_allclose(y, model.predict_on_batch(x), atol=8.0)
     for kernels in ("optimized", "reference"):
         lite = kerasq.TFLiteModel(kerasq.export_tflite(q).content, kernels=kernels)
         step = lite.outputs[0].grid.scale
@@ -222,7 +222,7 @@ def test_fit_sets_the_ranges(gradient, eager):
     assert grid.low == pytest.approx(np.mean([b.min() for b in batches]), abs=float(grid.scale))
     assert grid.high == pytest.approx(np.mean([b.max() for b in batches]), abs=float(grid.scale))
     lite = kerasq.export_tflite(q)
-    np.testing.assert_array_equal(q.predict(x, verbose=0), lite.predict(x))
+    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
 
 
 def test_a_training_loop_of_ones_own_sets_the_ranges():
@@ -242,7 +242,7 @@ def test_a_training_loop_of_ones_own_sets_the_ranges():
     for i in range(3):
         step(x[16 * i : 16 * i + 16])
     assert seen(q) == [3] * len(seen(q))
-    np.testing.assert_array_equal(q.predict(x, verbose=0), kerasq.export_tflite(q).predict(x))
+    np.testing.assert_array_equal(q.predict_on_batch(x), kerasq.export_tflite(q).predict(x))
     # The input's range is the mean of the batches' ranges: nothing trains it.
     low = np.mean([x[16 * i : 16 * i + 16].min() for i in range(3)])
     high = np.mean([x[16 * i : 16 * i + 16].max() for i in range(3)])
@@ -265,7 +265,7 @@ def test_predicting_before_any_data_says_so():
     x = networks.data(q)
     text = r"features_quantize.*has seen no data.*Call kerasq.calibrate\(model, data\) or fit"
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){text}"):
-        q.predict(x, verbose=0)
+        q.predict_on_batch(x)
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){text}"):
         q(x)
 
@@ -280,7 +280,7 @@ def test_raw_pixels_do_not_diverge(batch_norm, gradient):
     for norm in model.layers:  # As training on such pixels leaves them.
         if isinstance(norm, L.BatchNormalization):
             before = keras.Model(model.input, norm.input)
-            z = before.predict(x, verbose=0)
+            z = before.predict_on_batch(x)
             norm.moving_mean.assign(z.mean((0, 1, 2)))
             norm.moving_variance.assign(z.var((0, 1, 2)))
     q = networks.quantized(model, x, batch_norm=batch_norm, range_gradient=gradient)
@@ -391,7 +391,7 @@ def test_saved_models_of_other_shapes(tmp_path, make):
     x = networks.data(q)
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    pairs = zip(*(keras.tree.flatten(m.predict(x, verbose=0)) for m in (q, loaded)), strict=True)
+    pairs = zip(*(keras.tree.flatten(m.predict_on_batch(x)) for m in (q, loaded)), strict=True)
     for a, b in pairs:
         np.testing.assert_array_equal(a, b)
 

@@ -363,7 +363,7 @@ def assert_layers_agree(q, x, lite):
 
 def assert_exact(q, x, lite):
     found = outputs(lite.predict(x), lite)
-    wanted = outputs(q.predict(x, verbose=0), lite)
+    wanted = outputs(q.predict_on_batch(x), lite)
     for a, b, output in zip(found, wanted, lite.outputs, strict=True):
         assert np.ptp(b) > 0
         if output.dtype == np.float32:
@@ -640,7 +640,7 @@ def test_save_and_load(tmp_path, name):
     loaded = keras.models.load_model(tmp_path / "q.keras")
     for a, b in zip(q.layers, loaded.layers, strict=True):
         assert (a.name, getattr(a, "scheme", None)) == (b.name, getattr(b, "scheme", None))
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(loaded.predict_on_batch(x), q.predict_on_batch(x))
     assert kerasq.export_tflite(loaded).content == lite.content
 
 
