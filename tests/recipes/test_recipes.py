@@ -14,9 +14,14 @@ import numpy as np
 import pytest
 
 import kerasq  # noqa: F401, for loading its models
+from recipes import mixed_precision, schemes
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+MODELS = ("float", "calibrated", "finetuned", "float_finetuned")
+ARTIFACTS = [f"{name}.keras" for name in MODELS]
+ARTIFACTS += ["model.tflite", "float.tflite", "curves.png", "results.json"]
+pytestmark = pytest.mark.xdist_group("recipes")  # One process runs what the fixtures make.
 RECIPES = ("qat", "inq", "low_bit", "mixed_precision", "ptq")
 
 
@@ -43,12 +48,18 @@ def finished(recipe, out, *arguments):
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
+def qat(tmp_path_factory):
+    """Folder, flags and output of a run."""
+    out = tmp_path_factory.mktemp("qat")
+    flags = ("--float_epochs=6", "--epochs=1", "--float_finetune")
+    _, text = finished("qat", out, *flags)
+    return out, flags, text
+
+
+@pytest.fixture(scope="module")
+def network(qat):
     """A float classifier of digits."""
-    out = tmp_path_factory.mktemp("network")
-    results, _ = finished("qat", out, "--float_only", "--float_epochs=6")
-    assert results["float_accuracy"] > 0.95 and not (out / "calibrated.keras").exists()
-    return out / "float.keras"
+    return qat[0] / "float.keras"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -59,6 +70,42 @@ def test_help(recipe):
     for flag in ("dataset", "model", "seed", "out", "[no]resume", "strategy"):
         assert f"--{flag}:" in own, flag
     assert max(len(line) for line in own.splitlines()) <= 110
+
+
+def test_results_and_artifacts(qat):
+    out, _, text = qat
+    results = json.loads((out / "results.json").read_text())
+    assert all((out / name).stat().st_size > 0 for name in ARTIFACTS)
+    for name in (*MODELS, "tflite"):
+        assert 0.9 < results[f"{name}_accuracy"] <= 1.0, name
+    assert 0.98 <= results["agreement"] <= 1.0
+    assert results["float_ms"] > 0 and results["tflite_ms"] > 0
+    assert set(results["seconds"]) >= {"float", "calibrate", "finetune", "export", "latency"}
+    assert "integer .tflite" in text and "== finetune ==" in text
+    assert "Epoch 6/6" in text  # Keras prints no such line for a single epoch
+
+
+def test_sizes_hold_the_weights(qat):
+    # 24,282 parameters: 4 bytes each in float, about 1 in int8; less means weights are missing.
+    results = json.loads((qat[0] / "results.json").read_text())
+    assert 4 * 24_000 < results["float_bytes"] < 4 * 24_282 + 20_000
+    assert 24_000 < results["tflite_bytes"] < results["float_bytes"] / 2
+
+
+def test_a_second_run_only_prints(qat):
+    out, flags, _ = qat
+    before = (out / "model.tflite").stat().st_mtime_ns
+    again = run("qat", f"--out={out}", *flags)
+    assert again.returncode == 0 and "Epoch" not in again.stdout
+    assert again.stdout.count("finished before") == 6
+    assert (out / "model.tflite").stat().st_mtime_ns == before
+
+
+def test_changed_flags_are_refused(qat):
+    out, flags, _ = qat
+    done = run("qat", f"--out={out}", *flags, "--momentum=0.25")
+    assert done.returncode != 0
+    assert re.search(r"momentum=0\.25 \(was 0\.5\).*another --out", done.stderr)
 
 
 def test_inq_epochs_and_portions(network, tmp_path):
@@ -87,23 +134,25 @@ def test_mixed_precision(network, tmp_path):
     assert 0 < results["kernel_bytes"] <= 0.75 * 23_824
 
 
-def test_a_bad_budget(tmp_path):
-    done = run("mixed_precision", f"--out={tmp_path}", "--budget=megabytes=3")
-    assert done.returncode != 0 and "Received: budget='megabytes=3'" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("recipe", "flags", "text"),
     [
         ("low_bit", ("--quantizer=binary", "--scheme=w4a4"), "must be binary for weights of 1"),
-        ("low_bit", ("--quantizer=twn", "--scheme=w4a4"), "must have a width in [2]"),
         ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
-        ("qat", ("--overrides=dense=w0a8",), "must be pattern=scheme"),
+        ("qat", ("--epochs=-1",), "not a non-negative integer"),
+        ("qat", ("--model=nowhere.keras",), "nowhere.keras"),
     ],
 )
 def test_flags_that_cannot_be(tmp_path, recipe, flags, text):
     done = run(recipe, f"--out={tmp_path}", *flags)
     assert done.returncode != 0 and text in done.stderr
+
+
+def test_values_that_cannot_be():
+    with pytest.raises(ValueError, match="Received: budget='megabytes=3'"):
+        mixed_precision.parsed("megabytes=3")
+    with pytest.raises(ValueError, match=r"must be pattern=scheme.*'dense=w0a8'"):
+        schemes.overrides(["dense=w0a8"])
 
 
 def test_ptq(network, tmp_path):

@@ -121,7 +121,6 @@ def test_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--only=nothing", "--only must be of"),
         ("--device=gpu", "needs a GPU"),
         ("--policies=mixed_bf16", "--policies must be of float32, mixed_bfloat16"),
     ],
