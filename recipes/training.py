@@ -115,7 +115,9 @@ def ordered_batches(x: np.ndarray, batch_size: int = 256) -> tf.data.Dataset:
 
 def predict(model: keras.Model, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """The model's outputs for all images, with a progress bar."""
-    return model.predict(ordered_batches(x, batch_size), verbose="auto")
+    steps = -(-len(x) // batch_size)
+    even = -(-len(x) // steps)  # A last batch of another size would be traced again.
+    return model.predict(ordered_batches(x, even), verbose="auto")
 
 
 def is_autoencoder(model: keras.Model) -> bool:

@@ -49,7 +49,7 @@ def residual(seed: int = 0) -> keras.Model:
 
 
 def mobile(seed: int = 0) -> keras.Model:
-    """MobileNetV2-style: inverted residuals, depthwise, ReLU6; all gammas signed."""
+    """MobileNetV2-style: an inverted residual, depthwise, ReLU6; all gammas signed."""
     keras.utils.set_random_seed(seed)
     image = keras.Input((12, 12, 3), name="image")
 
@@ -58,13 +58,11 @@ def mobile(seed: int = 0) -> keras.Model:
         return L.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
 
     x = norm(L.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="stem")(image), "stem")
-    for i in range(2):
-        y = L.Conv2D(16, 1, use_bias=False, name=f"expand{i}")(x)
-        y = norm(y, f"expand{i}")
-        y = L.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"depthwise{i}")(y)
-        y = norm(y, f"depthwise{i}")
-        y = norm(L.Conv2D(8, 1, use_bias=False, name=f"project{i}")(y), f"project{i}", relu=False)
-        x = L.Add(name=f"sum{i}")([x, y])
+    y = norm(L.Conv2D(16, 1, use_bias=False, name="expand")(x), "expand")
+    y = L.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(y)
+    y = norm(y, "depthwise")
+    y = norm(L.Conv2D(8, 1, use_bias=False, name="project")(y), "project", relu=False)
+    x = L.Add(name="sum")([x, y])
     x = L.GlobalAveragePooling2D(name="gap")(x)
     logits = L.Dense(5, name="logits")(x)
     return shake_norms(keras.Model(image, logits, name="mobile"), seed)

@@ -15,15 +15,15 @@ def row(summary, name):
 
 def test_rows_and_totals():
     q = networks.quantized(
-        networks.mobile(), scheme="w4a8", overrides={"depthwise*": "w8a16", "sum1": "float"}
+        networks.mobile(), scheme="w4a8", overrides={"depthwise*": "w8a16", "sum": "float"}
     )
     summary = kerasq.summary(q)
     assert [layer.name for layer in summary.layers] == [layer.name for layer in q.layers[1:]]
-    stem, wide = row(summary, "stem"), row(summary, "depthwise0")
+    stem, wide = row(summary, "stem"), row(summary, "depthwise")
     assert (stem.op, stem.scheme, stem.shape) == ("CONV_2D", "w4a8", (6, 6, 8))
     assert (stem.activation_bytes, wide.activation_bytes) == (6 * 6 * 8, 6 * 6 * 16 * 2)
-    assert row(summary, "sum1").scheme == "float"
-    assert row(summary, "sum1").activation_bytes == 6 * 6 * 8 * 4
+    assert row(summary, "sum").scheme == "float"
+    assert row(summary, "sum").activation_bytes == 6 * 6 * 8 * 4
     assert summary.macs == sum(cost.macs(layer) for layer in q.layers[1:])
     assert summary.weight_bytes == sum(layer.weight_bytes for layer in summary.layers)
     assert summary.bit_operations == sum(layer.bit_operations for layer in summary.layers)

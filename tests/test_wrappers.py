@@ -398,11 +398,11 @@ def test_saved_models_of_other_shapes(tmp_path, make):
 
 def test_config_round_trip():
     q = kerasq.quantize_model(networks.mobile(), batch_norm="keep", range_gradient="clip")
-    wrapper = q.get_layer("expand0")
+    wrapper = q.get_layer("expand")
     copy = wrappers.KernelWrapper.from_config(wrapper.get_config())
     assert copy.get_config() == wrapper.get_config()
     assert (copy.relu, copy.limit, copy.range_gradient) == (True, 6.0, "clip")
-    assert copy.batch_norm.name == "expand0_norm"
+    assert copy.batch_norm.name == "expand_norm"
 
 
 # Which grid a tensor lies on.

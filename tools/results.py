@@ -97,7 +97,7 @@ def _seconds(name: str, result: dict) -> float:
 
 
 def rows(found: dict[str, list[dict]]) -> list[list[str]]:
-    """The table: mean and spread of the accuracy, and what is lost to float, seed by seed."""
+    """The table: mean and spread of the accuracy, the loss to float, time of the quickest seed."""
     header = ["", "accuracy (%)", "least", "greatest", "over float", "LSB", "bytes", "minutes"]
     table = [header]
     floats = np.array([_accuracy(_FLOAT, x) for x in found[_FLOAT]])
@@ -109,7 +109,7 @@ def rows(found: dict[str, list[dict]]) -> list[list[str]]:
         lsb = max(x.get("optimized_kernels", {}).get("worst_layer_max_lsb", 0) for x in results)
         exact = "" if name == _FLOAT or "optimized_kernels" not in results[0] else f"{lsb:g}"
         numbers = [f"{x:.2f}" for x in (values.mean(), values.min(), values.max())]
-        table.append([name, *numbers, over, exact, f"{size:,}", f"{np.mean(seconds) / 60:.1f}"])
+        table.append([name, *numbers, over, exact, f"{size:,}", f"{min(seconds) / 60:.1f}"])
     return table
 
 

@@ -21,7 +21,6 @@ ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 MODELS = ("float", "calibrated", "finetuned", "float_finetuned")
 ARTIFACTS = [f"{name}.keras" for name in MODELS]
 ARTIFACTS += ["model.tflite", "float.tflite", "curves.png", "results.json"]
-pytestmark = pytest.mark.xdist_group("recipes")  # One process runs what the fixtures make.
 RECIPES = ("qat", "inq", "low_bit", "mixed_precision", "ptq")
 
 
