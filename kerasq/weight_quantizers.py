@@ -128,7 +128,7 @@ class Uniform(WeightQuantizer):
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        return self.range(kernel) / (2 ** (self.bits - 1) - 1)
+        return _step(self.range(kernel), 2 ** (self.bits - 1) - 1)
 
     def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
         """See `kerasq.fake_quant.fake_quant_per_channel`."""
@@ -166,7 +166,7 @@ class DoReFa(WeightQuantizer):
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """`m / n`, the same for all channels."""
         largest = tf.maximum(tf.reduce_max(tf.abs(tf.tanh(kernel))), NARROWEST)
-        return tf.fill(kernel.shape[-1:], tf.stop_gradient(largest) / (2**self.bits - 1))
+        return tf.fill(kernel.shape[-1:], _step(tf.stop_gradient(largest), 2**self.bits - 1))
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
         """Odd integers."""
@@ -250,7 +250,7 @@ class TrainedTernary(WeightQuantizer):
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """A 127th of the larger magnitude."""
-        return tf.stop_gradient(tf.maximum(*self._magnitudes())) / 127.0
+        return _step(tf.stop_gradient(tf.maximum(*self._magnitudes())), 127)
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
         """-127..127, three of them a channel."""
@@ -363,6 +363,11 @@ def weight_quantizer(kind: str, bits: int, range_gradient: str) -> WeightQuantiz
 def _inner(kernel: tf.Tensor) -> list[int]:
     """All axes but that of the channels."""
     return list(range(kernel.shape.rank - 1))
+
+
+def _step(high: tf.Tensor, steps: int) -> tf.Tensor:
+    """`high / steps`, the same eagerly and in a graph, where float32 is multiplied by 1 / steps."""
+    return tf.cast(tf.cast(high, tf.float64) / steps, tf.float32)
 
 
 def _mean_where(kernel: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:

@@ -65,6 +65,21 @@ def test_training_sees_what_the_device_gets(kind, bits, gradient, gain):
 
 
 @pytest.mark.parametrize(("kind", "bits"), KINDS)
+def test_a_graph_computes_the_codes_and_scales_of_the_export(kind, bits):
+    # TensorFlow's optimizer multiplies by 1/15 where the program divides by 15.
+    w = tf.Variable(kernel(shape=(3, 3, 5, 64)))
+    gains = tf.Variable(np.random.default_rng(2).normal(size=64).astype("float32"))
+    quantizer = started(kind, bits, w.numpy())
+
+    def integer():
+        codes, grid = quantizer.integer(w.value(), gains.value(), tf.zeros(64))
+        return codes, grid.scale
+
+    for eager, traced in zip(integer(), tf.function(integer)(), strict=True):
+        np.testing.assert_array_equal(eager.numpy(), traced.numpy())
+
+
+@pytest.mark.parametrize(("kind", "bits"), KINDS)
 def test_negative_gains_turn_signs(kind, bits):
     w = kernel()
     quantizer = started(kind, bits, w)
