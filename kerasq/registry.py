@@ -184,7 +184,7 @@ LAYERS: dict[type, Rule] = {
         output="range",
         kernel="kernel",
         transposed=True,
-        simulate=kernels.convolution,
+        simulate=kernels.rescale,
         note="channels last, not dilated",
     ),
     keras.layers.Conv1DTranspose: Rule(
@@ -192,7 +192,7 @@ LAYERS: dict[type, Rule] = {
         output="range",
         kernel="kernel",
         transposed=True,
-        simulate=kernels.convolution,
+        simulate=kernels.rescale,
         note="channels last, not dilated",
     ),
     keras.layers.SeparableConv2D: Rule(
@@ -622,8 +622,8 @@ def table() -> str:
         weights = "int8 per channel" if row.kernel else ""
         if row.kernel:
             common = [bits for bits in operators[0].int4 if all(bits in x.int4 for x in operators)]
-            packed = [f"int{bits}" for bits in common]
-            weights += f", packed int4 under {' and '.join(packed)}"
+            packed = " and ".join(f"int{bits}" for bits in common)
+            weights += f", packed int4 under {packed}" if packed else ""
         activations = "int8, int16" if wide else "int8"
         if row.output == "float":
             activations = "float32"

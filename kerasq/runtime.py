@@ -14,7 +14,7 @@ from kerasq import tables
 from kerasq.export import flatbuffer
 from kerasq.files import write_whole
 from kerasq.grid import Grid
-from kerasq.operators import KERNEL_OPS
+from kerasq.operators import KERNEL_OPS, OPERATORS
 from kerasq.progress import track
 
 KERNELS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
@@ -31,7 +31,8 @@ class Tensor(NamedTuple):
         grid: its grid in signed codes, also where `dtype` is uint8; None where it is float.
         type: the type in the file, such as "int4".
         bytes: the size of a constant; 0 where it is computed.
-        widest: the bits that a constant's codes need; 0 where it is computed or float.
+        codes: what the integers of a constant are, where fewer bits would hold them: "4-bit codes"
+            (up to 5), "powers of two", "3 values a channel"; else empty.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Tensor(NamedTuple):
     grid: Grid | None
     type: str
     bytes: int
-    widest: int
+    codes: str
 
     @property
     def constant(self) -> bool:
@@ -119,7 +120,7 @@ class TFLiteModel:
                 grid=flatbuffer.grid_of(tensor),
                 type=flatbuffer.type_name(tensor.type),
                 bytes=flatbuffer.byte_count(model, tensor),
-                widest=_widest(flatbuffer.constant(model, tensor)),
+                codes=_form(model, tensor),
             )
             for tensor in graph.tensors
         ]
@@ -158,9 +159,7 @@ class TFLiteModel:
             output, kernel = by_name[op.outputs[0]], _kernel(op, by_name)
             stored = size = ""
             if kernel is not None:
-                stored = kernel.type
-                if _is_narrower(kernel):
-                    stored += f", {kernel.widest}-bit codes"
+                stored = f"{kernel.type}, {kernel.codes}" if kernel.codes else kernel.type
                 size = f"{kernel.bytes:,}"
             rows.append([output.name, op.name, output.type, stored, size])
         lines = [
@@ -179,11 +178,10 @@ class TFLiteModel:
             floats.setdefault(op.outputs[0].split("/")[0], []).append(op.name)
         for op in self.ops:
             kernel = _kernel(op, by_name)
-            if kernel is not None and _is_narrower(kernel):
-                codes = f"{kernel.widest}-bit codes as {kernel.type}"
-                unpacked.append(
-                    f"{op.outputs[0]} ({codes}, {op.name} on {by_name[op.inputs[0]].type})"
-                )
+            if kernel is not None and kernel.codes:
+                data = by_name[op.inputs[OPERATORS[op.name].data]]
+                codes = f"{kernel.codes} as {kernel.type}"
+                unpacked.append(f"{op.outputs[0]} ({codes}, {op.name} on {data.type})")
         lines = []
         if floats:
             layers = [f"{layer} ({_counted(ops)})" for layer, ops in floats.items()]
@@ -320,24 +318,29 @@ class TFLiteModel:
         return {name: float(metric.result()) for name, metric in results.items()}
 
 
-def _widest(values: np.ndarray | None) -> int:
-    """The bits that signed integer codes need."""
-    if values is None or values.dtype.kind != "i" or not values.size:
-        return 0
-    ends = max(int(values.max()), 0), max(-1 - int(values.min()), 0)
-    return max(end.bit_length() for end in ends) + 1
+def _form(model: Any, tensor: Any) -> str:
+    """See `Tensor.codes`."""
+    values, grid = flatbuffer.constant(model, tensor), flatbuffer.grid_of(tensor)
+    bits = {"int4": 4, "int8": 8}.get(flatbuffer.type_name(tensor.type), 0)
+    if not bits or values is None or grid is None or not values.any():
+        return ""
+    sizes = np.abs(values.astype(np.int64))
+    needed = int(max(values.max(), -1 - values.min(), 0)).bit_length() + 1
+    if needed <= 5:
+        return f"{needed}-bit codes" if needed < bits else ""
+    if (sizes & (sizes - 1) == 0).all():
+        return "powers of two"
+    if grid.axis is None:
+        return ""
+    channels = np.sort(np.moveaxis(values, grid.axis, 0).reshape(values.shape[grid.axis], -1))
+    most = 1 + np.count_nonzero(np.diff(channels), axis=1).max()
+    return f"{most} values a channel" if most <= 3 and channels.shape[1] > 3 else ""
 
 
 def _counted(names: list[str]) -> str:
     """Each name once, with the number of times it is there."""
     counts = collections.Counter(names)
     return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
-
-
-def _is_narrower(kernel: Tensor) -> bool:
-    """Whether all codes of weights fit 5 bits and the type is wider; not where all are 0."""
-    bits = {"int4": 4, "int8": 8}.get(kernel.type, 0)
-    return 1 < kernel.widest <= 5 and kernel.widest < bits
 
 
 def _kernel(op: Op, tensors: dict[str, Tensor]) -> Tensor | None:

@@ -285,6 +285,22 @@ def test_few_bits_run_as_they_were_trained(scheme, weights, make, batch_norm, tm
 
 
 @pytest.mark.parametrize(
+    ("scheme", "weights"),
+    [("w4a8", "uniform"), ("w3a8", "uniform"), ("w2a8", "ternary"), ("w1a8", "uniform")],
+)
+def test_transposed_convolutions_have_no_packed_kernel(scheme, weights):
+    image = keras.Input((10, 10, 3))
+    x = keras.layers.Conv2DTranspose(16, 3, activation="relu")(image)
+    x = keras.layers.Conv2DTranspose(8, 3, strides=2)(x)
+    q = kerasq.quantize_model(keras.Model(image, x), scheme, weights=weights)
+    x = np.random.default_rng(0).uniform(0, 1, (16, 10, 10, 3)).astype("float32")
+    kerasq.calibrate(q, x)
+    lite = kerasq.export_tflite(q)
+    assert all(layer.max_lsb in (0, None) for layer in kerasq.compare(q, lite, x).layers)
+    assert "TRANSPOSE_CONV on int8" in str(lite)
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda x: keras.layers.Conv2DTranspose(4, 3, activation="relu")(x),
@@ -346,11 +362,27 @@ def test_unknown_weights():
         kerasq.quantize_model(networks.residual(), "w4a8", weights="inq")
 
 
-def test_the_export_says_which_weights_are_narrower_than_their_type():
-    q = kerasq.quantize_model(networks.residual(), "w2a8")
-    kerasq.calibrate(q, np.random.default_rng(0).uniform(0, 1, (8, 12, 12, 3)))
+@pytest.mark.parametrize(
+    ("scheme", "weights", "said"),
+    [
+        ("w2a8", "uniform", "2-bit codes as int4"),
+        ("w4a8", "dorefa", "5-bit codes as int8"),
+        ("w2a8", "trained_ternary", "3 values a channel as int8"),
+        ("w3a8", "power_of_two", "powers of two as int8"),
+        ("w8a8", "uniform", None),
+    ],
+)
+def test_the_export_says_which_weights_are_narrower_than_their_type(scheme, weights, said):
+    q = kerasq.quantize_model(networks.residual(), scheme, weights=weights)
+    x = np.random.default_rng(0).uniform(0, 1, (8, 12, 12, 3)).astype("float32")
+    kerasq.calibrate(q, x)
+    if weights == "power_of_two":
+        q.compile("sgd", "mse")
+        inq = kerasq.IncrementalQuantization([1.0], epochs=1)
+        q.fit(x, np.zeros((8, *q.output_shape[1:])), verbose=0, callbacks=[inq])
     text = str(kerasq.export_tflite(q))
-    assert "2-bit codes" in text and "int4" in text
+    assert ("Weights stored wider" in text) == (said is not None)
+    assert said is None or f"branch ({said}, CONV_2D on int8)" in text
 
 
 def test_power_of_two_is_what_the_class_says():

@@ -23,6 +23,7 @@ from kerasq.kernels.accumulators import (
     convolution,
     depthwise,
     fully_connected,
+    rescale,
 )
 from kerasq.kernels.codes import centre, clip, quantize, quantize_weights
 from kerasq.kernels.fixed_point import float32, float64, multiply_rounding_twice
@@ -50,6 +51,7 @@ __all__ = [
     "quantize_weights",
     "relu",
     "requantize",
+    "rescale",
     "resize_bilinear",
     "sigmoid",
     "softmax",

@@ -49,7 +49,10 @@ def _real(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
 
 
 def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """XNNPACK's "fp32" requantization: one float32 multiplication and one rounding."""
+    """TRANSPOSE_CONV, and what is below on int8: XNNPACK's "fp32" requantization.
+
+    One float32 multiplication and one rounding.
+    """
     # Rounded to float32 after each step, out of reach of TensorFlow's graph optimizer.
     product = float32(float64(grid.scale) * float64(weights.grid.scale))
     return clip(tf.round(total * float32(float64(product) / float64(out.scale))), out)

@@ -406,7 +406,10 @@ def test_interleaved_has_every_width():
     kernels = [f"{name}/kernel" for name in ("packed", "packed_depth", "packed_wide")]
     assert types(lite, *kernels) == ["int4"] * 3
     # LiteRT has no kernel for packed weights here: 4-bit codes are stored as int8.
-    assert types(lite, "depth/kernel") == ["int8"] and tensor(lite, "depth/kernel").widest == 4
+    assert (
+        types(lite, "depth/kernel") == ["int8"]
+        and tensor(lite, "depth/kernel").codes == "4-bit codes"
+    )
     assert [op.name for op in lite.float_ops] == ["CONV_2D"]
     assert types(lite, *lite.float_ops[0].inputs, *lite.float_ops[0].outputs) == ["float32"] * 4
     assert written_by(lite, "DEQUANTIZE") == ["packed_depth_float"]
