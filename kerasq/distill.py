@@ -86,6 +86,10 @@ class _Learner(keras.Model):
         """The model whose layers these are."""
         return self._models.student
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the student, as what trains is no model to load: `ModelCheckpoint` calls it."""
+        self.student.save(*args, **kwargs)
+
     def compute_loss(
         self,
         x: Any = None,
@@ -99,10 +103,12 @@ class _Learner(keras.Model):
         if not training:
             return loss
         target = self._softened(self._models.teacher(x, training=False))
-        divergence = keras.losses.kl_divergence(target, self._softened(y_pred))
+        divergence = keras.losses.KLDivergence(dtype="float32")(
+            target, self._softened(y_pred), sample_weight
+        )
         # Keras sums gradients over replicas, and has divided its own loss by their number.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        soft = ops.mean(divergence) * self._temperature**2 / replicas
+        soft = divergence * self._temperature**2 / replicas
         return (1.0 - self._weight) * loss + self._weight * soft
 
     def _softened(self, probabilities: Any) -> Any:

@@ -14,15 +14,16 @@ class FreezeRanges(keras.callbacks.Callback):
     device does not have (Krishnamoorthi 2018, section 3.2.2, for statistics; Jain et al. 2020,
     section 5, for ranges). Ranges of activations and weights stop, learned ones and those that
     follow the data; of a BatchNormalization that was kept, mean and variance stop, gamma and beta
-    train on. Scales that are computed from weights, such as those of ternary ones, follow the
-    weights. After `fit` everything can move again.
+    train on; one that stays float stops altogether. Scales that are computed from weights, such as
+    those of ternary ones, follow the weights. After `fit` everything can move again; where that was
+    interrupted, at the beginning of the next `fit` with this callback.
 
     Args:
         epoch: the first epoch, counted from 0, in which nothing of this moves.
 
     Raises:
-        ValueError: for a negative epoch; and in `fit`, for a model that is not quantized, or
-            ranges that have seen no data when they are to be frozen.
+        ValueError: for a negative epoch; and in `fit`, for a model that is not quantized, an
+            optimizer with `use_ema`, or ranges that have seen no data when they are to be frozen.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
@@ -41,13 +42,15 @@ class FreezeRanges(keras.callbacks.Callback):
         self._frozen = False
 
     def _set(self, is_frozen: bool) -> None:
-        for wrapper in self.model.layers:
-            if not isinstance(wrapper, QuantizeWrapper):
-                continue
-            parts = [wrapper.output_quantizer]
-            if isinstance(wrapper, KernelWrapper):
-                parts.append(wrapper.weight_quantizer)
-                wrapper.fixed_statistics = is_frozen
+        for layer in self.model.layers:
+            parts: list[keras.Layer | None] = []
+            if isinstance(layer, QuantizeWrapper):
+                parts.append(layer.output_quantizer)
+            if isinstance(layer, KernelWrapper):
+                parts.append(layer.weight_quantizer)
+                layer.fixed_statistics = is_frozen
+            if isinstance(layer, keras.layers.BatchNormalization):
+                parts.append(layer)
             for part in parts:
                 if part is not None:
                     _freeze(part) if is_frozen else _thaw(part)
@@ -59,6 +62,12 @@ class FreezeRanges(keras.callbacks.Callback):
         """Checks the model, and frees what an interrupted `fit` has left frozen."""
         del logs
         require_quantized(self.model)
+        optimizer = self.model.optimizer
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+            raise ValueError(
+                "The optimizer must keep no averages of variables that are to be frozen. Received: "
+                "use_ema=True. Compile with use_ema=False, or leave FreezeRanges out."
+            )
         if any(quantizer.fixed for quantizer in ranged(self.model).values()):
             self._set(False)
         if not self.model.optimizer.built:  # While all is trainable: all of it may move again.

@@ -20,10 +20,11 @@ class IncrementalQuantization(keras.callbacks.Callback):
     `portions[i]` of all; the others are trained on to make up for it. Frozen weights get no
     gradient, and neither weight decay nor momentum moves them. The values are in
     `kerasq.weight_quantizers.PowerOfTwo`; what is frozen is saved with the model, so that training
-    may be interrupted.
+    may be interrupted, and goes on with `fit(initial_epoch=...)`.
 
     A learning rate that is a number is set back to its first value at each step. With a schedule,
-    take one that restarts, such as `keras.optimizers.schedules.CosineDecayRestarts`.
+    take one that restarts, such as `keras.optimizers.schedules.CosineDecayRestarts`. Where `fit`
+    ends before all weights are frozen, a line says so.
 
     Args:
         portions: shares of the weights, growing to 1.0.
@@ -33,6 +34,8 @@ class IncrementalQuantization(keras.callbacks.Callback):
             "random".
         per_channel: whether each output channel has a highest exponent of its own, or each layer.
         seed: of the random partition.
+        learning_rate: what each step starts with. Default: what the optimizer has when `fit`
+            begins, which, where an interrupted `fit` goes on, may be a rate that fell meanwhile.
 
     Raises:
         ValueError: for portions that do not grow to 1.0; and in `fit`, for a model without such
@@ -59,6 +62,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         partition: str = "magnitude",
         per_channel: bool = True,
         seed: int = 0,
+        learning_rate: float | None = None,
     ) -> None:
         super().__init__()
         portions = tuple(portions)
@@ -84,6 +88,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         self.partition = partition
         self.per_channel = per_channel
         self.seed = seed
+        self.learning_rate = learning_rate
 
     @property
     def wrappers(self) -> list[KernelWrapper]:
@@ -114,7 +119,12 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 'scheme of 2 to 5 bits of weights, such as "w5a8".'
             )
         rate = self._optimizer.get_config()["learning_rate"]
-        self._learning_rate = None if isinstance(rate, dict) else float(rate)
+        if isinstance(rate, dict) and self.learning_rate is not None:
+            raise ValueError(
+                "`learning_rate` must be None where the optimizer has a schedule. "
+                f"Received: learning_rate={self.learning_rate}, {rate['class_name']}."
+            )
+        self._first_rate = None if isinstance(rate, dict) else self.learning_rate or float(rate)
         if self.frozen_share == 0.0:
             for wrapper in self.wrappers:
                 exponent = highest_exponent(wrapper.flat_kernel()).numpy()
@@ -126,10 +136,22 @@ class IncrementalQuantization(keras.callbacks.Callback):
         """Freezes weights where a step begins."""
         del logs
         step = max(i for i, first in enumerate(self.first_epochs) if first <= epoch)
-        if epoch == self.first_epochs[step] and self._learning_rate is not None:
-            self._optimizer.learning_rate = self._learning_rate
+        if epoch == self.first_epochs[step] and self._first_rate is not None:
+            self._optimizer.learning_rate = self._first_rate
         for number, wrapper in enumerate(self.wrappers):
             self._freeze(wrapper, self.portions[step], np.random.default_rng((self.seed, number)))
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Undoes what averages of an optimizer did to frozen weights; warns where some are free."""
+        del logs
+        for wrapper in self.wrappers:
+            _settle(wrapper)
+        if self.frozen_share < 1.0:
+            print(
+                f"{100 * self.frozen_share:.1f} % of the weights are powers of two, the others "
+                f"int8: the portions take {self.epochs} epochs. Train on with "
+                f"fit(initial_epoch=..., epochs={self.epochs})."
+            )
 
     def _freeze(self, wrapper: KernelWrapper, portion: float, rng: np.random.Generator) -> None:
         """Freezes as many weights of a layer as are missing from the portion."""
@@ -145,4 +167,9 @@ class IncrementalQuantization(keras.callbacks.Callback):
         chosen = free[np.argsort(order[free], kind="stable")[:count]]
         frozen.flat[chosen] = quantizer.powers(kernel).numpy().flat[chosen]
         quantizer.frozen.assign(frozen)
-        wrapper.kernel.assign(wrapper.kernel.constraint(wrapper.kernel.value))
+        _settle(wrapper)
+
+
+def _settle(wrapper: KernelWrapper) -> None:
+    """Sets the weights that are frozen to their exact values."""
+    wrapper.kernel.assign(wrapper.kernel.constraint(wrapper.kernel.value))

@@ -16,6 +16,7 @@ from recipes.team import Team
 
 SCHEDULES = ("cosine", "step")
 Target = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+_EVALUATED = 256  # images a batch, at most, where nothing is trained
 _SHIFT = 4  # pixels an augmented image may move in each direction, at 32x32
 _WARMUP_STEPS = 10  # steps of the staircase that leads to the first learning rate of "step"
 
@@ -107,17 +108,17 @@ def _augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.gather(images, draws[:, 1:2] + tf.range(width), axis=2, batch_dims=1)
 
 
-def ordered_batches(x: np.ndarray, batch_size: int = 256) -> tf.data.Dataset:
-    """The images in order, as float32 batches."""
-    batches = tf.data.Dataset.from_tensor_slices(x).batch(batch_size)
-    return batches.map(lambda batch: tf.cast(batch, tf.float32)).prefetch(2)
+def ordered_batches(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
+    """Images, as float32, and labels in order, in batches of about one size."""
+    # A last batch of another size would be traced again, a small one leave replicas without any.
+    size = -(-len(x) // -(-len(x) // _EVALUATED))
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+    return batches.map(lambda x, y: (tf.cast(x, tf.float32), y)).prefetch(2)
 
 
-def predict(model: keras.Model, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """The model's outputs for all images, with a progress bar."""
-    steps = -(-len(x) // batch_size)
-    even = -(-len(x) // steps)  # A last batch of another size would be traced again.
-    return model.predict(ordered_batches(x, even), verbose="auto")
+    return model.predict(ordered_batches(x, np.zeros(len(x))), verbose="auto")
 
 
 def is_autoencoder(model: keras.Model) -> bool:
@@ -194,7 +195,9 @@ def fit(
             epochs=settings.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=steps,
-            validation_data=team.shared(_labelled_batches(held_out.x, held_out.y, target)),
+            validation_data=team.shared(
+                ordered_batches(held_out.x, held_out.y).map(lambda x, y: (x, target(x, y)))
+            ),
             callbacks=watchers,
             verbose="auto" if team.is_chief else 0,
         )
@@ -269,13 +272,6 @@ def _target(model: keras.Model, settings: FitSettings) -> Target:
     return lambda _, labels: labels
 
 
-def _labelled_batches(x: np.ndarray, y: np.ndarray, target: Target) -> tf.data.Dataset:
-    """The images and what is to be learned of them in order, as batches for `evaluate`."""
-    labels = tf.data.Dataset.from_tensor_slices(y).batch(256)
-    both = tf.data.Dataset.zip(ordered_batches(x), labels)
-    return both.map(lambda images, labels: (images, target(images, labels)))
-
-
 class EpochBackup(keras.callbacks.Callback):
     """Keeps the state after each epoch, so that a kill costs one epoch, and the best weights.
 
@@ -341,12 +337,12 @@ class EpochBackup(keras.callbacks.Callback):
         self._seeds.append([x.numpy().tolist() for x in _seed_states(self.model)])
         saved = {"history": self.history, "seeds": self._seeds}
         results.write_json(self._directory / "history.json", saved)
-        older = {kind: self._states(kind) for kind in ("epoch", "best")}
-        if self._best() == epoch + 1:
-            self._write("best", epoch + 1)
-        self._write("epoch", epoch + 1)
-        for state in older["epoch"] + (older["best"] if self._best() == epoch + 1 else []):
-            state.unlink()
+        kinds = ("best", "epoch") if self._best() == epoch + 1 else ("epoch",)
+        for kind in kinds:
+            self._write(kind, epoch + 1)
+        for state in [x for kind in kinds for x in self._states(kind)]:
+            if _number(state) != epoch + 1:
+                state.unlink()
 
     def _best(self) -> int:
         """The best epoch so far, counted from 1; 0 before there is one."""

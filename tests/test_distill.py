@@ -53,13 +53,23 @@ def test_the_student_learns_the_teacher_stays_and_nothing_else_is_saved(tmp_path
     assert any((a != b).any() for a, b in zip(start, q.get_weights(), strict=True))
     for a, b in zip(before, teacher.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    q.save(tmp_path / "q.keras")
+    learner.save(tmp_path / "q.keras")  # as ModelCheckpoint does
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(loaded.predict_on_batch(x), q.predict_on_batch(x))
     # The loss of `evaluate` is that of the labels alone.
     p = q.predict_on_batch(x)
     plain = keras.losses.sparse_categorical_crossentropy(y, p).numpy().mean()
     assert learner.evaluate(x, y, verbose=0)[0] == pytest.approx(plain, rel=1e-5)
+
+
+def test_samples_without_weight_teach_nothing():
+    x, y = samples()
+    learner = kerasq.distill(networks.residual(1), networks.residual(0), 0.5)
+    learner.compile("sgd", "sparse_categorical_crossentropy")
+    before = [v.numpy() for v in learner.trainable_variables]
+    learner.fit(x, y, sample_weight=np.zeros(32), verbose=0)
+    for a, b in zip(before, learner.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,23 @@ def test_what_was_frozen_stays_frozen_and_an_interruption_leaves_nothing():
     assert not q.get_layer("branch").output_quantizer.trainable
 
 
+def test_a_normalization_that_stays_float_stops():
+    model, scheme = networks.residual(), {"branch": "float"}
+    is_float = [x.name for x in model.layers if x.name == "branch_norm"]
+    _, states, _ = fitted([kerasq.FreezeRanges(2)], overrides=scheme, batch_norm="keep")
+    for a, b, want in ((0, 1, True), (1, 3, False)):
+        found = {path for path in moved(states[a], states[b]) if path.startswith(*is_float)}
+        assert any("moving_" in path for path in found) == want
+
+
+def test_averages_of_variables():
+    q = kerasq.quantize_model(networks.residual())
+    q.compile(keras.optimizers.SGD(0.01, use_ema=True), "sparse_categorical_crossentropy")
+    x = np.zeros((8, 12, 12, 3))
+    with pytest.raises(ValueError, match=r"must keep no averages.*use_ema=True\. Compile with"):
+        q.fit(x, np.zeros(8), verbose=0, callbacks=[kerasq.FreezeRanges(0)])
+
+
 def test_bad_epoch():
     with pytest.raises(ValueError, match=r"must be at least 0\. Received: epoch=-1"):
         kerasq.FreezeRanges(-1)

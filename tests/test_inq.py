@@ -162,6 +162,35 @@ def test_the_learning_rate_starts_anew_with_each_step():
     )
     q.fit(x, y, epochs=4, verbose=0, callbacks=[inq, falling, watch])
     np.testing.assert_allclose(watch.rates, [3e-3, 3e-4, 3e-3, 3e-4], rtol=1e-5)
+    # As it does where training goes on with a rate that has fallen.
+    q, again = compiled(quantized(), rate=3e-4), {"epochs": 4, "initial_epoch": 2, "verbose": 0}
+    inq = kerasq.IncrementalQuantization((0.5, 1.0), epochs=2, learning_rate=3e-3)
+    watch = Watch(inq)
+    q.fit(x, y, callbacks=[inq, falling, watch], **again)
+    np.testing.assert_allclose(watch.rates, [3e-3, 3e-4], rtol=1e-5)
+
+
+def test_a_learning_rate_beside_a_schedule():
+    x, y = samples()
+    inq = kerasq.IncrementalQuantization((0.5, 1.0), learning_rate=0.1)
+    q = compiled(quantized(), rate=keras.optimizers.schedules.CosineDecay(0.1, 10))
+    with pytest.raises(ValueError, match=r"`learning_rate` must be None.*CosineDecay"):
+        q.fit(x, y, verbose=0, callbacks=[inq])
+
+
+def test_what_is_not_frozen_yet_is_said_and_averages_move_nothing(capsys):
+    x, y = samples()
+    q = quantized()
+    optimizer = keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.5)
+    q.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+    inq = kerasq.IncrementalQuantization((0.5, 1.0), epochs=2)
+    for first, said in ((0, "of the weights are powers of two, the others int8"), (2, None)):
+        q.fit(x, y, epochs=first + 2, initial_epoch=first, verbose=0, callbacks=[inq])
+        text = capsys.readouterr().out
+        assert (said or "") in text and ("powers of two" in text) == bool(said)
+        for wrapper in inq.wrappers:
+            kernel, quantizer = wrapper.flat_kernel(), wrapper.weight_quantizer
+            np.testing.assert_array_equal(kernel, quantizer.settled(kernel))
 
 
 def test_scaled_losses():

@@ -162,6 +162,32 @@ def test_the_best_epoch_of_a_loss_is_the_lowest(tmp_path):
     assert backup._best() == 2
 
 
+@pytest.mark.parametrize("kind", ["best", "epoch"])
+def test_a_kill_while_an_epoch_is_saved(data, tmp_path, monkeypatch, kind):
+    whole = training.fit(fresh_model(data), data, SETTINGS, tmp_path / "whole")
+    write = training.EpochBackup._write
+
+    def killed(self, written, epoch):
+        if (written, epoch) == (kind, whole[1]):
+            raise KeyboardInterrupt
+        write(self, written, epoch)
+
+    monkeypatch.setattr(training.EpochBackup, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(fresh_model(data), data, SETTINGS, tmp_path / "cut")
+    monkeypatch.undo()
+    assert training.fit(fresh_model(data), data, SETTINGS, tmp_path / "cut")[1] == whole[1]
+
+
+@pytest.mark.parametrize("count", [1, 255, 257, 700])
+def test_batches_to_evaluate_are_even(count):
+    x, y = np.arange(count)[:, None], np.arange(count)
+    batches = list(training.ordered_batches(x, y))
+    np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), y)
+    sizes = [len(x) for x, _ in batches]
+    assert max(sizes) <= 256 and max(sizes) - min(sizes) < len(sizes)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
