@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from kerasq import graph, registry
@@ -106,10 +105,7 @@ class _Learner(keras.Model):
         divergence = keras.losses.KLDivergence(dtype="float32")(
             target, self._softened(y_pred), sample_weight
         )
-        # Keras sums gradients over replicas, and has divided its own loss by their number.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        soft = divergence * self._temperature**2 / replicas
-        return (1.0 - self._weight) * loss + self._weight * soft
+        return (1.0 - self._weight) * loss + self._weight * self._temperature**2 * divergence
 
     def _softened(self, probabilities: Any) -> Any:
         logs = ops.log(ops.maximum(probabilities, keras.config.epsilon()))

@@ -45,7 +45,7 @@ with strategy.scope():
     q.set_weights(calibrated.get_weights())
     if is_taught:
         q = kerasq.distill(q, network(1))
-    q.compile(keras.optimizers.SGD(1e-4, momentum=0.9), "sparse_categorical_crossentropy",
+    q.compile(keras.optimizers.SGD(1e-2, momentum=0.9), "sparse_categorical_crossentropy",
               metrics=["accuracy"], jit_compile=False)
 inq = [kerasq.IncrementalQuantization((0.5, 1.0))] if "weights" in options else []
 history = q.fit(x, y, batch_size=16, shuffle=False, epochs=2, verbose=0,
@@ -95,10 +95,10 @@ def test_devices_and_workers_train_what_one_device_trains(tmp_path):
     (worker, other) = trained("multi_worker", tmp_path, options, workers=2)
     for key in worker:  # Learned ranges and range statistics included.
         np.testing.assert_array_equal(worker[key], other[key], err_msg=key)
-    for key in ("loss", "val", "accuracy"):
-        np.testing.assert_allclose(mirrored[key], alone[key], rtol=1e-3, err_msg=key)
-        np.testing.assert_allclose(worker[key], mirrored[key], rtol=1e-3, err_msg=key)
-    for i, path in enumerate(worker["paths"]):
-        if "frozen" not in str(path):
-            tolerance = {"rtol": 1e-2, "atol": 2e-3, "err_msg": str(path)}
-            np.testing.assert_allclose(worker[f"arr_{i}"], mirrored[f"arr_{i}"], **tolerance)
+    assert abs(alone["val"][0] - alone["val"][1]) > 0.01  # It trains.
+    for found in (mirrored, worker):
+        for key in ("loss", "val", "accuracy"):
+            np.testing.assert_allclose(found[key], alone[key], rtol=1e-3, err_msg=key)
+        for i, path in enumerate(alone["paths"]):
+            tolerance = {"rtol": 1e-3, "atol": 1e-3, "err_msg": str(path)}
+            np.testing.assert_allclose(found[f"arr_{i}"], alone[f"arr_{i}"], **tolerance)
