@@ -152,7 +152,7 @@ class TFLiteModel:
         ]
 
     def __str__(self) -> str:
-        """The export report: operators with their types, then `remarks`."""
+        """The export report: operators with their types, inputs and outputs, then `remarks`."""
         by_name = {tensor.name: tensor for tensor in self.tensors}
         rows = [["output", "operator", "type", "weights", "bytes"]]
         for op in self.ops:
@@ -165,6 +165,8 @@ class TFLiteModel:
         lines = [
             tables.plain(rows, left=4),
             "",
+            f"Input {', '.join(map(_end, self.inputs))}.",
+            f"Output {', '.join(map(_end, self.outputs))}.",
             f"{len(self.content):,} bytes, {self._constants:,} of them weights and constants.",
         ]
         return "\n".join([*lines, *(self.remarks() or ["Integer only."])])
@@ -335,6 +337,15 @@ def _form(model: Any, tensor: Any) -> str:
     channels = np.sort(np.moveaxis(values, grid.axis, 0).reshape(values.shape[grid.axis], -1))
     most = 1 + np.count_nonzero(np.diff(channels), axis=1).max()
     return f"{most} values a channel" if most <= 3 and channels.shape[1] > 3 else ""
+
+
+def _end(tensor: Tensor) -> str:
+    """An input or output: its name and type, and scale and zero point."""
+    if tensor.grid is None:
+        return f"{tensor.name}: {tensor.type}"
+    zero_point = int(tensor.grid.zero_point) + (128 if tensor.dtype == np.uint8 else 0)
+    scale = np.float32(tensor.grid.scale)
+    return f"{tensor.name}: {tensor.type}, scale {scale}, zero point {zero_point}"
 
 
 def _counted(names: list[str]) -> str:

@@ -156,11 +156,15 @@ class Sensitivity:
         return figure
 
     def _bars(self, axes: Any, y: np.ndarray, values: np.ndarray, columns: list[int]) -> None:
-        """One bar a layer and candidate; none where the value is not finite."""
+        """One bar a layer and candidate; "exact" where noise is 0, none where there is no value."""
         height = 0.8 / max(len(columns), 1)
         for k, j in enumerate(columns):
             finite = np.where(np.isfinite(values[:, j]), values[:, j], np.nan)
-            axes.barh(y + (k - (len(columns) - 1) / 2) * height, finite, height, color=f"C{j}")
+            at = y + (k - (len(columns) - 1) / 2) * height
+            axes.barh(at, finite, height, color=f"C{j}")
+            for place in at[np.isposinf(values[:, j])]:
+                edge = axes.get_yaxis_transform()
+                axes.text(0.01, place, "exact", color=f"C{j}", size=6, va="center", transform=edge)
         axes.grid(axis="x", alpha=0.3)
         axes.locator_params(axis="x", nbins=5)
 

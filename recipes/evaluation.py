@@ -28,7 +28,7 @@ def export(run: "Run", source: str) -> results.Figures:
 
     Returns:
         On the whole test set the `accuracy` of the integer kernels, the `agreement` of their
-        argmax with the simulation's, and the share of `exact` outputs (all 0..1); the file's size
+        classes with the simulation's, and the share of `exact` outputs (all 0..1); the file's size
         in `bytes` and that of its weights without biases in `kernel_bytes`; and on some of the
         images, for both kernel sets, the worst layer's difference and share of exact values (see
         `kerasq.compare`).
@@ -43,7 +43,7 @@ def export(run: "Run", source: str) -> results.Figures:
     print(f"{lite}\n\n{optimized}\n\n{reference}")
     return {
         "accuracy": training.accuracy(outputs, x, y),
-        "agreement": float(np.mean(simulated.argmax(-1) == outputs.argmax(-1))),
+        **_agreement("agreement", simulated, outputs),
         "exact": float(np.mean(simulated == outputs)),
         "bytes": len(lite.content),
         "kernel_bytes": sum(t.bytes for t in lite.tensors if t.name.endswith("/kernel")),
@@ -94,13 +94,19 @@ def distance(reference: np.ndarray, outputs: np.ndarray) -> results.Figures:
     """How far outputs are from those of the float model.
 
     Returns:
-        `float_agreement`, the share (0..1) of samples of the same class, and `sqnr` in dB:
+        `float_agreement`, the share (0..1) of samples of the same class, where outputs are classes,
+        and `sqnr` in dB:
         `10 log10(sum y^2 / sum (y - z)^2)`.
     """
     noise = np.square(reference - outputs, dtype=np.float64).sum()
     ratio = np.square(reference, dtype=np.float64).sum() / noise
-    same = np.mean(reference.argmax(-1) == outputs.argmax(-1))
-    return {"float_agreement": float(same), "sqnr": float(10 * np.log10(ratio))}
+    same = _agreement("float_agreement", reference, outputs)
+    return {**same, "sqnr": float(10 * np.log10(ratio))}
+
+
+def _agreement(name: str, a: np.ndarray, b: np.ndarray) -> results.Figures:
+    """The share (0..1) of samples of the same class; nothing where outputs are images."""
+    return {name: float(np.mean(a.argmax(-1) == b.argmax(-1)))} if a.ndim == 2 else {}
 
 
 def latency(run: "Run") -> results.Figures:
@@ -216,10 +222,17 @@ def report(summary: dict[str, Any]) -> str:
             share = f"{100 * summary[accuracy]:.2f} %"
             rows.append([title, share, f"{size:,}" if size else "", f"{ms:.3f}" if ms else ""])
     lines = [tables.plain(rows)]
-    if "agreement" in summary:
+    if "exact" in summary:
         lines.append(
-            f"The .tflite and its simulation agree on {100 * summary['agreement']:.2f} % of the "
-            f"test images; {100 * summary['exact']:.2f} % of the outputs are equal to the last bit."
+            f"Of the outputs of the .tflite {100 * summary['exact']:.2f} % are equal to its "
+            "simulation's to the last bit."
+        )
+    if "agreement" in summary:
+        reference = summary["reference_kernels"]
+        lines.append(
+            f"Both find the same class on {100 * summary['agreement']:.2f} % of the test images; "
+            f"with the reference kernels (TFLite Micro's rounding) on "
+            f"{100 * reference['argmax_agreement']:.2f} % of {reference['samples']:,} of them."
         )
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())
     return "\n".join([*lines, f"Seconds: {seconds}."])

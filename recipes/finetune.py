@@ -1,27 +1,38 @@
-"""Fine-tuning as all recipes that train do it: flags, and the stage."""
+"""Calibration and fine-tuning as all recipes that train do them: flags, and the stages."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from absl import flags
 
 import kerasq
-from recipes import training
+from recipes import evaluation, models, results, training
 from recipes.run import Run
 
+_CALIBRATION_METHOD = flags.DEFINE_enum(
+    "calibration_method",
+    "moving_average",
+    ["minmax", "moving_average", "percentile", "mse"],
+    "How the first ranges come from the data.",
+)
+RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
+    "randomize_batch_norm",
+    False,
+    "Spread the BatchNormalization statistics (the function stays the same) before quantizing.",
+)
 EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of fine-tuning; 0 exports as calibrated.", 0)
 LEARNING_RATE = flags.DEFINE_float(
     "learning_rate",
     None,
-    "Highest learning rate of fine-tuning. Default: --float_learning_rate / 100.",
+    "Highest learning rate of fine-tuning. Where there is none: --float_learning_rate / 100.",
     0.0,
 )
 MOMENTUM = flags.DEFINE_float(
     "momentum",
     None,
-    "Momentum of fine-tuning. Default: --float_momentum * 5/9, which is 0.5 for 0.9.",
+    "Momentum of fine-tuning. Where there is none: --float_momentum * 5/9, or 0.5 for 0.9.",
     0.0,
     1.0,
 )
@@ -67,10 +78,10 @@ def set_defaults(epochs: int) -> None:
     flags.set_default(MOMENTUM, 0.9)
 
 
-def settings(run: Run) -> training.FitSettings:
+def settings(run: Run, restarts: int = 1) -> training.FitSettings:
     """How the quantized model is trained: as the float model was, with less rate and momentum."""
     rate, momentum = LEARNING_RATE.value, MOMENTUM.value
-    return dataclasses.replace(
+    found = dataclasses.replace(
         run.fit,
         epochs=EPOCHS.value,
         learning_rate=run.fit.learning_rate / 100 if rate is None else rate,
@@ -79,12 +90,48 @@ def settings(run: Run) -> training.FitSettings:
         schedule=_SCHEDULE.value,
         warmup_epochs=_WARMUP_EPOCHS.value,
         label_smoothing=_LABEL_SMOOTHING.value,
+        restarts=restarts,
     )
+    training.schedule(found, 1)  # Fails here, not after hours of training.
+    return found
+
+
+def float_model(run: Run) -> keras.Model:
+    """float.keras as it is quantized."""
+    model = run.load("float.keras")
+    if RANDOMIZE_BATCH_NORM.value:
+        models.randomize_batch_norm(model, run.fit.seed)
+    return model
+
+
+def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depends: Any) -> None:
+    """calibrated.keras: quantized, calibrated, not trained.
+
+    Args:
+        run: has a float model.
+        quantize: makes a quantized model of it.
+        depends: what that depends on, by flag name.
+    """
+    method, batches = _CALIBRATION_METHOD.value, run.calibration_settings
+    run.settings.update(depends, calibration_method=method, **batches)
+    run.settings["randomize_batch_norm"] = RANDOMIZE_BATCH_NORM.value
+
+    def work() -> results.Figures:
+        keras.utils.set_random_seed(run.fit.seed)
+        model = float_model(run)
+        quantized = quantize(model)
+        kerasq.calibrate(quantized, run.calibration_batches(), method, steps=None)
+        print(kerasq.summary(quantized))
+        accuracy, outputs = run.score(quantized)
+        results.save_model(quantized, run.path("calibrated.keras"))
+        return {"accuracy": accuracy, **evaluation.distance(run.float_outputs, outputs)}
+
+    run.stage("calibrate", ("calibrated.keras",), work)
 
 
 def finetune(
     run: Run,
-    fit: training.FitSettings | None = None,
+    fit: training.FitSettings,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     best_from: int = 0,
     **depends: Any,
@@ -93,7 +140,7 @@ def finetune(
 
     Args:
         run: has been calibrated.
-        fit: what to do in place of `settings(run)`.
+        fit: what `settings` said.
         callbacks: more of them.
         best_from: the first epoch, counted from 0, that may be the best one.
         depends: what the result depends on besides, by flag name.
@@ -104,7 +151,7 @@ def finetune(
         return kerasq.distill(student, teacher, weight, _TEMPERATURE.value)
 
     run.finetune(
-        fit or settings(run),
+        fit,
         float_too=_FLOAT_FINETUNE.value,
         prepare=learner if weight else None,
         callbacks=[*callbacks, *([] if freeze is None else [kerasq.FreezeRanges(freeze)])],

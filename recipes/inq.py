@@ -14,7 +14,6 @@ Everything is written to --out; a run that was killed continues from its last fi
 Example: python recipes/inq.py --dataset=digits --bits=4 --epochs=6
 """
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -54,11 +53,12 @@ def main() -> None:
     # Those of ResNet-18 in the paper, at 5 and at 4 bits.
     default = (0.5, 0.75, 0.875, 1.0) if _BITS.value == 5 else (0.3, 0.5, 0.8, 0.9, 0.95, 1.0)
     portions = [float(portion) for portion in _PORTIONS.value or default]
-    fit = finetune.settings(job)
+    fit = finetune.settings(job, restarts=len(portions))
     if fit.epochs % len(portions) or not fit.epochs:
         raise ValueError(
-            f"`epochs` must be a multiple of the number of portions, {len(portions)}. "
-            f"Received: epochs={fit.epochs}."
+            f"`epochs` must be a multiple of the number of portions, {len(portions)}. Received: "
+            f"epochs={fit.epochs}. Take --epochs={len(portions)} or {2 * len(portions)}, or other "
+            "--portions."
         )
     inq = kerasq.IncrementalQuantization(
         portions,
@@ -73,10 +73,10 @@ def main() -> None:
         return kerasq.quantize_model(model, weights="power_of_two", **options)
 
     job.train_float()
-    job.calibrate(quantize, **options)
+    finetune.calibrate(job, quantize, **options)
     finetune.finetune(
         job,
-        dataclasses.replace(fit, restarts=len(portions)),
+        fit,
         [inq],
         best_from=inq.first_epochs[-1],
         portions=portions,

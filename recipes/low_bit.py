@@ -48,7 +48,9 @@ QUANTIZERS = {
     "binary": ("uniform", "lsq"),
 }
 _SCHEME = schemes.flag(
-    "scheme", None, "Bits of weights and activations. Default: w4a4; w2a8 for twn and ttq, w1a8."
+    "scheme",
+    None,
+    "Bits of weights and activations. Default: w4a4; w2a8 for twn and ttq, w1a8 for binary.",
 )
 _QUANTIZER = flags.DEFINE_enum("quantizer", "lsq", list(QUANTIZERS), "How codes are trained.")
 _ENDS = schemes.flag("ends", "w8a8", "Scheme of the first and the last layer with weights.")
@@ -64,6 +66,7 @@ finetune.set_defaults(epochs=8)
 def main() -> None:
     """Float, calibrate, fine-tune, export."""
     job = run.Run.from_flags("low_bit", widen=_WIDEN.value)
+    fit = finetune.settings(job)
     default = {"twn": "w2a8", "ttq": "w2a8", "binary": "w1a8"}.get(_QUANTIZER.value, "w4a4")
     weights, range_gradient = QUANTIZERS[_QUANTIZER.value]
     overrides = schemes.overrides(_OVERRIDES.value)
@@ -88,8 +91,8 @@ def main() -> None:
         return kerasq.quantize_model(model, overrides=ends | overrides, **options)
 
     job.train_float()
-    job.calibrate(quantize, **options, ends=_ENDS.value, overrides=overrides)
-    finetune.finetune(job)
+    finetune.calibrate(job, quantize, **options, ends=_ENDS.value, overrides=overrides)
+    finetune.finetune(job, fit)
     job.export()
     job.finish(quantizer=_QUANTIZER.value)
 

@@ -7,10 +7,12 @@
   export      integer .tflite, run on the test set                  model.tflite
   latency     against the float .tflite, one sample at a time       float.tflite
 
---budget is bytes or bit_operations, as a number or as a share of all layers at the first candidate
-(bytes=75%), or the least SQNR of the outputs in dB (sqnr=25), or a share of the layers that gets
-the widest candidate (layers=20%), the most sensitive ones. Everything is written to --out; a run
-that was killed continues from its last finished epoch.
+--budget is bytes (of the weights) or bit_operations, as a number or as a share of all layers at the
+first candidate (bytes=75%), or the least SQNR of the outputs in dB (sqnr=25), or a share of the
+layers that gets the widest candidate (layers=20%), the most sensitive ones. Bytes do not count
+activations: int16 ones (w8a16) take twice the memory and run slower; leave them out of --candidates
+where that matters. Everything is written to --out; a run that was killed continues from its last
+finished epoch.
 
 Example: python recipes/mixed_precision.py --dataset=digits --budget=bytes=70%
 """
@@ -31,16 +33,11 @@ from absl import flags
 import kerasq
 from kerasq import scheme
 from kerasq.allocate import COSTS
-from recipes import finetune, models, run
+from recipes import finetune, run
 
 _BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")
 _CANDIDATES = flags.DEFINE_list(
     "candidates", ["w8a8", "w4a8", "w8a16"], "Schemes that a layer may get."
-)
-_RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
-    "randomize_batch_norm",
-    False,
-    "Spread the BatchNormalization statistics (the function stays the same) before quantizing.",
 )
 for module in (finetune, run):
     flags.adopt_module_key_flags(module)
@@ -86,7 +83,8 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
         return dict.fromkeys(layers[:count], widest)
     if is_share:
         costs = kerasq.summary(kerasq.quantize_model(model, first))
-        value *= costs.weight_bytes if unit == "bytes" else costs.bit_operations
+        value = round(value * (costs.weight_bytes if unit == "bytes" else costs.bit_operations))
+        print(f"--budget={_BUDGET.value}: {value:,} {unit}")
     found = kerasq.allocate(model, batches, {unit: value}, _CANDIDATES.value, steps=None)
     print(f"{found.sensitivity}\n\n{found}")
     found.sensitivity.plot(job.path("sensitivity.png"))
@@ -104,29 +102,23 @@ def main() -> None:
             f"Received: candidates={_CANDIDATES.value}."
         )
     job = run.Run.from_flags("mixed_precision")
+    fit = finetune.settings(job)
     options = {"candidates": _CANDIDATES.value, "budget": _BUDGET.value}
 
-    def start_of(model: keras.Model) -> keras.Model:
-        if _RANDOMIZE_BATCH_NORM.value:
-            models.randomize_batch_norm(model, job.fit.seed)
-        return model
-
     def allocate() -> dict[str, Any]:
-        return {"overrides": overrides(job, start_of(job.load("float.keras")))}
+        return {"overrides": overrides(job, finetune.float_model(job))}
 
     def quantize(model: keras.Model) -> keras.Model:
         batch_norm = finetune.BATCH_NORM.value
         chosen = job.figures["allocate"]["overrides"]
-        return kerasq.quantize_model(
-            start_of(model), _CANDIDATES.value[0], chosen, batch_norm=batch_norm
-        )
+        return kerasq.quantize_model(model, _CANDIDATES.value[0], chosen, batch_norm=batch_norm)
 
     job.train_float()
     job.settings.update(**options, **job.calibration_settings)
-    job.settings.update(randomize_batch_norm=_RANDOMIZE_BATCH_NORM.value)
+    job.settings["randomize_batch_norm"] = finetune.RANDOMIZE_BATCH_NORM.value
     job.stage("allocate", ("sensitivity.png",), allocate)
-    job.calibrate(quantize, batch_norm=finetune.BATCH_NORM.value)
-    finetune.finetune(job)
+    finetune.calibrate(job, quantize, batch_norm=finetune.BATCH_NORM.value)
+    finetune.finetune(job, fit)
     job.export()
     job.finish(overrides=job.figures["allocate"]["overrides"])
 

@@ -27,10 +27,11 @@ def static(run: Run, quantize: Callable[[keras.Model], keras.Model], method: str
         lite = kerasq.export_tflite(model, run.path(target))
         held_out = run.data.parts[1]
         outputs = training.predict(model, held_out.x)
-        agreement = kerasq.compare(model, lite, run.data.x_test[:1000]).argmax_agreement
+        floats = training.predict(run.load("float.keras"), held_out.x)
         return {
             "held_out_accuracy": training.accuracy(outputs, held_out.x, held_out.y),
-            "agreement": agreement,
+            "held_out_sqnr": evaluation.distance(floats, outputs)["sqnr"],
+            "exact": kerasq.compare(model, lite, run.data.x_test[:1000]).exact,
             **_measured(run, lite),
         }
 
@@ -71,16 +72,19 @@ def finish(run: Run) -> None:
         return
     names = [name for name in run.figures if name != "float"]
     statics = [name for name in names if name.startswith("static_")]
-    best = max(statics, key=lambda name: run.figures[name]["held_out_accuracy"])
+    judged = {x: [run.figures[x][f"held_out_{y}"] for y in ("accuracy", "sqnr")] for x in statics}
+    best = max(statics, key=judged.__getitem__)
     write_whole(run.path("model.tflite"), run.path(f"{best}.tflite").read_bytes())
     floats = run.figures["float"]["accuracy"]
     first = run.figures[names[0]]
-    rows = [["", "accuracy", "same class as float", "SQNR (dB)", "bytes", "ms/image"]]
+    header = ["", "accuracy", "held out", "same class as float", "SQNR (dB)", "bytes", "ms/image"]
+    rows = [header]
     size, ms = f"{first['float_bytes']:,}", f"{first['float_ms']:.3f}"
-    rows.append(["float", f"{100 * floats:.2f} %", "", "", size, ms])
+    rows.append(["float", f"{100 * floats:.2f} %", "", "", "", size, ms])
     for name in names:
         x = run.figures[name]
-        shares = [f"{100 * x[key]:.2f} %" for key in ("accuracy", "float_agreement")]
+        keys = ("accuracy", "held_out_accuracy", "float_agreement")
+        shares = [f"{100 * x[key]:.2f} %" if key in x else "" for key in keys]
         rows.append([name, *shares, f"{x['sqnr']:.1f}", f"{x['bytes']:,}", f"{x['ms']:.3f}"])
     summary = {
         "recipe": run.recipe,

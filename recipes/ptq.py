@@ -6,8 +6,9 @@
   dynamic_range  int8 weights, activations quantized on the fly       dynamic_range.tflite
   float16        float16 weights, float arithmetic                    float16.tflite
 
-The static model that is best on images held out from training becomes model.tflite. Everything is
-written to --out, with results.json and accuracy.png.
+The static model of the best accuracy on images held out from training becomes model.tflite; of
+several, that of the highest SQNR there. Everything is written to --out, with results.json and
+accuracy.png.
 
 Example: python recipes/ptq.py --dataset=digits
 """

@@ -24,17 +24,12 @@ import keras
 from absl import flags
 
 import kerasq
-from recipes import finetune, models, run, schemes
+from recipes import finetune, run, schemes
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations, such as w4a8.")
 _OVERRIDES = schemes.overrides_flag()
 _RANGE_GRADIENT = flags.DEFINE_enum(
     "range_gradient", "lsq", ["lsq", "clip", "none"], "How the ranges learn."
-)
-_RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
-    "randomize_batch_norm",
-    False,
-    "Spread the BatchNormalization statistics (the function stays the same) before quantizing.",
 )
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
@@ -43,6 +38,7 @@ for module in (finetune, run, schemes):
 def main() -> None:
     """Float, calibrate, fine-tune, export."""
     job = run.Run.from_flags("qat")
+    fit = finetune.settings(job)
     options = {
         "scheme": _SCHEME.value,
         "overrides": schemes.overrides(_OVERRIDES.value),
@@ -51,13 +47,11 @@ def main() -> None:
     }
 
     def quantize(model: keras.Model) -> keras.Model:
-        if _RANDOMIZE_BATCH_NORM.value:
-            models.randomize_batch_norm(model, job.fit.seed)
         return kerasq.quantize_model(model, **options)
 
     job.train_float()
-    job.calibrate(quantize, **options, randomize_batch_norm=_RANDOMIZE_BATCH_NORM.value)
-    finetune.finetune(job)
+    finetune.calibrate(job, quantize, **options)
+    finetune.finetune(job, fit)
     job.export()
     job.finish()
 

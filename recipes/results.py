@@ -133,7 +133,7 @@ class RunDirectory:
 
 
 def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> None:
-    """Draws the accuracy after each epoch to a PNG, one panel for each stage that was trained.
+    """Draws accuracies, or losses, after each epoch to a PNG, a panel for each trained stage.
 
     Args:
         path: of the PNG.
@@ -141,15 +141,16 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> 
     """
     from matplotlib.figure import Figure
 
-    trained = {title: history for title, history in panels.items() if history.get("accuracy")}
+    trained = {title: history for title, history in panels.items() if history.get("loss")}
     figure = Figure(figsize=(5 * max(1, len(trained)), 4), layout="constrained")
     for axes, (title, history) in zip(
         figure.subplots(1, max(1, len(trained)), squeeze=False)[0], trained.items(), strict=False
     ):
-        for label, name in (("training", "accuracy"), ("held out", "val_accuracy")):
-            values = [100 * value for value in history.get(name, [])]
+        name, unit = ("accuracy", 100) if "accuracy" in history else ("loss", 1)
+        for label, prefix in (("training", ""), ("held out", "val_")):
+            values = [unit * value for value in history.get(prefix + name, [])]
             axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
-        axes.set(title=title, xlabel="epoch", ylabel="top-1 (%)")
+        axes.set(title=title, xlabel="epoch", ylabel="top-1 (%)" if unit == 100 else name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()

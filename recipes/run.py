@@ -67,12 +67,6 @@ _REPLICAS = flags.DEFINE_integer(
     "replicas", 1, "Logical CPU devices of --strategy=mirrored where there is no GPU.", 1
 )
 _FLOAT_ONLY = flags.DEFINE_bool("float_only", False, "Stop after the float stage.")
-_CALIBRATION_METHOD = flags.DEFINE_enum(
-    "calibration_method",
-    "moving_average",
-    ["minmax", "moving_average", "percentile", "mse"],
-    "How the first ranges come from the data.",
-)
 _CALIBRATION_STEPS = flags.DEFINE_integer(
     "calibration_steps", 20, "Training batches (not augmented) to calibrate on.", 1
 )
@@ -241,30 +235,6 @@ class Run:
             self.finish()
             sys.exit()
 
-    def calibrate(self, quantize: Callable[[keras.Model], keras.Model], **settings: Any) -> None:
-        """calibrated.keras: quantized, calibrated, not trained.
-
-        Args:
-            quantize: makes a quantized model of the float one.
-            settings: what it depends on, by flag name.
-        """
-        self.settings.update(settings)
-        method, steps = _CALIBRATION_METHOD.value, _CALIBRATION_STEPS.value
-        self.settings.update(calibration_method=method, **self.calibration_settings)
-
-        def work() -> results.Figures:
-            keras.utils.set_random_seed(self.fit.seed)
-            model = self.load("float.keras")
-            quantized = quantize(model)
-            kerasq.calibrate(quantized, self.calibration_batches(), method, steps=steps)
-            print(kerasq.summary(quantized))
-            accuracy, outputs = self.score(quantized)
-            floats = training.predict(model, self.data.x_test)
-            results.save_model(quantized, self.path("calibrated.keras"))
-            return {"accuracy": accuracy, **evaluation.distance(floats, outputs)}
-
-        self.stage("calibrate", ("calibrated.keras",), work)
-
     def finetune(
         self,
         fit: training.FitSettings,
@@ -367,6 +337,8 @@ def start(main: Callable[[], None]) -> None:
             main()
         except (ValueError, OSError) as error:
             sys.exit(f"\n{error}")
+        except ImportError as error:
+            sys.exit(f"\n{error}. Recipes need more packages: pip install '.[recipes]'")
         except tf.errors.UnavailableError as error:
             again = "Start all workers again with the same command, to go on from the last epoch."
             sys.exit(f"\n{error.message:.400}\n\nAnother worker has died. {again}")

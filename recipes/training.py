@@ -199,6 +199,7 @@ def fit(
                 ordered_batches(held_out.x, held_out.y).map(lambda x, y: (x, target(x, y)))
             ),
             callbacks=watchers,
+            shuffle=False,  # The batches are.
             verbose="auto" if team.is_chief else 0,
         )
     team.wait()  # The chief may still be writing.
@@ -239,7 +240,8 @@ def schedule(
     if settings.restarts > 1 and (is_step or settings.warmup_epochs):
         raise ValueError(
             "A schedule that restarts must be a cosine without warm-up. Received: "
-            f"schedule={settings.schedule!r}, warmup_epochs={settings.warmup_epochs}."
+            f"schedule={settings.schedule!r}, warmup_epochs={settings.warmup_epochs}. Leave these "
+            "flags out where the rate starts anew, as with each portion of INQ."
         )
     if settings.warmup_epochs > (half if is_step else settings.epochs):
         raise ValueError(

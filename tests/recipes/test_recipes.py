@@ -111,6 +111,7 @@ def test_inq_epochs_and_portions(network, tmp_path):
     done = run("inq", f"--out={tmp_path}", f"--model={network}", "--epochs=3")
     assert done.returncode != 0
     assert "must be a multiple of the number of portions, 4. Received: epochs=3" in done.stderr
+    assert "Take --epochs=4 or 8" in done.stderr and "== float ==" not in done.stdout
 
 
 def test_low_bit(network, tmp_path):
@@ -139,6 +140,7 @@ def test_mixed_precision(network, tmp_path):
         ("low_bit", ("--quantizer=binary", "--scheme=w4a4"), "must be binary for weights of 1"),
         ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
         ("qat", ("--epochs=-1",), "not a non-negative integer"),
+        ("inq", ("--epochs=4", "--warmup_epochs=1"), "Leave these flags out"),
         ("qat", ("--model=nowhere.keras",), "nowhere.keras"),
     ],
 )

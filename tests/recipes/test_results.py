@@ -60,5 +60,14 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_curves_are_drawn_and_untrained_stages_left_out(tmp_path):
     history = {"accuracy": [0.1, 0.2], "val_accuracy": [0.1, 0.3]}
+    history |= {"loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}
     results.plot_curves(tmp_path / "c.png", {"float": history, "latency": {}})
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_losses_where_there_is_no_accuracy(tmp_path):
+    pictures = []
+    for values in ([2.0, 1.0], [3.0, 0.5]):
+        results.plot_curves(tmp_path / "c.png", {"float": {"loss": values, "val_loss": values}})
+        pictures.append((tmp_path / "c.png").read_bytes())
+    assert pictures[0] != pictures[1]
