@@ -344,7 +344,7 @@ def _end(tensor: Tensor) -> str:
     if tensor.grid is None:
         return f"{tensor.name}: {tensor.type}"
     zero_point = int(tensor.grid.zero_point) + (128 if tensor.dtype == np.uint8 else 0)
-    scale = np.float32(tensor.grid.scale)
+    scale = str(np.float32(tensor.grid.scale))  # As many digits as float32 needs.
     return f"{tensor.name}: {tensor.type}, scale {scale}, zero point {zero_point}"
 
 

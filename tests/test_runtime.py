@@ -235,6 +235,16 @@ def test_unsigned_tensors_have_signed_grids(mlp):
     assert lite.outputs[0].grid.zero_point == mlp[2].outputs[0].grid.zero_point
 
 
+@pytest.mark.parametrize(("dtype", "shift"), [("int8", 0), ("uint8", 128)])
+def test_the_report_says_how_inputs_are_quantized(mlp, dtype, shift):
+    lite = kerasq.export_tflite(mlp[0], input_dtype=dtype, output_dtype="float32")
+    (tensor,) = lite.inputs
+    scale = str(np.float32(tensor.grid.scale))
+    text = f"{dtype}, scale {scale}, zero point {tensor.grid.zero_point + shift}."
+    assert f"Input {tensor.name}: {text}" in str(lite)
+    assert f"Output {lite.outputs[0].name}: float32." in str(lite)
+
+
 def test_a_float_model_has_float_ops(plain):
     lite = TFLiteModel(plain)
     assert "FULLY_CONNECTED" in {op.name for op in lite.float_ops}
