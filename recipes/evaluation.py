@@ -116,7 +116,7 @@ def latency(run: "Run") -> results.Figures:
         `float_ms` and `int8_ms` (median milliseconds a sample) and `float_bytes`.
     """
     model = run.load("float.keras")
-    content = convert_float(model)
+    content = run.float_tflite
     check_float(model, content, run.data.x_test[:16].astype("float32"))
     write_whole(run.path("float.tflite"), content)
     files = [content, run.path("model.tflite").read_bytes()]

@@ -41,6 +41,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "qat w8a16": ("qat", *_TUNE, "--scheme=w8a16"),
     "mixed 75 % of the bytes": ("mixed_precision", *_TUNE),
     "inq 5 bits": ("inq", *_TUNE, "--bits=5"),
+    "inq 5 bits distilled": (
+        "inq",
+        *_TUNE,
+        "--bits=5",
+        "--learning_rate=0.03",
+        "--distill_weight=0.5",
+    ),
     "inq 4 bits": ("inq", *_TUNE, "--bits=4"),
     "inq 3 bits": ("inq", *_TUNE, "--bits=3"),
     "inq 2 bits": ("inq", *_TUNE, "--bits=2"),
