@@ -136,7 +136,7 @@ def plot(found: dict[str, list[dict]], path: pathlib.Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on the test images (%); bars: means over seeds")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside upper right")
     save_figure(figure, path)
 
 
