@@ -19,8 +19,9 @@ def distill(
 
         (1 - weight) * loss + weight * T^2 * KL(softmax(log p / T) || softmax(log q / T))
 
-    Both models must end in a softmax. Weights are shared: what is trained is the student. Metrics
-    and the loss of `evaluate` are those of `compile`.
+    `loss` is that of `compile`, with the losses that layers add. Both models must end in a
+    softmax. Weights are shared: what is trained is the student. Metrics and the loss of `evaluate`
+    are those of `compile`.
 
     Args:
         student: the quantized model, or any other Functional one.
@@ -41,20 +42,23 @@ def distill(
         >>> _ = learner.fit(x, np.zeros(32), verbose=0)
     """
     if not 0.0 <= weight <= 1.0:
-        raise ValueError(f"`weight` must be in [0, 1]. Received: weight={weight}.")
+        raise ValueError(
+            f"`weight`, the teacher's share, must be in [0, 1]. Received: weight={weight}."
+        )
     if not temperature > 0.0:
         raise ValueError(f"`temperature` must be above 0. Received: temperature={temperature}.")
     if (student.input_shape, student.output_shape) != (teacher.input_shape, teacher.output_shape):
         raise ValueError(
             "Teacher and student must have the same inputs and outputs. Received: "
             f"{teacher.input_shape} to {teacher.output_shape} and {student.input_shape} to "
-            f"{student.output_shape}."
+            f"{student.output_shape}. Teach with the model that was quantized, or one like it."
         )
     for model in (student, teacher):
         if len(model.outputs) > 1 or not _is_softmax(model.outputs[0]):
             raise ValueError(
                 "Teacher and student must have one output, class probabilities of a softmax. "
-                f"Received: model {model.name!r} with outputs {[y.name for y in model.outputs]}."
+                f"Received: model {model.name!r} with outputs {[y.name for y in model.outputs]}. "
+                "Give models that end in logits a keras.layers.Softmax, before quantize_model."
             )
     learner = _Learner(student.inputs, student.outputs[0], name=student.name)
     learner.dtype_policy = student.dtype_policy  # By it Keras scales losses.

@@ -37,7 +37,7 @@ class FreezeRanges(keras.callbacks.Callback):
     def __init__(self, epoch: int) -> None:
         super().__init__()
         if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0. Received: epoch={epoch}.")
+            raise ValueError(f"`epoch` must be at least 0, the first one. Received: epoch={epoch}.")
         self.epoch = epoch
         self._frozen = False
 
@@ -95,6 +95,9 @@ class FreezeRanges(keras.callbacks.Callback):
 
 
 def _freeze(quantizer: keras.Layer) -> None:
+    """Stops what trains; layers that share weights share their quantizer, which comes twice."""
+    if getattr(quantizer, "fixed", False):
+        return
     quantizer.was_trainable = quantizer.trainable
     quantizer.trainable, quantizer.fixed = False, True
 

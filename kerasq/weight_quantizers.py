@@ -104,7 +104,8 @@ class WeightQuantizer(keras.layers.Layer):
 class Uniform(WeightQuantizer):
     """Equal steps between -high and high, one range a channel, which may learn.
 
-    `code = round(w / scale)`, `scale = high / (2^(bits-1) - 1)`. LSQ (Esser et al. 2020).
+    `code = round(w / scale)`, `scale = high / (2^(bits-1) - 1)`. LSQ (Esser et al. 2020), but with
+    as many codes below 0 as above, as LiteRT's specification has weights: -1, 0, 1 at 2 bits.
     """
 
     widths = range(2, 9)
@@ -179,7 +180,10 @@ class DoReFa(WeightQuantizer):
 
 
 class Binary(WeightQuantizer):
-    """`w_q = sign(w) * mean |w|`, a mean a channel (Rastegari et al. 2016, equation 6)."""
+    """`w_q = sign(w) * mean |w|`, a mean a channel (Rastegari et al. 2016, equation 6).
+
+    The gradient is the straight-through one, of slope 1 (Courbariaux et al. 2015).
+    """
 
     widths = range(1, 2)
 
@@ -220,7 +224,7 @@ class Ternary(WeightQuantizer):
 
 
 class TrainedTernary(WeightQuantizer):
-    """TTQ: -n, 0 and p, a channel, both learned (Zhu et al. 2017, section 4).
+    """TTQ: -n, 0 and p, both learned, a channel (Zhu et al. 2017, section 4: a layer).
 
     Zero where `|w| <= 0.05 max |w|`. The smaller of n and p is rounded to a 127th of the larger
     one, since codes are symmetric: p = 127 and n = round(127 n / p), or the other way round.

@@ -141,7 +141,7 @@ def _from_keras(name: str) -> Callable[[Path], Dataset]:
         try:
             train, test = getattr(keras.datasets, name).load_data()
         except Exception as error:  # keras.utils.get_file raises a plain Exception
-            raise RuntimeError(
+            raise OSError(
                 f"dataset={name!r} must be downloaded by keras.datasets, which failed: {error}. "
                 "Without a network use dataset='digits', or a local copy with dataset='npz' or "
                 "dataset='image_folder' and its `data_dir`."

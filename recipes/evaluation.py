@@ -77,10 +77,11 @@ def powers_of_two(run: "Run") -> results.Figures:
     difference, codes = 0.0, []
     for layer in model.layers:
         name = f"{layer.name}/kernel"
-        grid = grids.get(name)
-        if grid is not None and grid.axis is not None:
+        if (grid := grids.get(name)) is not None:
             trained, exported = layer.folded_kernel().numpy(), lite.constant(name)
-            stored = np.moveaxis(grid.dequantize(exported), grid.axis, -1)
+            stored = grid.dequantize(exported)
+            if grid.axis is not None:  # There is one for a single channel.
+                stored = np.moveaxis(stored, grid.axis, -1)
             difference = max(difference, np.abs(stored.reshape(trained.shape) - trained).max())
             codes.append(np.abs(exported.astype(np.int64)).ravel())
     sizes = np.concatenate(codes)

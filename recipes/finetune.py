@@ -11,7 +11,7 @@ import kerasq
 from recipes import evaluation, models, results, training
 from recipes.run import Run
 
-_CALIBRATION_METHOD = flags.DEFINE_enum(
+CALIBRATION_METHOD = flags.DEFINE_enum(
     "calibration_method",
     "moving_average",
     ["minmax", "moving_average", "percentile", "mse"],
@@ -93,6 +93,11 @@ def settings(run: Run, restarts: int = 1) -> training.FitSettings:
         restarts=restarts,
     )
     training.schedule(found, 1)  # Fails here, not after hours of training.
+    if (_FREEZE_RANGES_EPOCH.value or 0) >= max(1, found.epochs):
+        raise ValueError(
+            "`freeze_ranges_epoch` must be one of the epochs, counted from 0. Received: "
+            f"freeze_ranges_epoch={_FREEZE_RANGES_EPOCH.value}, epochs={found.epochs}."
+        )
     return found
 
 
@@ -112,7 +117,7 @@ def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depend
         quantize: makes a quantized model of it.
         depends: what that depends on, by flag name.
     """
-    method, batches = _CALIBRATION_METHOD.value, run.calibration_settings
+    method, batches = CALIBRATION_METHOD.value, run.calibration_settings
     run.settings.update(depends, calibration_method=method, **batches)
     run.settings["randomize_batch_norm"] = RANDOMIZE_BATCH_NORM.value
 

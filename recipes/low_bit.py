@@ -16,8 +16,8 @@
   binary   binary weights, w1 (Rastegari et al. 2016)
 
 The first and the last layer with weights stay at --ends. LiteRT has no kernels below 8 bits but for
-packed 4-bit weights: narrower activations run as int8 codes of which few are in use, weights that
-fit no packed kernel as int8; the export report says which.
+packed 4-bit weights: narrower activations run as int8 codes of which few are in use (the summary
+after calibration says which), weights that fit no packed kernel as int8 (the export report does).
 
 Example: python recipes/low_bit.py --dataset=digits --scheme=w2a2 --quantizer=lsq --epochs=10
 """
@@ -71,12 +71,13 @@ def main() -> None:
     weights, range_gradient = QUANTIZERS[_QUANTIZER.value]
     overrides = schemes.overrides(_OVERRIDES.value)
     bits = scheme.resolve(_SCHEME.value or default).weight_bits
-    weight_quantizer(weights, bits, range_gradient)  # Fails here, not after hours of training.
-    if (bits == 1) != (_QUANTIZER.value == "binary"):
+    fits = {1: ["binary"], 8: ["lsq"]}.get(bits, [x for x in QUANTIZERS if x != "binary"])
+    if _QUANTIZER.value not in fits:
         raise ValueError(
-            "`quantizer` must be binary for weights of 1 bit, and for these only. "
-            f"Received: quantizer={_QUANTIZER.value!r}, scheme={_SCHEME.value!r}."
+            f"`quantizer` must be one of {fits} for weights of {bits} bits. Received: quantizer="
+            f"{_QUANTIZER.value!r}, scheme={_SCHEME.value!r}. Leave --scheme out for the default."
         )
+    weight_quantizer(weights, bits, range_gradient)  # Fails here, not after hours of training.
     options = {
         "scheme": _SCHEME.value or default,
         "weights": weights,

@@ -9,7 +9,8 @@
 
 --budget is bytes (of the weights) or bit_operations, as a number or as a share of all layers at the
 first candidate (bytes=75%), or the least SQNR of the outputs in dB (sqnr=25), or a share of the
-layers that gets the widest candidate (layers=20%), the most sensitive ones. Bytes do not count
+layers that gets the widest candidate (layers=20%), the most sensitive ones, without a Pareto plot,
+as nothing is weighed there. Bytes do not count
 activations: int16 ones (w8a16) take twice the memory and run slower; leave them out of --candidates
 where that matters. Everything is written to --out; a run that was killed continues from its last
 finished epoch.
@@ -71,9 +72,10 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
     unit, value, is_share = parsed(_BUDGET.value)
     first, *others = _CANDIDATES.value
     batches = job.calibration_batches()
+    ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value}
     if unit == "layers":
         widest = max(others, key=_widths)
-        table = kerasq.sensitivity(model, batches, (first, widest), steps=None)
+        table = kerasq.sensitivity(model, batches, (first, widest), **ranges)
         print(table)
         table.plot(job.path("sensitivity.png"))
         inputs = {x.name for x in model.inputs}
@@ -85,7 +87,7 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
         costs = kerasq.summary(kerasq.quantize_model(model, first))
         value = round(value * (costs.weight_bytes if unit == "bytes" else costs.bit_operations))
         print(f"--budget={_BUDGET.value}: {value:,} {unit}")
-    found = kerasq.allocate(model, batches, {unit: value}, _CANDIDATES.value, steps=None)
+    found = kerasq.allocate(model, batches, {unit: value}, _CANDIDATES.value, **ranges)
     print(f"{found.sensitivity}\n\n{found}")
     found.sensitivity.plot(job.path("sensitivity.png"))
     found.plot(job.path("pareto.png"))
@@ -116,6 +118,7 @@ def main() -> None:
     job.train_float()
     job.settings.update(**options, **job.calibration_settings)
     job.settings["randomize_batch_norm"] = finetune.RANDOMIZE_BATCH_NORM.value
+    job.settings["calibration_method"] = finetune.CALIBRATION_METHOD.value
     job.stage("allocate", ("sensitivity.png",), allocate)
     finetune.calibrate(job, quantize, batch_norm=finetune.BATCH_NORM.value)
     finetune.finetune(job, fit)

@@ -48,6 +48,12 @@ _BATCH_SIZE = flags.DEFINE_integer(
     1,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic",
+    True,
+    "Two runs of a seed give the same numbers on the same machine; --nodeterministic for operators "
+    "that have no deterministic kernel on a GPU.",
+)
 _OUT = flags.DEFINE_string(
     "out", None, "Folder of the artifacts. Default: runs/<recipe>_<dataset>_<model>."
 )
@@ -64,7 +70,7 @@ _STRATEGY = flags.DEFINE_enum(
     "TF_CONFIG names, which must share --out.",
 )
 _REPLICAS = flags.DEFINE_integer(
-    "replicas", 1, "Logical CPU devices of --strategy=mirrored where there is no GPU.", 1
+    "replicas", 1, "Logical CPU devices that --strategy=mirrored trains on, if more than one.", 1
 )
 _FLOAT_ONLY = flags.DEFINE_bool("float_only", False, "Stop after the float stage.")
 _CALIBRATION_STEPS = flags.DEFINE_integer(
@@ -105,6 +111,8 @@ class Run:
     def from_flags(cls, recipe: str, widen: float = 1.0) -> "Run":
         """Reads the flags and fills in the defaults that depend on the data set."""
         logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
+        if _DETERMINISTIC.value:
+            tf.config.experimental.enable_op_determinism()
         team = Team(_STRATEGY.value, _REPLICAS.value)
         digits = _DATASET.value == "digits"
         gray = _DATASET.value in ("digits", "mnist", "fashion_mnist")
@@ -113,6 +121,12 @@ class Run:
             raise ValueError(
                 "`widen` must be 1 where `model` is a file. "
                 f"Received: widen={widen}, model={model!r}. Give the network by its name."
+            )
+        batch_size = _BATCH_SIZE.value or (32 if digits else 128)
+        if batch_size % team.replicas:
+            raise ValueError(
+                "`batch_size` must be a multiple of the number of replicas. Received: batch_size="
+                f"{batch_size}, {team.replicas} replicas. Take {team.replicas} times a number."
             )
         out = _OUT.value or f"runs/{recipe}_{_DATASET.value}_{Path(model).stem}"
         return cls(
@@ -126,7 +140,7 @@ class Run:
             widen=widen,
             fit=training.FitSettings(
                 epochs=_FLOAT_EPOCHS.value or (20 if digits else 12),
-                batch_size=_BATCH_SIZE.value or (32 if digits else 128),
+                batch_size=batch_size,
                 learning_rate=_FLOAT_LEARNING_RATE.value,
                 momentum=_FLOAT_MOMENTUM.value,
                 weight_decay=_WEIGHT_DECAY,
@@ -357,7 +371,8 @@ def load_float_model(path: str, data: datasets.Dataset) -> keras.Model:
         raise ValueError(
             "`model` must take the images of the data set to its classes. Received: a model "
             f"from {taken} to {model.output_shape[-1]} classes for images of {given} in "
-            f"{data.classes} classes."
+            f"{data.classes} classes. Choose another --dataset or --image_size; build a model for "
+            "any size anew for one, with keras.Input of that shape."
         )
     return model
 

@@ -17,7 +17,7 @@ class Team:
     Args:
         name: "none", "mirrored" (all GPUs of this machine; or logical CPUs) or "multi_worker" (the
             cluster that the environment variable TF_CONFIG describes).
-        replicas: logical CPU devices to train on where there is no GPU.
+        replicas: logical CPU devices that "mirrored" trains on, if more than one.
 
     Attributes:
         is_chief: whether this process writes files and does what is not trained.
@@ -29,6 +29,11 @@ class Team:
                 "strategy=multi_worker needs the environment variable TF_CONFIG, which says who "
                 "works with whom (https://www.tensorflow.org/guide/distributed_training). "
                 "Received: none. Use --strategy=mirrored for one machine."
+            )
+        if replicas > 1 and name != "mirrored":
+            raise ValueError(
+                "`replicas` are those of strategy=mirrored. "
+                f"Received: replicas={replicas}, strategy={name}. Add --strategy=mirrored."
             )
         if replicas > 1:
             cpu = tf.config.list_physical_devices("CPU")[0]
@@ -45,6 +50,11 @@ class Team:
             task = (resolver.task_type, resolver.task_id)
             has_chief = "chief" in resolver.cluster_spec().jobs
             self.is_chief = task == (("chief", 0) if has_chief else ("worker", 0))
+
+    @property
+    def replicas(self) -> int:
+        """How many share a batch."""
+        return 1 if self.strategy is None else self.strategy.num_replicas_in_sync
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where models to be trained are made."""

@@ -175,13 +175,9 @@ def fit(
         compile_model(model, settings, _steps_per_epoch(len(train.x), settings))
         first_epoch = backup.restore(model)
     target = _target(model, settings)
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if settings.batch_size % replicas:
-        raise ValueError(
-            "`batch_size` must be a multiple of the number of replicas. "
-            f"Received: batch_size={settings.batch_size}, {replicas} replicas."
-        )
-    batches, steps = training_batches(train.x, train.y, settings, first_epoch, replicas, target)
+    batches, steps = training_batches(
+        train.x, train.y, settings, first_epoch, team.replicas, target
+    )
     if first_epoch:
         print(f"Resuming after epoch {first_epoch} of {settings.epochs}")
     if first_epoch < settings.epochs:
@@ -220,6 +216,11 @@ def compile_model(model: keras.Model, settings: FitSettings, steps_per_epoch: in
             [v for v in model.trainable_variables if v.name != "kernel"]
         )
     is_classifier, smoothing = not is_autoencoder(model), settings.label_smoothing
+    if smoothing and not is_classifier:
+        raise ValueError(
+            "`label_smoothing` must be 0.0 for an autoencoder, which learns no labels. "
+            f"Received: label_smoothing={smoothing}."
+        )
     loss: Any = "sparse_categorical_crossentropy" if is_classifier else "mse"
     if is_classifier and smoothing:
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)

@@ -75,7 +75,10 @@ def test_samples_without_weight_teach_nothing():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"weight": 1.5}, "`weight` must be in [0, 1]. Received: weight=1.5."),
+        (
+            {"weight": 1.5},
+            "`weight`, the teacher's share, must be in [0, 1]. Received: weight=1.5.",
+        ),
         ({"temperature": 0.0}, "`temperature` must be above 0. Received: temperature=0.0."),
     ],
 )

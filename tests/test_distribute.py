@@ -53,8 +53,16 @@ history = q.fit(x, y, batch_size=16, shuffle=False, epochs=2, verbose=0,
 for v in q.weights:
     copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
     assert all((copies[0] == c).all() for c in copies), v.path
+with strategy.scope():  # Ranges that follow the data, from the first batch on.
+    follows = kerasq.quantize_model(network(), range_gradient="none")
+    follows.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+follows.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+followed = {v.path: v.numpy() for v in follows.weights}
+for v in follows.weights:
+    copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
+    assert all((copies[0] == c).all() for c in copies), v.path
 np.savez(out, *q.get_weights(), paths=[v.path for v in q.weights], loss=history["loss"],
-         val=history["val_loss"], accuracy=history["accuracy"])
+         val=history["val_loss"], accuracy=history["accuracy"], **followed)
 """
 
 
@@ -93,7 +101,8 @@ def test_devices_and_workers_train_what_one_device_trains(tmp_path):
     (alone,) = trained("none", tmp_path, options)
     (mirrored,) = trained("mirrored", tmp_path, options)
     (worker, other) = trained("multi_worker", tmp_path, options, workers=2)
-    for key in worker:  # Learned ranges and range statistics included.
+    assert any(key.endswith("range_max") for key in worker)
+    for key in worker:  # Ranges that learn, and those that follow the data, included.
         np.testing.assert_array_equal(worker[key], other[key], err_msg=key)
     assert abs(alone["val"][0] - alone["val"][1]) > 0.01  # It trains.
     for found in (mirrored, worker):

@@ -55,6 +55,19 @@ def test_ranges_and_statistics_stop_and_weights_train_on(range_gradient, batch_n
     assert all(layer.trainable for layer in q.layers)
 
 
+def test_layers_that_share_weights_move_again():
+    x = keras.Input((8,), name="x")
+    shared = keras.layers.Dense(8, name="shared")
+    model = keras.Model(x, shared(keras.layers.ReLU()(shared(x))))
+    q = kerasq.quantize_model(model)
+    q.compile("sgd", "mse", jit_compile=False)
+    data = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+    trainable = [v.path for v in q.trainable_variables]
+    q.fit(data, data, epochs=2, verbose=0, callbacks=[kerasq.FreezeRanges(1)])
+    assert "shared/weights/kernel_range" in " ".join(trainable)
+    assert [v.path for v in q.trainable_variables] == trainable
+
+
 def test_frozen_from_the_start():
     q, states, (x, y) = fitted([kerasq.FreezeRanges(0)], epochs=2, calibrated=True)
     assert not {path for path in moved(states[0], states[1]) if is_range(path)}
@@ -100,7 +113,7 @@ def test_averages_of_variables():
 
 
 def test_bad_epoch():
-    with pytest.raises(ValueError, match=r"must be at least 0\. Received: epoch=-1"):
+    with pytest.raises(ValueError, match=r"at least 0, the first one\. Received: epoch=-1"):
         kerasq.FreezeRanges(-1)
 
 

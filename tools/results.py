@@ -1,7 +1,8 @@
 """Runs all recipes at all widths over several seeds, and prints the table of docs/results.md.
 
-Every row starts from one float network, trained here first, and is compared with that network
-trained on for as many epochs. What is finished is not run again, and an interrupted run goes on.
+Every row starts from one float network, a `.keras` file or trained here first, and is compared
+with that network trained on for as many epochs. What is finished is not run again, and an
+interrupted run goes on.
 
 Example: python tools/results.py --data_dir=cifar10 --out=runs/results --jobs=2
 """
@@ -17,20 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import app, flags
 
-from kerasq import tables
+from kerasq import progress, tables
 from kerasq.files import save_figure
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "An image folder, see recipes.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)
-_MODEL = flags.DEFINE_string("model", "resnet8", "Network, as recipes know it.")
+_MODEL = flags.DEFINE_string("model", "resnet8", "Network to train, or a .keras file.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
-_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each row, a multiple of 12.", 1)
+_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each row, a multiple of 12.", 12)
 _FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 60, "Epochs of the float network.", 1)
 _ROWS = flags.DEFINE_list("rows", [], "Names of rows to run; all by default.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared among them.", 1)
 
 _TUNE = ("--learning_rate=0.01", "--momentum=0.9", "--batch_norm=keep")
-_FLOAT = "float"
+_START, _FLOAT = "float at the start", "float"
 _BASE = "qat w8a8"  # Its runs fine-tune the float network as well.
 # By name: recipe and flags. Those of every row come on top.
 ROWS: dict[str, tuple[str, ...]] = {
@@ -92,14 +93,14 @@ def _call(command: list[str], out: pathlib.Path, threads: int) -> None:
 
 
 def _accuracy(name: str, result: dict) -> float:
-    key = "float_finetuned_accuracy" if name == _FLOAT else "tflite_accuracy"
-    return 100 * result[key]
+    keys = {_START: "float_accuracy", _FLOAT: "float_finetuned_accuracy"}
+    return 100 * result[keys.get(name, "tflite_accuracy")]
 
 
 def _seconds(name: str, result: dict) -> float:
     own = result["seconds"]
-    if name == _FLOAT:
-        return own["float_finetune"]
+    if name in (_START, _FLOAT):
+        return own["float" if name == _START else "float_finetune"]
     return sum(value for stage, value in own.items() if stage != "float_finetune")
 
 
@@ -110,11 +111,12 @@ def rows(found: dict[str, list[dict]]) -> list[list[str]]:
     floats = np.array([_accuracy(_FLOAT, x) for x in found[_FLOAT]])
     for name, results in found.items():
         values = np.array([_accuracy(name, x) for x in results])
+        is_float = name in (_START, _FLOAT)
         over = "" if name == _FLOAT else f"{np.mean(values - floats):+.2f}"
         seconds = [_seconds(name, x) for x in results]
-        size = results[0]["float_bytes" if name == _FLOAT else "tflite_bytes"]
+        size = results[0]["float_bytes" if is_float else "tflite_bytes"]
         lsb = max(x.get("optimized_kernels", {}).get("worst_layer_max_lsb", 0) for x in results)
-        exact = "" if name == _FLOAT or "optimized_kernels" not in results[0] else f"{lsb:g}"
+        exact = "" if is_float or "optimized_kernels" not in results[0] else f"{lsb:g}"
         numbers = [f"{x:.2f}" for x in (values.mean(), values.min(), values.max())]
         table.append([name, *numbers, over, exact, f"{size:,}", f"{min(seconds) / 60:.1f}"])
     return table
@@ -144,6 +146,8 @@ def main(_: list[str]) -> None:
     """Trains the float network, runs every row and seed, prints and plots."""
     out = pathlib.Path(_OUT.value)
     threads = max(1, (os.cpu_count() or 1) // _JOBS.value)
+    if _EPOCHS.value % 12:
+        sys.exit(f"`epochs` must be a multiple of 12, for INQ's steps. Received: {_EPOCHS.value}.")
     base = [sys.executable, "recipes/qat.py", "--float_only", *_common(), f"--model={_MODEL.value}"]
     base += [f"--float_epochs={_FLOAT_EPOCHS.value}", f"--out={out / 'network'}"]
     _call(base, out / "network", os.cpu_count() or 1)
@@ -151,11 +155,12 @@ def main(_: list[str]) -> None:
     names = [_BASE, *(name for name in _ROWS.value or ROWS if name != _BASE)]
     jobs = [(name, seed) for name in names for seed in _SEEDS.value]
     with ThreadPoolExecutor(_JOBS.value) as pool:
-        done = list(pool.map(lambda job: run(job[0], job[1], model, threads), jobs))
+        runs = pool.map(lambda job: run(job[0], job[1], model, threads), jobs)
+        done = list(progress.track(runs, len(jobs), "run"))
     found: dict[str, list[dict]] = {name: [] for name in names}
     for (name, _seed), result in zip(jobs, done, strict=True):
         found[name].append(result)
-    found = {_FLOAT: found[_BASE], **found}
+    found = {_START: found[_BASE], _FLOAT: found[_BASE], **found}
     plot(found, out / "results.png")
     print(tables.markdown(rows(found)))
 

@@ -72,7 +72,7 @@ def test_failed_download_names_the_way_out(monkeypatch):
         raise Exception("URL fetch failure: no network")
 
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", load_data)
-    with pytest.raises(RuntimeError, match=r"URL fetch failure.*dataset='npz' or dataset='image_f"):
+    with pytest.raises(OSError, match=r"URL fetch failure.*dataset='npz' or dataset='image_f"):
         datasets.load("cifar10")
 
 

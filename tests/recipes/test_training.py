@@ -156,6 +156,19 @@ def test_the_best_epoch_is_kept(data, tmp_path):
     ]
 
 
+def test_only_the_chief_writes(data, tmp_path):
+    backup = training.EpochBackup(tmp_path, writes=False)
+    backup.set_model(fresh_model(data))
+    backup.on_epoch_end(0, {"val_accuracy": 0.5})
+    assert not list(tmp_path.iterdir()) and backup.history == {"val_accuracy": [0.5]}
+
+
+def test_labels_of_an_autoencoder_are_not_smoothed():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    with pytest.raises(ValueError, match=r"autoencoder.*Received: label_smoothing=0\.1"):
+        training.compile_model(model, dataclasses.replace(SETTINGS, label_smoothing=0.1), 5)
+
+
 def test_the_best_epoch_of_a_loss_is_the_lowest(tmp_path):
     backup = training.EpochBackup(tmp_path, "val_loss")
     backup.history = {"val_loss": [0.3, 0.1, 0.2, float("nan")]}
