@@ -99,8 +99,8 @@ def _accuracy(name: str, result: dict) -> float:
 
 def _seconds(name: str, result: dict) -> float:
     own = result["seconds"]
-    if name in (_START, _FLOAT):
-        return own["float" if name == _START else "float_finetune"]
+    if name == _FLOAT:
+        return own["float_finetune"]
     return sum(value for stage, value in own.items() if stage != "float_finetune")
 
 
@@ -113,12 +113,13 @@ def rows(found: dict[str, list[dict]]) -> list[list[str]]:
         values = np.array([_accuracy(name, x) for x in results])
         is_float = name in (_START, _FLOAT)
         over = "" if name == _FLOAT else f"{np.mean(values - floats):+.2f}"
-        seconds = [_seconds(name, x) for x in results]
+        minutes = min(_seconds(name, x) for x in results) / 60
         size = results[0]["float_bytes" if is_float else "tflite_bytes"]
         lsb = max(x.get("optimized_kernels", {}).get("worst_layer_max_lsb", 0) for x in results)
         exact = "" if is_float or "optimized_kernels" not in results[0] else f"{lsb:g}"
         numbers = [f"{x:.2f}" for x in (values.mean(), values.min(), values.max())]
-        table.append([name, *numbers, over, exact, f"{size:,}", f"{min(seconds) / 60:.1f}"])
+        time = "" if name == _START else f"{minutes:.1f}"
+        table.append([name, *numbers, over, exact, f"{size:,}", time])
     return table
 
 
