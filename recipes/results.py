@@ -77,14 +77,17 @@ class RunDirectory:
             finished it, where one was interrupted.
 
         Raises:
-            ValueError: the stage was started before with other settings.
+            ValueError: the stage was started before, or by the chief, with other settings.
         """
+        if self.team.is_chief:
+            self._claim(name, settings)
+        self.team.wait()
         if not self.team.is_chief:
+            self._check(name, settings)
             if together and not self._is_finished(name, artifacts):
                 work()
             self.team.wait()
             return read_json(self._record_path(name))["figures"]
-        self._claim(name, settings)
         if self._is_finished(name, artifacts):
             figures = read_json(self._record_path(name))["figures"]
             print(f"{name}: finished before, in {figures['seconds']:.1f} s", flush=True)
@@ -120,15 +123,18 @@ class RunDirectory:
         path = self._record_path(name)
         if not path.exists():
             write_json(path, {"settings": dict(settings)})
-        record = read_json(path)
+        self._check(name, settings)
+
+    def _check(self, name: str, settings: Mapping[str, Any]) -> None:
+        record = read_json(self._record_path(name))
         before, now = record["settings"], json.loads(json.dumps(dict(settings)))
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:
             differences = ", ".join(f"{k}={now.get(k)!r} (was {before.get(k)!r})" for k in changed)
             raise ValueError(
-                f"A run continues with the flags it was started with. Received: {differences} "
-                f"for the stage {name!r} of {self.path}. Choose another --out, or start over with "
-                "--noresume."
+                "A run continues with the flags it was started with, which all workers share. "
+                f"Received: {differences} for the stage {name!r} of {self.path}. Choose another "
+                "--out, or start over with --noresume."
             )
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from recipes import results
+from recipes.team import Team
 
 
 def test_stage_runs_once_and_again_without_its_artifact(tmp_path):
@@ -36,6 +37,16 @@ def test_changed_flags_are_refused_even_after_an_interruption(tmp_path, finished
             directory.stage("float", {"seed": 0}, (), work)
     with pytest.raises(ValueError, match=r"seed=1 \(was 0\).*another --out, or start over with"):
         directory.stage("float", {"seed": 1}, (), work)
+
+
+def test_a_worker_has_the_flags_of_the_chief(tmp_path):
+    results.RunDirectory(tmp_path).stage("train", {"seed": 1}, (), lambda: {"loss": 2.0})
+    other = Team()
+    other.is_chief = False
+    worker = results.RunDirectory(tmp_path, other)
+    assert worker.stage("train", {"seed": 1}, (), lambda: {})["loss"] == 2.0
+    with pytest.raises(ValueError, match=r"which all workers share\. Received: seed=2 \(was 1\)"):
+        worker.stage("train", {"seed": 2}, (), lambda: {})
 
 
 def test_starting_over(tmp_path):

@@ -1,4 +1,4 @@
-"""A recipe in two processes, one of which dies."""
+"""A recipe in two processes, each of which dies once."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from recipes.team import Team
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-FLAGS = ("--float_epochs=3", "--epochs=6")
+FLAGS = ("--float_epochs=3", "--epochs=8")
 
 
 def started(out, log, strategy, *flags, index=0, ports=()):
@@ -39,35 +39,37 @@ def free_ports(count):
     return ports
 
 
-def test_a_worker_dies_and_all_start_again(tmp_path):
-    backup = tmp_path / "run" / "backup" / "finetune"
-    logs = [tmp_path / f"log{i}" for i in range(4)]
-    ports = free_ports(2)
-    chief, other = (
-        started(tmp_path / "run", logs[i], "multi_worker", *FLAGS, index=i, ports=ports)
-        for i in (0, 1)
-    )
-    deadline = time.time() + 180
-    while time.time() < deadline and not list(backup.glob("epoch-0000[2-9]*")):
-        assert chief.poll() is None, logs[0].read_text()[-3000:]
-        time.sleep(0.02)
-    other.send_signal(signal.SIGKILL)
-    other.wait()
-    # The chief notices by itself, and says what to do.
-    assert chief.wait(timeout=120) != 0
-    assert "Another worker has died. Start all workers again" in logs[0].read_text()
+def both(folder, name):
+    """Chief and worker of a run in `folder`, and their logs."""
+    ports, logs = free_ports(2), [folder / f"{name}{i}" for i in (0, 1)]
+    flags = ("multi_worker", *FLAGS)
+    run = [started(folder / "run", logs[i], *flags, index=i, ports=ports) for i in (0, 1)]
+    return run, logs
 
-    ports = free_ports(2)
-    workers = [
-        started(tmp_path / "run", logs[2 + i], "multi_worker", *FLAGS, index=i, ports=ports)
-        for i in (0, 1)
-    ]
-    for worker, log in zip(workers, logs[2:], strict=True):
+
+def test_one_of_two_dies_and_both_start_again(tmp_path):
+    backup = tmp_path / "run" / "backup" / "finetune"
+    for victim, epochs in ((1, 2), (0, 4)):  # a worker, then the chief
+        run, logs = both(tmp_path, f"killed{victim}_")
+        deadline = time.time() + 180
+        while time.time() < deadline:
+            if any(int(path.name[6:11]) >= epochs for path in backup.glob("epoch-*.h5")):
+                break
+            assert run[0].poll() is None, logs[0].read_text()[-3000:]
+            time.sleep(0.02)
+        run[victim].send_signal(signal.SIGKILL)
+        run[victim].wait()
+        # The other one notices by itself, and says what to do.
+        assert run[1 - victim].wait(timeout=60) != 0
+        assert "Another worker has died. Start all workers again" in logs[1 - victim].read_text()
+
+    run, logs = both(tmp_path, "again")
+    for worker, log in zip(run, logs, strict=True):
         assert worker.wait(timeout=240) == 0, log.read_text()[-3000:]
-    assert "Resuming after epoch" in logs[2].read_text()
-    assert "Written to" in logs[2].read_text() and "Written to" not in logs[3].read_text()
+    assert "Resuming after epoch" in logs[0].read_text()
+    assert "Written to" in logs[0].read_text() and "Written to" not in logs[1].read_text()
     record = json.loads((tmp_path / "run" / "stages" / "finetune.json").read_text())
-    assert len(record["figures"]["history"]["loss"]) == 6
+    assert len(record["figures"]["history"]["loss"]) == 8
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["tflite_accuracy"] > 0.8 and results["exact"] == 1.0
     with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
