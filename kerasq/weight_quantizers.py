@@ -214,7 +214,7 @@ class Ternary(WeightQuantizer):
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
         """-1, 0 and 1."""
         threshold = _TWN_THRESHOLD * tf.reduce_mean(tf.abs(kernel), _inner(kernel))
-        return tf.sign(kernel) * tf.cast(tf.abs(kernel) > threshold, kernel.dtype)
+        return _signs(kernel, threshold)
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """`a`."""
@@ -247,7 +247,7 @@ class TrainedTernary(WeightQuantizer):
 
     def _signs(self, kernel: tf.Tensor) -> tf.Tensor:
         threshold = _TTQ_THRESHOLD * tf.reduce_max(tf.abs(kernel), _inner(kernel))
-        return tf.sign(kernel) * tf.cast(tf.abs(kernel) > threshold, kernel.dtype)
+        return _signs(kernel, threshold)
 
     def _magnitudes(self) -> tuple[tf.Tensor, tf.Tensor]:
         return tuple(project(v.value, UpperEnd()) for v in (self.positive, self.negative))
@@ -369,6 +369,11 @@ def _inner(kernel: tf.Tensor) -> list[int]:
     return list(range(kernel.shape.rank - 1))
 
 
+def _signs(kernel: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """-1, 0 and 1; 0 where magnitudes are not above the threshold."""
+    return tf.sign(kernel) * tf.cast(tf.abs(kernel) > threshold, kernel.dtype)
+
+
 def _step(high: tf.Tensor, steps: int) -> tf.Tensor:
     """`high / steps`, the same eagerly and in a graph, where float32 is multiplied by 1 / steps."""
     return tf.cast(tf.cast(high, tf.float64) / steps, tf.float32)
@@ -403,7 +408,7 @@ def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
     The largest magnitude; below 8 bits the share of it, from 0.3 to 1, that has the least
     squared error after quantization (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
     """
-    axes = list(range(kernel.shape.rank - 1))
+    axes = _inner(kernel)
     largest = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=axes), NARROWEST)
     if bits >= 8:
         return largest

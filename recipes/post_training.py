@@ -27,10 +27,9 @@ def static(run: Run, quantize: Callable[[keras.Model], keras.Model], method: str
         lite = kerasq.export_tflite(model, run.path(target))
         held_out = run.data.parts[1]
         outputs = training.predict(model, held_out.x)
-        floats = training.predict(run.load("float.keras"), held_out.x)
         return {
             "held_out_accuracy": training.accuracy(outputs, held_out.x, held_out.y),
-            "held_out_sqnr": evaluation.distance(floats, outputs)["sqnr"],
+            "held_out_sqnr": evaluation.distance(run.float_held_out, outputs)["sqnr"],
             "exact": kerasq.compare(model, lite, run.data.x_test[:1000]).exact,
             **_measured(run, lite),
         }

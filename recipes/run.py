@@ -197,6 +197,11 @@ class Run:
         return training.predict(self.load("float.keras"), self.data.x_test)
 
     @functools.cached_property
+    def float_held_out(self) -> np.ndarray:
+        """What float.keras makes of the images held out."""
+        return training.predict(self.load("float.keras"), self.data.parts[1].x)
+
+    @functools.cached_property
     def float_tflite(self) -> bytes:
         """float.keras as the plain converter has it."""
         return evaluation.convert_float(self.load("float.keras"))
