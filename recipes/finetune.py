@@ -17,7 +17,7 @@ CALIBRATION_METHOD = flags.DEFINE_enum(
     ["minmax", "moving_average", "percentile", "mse"],
     "How the first ranges come from the data.",
 )
-RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
+_RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
     "randomize_batch_norm",
     False,
     "Spread the BatchNormalization statistics (the function stays the same) before quantizing.",
@@ -93,10 +93,11 @@ def settings(run: Run, restarts: int = 1) -> training.FitSettings:
         restarts=restarts,
     )
     training.schedule(found, 1)  # Fails here, not after hours of training.
-    if (_FREEZE_RANGES_EPOCH.value or 0) >= max(1, found.epochs):
+    freeze = _FREEZE_RANGES_EPOCH.value
+    if freeze and freeze >= found.epochs:
         raise ValueError(
             "`freeze_ranges_epoch` must be one of the epochs, counted from 0. Received: "
-            f"freeze_ranges_epoch={_FREEZE_RANGES_EPOCH.value}, epochs={found.epochs}."
+            f"freeze_ranges_epoch={freeze}, epochs={found.epochs}."
         )
     return found
 
@@ -104,9 +105,18 @@ def settings(run: Run, restarts: int = 1) -> training.FitSettings:
 def float_model(run: Run) -> keras.Model:
     """float.keras as it is quantized."""
     model = run.load("float.keras")
-    if RANDOMIZE_BATCH_NORM.value:
+    if _RANDOMIZE_BATCH_NORM.value:
         models.randomize_batch_norm(model, run.fit.seed)
     return model
+
+
+def calibration_settings(run: Run) -> dict[str, Any]:
+    """What ranges from data depend on, by flag name."""
+    return {
+        "calibration_method": CALIBRATION_METHOD.value,
+        "randomize_batch_norm": _RANDOMIZE_BATCH_NORM.value,
+        **run.calibration_settings,
+    }
 
 
 def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depends: Any) -> None:
@@ -117,9 +127,8 @@ def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depend
         quantize: makes a quantized model of it.
         depends: what that depends on, by flag name.
     """
-    method, batches = CALIBRATION_METHOD.value, run.calibration_settings
-    run.settings.update(depends, calibration_method=method, **batches)
-    run.settings["randomize_batch_norm"] = RANDOMIZE_BATCH_NORM.value
+    method = CALIBRATION_METHOD.value
+    run.settings.update(depends, **calibration_settings(run))
 
     def work() -> results.Figures:
         keras.utils.set_random_seed(run.fit.seed)

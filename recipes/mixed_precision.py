@@ -116,9 +116,7 @@ def main() -> None:
         return kerasq.quantize_model(model, _CANDIDATES.value[0], chosen, batch_norm=batch_norm)
 
     job.train_float()
-    job.settings.update(**options, **job.calibration_settings)
-    job.settings["randomize_batch_norm"] = finetune.RANDOMIZE_BATCH_NORM.value
-    job.settings["calibration_method"] = finetune.CALIBRATION_METHOD.value
+    job.settings.update(**options, **finetune.calibration_settings(job))
     job.stage("allocate", ("sensitivity.png",), allocate)
     finetune.calibrate(job, quantize, batch_norm=finetune.BATCH_NORM.value)
     finetune.finetune(job, fit)

@@ -50,15 +50,12 @@ with strategy.scope():
 inq = [kerasq.IncrementalQuantization((0.5, 1.0))] if "weights" in options else []
 history = q.fit(x, y, batch_size=16, shuffle=False, epochs=2, verbose=0,
                 validation_data=(x, y), callbacks=inq).history
-for v in q.weights:
-    copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
-    assert all((copies[0] == c).all() for c in copies), v.path
 with strategy.scope():  # Ranges that follow the data, from the first batch on.
     follows = kerasq.quantize_model(network(), range_gradient="none")
     follows.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
 follows.fit(x, y, batch_size=16, shuffle=False, verbose=0)
 followed = {v.path: v.numpy() for v in follows.weights}
-for v in follows.weights:
+for v in [*q.weights, *follows.weights]:
     copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
     assert all((copies[0] == c).all() for c in copies), v.path
 np.savez(out, *q.get_weights(), paths=[v.path for v in q.weights], loss=history["loss"],
