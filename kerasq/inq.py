@@ -141,6 +141,12 @@ class IncrementalQuantization(keras.callbacks.Callback):
         for number, wrapper in enumerate(self.wrappers):
             self._freeze(wrapper, self.portions[step], np.random.default_rng((self.seed, number)))
 
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Adds the share of frozen weights to the figures of the epoch."""
+        del epoch
+        if logs is not None:
+            logs["frozen"] = self.frozen_share
+
     def on_train_end(self, logs: dict | None = None) -> None:
         """Undoes what averages of an optimizer did to frozen weights; warns where some are free."""
         del logs

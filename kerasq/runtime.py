@@ -169,7 +169,8 @@ class TFLiteModel:
             f"Output {', '.join(map(_end, self.outputs))}.",
             f"{len(self.content):,} bytes, {self._constants:,} of them weights and constants.",
         ]
-        return "\n".join([*lines, *(self.remarks() or ["Integer only."])])
+        lines += [] if self.float_ops else ["Integer only."]
+        return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
         """What a user should know: what computes in float, which weights are stored too wide."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,13 +51,13 @@ class Dataset:
         return len(self.class_names)
 
     def resized(self, size: int) -> "Dataset":
-        """The same images, `size` pixels high and wide (bilinear)."""
+        """The same images, `size` pixels high and wide (bilinear, smoothed where they shrink)."""
 
         def resize(x: np.ndarray) -> np.ndarray:
             shape = (len(x), size, size, x.shape[-1])
             images = np.empty(shape, x.dtype)
             for start in range(0, len(x), 1024):
-                chunk = tf.image.resize(x[start : start + 1024], (size, size)).numpy()
+                chunk = tf.image.resize(x[start : start + 1024], shape[1:3], antialias=True).numpy()
                 is_pixels = x.dtype == np.uint8
                 images[start : start + 1024] = np.rint(chunk) if is_pixels else chunk
             return images
@@ -85,12 +86,13 @@ class Samples(NamedTuple):
     y: np.ndarray
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
     """Loads the data set `name`.
 
     Args:
         name: a key of `DATASETS`.
         data_dir: the folder of `image_folder`, the file of `npz`; not used by the others.
+        size: height and width that images are resized to; None leaves them as they are.
 
     Raises:
         ValueError: the name is unknown, or what `data_dir` holds is not such a data set.
@@ -101,7 +103,30 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         raise ValueError(
             f"`dataset` must be one of {', '.join(DATASETS)}. Received: dataset={name!r}."
         )
-    return DATASETS[name](_required_path(name, data_dir))
+    path = _required_path(name, data_dir)
+    if name == "image_folder":
+        return _image_folder(path, size)  # Photos are of any size, and too large to keep.
+    data = DATASETS[name](path)
+    return data if size is None else data.resized(size)
+
+
+def digest(name: str, data_dir: str | os.PathLike | None) -> str:
+    """The first digits of a SHA-256, so that changed data are not mistaken for the old ones.
+
+    Of a .npz file's content; of the names and sizes of a folder's files; "" for other data sets.
+    """
+    path = _required_path(name, data_dir)
+    if name == "npz" and path.is_file():
+        return file_digest(path)
+    found = path.glob("*/*/*") if name == "image_folder" else ()
+    listed = sorted(f"{file.relative_to(path)} {file.stat().st_size}" for file in found)
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16] if listed else ""
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """The first digits of a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _required_path(name: str, data_dir: str | os.PathLike | None) -> Path:
@@ -169,7 +194,7 @@ def _npz(path: Path) -> Dataset:
     return _dataset("npz", (x_train, y_train), (x_test, y_test))
 
 
-def _image_folder(path: Path) -> Dataset:
+def _image_folder(path: Path, size: int | None = None) -> Dataset:
     """Images in train/<class>/ and test/<class>/; the classes are train's sub-folders, sorted."""
     class_names = _class_folders(path / "train")
     if _class_folders(path / "test") != class_names:
@@ -177,8 +202,8 @@ def _image_folder(path: Path) -> Dataset:
             "train/ and test/ must have the same class sub-folders. Received: "
             f"{', '.join(class_names)} and {', '.join(_class_folders(path / 'test'))} in {path}."
         )
-    train = _read_images(path / "train", class_names)
-    test = _read_images(path / "test", class_names)
+    train = _read_images(path / "train", class_names, size)
+    test = _read_images(path / "test", class_names, size)
     return _dataset("image_folder", train, test, class_names)
 
 
@@ -198,7 +223,9 @@ def _class_folders(split: Path) -> tuple[str, ...]:
     return names
 
 
-def _read_images(split: Path, class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _read_images(
+    split: Path, class_names: tuple[str, ...], size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Decodes every image of a split with one thread a core; returns images and labels."""
     files, labels = [], []
     for label, name in enumerate(class_names):
@@ -210,22 +237,22 @@ def _read_images(split: Path, class_names: tuple[str, ...]) -> tuple[np.ndarray,
             )
         files += found
         labels += [label] * len(found)
-    return _decode_all(files, title=split.name), np.array(labels)
+    return _decode_all(files, split.name, size), np.array(labels)
 
 
-def _decode_all(files: list[Path], title: str) -> np.ndarray:
-    """Decodes files to one uint8 array; mode (gray or RGB) and size are the first file's."""
-    first = _decode(files[0], mode=None)
+def _decode_all(files: list[Path], title: str, size: int | None) -> np.ndarray:
+    """Decodes files to one uint8 array; mode (gray or RGB), and size, are the first file's."""
+    first = _decode(files[0], None, size)
     mode = "L" if first.shape[-1] == 1 else "RGB"
     images = np.empty((len(files), *first.shape), "uint8")
     print(f"Reading {len(files)} images of {title}/")
     progress = keras.utils.Progbar(len(files), unit_name="image")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, image in enumerate(pool.map(lambda file: _decode(file, mode), files)):
+        for i, image in enumerate(pool.map(lambda file: _decode(file, mode, size), files)):
             if image.shape != first.shape:
                 raise ValueError(
                     f"All images must have one size. Received: {files[i]} of {image.shape}, "
-                    f"{files[0]} of {first.shape}. Resize them first."
+                    f"{files[0]} of {first.shape}. Give --image_size."
                 )
             images[i] = image
             if i % 500 == 499 or i + 1 == len(files):
@@ -233,14 +260,20 @@ def _decode_all(files: list[Path], title: str) -> np.ndarray:
     return images
 
 
-def _decode(file: Path, mode: str | None) -> np.ndarray:
-    """One image as uint8 (height, width, channels); without a `mode` gray stays gray."""
+def _decode(file: Path, mode: str | None, size: int | None) -> np.ndarray:
+    """One image as uint8 (height, width, channels); without a `mode` gray stays gray.
+
+    It is made `size` pixels high and wide, if that is given.
+    """
     from PIL import Image
 
     try:
         with Image.open(file) as image:
             wanted = mode or ("L" if image.mode == "L" else "RGB")
-            pixels = np.asarray(image.convert(wanted))
+            converted = image.convert(wanted)
+            if size is not None:
+                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(converted)
     except OSError as error:
         raise ValueError(
             f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
@@ -306,6 +339,6 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
 }
 
 _READ_FROM_DATA_DIR = {
-    "image_folder": "a folder with train/<class>/*.jpg and test/<class>/*.jpg",
+    "image_folder": "a folder with train/<class>/*.jpg (or png, bmp) and test/<class>/*.jpg",
     "npz": "a .npz file with x_train, y_train, x_test and y_test",
 }

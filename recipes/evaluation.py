@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recipes.run import Run
 
 _ROUNDS = 200  # alternating latency measurements of each model
+_HARM = 0.01  # loss of accuracy by fine-tuning that is spoken of
 _COMPARED_IMAGES = 1000  # of which every layer is compared
 
 
@@ -182,6 +183,7 @@ def alternating_latency(files: list[bytes], num_threads: int) -> list[float]:
 
 _SUMMARY = {
     "float_accuracy": ("float", "accuracy"),
+    "majority": ("float", "majority"),
     "calibrated_accuracy": ("calibrate", "accuracy"),
     "calibrated_float_agreement": ("calibrate", "float_agreement"),
     "calibrated_sqnr": ("calibrate", "sqnr"),
@@ -205,6 +207,25 @@ def summarize(figures: dict[str, results.Figures]) -> dict[str, Any]:
     """The figures of all stages as the flat object that results.json holds."""
     found = {k: figures[stage][v] for k, (stage, v) in _SUMMARY.items() if stage in figures}
     found["seconds"] = {stage: values["seconds"] for stage, values in figures.items()}
+    return found
+
+
+def remarks(summary: dict[str, Any]) -> list[str]:
+    """What a user should not overlook: a float model that guesses, fine-tuning that does harm."""
+    found = []
+    if summary["float_accuracy"] <= summary.get("majority", 0.0):
+        found.append(
+            "The float model is no better than always answering with the commonest class "
+            f"({100 * summary['majority']:.2f} %). Are images and labels those it was trained on "
+            "(pixels are 0 to 255, classes in the order of their names)? For training from "
+            "scratch take more epochs or a smaller --batch_size."
+        )
+    lost = summary.get("calibrated_accuracy", 0.0) - summary.get("finetuned_accuracy", 1.0)
+    if lost > _HARM:
+        found.append(
+            f"Fine-tuning lost {100 * lost:.2f} points against calibrated.keras: it may have "
+            "diverged. Try a lower --learning_rate, or more --epochs."
+        )
     return found
 
 
@@ -235,5 +256,11 @@ def report(summary: dict[str, Any]) -> str:
             f"with the reference kernels (TFLite Micro's rounding) on "
             f"{100 * reference['argmax_agreement']:.2f} % of {reference['samples']:,} of them."
         )
+    if "powers_of_two" in summary:
+        lines.append(
+            f"Of its weights {100 * summary['powers_of_two']:.2f} % are 0 or a power of two; they "
+            f"differ from the trained ones by {summary['weights_max_difference']:g} at most."
+        )
+    lines += remarks(summary)
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())
     return "\n".join([*lines, f"Seconds: {seconds}."])

@@ -26,13 +26,13 @@ EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of fine-tuning; 0 exports as 
 LEARNING_RATE = flags.DEFINE_float(
     "learning_rate",
     None,
-    "Highest learning rate of fine-tuning. Where there is none: --float_learning_rate / 100.",
+    "Highest learning rate of fine-tuning. Without a default: --float_learning_rate / 100.",
     0.0,
 )
 MOMENTUM = flags.DEFINE_float(
     "momentum",
     None,
-    "Momentum of fine-tuning. Where there is none: --float_momentum * 5/9, or 0.5 for 0.9.",
+    "Momentum of fine-tuning. Without a default: --float_momentum * 5/9, or 0.5 for 0.9.",
     0.0,
     1.0,
 )

@@ -65,19 +65,19 @@ def main() -> None:
     job = run.Run.from_flags("inq")
     portions = _portions()
     fit = finetune.settings(job, restarts=len(portions))
+    inq = kerasq.IncrementalQuantization(
+        portions,
+        epochs=max(1, fit.epochs // len(portions)),
+        partition=_PARTITION.value,
+        per_channel=_EXPONENTS.value == "channel",
+        seed=fit.seed,
+    )
     if fit.epochs % len(portions) or not fit.epochs:
         raise ValueError(
             f"`epochs` must be a multiple of the number of portions, {len(portions)}. Received: "
             f"epochs={fit.epochs}. Take --epochs={len(portions)} or {2 * len(portions)}, or other "
             "--portions."
         )
-    inq = kerasq.IncrementalQuantization(
-        portions,
-        epochs=fit.epochs // len(portions),
-        partition=_PARTITION.value,
-        per_channel=_EXPONENTS.value == "channel",
-        seed=fit.seed,
-    )
     options = {"scheme": f"w{_BITS.value}a8", "batch_norm": finetune.BATCH_NORM.value}
 
     def quantize(model: keras.Model) -> keras.Model:

@@ -38,10 +38,18 @@ from recipes import finetune, run
 
 _BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")
 _CANDIDATES = flags.DEFINE_list(
-    "candidates", ["w8a8", "w4a8", "w8a16"], "Schemes that a layer may get."
+    "candidates",
+    None,
+    "Schemes that a layer may get. Default: w8a8,w4a8,w8a16; for a budget in bytes w8a8,w4a8, as "
+    "int16 activations would seem to cost nothing.",
 )
 for module in (finetune, run):
     flags.adopt_module_key_flags(module)
+
+
+def _candidates() -> list[str]:
+    wide = [] if _BUDGET.value.startswith("bytes=") else ["w8a16"]
+    return _CANDIDATES.value or ["w8a8", "w4a8", *wide]
 
 
 def parsed(budget: str) -> tuple[str, float, bool]:
@@ -70,7 +78,7 @@ def _widths(name: str) -> tuple[int, int]:
 def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
     """The scheme of each layer that the budget allows; prints and plots where it comes from."""
     unit, value, is_share = parsed(_BUDGET.value)
-    first, *others = _CANDIDATES.value
+    first, *others = _candidates()
     batches = job.calibration_batches()
     ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value}
     if unit == "layers":
@@ -87,7 +95,7 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
         costs = kerasq.summary(kerasq.quantize_model(model, first))
         value = round(value * (costs.weight_bytes if unit == "bytes" else costs.bit_operations))
         print(f"--budget={_BUDGET.value}: {value:,} {unit}")
-    found = kerasq.allocate(model, batches, {unit: value}, _CANDIDATES.value, **ranges)
+    found = kerasq.allocate(model, batches, {unit: value}, _candidates(), **ranges)
     print(f"{found.sensitivity}\n\n{found}")
     found.sensitivity.plot(job.path("sensitivity.png"))
     found.plot(job.path("pareto.png"))
@@ -97,15 +105,15 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
 def main() -> None:
     """Float, allocate, calibrate, fine-tune, export."""
     parsed(_BUDGET.value)
-    first, *others = map(_widths, _CANDIDATES.value)
+    first, *others = map(_widths, _candidates())
     if _BUDGET.value.startswith("layers=") and not any(x > first for x in others):
         raise ValueError(
             "`candidates` must have a wider scheme behind the first one for budget=layers=... "
-            f"Received: candidates={_CANDIDATES.value}."
+            f"Received: candidates={_candidates()}."
         )
     job = run.Run.from_flags("mixed_precision")
     fit = finetune.settings(job)
-    options = {"candidates": _CANDIDATES.value, "budget": _BUDGET.value}
+    options = {"candidates": _candidates(), "budget": _BUDGET.value}
 
     def allocate() -> dict[str, Any]:
         return {"overrides": overrides(job, finetune.float_model(job))}
@@ -113,7 +121,7 @@ def main() -> None:
     def quantize(model: keras.Model) -> keras.Model:
         batch_norm = finetune.BATCH_NORM.value
         chosen = job.figures["allocate"]["overrides"]
-        return kerasq.quantize_model(model, _CANDIDATES.value[0], chosen, batch_norm=batch_norm)
+        return kerasq.quantize_model(model, _candidates()[0], chosen, batch_norm=batch_norm)
 
     job.train_float()
     job.settings.update(**options, **finetune.calibration_settings(job))

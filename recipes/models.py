@@ -3,6 +3,7 @@
 `width` multiplies the number of channels (WRPN: Mishra et al. 2018, arXiv 1709.01134).
 """
 
+import difflib
 from collections.abc import Callable
 
 import keras
@@ -28,9 +29,12 @@ def build(name: str, input_shape: Shape, classes: int, width: float = 1.0) -> ke
         return MODELS[name](input_shape, classes, width)
     application = applications().get(name)
     if application is None:
+        known = {known.lower(): known for known in [*MODELS, *applications()]}
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f" Did you mean {known[close[0]]}?" if close else ""
         raise ValueError(
             f"`model` must be one of {', '.join(MODELS)}, a network of keras.applications, or the "
-            f"path of a .keras file. Received: model={name!r}."
+            f"path of a .keras file. Received: model={name!r}.{hint}"
         )
     if width != 1.0:
         raise ValueError(
@@ -41,7 +45,8 @@ def build(name: str, input_shape: Shape, classes: int, width: float = 1.0) -> ke
         return application(input_shape=input_shape, classes=classes, weights=None)
     except ValueError as error:
         raise ValueError(
-            f"model={name!r} must fit images of {input_shape}: {error} Give `image_size`."
+            f"model={name!r} must fit images of {input_shape}: {str(error).rstrip('.')}. "
+            "Give --image_size."
         ) from error
 
 

@@ -76,18 +76,21 @@ def finish(run: Run) -> None:
     write_whole(run.path("model.tflite"), run.path(f"{best}.tflite").read_bytes())
     floats = run.figures["float"]["accuracy"]
     first = run.figures[names[0]]
-    header = ["", "accuracy", "held out", "same class as float", "SQNR (dB)", "bytes", "ms/image"]
-    rows = [header]
+    header = ["", "accuracy", "same class as float", "SQNR (dB)", "bytes", "ms/image"]
+    rows = [[*header, "held out", "SQNR (dB)"]]
     size, ms = f"{first['float_bytes']:,}", f"{first['float_ms']:.3f}"
-    rows.append(["float", f"{100 * floats:.2f} %", "", "", "", size, ms])
+    rows.append(["float", f"{100 * floats:.2f} %", "", "", size, ms, "", ""])
     for name in names:
         x = run.figures[name]
-        keys = ("accuracy", "held_out_accuracy", "float_agreement")
+        keys = ("accuracy", "float_agreement", "held_out_accuracy")
         shares = [f"{100 * x[key]:.2f} %" if key in x else "" for key in keys]
-        rows.append([name, *shares, f"{x['sqnr']:.1f}", f"{x['bytes']:,}", f"{x['ms']:.3f}"])
+        noise = [f"{x[key]:.1f}" if key in x else "" for key in ("sqnr", "held_out_sqnr")]
+        sizes = [f"{x['bytes']:,}", f"{x['ms']:.3f}"]
+        rows.append([name, *shares[:2], noise[0], *sizes, shares[2], noise[1]])
     summary = {
         "recipe": run.recipe,
         "float_accuracy": floats,
+        "majority": run.figures["float"].get("majority", 0.0),
         "tflite_accuracy": run.figures[best]["accuracy"],
         "tflite_bytes": run.figures[best]["bytes"],
         "best": best,
@@ -97,18 +100,21 @@ def finish(run: Run) -> None:
     }
     results.write_json(run.path("results.json"), summary)
     _plot(run, {"float": floats} | {name: run.figures[name]["accuracy"] for name in names})
-    print(f"\n{tables.plain(rows)}\nmodel.tflite is {best}. Written to {run.directory.path}/")
+    lines = [tables.plain(rows), *evaluation.remarks(summary)]
+    lines.append(f"model.tflite is {best}: the best on the images held out.")
+    print("", *lines, f"Written to {run.directory.path}/", sep="\n")
 
 
 def _plot(run: Run, accuracies: dict[str, float]) -> None:
-    """Bars of the accuracies to accuracy.png."""
+    """Accuracies to accuracy.png, as dots: bars would have to begin at 0."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 1 + 0.35 * len(accuracies)), layout="constrained")
     axes = figure.subplots()
     values = [100 * value for value in accuracies.values()]
-    bars = axes.barh(list(accuracies), values)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.plot(values, list(accuracies), "o")
+    for y, value in enumerate(values):
+        axes.annotate(f"{value:.2f}", (value, y), (8, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     margin = max(0.5, 0.3 * (max(values) - min(values)))
     axes.set(xlabel="accuracy on the test images (%)")

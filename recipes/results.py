@@ -157,6 +157,8 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> 
             values = [unit * value for value in history.get(prefix + name, [])]
             axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
         axes.set(title=title, xlabel="epoch", ylabel="top-1 (%)" if unit == 100 else name)
+        if unit == 100:
+            axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()

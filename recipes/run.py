@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +21,9 @@ _DATASET = flags.DEFINE_enum("dataset", "digits", list(datasets.DATASETS), "Data
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where --dataset=image_folder (train/<class>/*.jpg, test/<class>/*.jpg) or npz (a file with "
-    "x_train, y_train, x_test, y_test) is read from.",
+    "Where --dataset=image_folder (train/<class>/*.jpg or png, test/<class>/...; classes are "
+    "numbered in the order of their names) or npz (a file with x_train, y_train, x_test, y_test) "
+    "is read from. Networks are fed pixels of 0 to 255.",
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Height and width that images are resized to. Default: as they are.", 1
@@ -31,8 +31,9 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    f"Network: one of {', '.join(models.MODELS)}, a name in keras.applications, or the path of a "
-    "trained .keras file. Default: cnn for gray images, resnet8 for colour.",
+    f"Network: one of {', '.join(models.MODELS)}, a name in keras.applications (trained from "
+    "scratch, as those are), or the path of a trained .keras file. Default: cnn for gray images, "
+    "resnet8 for colour.",
 )
 _FLOAT_EPOCHS = flags.DEFINE_integer(
     "float_epochs", None, "Epochs of float training. Default: 20 for digits, else 12.", 1
@@ -128,6 +129,8 @@ class Run:
                 "`batch_size` must be a multiple of the number of replicas. Received: batch_size="
                 f"{batch_size}, {team.replicas} replicas. Take {team.replicas} times a number."
             )
+        if team.strategy is not None:
+            print(f"--strategy={_STRATEGY.value}: replicas={team.replicas}", flush=True)
         out = _OUT.value or f"runs/{recipe}_{_DATASET.value}_{Path(model).stem}"
         return cls(
             recipe=recipe,
@@ -148,6 +151,7 @@ class Run:
                 seed=_SEED.value,
             ),
             directory=results.RunDirectory(out, team, _RESUME.value),
+            settings={"recipe": recipe},
         )
 
     @property
@@ -158,9 +162,8 @@ class Run:
     @functools.cached_property
     def data(self) -> datasets.Dataset:
         """The data set, loaded when a stage first needs it."""
-        data = datasets.load(self.data_settings["dataset"], self.data_settings["data_dir"])
-        size = self.data_settings["image_size"]
-        return data if size is None else data.resized(size)
+        found = self.data_settings
+        return datasets.load(found["dataset"], found["data_dir"], found["image_size"])
 
     def path(self, name: str) -> Path:
         """The path of an artifact."""
@@ -229,6 +232,8 @@ class Run:
         """float.keras: the network, trained, or a trained file, copied."""
         is_file = self.model.endswith(".keras")
         self.settings.update(self.data_settings, model=self.model, widen=self.widen)
+        if digest := datasets.digest(self.data_settings["dataset"], self.data_settings["data_dir"]):
+            self.settings["data_sha256"] = digest
         self.settings.update(batch_size=self.fit.batch_size, seed=self.fit.seed)
         if is_file:
             self.settings["model_sha256"] = _digest(self.model)
@@ -321,7 +326,10 @@ class Run:
                 )
             if self.team.is_chief:
                 results.save_model(getattr(model, "student", model), self.path(target))
-                found["accuracy"], _ = self.score(self.load(target))
+                found["accuracy"], outputs = self.score(self.load(target))
+                if outputs.ndim == 2:
+                    counts = np.bincount(self.data.y_test)
+                    found["majority"] = float(counts.max() / counts.sum())
             return found
 
         self.stage(name, (target,), work, together=True, settings=settings)
@@ -341,6 +349,7 @@ class Run:
         if not self.team.is_chief:
             return
         summary = {"recipe": self.recipe, **evaluation.summarize(self.figures), **more}
+        summary["replicas"] = self.team.replicas
         summary["settings"] = self.settings
         results.write_json(self.path("results.json"), summary)
         curves = {name: values.get("history", {}) for name, values in self.figures.items()}
@@ -389,4 +398,4 @@ def _digest(path: str) -> str:
             f"`model` must be a .keras file, or a name. Received: model={path!r}, which does not "
             "exist. Leave the flag out to train a model here."
         )
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return datasets.file_digest(path)

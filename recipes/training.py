@@ -306,6 +306,9 @@ class EpochBackup(keras.callbacks.Callback):
 
     def restore(self, model: keras.Model) -> int:
         """Loads the last state into the compiled model; returns the number of finished epochs."""
+        if self._writes:  # What a kill has left half written.
+            for state in self._directory.glob(".*.weights.h5"):
+                state.unlink()
         states = self._states("epoch")
         if not states:
             return 0

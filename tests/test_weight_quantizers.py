@@ -382,6 +382,7 @@ def test_the_export_says_which_weights_are_narrower_than_their_type(scheme, weig
         q.fit(x, np.zeros((8, *q.output_shape[1:])), verbose=0, callbacks=[inq])
     text = str(kerasq.export_tflite(q))
     assert ("Weights stored wider" in text) == (said is not None)
+    assert "Integer only." in text
     assert said is None or f"branch ({said}, CONV_2D on int8)" in text
 
 

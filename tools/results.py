@@ -27,7 +27,6 @@ _MODEL = flags.DEFINE_string("model", "resnet8", "Network to train, or a .keras 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each row, a multiple of 12.", 12)
 _FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 60, "Epochs of the float network.", 1)
-_ROWS = flags.DEFINE_list("rows", [], "Names of rows to run; all by default.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared among them.", 1)
 
 _TUNE = ("--learning_rate=0.01", "--momentum=0.9", "--batch_norm=keep")
@@ -62,6 +61,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "binary w1a8": ("low_bit", "--quantizer=binary"),
 }
 
+_ROWS = flags.DEFINE_multi_enum("row", list(ROWS), list(ROWS), "Rows to run, a flag for each.")
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 
 def _folder(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
@@ -73,7 +75,13 @@ def run(name: str, seed: str, model: str, threads: int) -> dict:
     out = pathlib.Path(_OUT.value) / _folder(name) / f"seed{seed}"
     if recipe != "ptq":
         options.append(f"--epochs={_EPOCHS.value}")
-    command = [sys.executable, f"recipes/{recipe}.py", *options, *_common(), f"--model={model}"]
+    command = [
+        sys.executable,
+        str(_ROOT / f"recipes/{recipe}.py"),
+        *options,
+        *_common(),
+        f"--model={model}",
+    ]
     _call([*command, f"--seed={seed}", f"--out={out}"], out, threads)
     return json.loads((out / "results.json").read_text())
 
@@ -149,11 +157,15 @@ def main(_: list[str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // _JOBS.value)
     if _EPOCHS.value % 12:
         sys.exit(f"`epochs` must be a multiple of 12, for INQ's steps. Received: {_EPOCHS.value}.")
-    base = [sys.executable, "recipes/qat.py", "--float_only", *_common(), f"--model={_MODEL.value}"]
-    base += [f"--float_epochs={_FLOAT_EPOCHS.value}", f"--out={out / 'network'}"]
+    base = [sys.executable, str(_ROOT / "recipes/qat.py"), "--float_only", *_common()]
+    base += [
+        f"--model={_MODEL.value}",
+        f"--float_epochs={_FLOAT_EPOCHS.value}",
+        f"--out={out / 'network'}",
+    ]
     _call(base, out / "network", os.cpu_count() or 1)
     model = str(out / "network" / "float.keras")
-    names = [_BASE, *(name for name in _ROWS.value or ROWS if name != _BASE)]
+    names = [_BASE, *(name for name in _ROWS.value if name != _BASE)]
     jobs = [(name, seed) for name in names for seed in _SEEDS.value]
     with ThreadPoolExecutor(_JOBS.value) as pool:
         runs = pool.map(lambda job: run(job[0], job[1], model, threads), jobs)

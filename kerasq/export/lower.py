@@ -290,7 +290,8 @@ class _Lowering(Builder):
                 f"The output range of layer {mark.name!r} must not be far narrower than its "
                 f"accumulators: s_in * s_w / s_out must be below {LARGEST_MULTIPLIER}. Received: "
                 f"{np.max(scale / out.scale):.3g}. The layer's output was (almost) constant in "
-                "the data seen: calibrate on other data, or remove the layer."
+                "the data seen: calibrate on other data, remove the layer, or train again at a "
+                "lower learning rate if training has diverged."
             )
         inputs[1] = self.add(f"{mark.name}/kernel", values.shape, kernel, kernel.quantize(values))
         if operators.packs(kind, kernel.bits, grid.bits):

@@ -102,8 +102,32 @@ def test_images_of_two_sizes(tmp_path):
     write_images(tmp_path, "train")
     write_images(tmp_path, "test")
     Image.new("RGB", (9, 9)).save(tmp_path / "train/dog/0.png")
-    with pytest.raises(ValueError, match=r"must have one size.*dog/0\.png.*Resize"):
+    with pytest.raises(ValueError, match=r"must have one size.*dog/0\.png.*Give --image"):
         datasets.load("image_folder", tmp_path)
+    data = datasets.load("image_folder", tmp_path, size=6)
+    assert data.image_shape == (6, 6, 3) and data.x_train.dtype == np.uint8
+
+
+def test_arrays_are_smoothed_where_they_shrink(tmp_path):
+    stripes = np.tile(np.array([0, 255], "uint8"), (5, 8, 4))
+    labels = np.zeros(5, int)
+    np.savez(tmp_path / "d.npz", x_train=stripes, y_train=labels, x_test=stripes, y_test=labels)
+    data = datasets.load("npz", tmp_path / "d.npz", size=2)
+    assert data.image_shape == (2, 2, 1)
+    np.testing.assert_allclose(data.x_train, 127.5, atol=32)
+
+
+def test_changed_data_have_another_digest(tmp_path):
+    write_images(tmp_path, "train")
+    before = datasets.digest("image_folder", tmp_path)
+    assert before == datasets.digest("image_folder", tmp_path)
+    write_images(tmp_path, "test")
+    assert before != datasets.digest("image_folder", tmp_path)
+    found = []
+    for label in (0, 1):
+        np.savez(tmp_path / "d.npz", y_train=np.array([label]))
+        found.append(datasets.digest("npz", tmp_path / "d.npz"))
+    assert found[0] != found[1] and datasets.digest("digits", None) == ""
 
 
 def test_unreadable_image(tmp_path):

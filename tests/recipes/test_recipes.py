@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kerasq
-from recipes import datasets, low_bit, mixed_precision, schemes
+from recipes import datasets, evaluation, low_bit, mixed_precision, schemes
 from tests import networks
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +110,29 @@ def test_changed_flags_are_refused(qat):
     assert re.search(r"momentum=0\.25 \(was 0\.5\).*another --out", done.stderr)
 
 
+def test_another_recipe_does_not_write_over_a_run(qat, network):
+    done = run("ptq", f"--out={qat[0]}", f"--model={network}")
+    assert done.returncode != 0 and "recipe='ptq' (was 'qat')" in done.stderr
+
+
+def test_changed_data_are_refused(tmp_path):
+    x, y = np.zeros((20, 8, 8), "uint8"), np.arange(20) % 2
+    flags = [f"--data_dir={tmp_path / 'd.npz'}", "--dataset=npz", "--float_epochs=1"]
+    flags += ["--float_only", f"--out={tmp_path / 'run'}"]
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    first = run("qat", *flags)
+    assert first.returncode == 0 and "no better than always answering" in first.stdout
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=1 - y)
+    assert "for the stage 'float'" in run("qat", *flags).stderr
+
+
+def test_fine_tuning_that_does_harm_is_spoken_of():
+    figures = {"float_accuracy": 0.9, "majority": 0.1, "calibrated_accuracy": 0.88}
+    assert evaluation.remarks(figures | {"finetuned_accuracy": 0.875}) == []
+    (remark,) = evaluation.remarks(figures | {"finetuned_accuracy": 0.5})
+    assert "lost 38.00 points" in remark and "--learning_rate" in remark
+
+
 def test_inq_epochs_and_portions(network, tmp_path):
     done = run("inq", f"--out={tmp_path}", f"--model={network}", "--epochs=3")
     assert done.returncode != 0
@@ -150,7 +173,7 @@ def test_mixed_precision(network, tmp_path):
     flags = ("--budget=bytes=70%", f"--model={network}", "--epochs=1")
     results, text = finished("mixed_precision", tmp_path, *flags)
     assert results["tflite_accuracy"] > 0.93 and results["exact"] == 1.0
-    assert set(results["overrides"].values()) >= {"w8a8", "w4a8"} and "bytes" in text
+    assert set(results["overrides"].values()) == {"w8a8", "w4a8"} and "bytes" in text
     for name in ("sensitivity", "pareto"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert 0 < results["kernel_bytes"] <= 0.75 * 23_824
@@ -166,6 +189,8 @@ def test_mixed_precision(network, tmp_path):
         ("qat", ("--replicas=2",), "Add --strategy=mirrored"),
         ("qat", ("--strategy=mirrored", "--replicas=2", "--batch_size=31"), "31, 2 replicas"),
         ("inq", ("--portions=half,1",), "must be numbers, such as"),
+        ("inq", ("--portions=0.5,0.4,1", "--epochs=4"), "must grow from above 0.0 to 1.0"),
+        ("qat", ("--model=mobilenetv2x",), "Did you mean MobileNetV2?"),
         ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
         ("qat", ("--epochs=-1",), "not a non-negative integer"),
         ("inq", ("--epochs=4", "--warmup_epochs=1"), "Leave these flags out"),
@@ -204,7 +229,7 @@ def test_all_of_fine_tuning(network, tmp_path):
     flags = ["--batch_norm=keep", "--freeze_ranges_epoch=2", "--label_smoothing=0.1"]
     flags += ["--distill_weight=0.5", "--schedule=step", "--warmup_epochs=1", "--epochs=3"]
     flags += ["--overrides=dense=w8a16", "--strategy=mirrored", "--replicas=2"]
-    results, _ = finished("qat", tmp_path, f"--model={network}", *flags)
+    results, text = finished("qat", tmp_path, f"--model={network}", *flags)
     assert results["tflite_accuracy"] > 0.95 and results["agreement"] == 1.0
     assert {"seconds", "settings", "best_epoch"} <= set(results)
     for flag in flags[1:6]:
@@ -220,6 +245,7 @@ def test_all_of_fine_tuning(network, tmp_path):
     ends = {tag: values for tag, values in curves["scalars"].items() if tag.startswith("ranges")}
     assert any(values[0] != values[1] for values in ends.values())
     assert all(values[1] == values[2] for values in ends.values())  # frozen
+    assert results["replicas"] == 2 and "--strategy=mirrored: replicas=2" in text
     model = keras.models.load_model(tmp_path / "finetuned.keras")
     assert type(model) is type(keras.models.load_model(network))  # the student, not the learner
 
@@ -269,6 +295,9 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(network, tmp_path):
     # Two runs of a seed are the same, to the last bit.
     assert broken["calibrated_sqnr"] == unbroken["calibrated_sqnr"]
     assert histories[0] == histories[1]
+    np.testing.assert_allclose(histories[0]["frozen"], [0.5, 0.5, 1.0, 1.0], atol=0.02)
+    assert "Of its weights 100.00 % are 0 or a power of two" in text
+    assert not list((tmp_path / "cut" / "backup").rglob(".*.h5"))
     assert broken["weights_max_difference"] == 0.0 and broken["powers_of_two"] == 1.0
     assert broken["tflite_accuracy"] > 0.9 and broken["exact"] == 1.0
     assert broken["best_epoch"] > 2  # only then all weights are powers of two
