@@ -82,7 +82,9 @@ def test_wider_networks_have_more_channels(name):
 def test_keras_applications_go_by_their_names():
     model = models.build("MobileNetV2", (32, 32, 3), 7)
     assert model.output_shape == (None, 7)
-    with pytest.raises(ValueError, match=r"must fit images of \(8, 8, 1\).*[.] Give --image_size[.]"):
+    with pytest.raises(
+        ValueError, match=r"must fit images of \(8, 8, 1\).*[.] Give --image_size[.]"
+    ):
         models.build("MobileNetV2", (8, 8, 1), 7)
     with pytest.raises(ValueError, match=r"`widen` must be 1.*widen=2.0, model='ResNet50'"):
         models.build("ResNet50", (32, 32, 3), 7, width=2.0)
