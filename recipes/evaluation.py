@@ -205,7 +205,7 @@ _SUMMARY = {
 
 def summarize(figures: dict[str, results.Figures]) -> dict[str, Any]:
     """The figures of all stages as the flat object that results.json holds."""
-    found = {k: figures[stage][v] for k, (stage, v) in _SUMMARY.items() if stage in figures}
+    found = {k: figures[x][v] for k, (x, v) in _SUMMARY.items() if v in figures.get(x, {})}
     found["seconds"] = {stage: values["seconds"] for stage, values in figures.items()}
     return found
 
@@ -213,7 +213,7 @@ def summarize(figures: dict[str, results.Figures]) -> dict[str, Any]:
 def remarks(summary: dict[str, Any]) -> list[str]:
     """What a user should not overlook: a float model that guesses, fine-tuning that does harm."""
     found = []
-    if summary["float_accuracy"] <= summary.get("majority", 0.0):
+    if summary["float_accuracy"] <= summary.get("majority", -np.inf):
         found.append(
             "The float model is no better than always answering with the commonest class "
             f"({100 * summary['majority']:.2f} %). Are images and labels those it was trained on "

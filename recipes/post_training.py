@@ -89,13 +89,11 @@ def finish(run: Run) -> None:
         rows.append([name, *shares[:2], noise[0], *sizes, shares[2], noise[1]])
     summary = {
         "recipe": run.recipe,
-        "float_accuracy": floats,
-        "majority": run.figures["float"].get("majority", 0.0),
+        **evaluation.summarize(run.figures),
         "tflite_accuracy": run.figures[best]["accuracy"],
         "tflite_bytes": run.figures[best]["bytes"],
         "best": best,
         "flavours": {name: run.figures[name] for name in names},
-        "seconds": {name: x["seconds"] for name, x in run.figures.items()},
         "settings": run.settings,
     }
     results.write_json(run.path("results.json"), summary)

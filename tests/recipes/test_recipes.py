@@ -225,6 +225,13 @@ def test_ptq(network, tmp_path):
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_autoencoder_has_no_classes_to_report(tmp_path):
+    flags = ("--model=autoencoder", "--float_epochs=1", "--epochs=1")
+    results, text = finished("qat", tmp_path, *flags)
+    assert "tflite_accuracy" in results and "agreement" not in results
+    assert "integer .tflite" in text and "commonest class" not in text
+
+
 def test_all_of_fine_tuning(network, tmp_path):
     flags = ["--batch_norm=keep", "--freeze_ranges_epoch=2", "--label_smoothing=0.1"]
     flags += ["--distill_weight=0.5", "--schedule=step", "--warmup_epochs=1", "--epochs=3"]
