@@ -54,12 +54,9 @@ class Dataset:
         """The same images, `size` pixels high and wide (bilinear, smoothed where they shrink)."""
 
         def resize(x: np.ndarray) -> np.ndarray:
-            shape = (len(x), size, size, x.shape[-1])
-            images = np.empty(shape, x.dtype)
+            images = np.empty((len(x), size, size, x.shape[-1]), x.dtype)
             for start in range(0, len(x), 1024):
-                chunk = tf.image.resize(x[start : start + 1024], shape[1:3], antialias=True).numpy()
-                is_pixels = x.dtype == np.uint8
-                images[start : start + 1024] = np.rint(chunk) if is_pixels else chunk
+                images[start : start + 1024] = _resize(x[start : start + 1024], size)
             return images
 
         return dataclasses.replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
@@ -270,15 +267,19 @@ def _decode(file: Path, mode: str | None, size: int | None) -> np.ndarray:
     try:
         with Image.open(file) as image:
             wanted = mode or ("L" if image.mode == "L" else "RGB")
-            converted = image.convert(wanted)
-            if size is not None:
-                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(converted)
+            pixels = np.asarray(image.convert(wanted))
     except OSError as error:
         raise ValueError(
             f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
         ) from error
-    return pixels.reshape(*pixels.shape[:2], -1)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return pixels if size is None else _resize(pixels, size)
+
+
+def _resize(x: np.ndarray, size: int) -> np.ndarray:
+    """An image, or several, `size` pixels high and wide; bilinear, smoothed where it shrinks."""
+    resized = tf.image.resize(x, (size, size), antialias=True).numpy()
+    return np.rint(resized).astype(x.dtype) if x.dtype == np.uint8 else resized
 
 
 def _dataset(

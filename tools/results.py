@@ -75,23 +75,14 @@ def run(name: str, seed: str, model: str, threads: int) -> dict:
     out = pathlib.Path(_OUT.value) / _folder(name) / f"seed{seed}"
     if recipe != "ptq":
         options.append(f"--epochs={_EPOCHS.value}")
-    command = [
-        sys.executable,
-        str(_ROOT / f"recipes/{recipe}.py"),
-        *options,
-        *_common(),
-        f"--model={model}",
-    ]
-    _call([*command, f"--seed={seed}", f"--out={out}"], out, threads)
+    _call(recipe, [*options, f"--model={model}", f"--seed={seed}"], out, threads)
     return json.loads((out / "results.json").read_text())
 
 
-def _common() -> list[str]:
-    return ["--dataset=image_folder", f"--data_dir={_DATA_DIR.value}"]
-
-
-def _call(command: list[str], out: pathlib.Path, threads: int) -> None:
-    """Runs a command, its output in <out>.log."""
+def _call(recipe: str, options: list[str], out: pathlib.Path, threads: int) -> None:
+    """Runs a recipe, its output in <out>.log."""
+    data = ["--dataset=image_folder", f"--data_dir={_DATA_DIR.value}", f"--out={out}"]
+    command = [sys.executable, str(_ROOT / f"recipes/{recipe}.py"), *options, *data]
     out.mkdir(parents=True, exist_ok=True)
     limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
     with open(f"{out}.log", "a") as log:
@@ -157,13 +148,8 @@ def main(_: list[str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // _JOBS.value)
     if _EPOCHS.value % 12:
         sys.exit(f"`epochs` must be a multiple of 12, for INQ's steps. Received: {_EPOCHS.value}.")
-    base = [sys.executable, str(_ROOT / "recipes/qat.py"), "--float_only", *_common()]
-    base += [
-        f"--model={_MODEL.value}",
-        f"--float_epochs={_FLOAT_EPOCHS.value}",
-        f"--out={out / 'network'}",
-    ]
-    _call(base, out / "network", os.cpu_count() or 1)
+    base = ["--float_only", f"--model={_MODEL.value}", f"--float_epochs={_FLOAT_EPOCHS.value}"]
+    _call("qat", base, out / "network", os.cpu_count() or 1)
     model = str(out / "network" / "float.keras")
     names = [_BASE, *(name for name in _ROWS.value if name != _BASE)]
     jobs = [(name, seed) for name in names for seed in _SEEDS.value]
