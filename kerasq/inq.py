@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasq.weight_quantizers import FREE, PowerOfTwo, highest_exponent
 from kerasq.wrappers import KernelWrapper, require_quantized
 
 PARTITIONS = ("magnitude", "random")
+RULES = ("max", "mse")
+_TRIED = 5  # Exponents that "mse" tries, from that of "max" downwards.
 
 
 class IncrementalQuantization(keras.callbacks.Callback):
@@ -33,6 +36,10 @@ class IncrementalQuantization(keras.callbacks.Callback):
         partition: "magnitude" (the largest weights of a layer first: "pruning-inspired") or
             "random".
         per_channel: whether each output channel has a highest exponent of its own, or each layer.
+        highest_exponent: "max" takes it from the largest weight (equation 3 of the paper); "mse"
+            takes the exponent, that one or a lower one, that has the least squared error were all
+            weights rounded now. It matters at 2 and 3 bits, where few exponents are left and "max"
+            rounds most weights to 0.
         seed: of the random partition.
         learning_rate: what each step starts with. Default: what the optimizer has when `fit`
             begins, which, where an interrupted `fit` goes on, may be a rate that fell meanwhile.
@@ -61,6 +68,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         epochs: int | Sequence[int] = 1,
         partition: str = "magnitude",
         per_channel: bool = True,
+        highest_exponent: str = "max",
         seed: int = 0,
         learning_rate: float | None = None,
     ) -> None:
@@ -76,6 +84,11 @@ class IncrementalQuantization(keras.callbacks.Callback):
             raise ValueError(
                 f"`partition` must be one of {list(PARTITIONS)}. Received: partition={partition!r}."
             )
+        if highest_exponent not in RULES:
+            raise ValueError(
+                f"`highest_exponent` must be one of {list(RULES)}. "
+                f"Received: highest_exponent={highest_exponent!r}."
+            )
         spans = (epochs,) * len(portions) if isinstance(epochs, int) else tuple(epochs)
         if len(spans) != len(portions) or min(spans) < 1:
             raise ValueError(
@@ -87,6 +100,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         self.epochs = sum(spans)
         self.partition = partition
         self.per_channel = per_channel
+        self.highest_exponent = highest_exponent
         self.seed = seed
         self.learning_rate = learning_rate
 
@@ -127,10 +141,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         self._first_rate = None if isinstance(rate, dict) else self.learning_rate or float(rate)
         if self.frozen_share == 0.0:
             for wrapper in self.wrappers:
-                exponent = highest_exponent(wrapper.flat_kernel()).numpy()
-                if not self.per_channel:
-                    exponent = np.full_like(exponent, exponent.max())
-                wrapper.weight_quantizer.exponent.assign(exponent)
+                self._settle_exponents(wrapper.weight_quantizer, wrapper.flat_kernel())
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Freezes weights where a step begins."""
@@ -158,6 +169,21 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 f"int8: the portions take {self.epochs} epochs. Train on with "
                 f"fit(initial_epoch=..., epochs={self.epochs})."
             )
+
+    def _settle_exponents(self, quantizer: PowerOfTwo, kernel: tf.Tensor) -> None:
+        """Sets the highest exponent of each channel by the rule."""
+        highest = highest_exponent(kernel).numpy()
+        if not self.per_channel:
+            highest = np.full_like(highest, highest.max())
+        count = _TRIED if self.highest_exponent == "mse" else 1
+        tried = [highest - lower for lower in range(count)]
+        errors = []
+        for exponent in tried:
+            quantizer.exponent.assign(exponent)
+            change = quantizer.powers(kernel) * quantizer.scale(kernel) - kernel
+            error = np.square(change).reshape(-1, highest.size).sum(axis=0)
+            errors.append(error if self.per_channel else np.full_like(error, error.sum()))
+        quantizer.exponent.assign(np.choose(np.argmin(errors, axis=0), tried))
 
     def _freeze(self, wrapper: KernelWrapper, portion: float, rng: np.random.Generator) -> None:
         """Freezes as many weights of a layer as are missing from the portion."""

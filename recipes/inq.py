@@ -26,7 +26,7 @@ import keras
 from absl import flags
 
 import kerasq
-from kerasq.inq import PARTITIONS
+from kerasq.inq import PARTITIONS, RULES
 from recipes import evaluation, finetune, run
 
 _BITS = flags.DEFINE_integer("bits", 5, "Width of the weights.", 2, 5)
@@ -42,6 +42,13 @@ _PARTITION = flags.DEFINE_enum(
 )
 _EXPONENTS = flags.DEFINE_enum(
     "exponents", "channel", ["channel", "tensor"], "What has a highest exponent of its own."
+)
+_HIGHEST_EXPONENT = flags.DEFINE_enum(
+    "highest_exponent",
+    None,
+    list(RULES),
+    "From the largest weight, as in the paper, or the one with the least squared error. Default: "
+    "max at 5 and 4 bits, mse at 3 and 2, where max rounds most weights to 0.",
 )
 for module in (finetune, run):
     flags.adopt_module_key_flags(module)
@@ -64,12 +71,14 @@ def main() -> None:
     """Float, calibrate, freeze and train in turn, export."""
     job = run.Run.from_flags("inq")
     portions = _portions()
+    rule = _HIGHEST_EXPONENT.value or ("max" if _BITS.value > 3 else "mse")
     fit = finetune.settings(job, restarts=len(portions))
     inq = kerasq.IncrementalQuantization(
         portions,
         epochs=max(1, fit.epochs // len(portions)),
         partition=_PARTITION.value,
         per_channel=_EXPONENTS.value == "channel",
+        highest_exponent=rule,
         seed=fit.seed,
     )
     if fit.epochs % len(portions) or not fit.epochs:
@@ -93,6 +102,7 @@ def main() -> None:
         portions=portions,
         partition=_PARTITION.value,
         exponents=_EXPONENTS.value,
+        highest_exponent=rule,
     )
     job.export()
     job.finish(**evaluation.powers_of_two(job))

@@ -106,6 +106,30 @@ def test_the_exported_weights_are_the_trained_ones(bits, per_channel, make):
     assert kerasq.compare(q, lite, x).max_lsb == 0
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_highest_exponent_of_the_least_error(per_channel):
+    x, y = samples()
+    powers = {}
+    for rule in ("max", "mse"):
+        q = compiled(quantized("w2a8"), rate=0.0)
+        kernels = [x.flat_kernel().numpy() for x in q.layers if hasattr(x, "flat_kernel")]
+        inq = kerasq.IncrementalQuantization((1.0,), 1, "magnitude", per_channel, rule)
+        q.fit(x, y, epochs=1, verbose=0, callbacks=[inq])
+        powers[rule] = [x.weight_quantizer.exponent.numpy() for x in inq.wrappers]
+    lower = 0
+    for kernel, top, found in zip(kernels, powers["max"], powers["mse"], strict=True):
+        magnitudes = np.abs(kernel).reshape(-1, kernel.shape[-1])
+        largest = magnitudes.max(axis=0) if per_channel else magnitudes.max()
+        np.testing.assert_array_equal(top, np.floor(np.log2(4 * largest / 3)) + 0 * top)
+        errors = []
+        for k in range(5):  # At 2 bits: 2^n from 2^n / 2 on, 0 below.
+            rounded = np.where(magnitudes >= 2.0 ** (top - k) / 2, 2.0 ** (top - k), 0.0)
+            errors.append(((rounded - magnitudes) ** 2).sum(axis=0 if per_channel else None))
+        np.testing.assert_array_equal(found, top - np.argmin(errors, axis=0))
+        lower += (found < top).mean() / len(kernels)
+    assert lower > 0.3
+
+
 def test_the_largest_weights_go_first():
     x, y = samples()
     q = compiled(quantized(), rate=0.0)
@@ -210,6 +234,7 @@ def test_scaled_losses():
         ({"portions": (0.5, 0.9)}, "must grow from above 0.0 to 1.0"),
         ({"portions": ()}, "must grow from above 0.0 to 1.0"),
         ({"partition": "smallest"}, "must be one of ['magnitude', 'random']"),
+        ({"highest_exponent": "least"}, "must be one of ['max', 'mse']"),
         ({"epochs": 0}, "must be a number above 0, or one for each portion"),
         ({"epochs": (1, 2)}, "Received: epochs=(1, 2), 4 portions"),
     ],
