@@ -92,7 +92,7 @@ def main() -> None:
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, weights="power_of_two", **options)
 
-    job.train_float()
+    job.train_float(quantize)
     finetune.calibrate(job, quantize, **options)
     finetune.finetune(
         job,

@@ -228,8 +228,13 @@ class Run:
 
     # The stages.
 
-    def train_float(self) -> None:
-        """float.keras: the network, trained, or a trained file, copied."""
+    def train_float(self, quantize: Callable[[keras.Model], keras.Model] | None = None) -> None:
+        """float.keras: the network, trained, or a trained file, copied.
+
+        Args:
+            quantize: tried on the network first, so that what cannot be quantized is known before
+                it is trained.
+        """
         is_file = self.model.endswith(".keras")
         self.settings.update(self.data_settings, model=self.model, widen=self.widen)
         if digest := datasets.digest(self.data_settings["dataset"], self.data_settings["data_dir"]):
@@ -244,14 +249,20 @@ class Run:
                 float_momentum=self.fit.momentum,
             )
 
+        def build() -> keras.Model:
+            return models.build(self.model, self.data.image_shape, self.data.classes, self.widen)
+
         def make() -> keras.Model:
             if is_file:
                 return load_float_model(self.model, self.data)
-            model = models.build(self.model, self.data.image_shape, self.data.classes, self.widen)
+            model = build()
             if self.team.is_chief:
                 model.summary()
             return model
 
+        is_new = not (is_file or _FLOAT_ONLY.value or self.path("float.keras").exists())
+        if quantize and is_new:
+            quantize(build())
         self.float_settings.update(self.settings)
         fit = dataclasses.replace(self.fit, epochs=0) if is_file else self.fit
         self._train("float", make, "float.keras", fit)

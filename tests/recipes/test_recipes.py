@@ -192,6 +192,7 @@ def test_mixed_precision(network, tmp_path):
         ("inq", ("--portions=0.5,0.4,1", "--epochs=4"), "must grow from above 0.0 to 1.0"),
         ("qat", ("--model=mobilenetv2x",), "Did you mean MobileNetV2?"),
         ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
+        ("qat", ("--overrides=dnse=w8a16",), "'dnse'"),
         ("qat", ("--epochs=-1",), "not a non-negative integer"),
         ("inq", ("--epochs=4", "--warmup_epochs=1"), "Leave these flags out"),
         ("qat", ("--model=nowhere.keras",), "nowhere.keras"),
@@ -200,6 +201,7 @@ def test_mixed_precision(network, tmp_path):
 def test_flags_that_cannot_be(tmp_path, recipe, flags, text):
     done = run(recipe, f"--out={tmp_path}", *flags)
     assert done.returncode != 0 and text in done.stderr
+    assert not (tmp_path / "float.keras").exists()
 
 
 def test_values_that_cannot_be():
