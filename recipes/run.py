@@ -249,20 +249,16 @@ class Run:
                 float_momentum=self.fit.momentum,
             )
 
-        def build() -> keras.Model:
-            return models.build(self.model, self.data.image_shape, self.data.classes, self.widen)
-
         def make() -> keras.Model:
             if is_file:
                 return load_float_model(self.model, self.data)
-            model = build()
+            model = models.build(self.model, self.data.image_shape, self.data.classes, self.widen)
             if self.team.is_chief:
                 model.summary()
+            if quantize and not _FLOAT_ONLY.value:
+                quantize(model)
             return model
 
-        is_new = not (is_file or _FLOAT_ONLY.value or self.path("float.keras").exists())
-        if quantize and is_new:
-            quantize(build())
         self.float_settings.update(self.settings)
         fit = dataclasses.replace(self.fit, epochs=0) if is_file else self.fit
         self._train("float", make, "float.keras", fit)
