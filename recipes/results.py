@@ -69,12 +69,12 @@ class RunDirectory:
             name: of the stage.
             settings: everything the stage's result depends on, as JSON values.
             artifacts: names of the files the stage leaves in the folder.
-            work: does the stage, writes the artifacts and returns figures as JSON values.
+            work: does the stage, writes the artifacts and returns figures as JSON values; as
+                `seconds`, those that were spent on it before an interruption.
             together: whether all workers do it; otherwise they wait for the chief.
 
         Returns:
-            What `work` returned, now or before, and the `seconds` it took: those of the run that
-            finished it, where one was interrupted.
+            What `work` returned, now or before, and the `seconds` it took, in all.
 
         Raises:
             ValueError: the stage was started before, or by the chief, with other settings.
@@ -101,7 +101,7 @@ class RunDirectory:
             if not self.backup_dir(name).exists():
                 self._record_path(name).unlink()
             raise
-        figures["seconds"] = time.perf_counter() - start
+        figures["seconds"] = figures.get("seconds", 0.0) + time.perf_counter() - start
         write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
         self.team.wait()
         return figures

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def fit(
     best_from: int = 0,
     log_dir: Path | None = None,
     team: Team | None = None,
-) -> tuple[dict[str, list[float]], int]:
+) -> tuple[dict[str, list[float]], int, float]:
     """Compiles and trains `model`; resumes from the last finished epoch found in `backup_dir`.
 
     Args:
@@ -164,8 +165,9 @@ def fit(
         team: who trains together.
 
     Returns:
-        Losses and accuracies after each epoch, those before the interruption included; and the
-        best epoch, counted from 1 (0 where there was none).
+        Losses and accuracies after each epoch, those before the interruption included; the best
+        epoch, counted from 1 (0 where there was none); and the seconds that the epochs before the
+        interruption took.
     """
     train, held_out = data.parts
     team = team or Team()
@@ -174,6 +176,7 @@ def fit(
     with team.scope():
         compile_model(model, settings, _steps_per_epoch(len(train.x), settings))
         first_epoch = backup.restore(model)
+    seconds_before = sum(backup.seconds)
     target = _target(model, settings)
     batches, steps = training_batches(
         train.x, train.y, settings, first_epoch, team.replicas, target
@@ -200,7 +203,7 @@ def fit(
         )
     team.wait()  # The chief may still be writing.
     with team.scope():
-        return backup.history, backup.restore_best(model)
+        return backup.history, backup.restore_best(model), seconds_before
 
 
 def compile_model(model: keras.Model, settings: FitSettings, steps_per_epoch: int) -> None:
@@ -302,6 +305,7 @@ class EpochBackup(keras.callbacks.Callback):
         self._best_from = best_from
         self._writes = writes
         self.history: dict[str, list[float]] = {}
+        self.seconds: list[float] = []
         self._seeds: list[list] = []
 
     def restore(self, model: keras.Model) -> int:
@@ -322,6 +326,7 @@ class EpochBackup(keras.callbacks.Callback):
         finished = _number(states[-1])
         saved = results.read_json(self._directory / "history.json")
         self.history = {k: v[:finished] for k, v in saved["history"].items()}
+        self.seconds = saved["seconds"][:finished]
         self._seeds = saved["seeds"][:finished]
         for variable, value in zip(_seed_states(model), self._seeds[-1], strict=True):
             variable.assign(value)
@@ -334,14 +339,19 @@ class EpochBackup(keras.callbacks.Callback):
             model.load_weights(self._directory / f"best-{best:05d}.weights.h5")
         return best
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Writes the state: history first, then the weights, whose name makes both valid."""
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
+        self.seconds.append(time.perf_counter() - self._start)
         if not self._writes:
             return
         self._seeds.append([x.numpy().tolist() for x in _seed_states(self.model)])
-        saved = {"history": self.history, "seeds": self._seeds}
+        saved = {"history": self.history, "seconds": self.seconds, "seeds": self._seeds}
         results.write_json(self._directory / "history.json", saved)
         kinds = ("best", "epoch") if self._best() == epoch + 1 else ("epoch",)
         for kind in kinds:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -56,8 +57,9 @@ def test_augmentation_keeps_labels_and_moves_pixels(data):
 
 def test_resumed_training_ends_where_uninterrupted_training_ends(data, tmp_path, monkeypatch):
     whole = fresh_model(data)
-    history, _ = training.fit(whole, data, SETTINGS, tmp_path / "whole")
+    history, _, nothing = training.fit(whole, data, SETTINGS, tmp_path / "whole")
 
+    assert nothing == 0
     end = training.EpochBackup.on_epoch_end
 
     def die_after_two(self, epoch, logs=None):
@@ -71,9 +73,11 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(data, tmp_path,
             training.fit(fresh_model(data), data, SETTINGS, tmp_path / "cut")
     keras.utils.set_random_seed(9)  # other initial weights: all must come from the backup
     resumed = models.build("cnn", data.image_shape, data.classes)
-    resumed_history, _ = training.fit(resumed, data, SETTINGS, tmp_path / "cut")
+    resumed_history, _, before = training.fit(resumed, data, SETTINGS, tmp_path / "cut")
 
     assert len(resumed_history["loss"]) == 3
+    seconds = json.loads((tmp_path / "cut" / "history.json").read_text())["seconds"]
+    assert len(seconds) == 3 and before == sum(seconds[:2]) > 0
     np.testing.assert_allclose(resumed_history["loss"], history["loss"], rtol=1e-3)
     for a, b in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -132,7 +136,7 @@ def test_restarts_go_through_the_cosine_again():
 def test_label_smoothing_is_in_the_loss(data, tmp_path):
     smooth = dataclasses.replace(SETTINGS, epochs=1, label_smoothing=0.2, learning_rate=0.0)
     model = fresh_model(data)
-    history, _ = training.fit(model, data, smooth, tmp_path)
+    history, *_ = training.fit(model, data, smooth, tmp_path)
     held_out = data.parts[1]
     p = model.predict(held_out.x.astype("float32"), verbose=0).astype(float)
     target = np.eye(10)[held_out.y] * 0.8 + 0.02
@@ -147,6 +151,7 @@ def test_the_best_epoch_is_kept(data, tmp_path):
     backup.set_model(model)
     for epoch, value in enumerate((0.9, 0.5, 0.7, 0.7)):
         model.layers[-1].bias.assign(np.full(10, float(epoch)))
+        backup.on_epoch_begin(epoch)
         backup.on_epoch_end(epoch, {"val_accuracy": value})
     assert backup.restore_best(model) == 3
     np.testing.assert_array_equal(model.layers[-1].bias.numpy(), 2.0)
@@ -159,6 +164,7 @@ def test_the_best_epoch_is_kept(data, tmp_path):
 def test_only_the_chief_writes(data, tmp_path):
     backup = training.EpochBackup(tmp_path, writes=False)
     backup.set_model(fresh_model(data))
+    backup.on_epoch_begin(0)
     backup.on_epoch_end(0, {"val_accuracy": 0.5})
     assert not list(tmp_path.iterdir()) and backup.history == {"val_accuracy": [0.5]}
 
@@ -229,7 +235,7 @@ def test_dropout_goes_on_where_it_was(data, tmp_path):
         x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(image))
         return keras.Model(image, keras.layers.Dense(10, activation="softmax")(x))
 
-    whole, _ = training.fit(model(), data, SETTINGS, tmp_path / "whole")
+    whole, *_ = training.fit(model(), data, SETTINGS, tmp_path / "whole")
     cut = model()
 
     class Stop(keras.callbacks.Callback):
@@ -239,7 +245,7 @@ def test_dropout_goes_on_where_it_was(data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         training.fit(cut, data, SETTINGS, tmp_path / "cut", callbacks=[Stop()])
-    resumed, _ = training.fit(model(), data, SETTINGS, tmp_path / "cut")
+    resumed, *_ = training.fit(model(), data, SETTINGS, tmp_path / "cut")
     np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-4)
 
 
@@ -248,7 +254,7 @@ def test_an_autoencoder_goes_the_whole_road(data, tmp_path):
     model = models.build("autoencoder", data.image_shape, data.classes)
     assert training.is_autoencoder(model)
     settings = dataclasses.replace(SETTINGS, epochs=6, augment=False)
-    history, best = training.fit(model, data, settings, tmp_path)
+    history, best, _ = training.fit(model, data, settings, tmp_path)
     assert history["val_loss"][best - 1] == min(history["val_loss"]) and "accuracy" not in history
     x = data.x_train.astype("float32")
     q = kerasq.quantize_model(model)
