@@ -123,7 +123,7 @@ def allocate(
     unit: str = "bit_operations",
     sensitivity: Sensitivity | None = None,
     steps: int | None = 8,
-    method: str = "moving_average",
+    method: str | None = None,
 ) -> Allocation:
     """Picks the scheme of each layer under a budget, from the layers' sensitivities.
 

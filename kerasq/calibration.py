@@ -147,7 +147,7 @@ OBSERVERS: dict[str, type[MinMax]] = {
 def calibrate(
     model: keras.Model,
     data: Any,
-    method: str = "moving_average",
+    method: str | None = None,
     steps: int | None = None,
 ) -> None:
     """Sets the ranges of all activations from data that runs through the float layers.
@@ -155,7 +155,9 @@ def calibrate(
     Args:
         model: what `quantize_model` returned. Its ranges change, nothing else.
         data: an array of samples, or an iterable of batches `x` or `(x, y)`.
-        method: the observer: "minmax", "moving_average", "percentile" (99.999 %) or "mse".
+        method: the observer: "minmax", "moving_average", "percentile" (99.999 %) or "mse". None is
+            "mse" for ranges of less than 8 bits, where outliers would take most of the few codes,
+            and "moving_average" for others.
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
 
     Raises:
@@ -169,11 +171,20 @@ def calibrate(
         >>> q.predict(np.array([[-1.0, 3.0]]), verbose=0)
         array([[0., 2.]], dtype=float32)
     """
-    if method not in OBSERVERS:
+    calibrate_at(None, model, data, method, steps)
+
+
+def calibrate_at(
+    bits: int | None, model: keras.Model, data: Any, method: str | None, steps: int | None = None
+) -> None:
+    """`calibrate`, but to the best ranges at another width."""
+    if method is not None and method not in OBSERVERS:
         raise ValueError(f"`method` must be one of {list(OBSERVERS)}. Received: method={method!r}.")
     require_quantized(model)
     quantizers = ranged(model)
-    observers = {name: OBSERVERS[method](quantizer.bits) for name, quantizer in quantizers.items()}
+    observers = {
+        name: _observer(method, bits or quantizer.bits) for name, quantizer in quantizers.items()
+    }
 
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
     def observe(x: Any) -> dict[str, tuple[tf.Tensor, ...]]:
@@ -186,7 +197,7 @@ def calibrate(
             y = layer.run_float(*args)
             if layer.name in quantizers:
                 y = quantizers[layer.name].clamp(y)
-                statistics[layer.name] = OBSERVERS[method].statistics(y)
+                statistics[layer.name] = observers[layer.name].statistics(y)
             return y
 
         graph.run(model, x, run)
@@ -199,3 +210,8 @@ def calibrate(
             observers[name].update(*(s.numpy() for s in statistics))
     for name, observer in observers.items():
         quantizers[name].assign_range(*observer.range())
+
+
+def _observer(method: str | None, bits: int) -> MinMax:
+    """A new observer; see `calibrate` for None."""
+    return OBSERVERS[method or ("mse" if bits < 8 else "moving_average")](bits)

@@ -8,14 +8,15 @@ import keras
 from absl import flags
 
 import kerasq
+from kerasq.calibration import OBSERVERS
 from recipes import evaluation, models, results, training
 from recipes.run import Run
 
 CALIBRATION_METHOD = flags.DEFINE_enum(
     "calibration_method",
-    "moving_average",
-    ["minmax", "moving_average", "percentile", "mse"],
-    "How the first ranges come from the data.",
+    None,
+    list(OBSERVERS),
+    "How the first ranges come from the data. Default: mse below 8 bits, else moving_average.",
 )
 _RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
     "randomize_batch_norm",
@@ -70,11 +71,11 @@ BATCH_NORM = flags.DEFINE_enum(
 )
 
 
-def set_defaults(epochs: int) -> None:
+def set_defaults(epochs: int, learning_rate: float) -> None:
     """Defaults for weights that change much: BatchNormalization kept, and rates that bear it."""
     flags.set_default(EPOCHS, epochs)
     flags.set_default(BATCH_NORM, "keep")
-    flags.set_default(LEARNING_RATE, 0.01)
+    flags.set_default(LEARNING_RATE, learning_rate)
     flags.set_default(MOMENTUM, 0.9)
 
 

@@ -52,7 +52,7 @@ _HIGHEST_EXPONENT = flags.DEFINE_enum(
 )
 for module in (finetune, run):
     flags.adopt_module_key_flags(module)
-finetune.set_defaults(epochs=12)
+finetune.set_defaults(epochs=12, learning_rate=0.01)
 
 
 def _portions() -> list[float]:

@@ -60,7 +60,7 @@ _WIDEN = flags.DEFINE_float(
 )
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
-finetune.set_defaults(epochs=8)
+finetune.set_defaults(epochs=8, learning_rate=0.03)
 
 
 def main() -> None:

@@ -373,3 +373,26 @@ def test_constant_zero_data_give_a_model_that_runs():
     kerasq.calibrate(model, np.zeros((10, 4)))
     assert found_ranges(model)["x_quantize"] == (0.0, 1.0)
     assert np.isfinite(model.predict_on_batch(samples(3))).all()
+
+
+def test_without_a_method_few_codes_leave_outliers_out():
+    """Below 8 bits "mse", from 8 on "moving_average"."""
+    x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
+    model = keras.Sequential(
+        [
+            keras.Input((6,), name="x"),
+            keras.layers.Dense(16, "relu", name="wide"),
+            keras.layers.Dense(16, "relu", name="narrow"),
+            keras.layers.Dense(4, name="head"),
+        ]
+    )
+    found = {}
+    for method in (None, "mse", "moving_average"):
+        q = kerasq.quantize_model(model, "w2a2", {"wide": "w8a8", "head": "w8a8"})
+        kerasq.calibrate(q, x, method)
+        found[method] = {n: tuple(map(float, v.range())) for n, v in ranged(q).items()}
+    bits = {name: quantizer.bits for name, quantizer in ranged(q).items()}
+    assert set(bits.values()) == {2, 8}
+    for name, width in bits.items():
+        assert found["mse"][name] != found["moving_average"][name]
+        assert found[None][name] == found["mse" if width < 8 else "moving_average"][name]

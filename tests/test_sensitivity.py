@@ -150,14 +150,17 @@ def test_bad_arguments(model, x):
 
 def test_few_bits_are_measured_as_they_are_quantized():
     model = networks.residual()
-    x = np.random.default_rng(0).uniform(0, 1, (32, 12, 12, 3)).astype("float32")
+    rng = np.random.default_rng(0)
+    # Of different brightness, or all samples would be rounded the same way, up or down by luck.
+    x = rng.uniform(0, 1, (128, 12, 12, 3)) * rng.uniform(0, 1, (128, 1, 1, 3))
+    x = x.astype("float32")
     for scheme in ("w8a4", "w4a2"):
-        table = kerasq.sensitivity(model, x, (scheme, "float"), steps=1)
+        table = kerasq.sensitivity(model, x, (scheme, "float"))
         q = kerasq.quantize_model(model, scheme)
         kerasq.calibrate(q, x)
         y, z = (m.predict_on_batch(x).astype(float) for m in (model, q))
         sqnr = 10 * np.log10(np.square(y).sum() / np.square(y - z).sum())
-        assert table.base == pytest.approx(sqnr, abs=1.5), scheme
+        assert table.base == pytest.approx(sqnr, abs=0.1), scheme
 
 
 def test_binary_candidates():

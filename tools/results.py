@@ -53,7 +53,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "inq 2 bits": ("inq", *_TUNE, "--bits=2"),
     "lsq w4a4": ("low_bit", "--scheme=w4a4"),
     "lsq w3a3": ("low_bit", "--scheme=w3a3"),
-    "lsq w2a2": ("low_bit", "--scheme=w2a2"),
+    "lsq w2a2": ("low_bit", "--scheme=w2a2", "--learning_rate=0.1"),
     "pact w4a4": ("low_bit", "--scheme=w4a4", "--quantizer=pact"),
     "dorefa w4a4": ("low_bit", "--scheme=w4a4", "--quantizer=dorefa"),
     "twn w2a8": ("low_bit", "--quantizer=twn"),
