@@ -177,7 +177,7 @@ def calibrate(
 def calibrate_at(
     bits: int | None, model: keras.Model, data: Any, method: str | None, steps: int | None = None
 ) -> None:
-    """`calibrate`, but to the best ranges at another width."""
+    """`calibrate`, to the best ranges at a width; None is that of each range itself."""
     if method is not None and method not in OBSERVERS:
         raise ValueError(f"`method` must be one of {list(OBSERVERS)}. Received: method={method!r}.")
     require_quantized(model)

@@ -20,7 +20,6 @@ from kerasq.scheme import FLOAT_BITS, Scheme, resolve, settled
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper, ranged
 
 SQNR = "sqnr"
-Ranges = dict[int, dict[str, tuple[float, float]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,12 +278,12 @@ class Network:
     Attributes:
         model: the model quantized at int8, which holds the ranges.
         layers: names of the user's layers that have a scheme.
-        narrow: ranges of less than 8 bits, by width and name; set before the first run.
     """
 
     def __init__(self, model: keras.Model, schemes: list[Scheme], overrides: dict | None) -> None:
         self.schemes = schemes
-        self.narrow: Ranges = {}
+        # Ranges of less than 8 bits, by width and name.
+        self._narrow: dict[int, dict[str, tuple[float, float]]] = {}
         whole = graph.read(model)
         layers = {x.name: x for x in whole.model.operations}
         self.settled = settled(overrides, layers, whole.parents)
@@ -302,6 +301,16 @@ class Network:
         self.layers = tuple(dict.fromkeys(self.owner.values()))
         signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
+
+    def calibrate(self, samples: list, method: str | None) -> None:
+        """Sets the ranges from batches, before the first run: those at 8 bits, and narrow ones."""
+        for bits in {x.activation_bits for x in self.schemes if x.activation_bits < 8}:
+            calibration.calibrate_at(bits, self.model, iter(samples), method)
+            self._narrow[bits] = {
+                name: tuple(end.numpy() for end in quantizer.range())
+                for name, quantizer in ranged(self.model).items()
+            }
+        calibration.calibrate(self.model, iter(samples), method)
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether LiteRT has kernels for a layer at a scheme."""
@@ -323,62 +332,55 @@ class Network:
                 return inputs
             index = self.layers.index(self.owner[layer.name])
             branches: list[Callable] = [
-                lambda scheme=scheme: at(layer, inputs, scheme, self.narrow)
-                for scheme in self.schemes
+                lambda scheme=scheme: self._at(layer, inputs, scheme) for scheme in self.schemes
             ]
-            branches.append(lambda: at(layer, inputs, resolve("float"), {}))
+            branches.append(lambda: self._at(layer, inputs, resolve("float")))
             return tf.switch_case(choice[index], branches)
 
         return graph.run(self.model, x, call)
 
+    def _at(self, wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme) -> tf.Tensor:
+        """A layer with inputs, weights, bias and output fake-quantized at `scheme`."""
+        if scheme.activation_bits == FLOAT_BITS:
+            return _clamp(wrapper, wrapper.run_float(inputs))
+        is_narrow = operators.multiplies(wrapper.rule.op)
+        bits = scheme.activation_bits if is_narrow else scheme.code_bits
+        flat = [
+            x if source is None else self._on_grid(x, source, bits)
+            for x, source in zip(keras.tree.flatten(inputs), wrapper.producers, strict=True)
+        ]
+        inputs = flat if len(flat) > 1 else flat[0]
+        if isinstance(wrapper, KernelWrapper):
+            source = wrapper.producers[0]
+            y = wrapper.run_quantized(inputs, scheme.weight_bits, self._grid(source, bits).scale)
+        else:
+            y = wrapper.run_float(inputs)
+        bits = wrapper.output_bits(scheme.activation_bits)
+        return self._on_grid(_clamp(wrapper, y), wrapper, bits)
 
-def at(wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme, narrow: Ranges) -> tf.Tensor:
-    """A layer with inputs, weights, bias and output fake-quantized at `scheme`.
+    def _grid(self, wrapper: QuantizeWrapper | None, bits: int) -> Grid:
+        """The grid of a wrapper's output at another width."""
+        assert wrapper is not None
+        if wrapper.rule.grids:
+            return wrapper.rule.grids[max(8, bits)]
+        if wrapper.output_quantizer is None:
+            return self._grid(wrapper.producers[0], bits)
+        own = self._narrow.get(bits, {}).get(wrapper.name)
+        low, high = own or wrapper.output_quantizer.range()
+        if bits > 8:
+            low, high = quantizers.symmetric(tf.maximum(-low, high), bits)
+        return fake_quant.grid_from_range(low, high, bits)
 
-    `narrow` has ranges of less than 8 bits, by width and name.
-    """
-    if scheme.activation_bits == FLOAT_BITS:
-        return _clamp(wrapper, wrapper.run_float(inputs))
-    is_narrow = operators.multiplies(wrapper.rule.op)
-    bits = scheme.activation_bits if is_narrow else scheme.code_bits
-    flat = [
-        x if source is None else _on_grid(x, source, bits, narrow)
-        for x, source in zip(keras.tree.flatten(inputs), wrapper.producers, strict=True)
-    ]
-    inputs = flat if len(flat) > 1 else flat[0]
-    if isinstance(wrapper, KernelWrapper):
-        source = wrapper.producers[0]
-        y = wrapper.run_quantized(inputs, scheme.weight_bits, _grid(source, bits, narrow).scale)
-    else:
-        y = wrapper.run_float(inputs)
-    bits = wrapper.output_bits(scheme.activation_bits)
-    return _on_grid(_clamp(wrapper, y), wrapper, bits, narrow)
+    def _on_grid(self, x: tf.Tensor, wrapper: QuantizeWrapper, bits: int) -> tf.Tensor:
+        grid = self._grid(wrapper, bits)
+        codes = tf.round(x / grid.scale) + tf.cast(grid.zero_point, tf.float32)
+        codes = tf.clip_by_value(codes, float(grid.qmin), float(grid.qmax))
+        return (codes - tf.cast(grid.zero_point, tf.float32)) * grid.scale
 
 
 def _clamp(wrapper: QuantizeWrapper, y: tf.Tensor) -> tf.Tensor:
     quantizer = wrapper.output_quantizer
     return y if quantizer is None else quantizer.clamp(y)
-
-
-def _grid(wrapper: QuantizeWrapper | None, bits: int, narrow: Ranges) -> Grid:
-    """The grid of a wrapper's output at another width."""
-    assert wrapper is not None
-    if wrapper.rule.grids:
-        return wrapper.rule.grids[max(8, bits)]
-    if wrapper.output_quantizer is None:
-        return _grid(wrapper.producers[0], bits, narrow)
-    own = narrow.get(bits, {}).get(wrapper.name)
-    low, high = own or wrapper.output_quantizer.range()
-    if bits > 8:
-        low, high = quantizers.symmetric(tf.maximum(-low, high), bits)
-    return fake_quant.grid_from_range(low, high, bits)
-
-
-def _on_grid(x: tf.Tensor, wrapper: QuantizeWrapper, bits: int, narrow: Ranges) -> tf.Tensor:
-    grid = _grid(wrapper, bits, narrow)
-    codes = tf.round(x / grid.scale) + tf.cast(grid.zero_point, tf.float32)
-    codes = tf.clip_by_value(codes, float(grid.qmin), float(grid.qmax))
-    return (codes - tf.cast(grid.zero_point, tf.float32)) * grid.scale
 
 
 def metric_name(metric: Any) -> str:
@@ -454,14 +456,7 @@ class Bench:
             columns = [list(column) for column in zip(*pairs, strict=True)] or [[], []]
             self._samples, self._labels = columns
         self.samples = sum(len(keras.tree.flatten(x)[0]) for x in self._samples)
-        quantized = self.network.model
-        for bits in {x.activation_bits for x in self.schemes if x.activation_bits < 8}:
-            calibration.calibrate_at(bits, quantized, iter(self._samples), method)
-            self.network.narrow[bits] = {
-                name: tuple(end.numpy() for end in quantizer.range())
-                for name, quantizer in ranged(quantized).items()
-            }
-        calibration.calibrate(quantized, iter(self._samples), method)
+        self.network.calibrate(self._samples, method)
         self._float = self._outputs(np.full(len(self.network.layers), len(self.schemes)))
         self.reference = np.inf if self.metric == SQNR else self._labelled(self._float)
 

@@ -319,7 +319,7 @@ class Run:
             keras.utils.set_random_seed(fit.seed)
             with self.team.scope():
                 model = make()
-            found: results.Figures = {"history": {}, "best_epoch": 0, "seconds": 0.0}
+            found: results.Figures = {"history": {}, "best_epoch": 0}
             if fit.epochs:
                 found["history"], found["best_epoch"], found["seconds"] = training.fit(
                     model,
