@@ -220,7 +220,7 @@ class _Program:
         self.bench = bench
         network = bench.network if bench else Network(model, [], overrides)
         self.table, self.unit = table, unit
-        self.floats = {n: s for n, s in network.settled.items() if n not in network.layers}
+        self.floats = {n: s for n, s in network.settled.items() if s == "float"}
         schemes = [resolve(name) for name in table.candidates]
         parts = {name: network.parts(name) for name in table.layers}
         if set(table.layers) != set(network.layers):
@@ -246,6 +246,14 @@ class _Program:
                 self.allowed[i] &= self._settled(name, network.settled[name])
             elif name in inputs:
                 self.allowed[i] = np.arange(len(schemes)) == 0
+        if not self.allowed.any(1).all():
+            found = zip(table.layers, self.allowed.any(1), strict=True)
+            raise ValueError(
+                "`candidates` must have, for every layer, one that LiteRT has a kernel of. "
+                f"Received: candidates={table.candidates}, none for the layers "
+                f"{[name for name, can in found if not can]}. Add 'w8a8', or settle these layers "
+                "to 'float' with `overrides`."
+            )
         bits = np.array([s.activation_bits for s in schemes], float)
         size = np.array([sum(np.prod(x.output.shape[1:]) for x in parts[n]) for n in table.layers])
         memory = size[:, None] * bits

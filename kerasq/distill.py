@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from kerasq import graph, registry
-from kerasq.wrappers import QuantizeWrapper
+from kerasq.quantize import is_closed
+from kerasq.wrappers import QuantizeWrapper, ranged
 
 
 def distill(
@@ -54,7 +55,7 @@ def distill(
             f"{student.output_shape}. Teach with the model that was quantized, or one like it."
         )
     for model in (student, teacher):
-        if len(model.outputs) > 1 or not _is_softmax(model.outputs[0]):
+        if len(model.outputs) > 1 or not ends_in_softmax(model):
             raise ValueError(
                 "Teacher and student must have one output, class probabilities of a softmax. "
                 f"Received: model {model.name!r} with outputs {[y.name for y in model.outputs]}. "
@@ -66,12 +67,18 @@ def distill(
     return learner
 
 
-def _is_softmax(output: keras.KerasTensor) -> bool:
-    """Whether a softmax makes a tensor."""
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether the first output of a model, quantized or not, is made by a softmax.
+
+    That may be a layer, an activation or `keras.ops.softmax`, also inside a model or a layer.
+    """
+    opened = model if ranged(model) else graph.read(model, is_closed).model
+    output = opened.outputs[0]
+    while registry.copies(graph.origin(output)[0]):
+        output = graph.origin(output)[1][0]
     layer = graph.origin(output)[0]
     layer = layer.layer if isinstance(layer, QuantizeWrapper) else layer
-    is_named = registry.activation_name(layer) == "softmax"
-    return is_named or isinstance(layer, keras.layers.Softmax)
+    return registry.activation_name(layer) == "softmax" or type(layer).__name__ == "Softmax"
 
 
 class _Learner(keras.Model):

@@ -93,7 +93,7 @@ def quantize_model(
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     _check_option("weights", weights, tuple(WEIGHTS))
-    graph = graphs.read(model, lambda layer: _is_closed(layer, overrides or {}))
+    graph = graphs.read(model, lambda layer: is_closed(layer, overrides))
     layers = {
         x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
     }
@@ -148,7 +148,7 @@ def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {list(legal)}. Received: {name}={value!r}.")
 
 
-def _is_closed(layer: keras.Layer, overrides: dict[Any, str]) -> bool:
+def is_closed(layer: keras.Layer, overrides: dict[Any, str] | None = None) -> bool:
     """Whether a layer stays one layer; of others, what their `call` does is quantized.
 
     Those stay one that Keras has, that have a rule of their own, or that shall stay float.
@@ -158,7 +158,7 @@ def _is_closed(layer: keras.Layer, overrides: dict[Any, str]) -> bool:
     if type(layer).__module__.startswith("keras.src.layers") or registry.find(layer) is not None:
         return True
     named = {layer.name: layer}
-    return any(s == "float" and fitting(key, named) for key, s in overrides.items())
+    return any(s == "float" and fitting(key, named) for key, s in (overrides or {}).items())
 
 
 def _without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]:
@@ -354,7 +354,7 @@ class _Wrapping:
             layer = node.layer
             op = self._op(layer)
             weight_bits = resolve(self._scheme(layer)).weight_bits if self._is_wrapped(node) else 8
-            if weight_bits < 8 and getattr(layer, "groups", 1) > 1:
+            if weight_bits < 8 and registry.is_grouped(layer):
                 raise ValueError(
                     "A convolution in groups must have 8-bit weights. Received: layer "
                     f"{self._owner(layer)!r} at {self._scheme(layer)!r}. Give it another scheme."
@@ -446,6 +446,7 @@ class _Wrapping:
             "range_gradient": self.range_gradient,
             "trainable": layer.trainable,
             "owner": self._owner(layer),
+            "wide": not self._is_read_narrow(node),
         }
         if registry.rule(layer).kernel is None:
             return QuantizeWrapper(graphs.copy_built(layer), **options)(*args)
@@ -474,6 +475,12 @@ class _Wrapping:
             return False
         readers = self._readers(node)
         return bool(readers) and not {reader.layer.name for reader in readers} & self.floats
+
+    def _is_read_narrow(self, node: graphs.Node) -> bool:
+        """Whether a layer that multiplies reads the output of a call at fewer than 8 bits."""
+        norm = self.norms.get(id(node), node)
+        readers = self._readers(self.relus.get(id(node), norm))
+        return any(multiplies(self._op(x.layer)) and self._bits(x.layer) < 8 for x in readers)
 
     def _readers(self, node: graphs.Node) -> list[graphs.Node]:
         """The calls that read what a call returns, behind those that only move it."""

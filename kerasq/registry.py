@@ -567,6 +567,11 @@ def is_dropped(layer: keras.Layer) -> bool:
     return copies(layer) and rule(layer).op == "-"
 
 
+def is_grouped(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a convolution in groups, whose weights must have 8 bits."""
+    return getattr(layer, "groups", 1) > 1
+
+
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
     """Whether `layer` is a ReLU, and its upper limit (None: none)."""
     if type(layer) is keras.layers.ReLU and not layer.negative_slope and not layer.threshold:

@@ -15,8 +15,8 @@ class Scheme:
 
     Weights are symmetric per channel. Activations of up to 8 bits are asymmetric, those of 16
     symmetric (LiteRT quantization specification); 32 stands for float. Below 8 bits a layer with
-    weights reads that width, and any layer writes it behind its ReLU; other values stay int8, such
-    as those that are summed up.
+    weights reads that width, and a layer in front of one writes it behind its ReLU; other values
+    stay int8, such as those that are summed up, or that only layers of 8 bits read.
     """
 
     weight_bits: int

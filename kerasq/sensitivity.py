@@ -299,6 +299,13 @@ class Network:
             elif wrapper.rule is not registry.QUANTIZE:
                 self.owner[wrapper.name] = wrapper.owner
         self.layers = tuple(dict.fromkeys(self.owner.values()))
+        # By name of a wrapper, the layers that multiply what it writes.
+        self._readers: dict[str, list[int]] = {}
+        for wrapper in self.wrappers:
+            for source in wrapper.producers if operators.multiplies(wrapper.rule.op) else ():
+                if source is not None:
+                    index = self.layers.index(self.owner[wrapper.name])
+                    self._readers.setdefault(source.name, []).append(index)
         signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
@@ -314,9 +321,10 @@ class Network:
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether LiteRT has kernels for a layer at a scheme."""
-        if self.schemes[scheme].activation_bits != 16:
-            return True
-        return all(operators.has_int16(x.rule.op) for x in self.parts(self.layers[layer]))
+        parts, bits = self.parts(self.layers[layer]), self.schemes[scheme]
+        if bits.weight_bits < 8 and any(registry.is_grouped(x.layer) for x in parts):
+            return False
+        return bits.activation_bits != 16 or all(operators.has_int16(x.rule.op) for x in parts)
 
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""
@@ -332,19 +340,22 @@ class Network:
                 return inputs
             index = self.layers.index(self.owner[layer.name])
             branches: list[Callable] = [
-                lambda scheme=scheme: self._at(layer, inputs, scheme) for scheme in self.schemes
+                lambda scheme=scheme: self._at(layer, inputs, scheme, choice)
+                for scheme in self.schemes
             ]
-            branches.append(lambda: self._at(layer, inputs, resolve("float")))
+            branches.append(lambda: self._at(layer, inputs, resolve("float"), choice))
             return tf.switch_case(choice[index], branches)
 
         return graph.run(self.model, x, call)
 
-    def _at(self, wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme) -> tf.Tensor:
+    def _at(
+        self, wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme, choice: tf.Tensor
+    ) -> tf.Tensor:
         """A layer with inputs, weights, bias and output fake-quantized at `scheme`."""
         if scheme.activation_bits == FLOAT_BITS:
             return _clamp(wrapper, wrapper.run_float(inputs))
-        is_narrow = operators.multiplies(wrapper.rule.op)
-        bits = scheme.activation_bits if is_narrow else scheme.code_bits
+        multiplies = operators.multiplies(wrapper.rule.op)
+        bits = scheme.activation_bits if multiplies else scheme.code_bits
         flat = [
             x if source is None else self._on_grid(x, source, bits)
             for x, source in zip(keras.tree.flatten(inputs), wrapper.producers, strict=True)
@@ -355,8 +366,16 @@ class Network:
             y = wrapper.run_quantized(inputs, scheme.weight_bits, self._grid(source, bits).scale)
         else:
             y = wrapper.run_float(inputs)
-        bits = wrapper.output_bits(scheme.activation_bits)
-        return self._on_grid(_clamp(wrapper, y), wrapper, bits)
+        bits, y = wrapper.output_bits(scheme.activation_bits), _clamp(wrapper, y)
+        if bits >= 8:
+            return self._on_grid(y, wrapper, bits)
+        is_narrow = tf.constant([x.activation_bits < 8 for x in self.schemes] + [False])
+        readers = tf.gather(choice, tf.constant(self._readers.get(wrapper.name, []), tf.int32))
+        return tf.cond(
+            tf.reduce_any(tf.gather(is_narrow, readers)),
+            lambda: self._on_grid(y, wrapper, bits),
+            lambda: self._on_grid(y, wrapper, 8),
+        )
 
     def _grid(self, wrapper: QuantizeWrapper | None, bits: int) -> Grid:
         """The grid of a wrapper's output at another width."""

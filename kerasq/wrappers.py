@@ -47,6 +47,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         range_gradient: gradient of the output's range: "lsq", "clip" or "none".
         owner: name of the layer of the user's model that this is a part or a call of; by default
             the wrapper's own.
+        wide: whether the output has 8 bits where the scheme's activations have fewer, because no
+            reader wants fewer.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class QuantizeWrapper(keras.layers.Wrapper):
         limit: float | None = None,
         range_gradient: str = "lsq",
         owner: str | None = None,
+        wide: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
         self.owner = owner or self.name
+        self.wide = wide
         self.scheme = scheme
         self.relu = relu
         self.limit = limit
@@ -68,8 +72,9 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self._producers = _Producers()
         self.output_quantizer = None
         if self.rule.output == "range":
+            bits = self.bits.activation_bits
             self.output_quantizer = quantizers.ActivationQuantizer(
-                bits=self.output_bits(self.bits.activation_bits),
+                bits=max(8, bits) if wide else self.output_bits(bits),
                 relu=relu,
                 limit=limit,
                 range_gradient=range_gradient,
@@ -139,6 +144,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "limit": self.limit,
             "range_gradient": self.range_gradient,
             "owner": self.owner,
+            "wide": self.wide,
         }
 
     def grid(self) -> Grid:

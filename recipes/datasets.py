@@ -94,7 +94,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
     Raises:
         ValueError: the name is unknown, or what `data_dir` holds is not such a data set.
         FileNotFoundError: `data_dir` does not exist.
-        RuntimeError: a data set of keras.datasets could not be downloaded.
+        OSError: a data set of keras.datasets could not be downloaded.
     """
     if name not in DATASETS:
         raise ValueError(

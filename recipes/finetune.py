@@ -103,6 +103,29 @@ def settings(run: Run, restarts: int = 1) -> training.FitSettings:
     return found
 
 
+def _learner(student: keras.Model, teacher: keras.Model) -> keras.Model:
+    """What is trained: the model itself, or one that learns from a teacher as well."""
+    if not _DISTILL_WEIGHT.value:
+        return student
+    if training.is_autoencoder(student):
+        raise ValueError(
+            "`distill_weight` must be 0.0 for an autoencoder, whose outputs are no classes. "
+            f"Received: distill_weight={_DISTILL_WEIGHT.value}."
+        )
+    return kerasq.distill(student, teacher, _DISTILL_WEIGHT.value, _TEMPERATURE.value)
+
+
+def train_float(
+    run: Run, fit: training.FitSettings, quantize: Callable[[keras.Model], keras.Model]
+) -> None:
+    """float.keras: see `Run.train_float`. What cannot be fine-tuned is known before as well."""
+
+    def trial(model: keras.Model) -> None:
+        training.compile_model(_learner(quantize(model), model), fit, 1)
+
+    run.train_float(trial)
+
+
 def float_model(run: Run) -> keras.Model:
     """float.keras as it is quantized."""
     model = run.load("float.keras")
@@ -135,7 +158,7 @@ def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depend
         keras.utils.set_random_seed(run.fit.seed)
         model = float_model(run)
         quantized = quantize(model)
-        kerasq.calibrate(quantized, run.calibration_batches(), method, steps=None)
+        kerasq.calibrate(quantized, run.calibration_batches(), method)
         print(kerasq.summary(quantized))
         accuracy, outputs = run.score(quantized)
         results.save_model(quantized, run.path("calibrated.keras"))
@@ -160,19 +183,15 @@ def finetune(
         best_from: the first epoch, counted from 0, that may be the best one.
         depends: what the result depends on besides, by flag name.
     """
-    freeze, weight = _FREEZE_RANGES_EPOCH.value, _DISTILL_WEIGHT.value
-
-    def learner(student: keras.Model, teacher: keras.Model) -> keras.Model:
-        return kerasq.distill(student, teacher, weight, _TEMPERATURE.value)
-
+    freeze = _FREEZE_RANGES_EPOCH.value
     run.finetune(
         fit,
         float_too=_FLOAT_FINETUNE.value,
-        prepare=learner if weight else None,
+        prepare=_learner,
         callbacks=[*callbacks, *([] if freeze is None else [kerasq.FreezeRanges(freeze)])],
         best_from=best_from,
         freeze_ranges_epoch=freeze,
-        distill_weight=weight,
+        distill_weight=_DISTILL_WEIGHT.value,
         temperature=_TEMPERATURE.value,
         **depends,
     )

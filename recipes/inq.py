@@ -27,7 +27,7 @@ from absl import flags
 
 import kerasq
 from kerasq.inq import PARTITIONS, RULES
-from recipes import evaluation, finetune, run
+from recipes import evaluation, finetune, run, schemes
 
 _BITS = flags.DEFINE_integer("bits", 5, "Width of the weights.", 2, 5)
 _PORTIONS = flags.DEFINE_list(
@@ -50,7 +50,8 @@ _HIGHEST_EXPONENT = flags.DEFINE_enum(
     "From the largest weight, as in the paper, or the one with the least squared error. Default: "
     "max at 5 and 4 bits, mse at 3 and 2, where max rounds most weights to 0.",
 )
-for module in (finetune, run):
+_OVERRIDES = schemes.overrides_flag()
+for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
 finetune.set_defaults(epochs=12, learning_rate=0.01)
 
@@ -87,12 +88,16 @@ def main() -> None:
             f"epochs={fit.epochs}. Take --epochs={len(portions)} or {2 * len(portions)}, or other "
             "--portions."
         )
-    options = {"scheme": f"w{_BITS.value}a8", "batch_norm": finetune.BATCH_NORM.value}
+    options = {
+        "scheme": f"w{_BITS.value}a8",
+        "overrides": schemes.overrides(_OVERRIDES.value),
+        "batch_norm": finetune.BATCH_NORM.value,
+    }
 
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, weights="power_of_two", **options)
 
-    job.train_float(quantize)
+    finetune.train_float(job, fit, quantize)
     finetune.calibrate(job, quantize, **options)
     finetune.finetune(
         job,

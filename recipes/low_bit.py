@@ -91,7 +91,7 @@ def main() -> None:
         ends = {name: own for name, own in ends.items() if name not in taken}
         return kerasq.quantize_model(model, overrides=ends | overrides, **options)
 
-    job.train_float(quantize)
+    finetune.train_float(job, fit, quantize)
     finetune.calibrate(job, quantize, **options, ends=_ENDS.value, overrides=overrides)
     finetune.finetune(job, fit)
     job.export()

@@ -123,7 +123,7 @@ def main() -> None:
         chosen = job.figures["allocate"]["overrides"]
         return kerasq.quantize_model(model, _candidates()[0], chosen, batch_norm=batch_norm)
 
-    job.train_float(lambda model: kerasq.quantize_model(model, _candidates()[0]))
+    finetune.train_float(job, fit, lambda x: kerasq.quantize_model(x, _candidates()[0]))
     job.settings.update(**options, **finetune.calibration_settings(job))
     job.stage("allocate", ("sensitivity.png",), allocate)
     finetune.calibrate(job, quantize, batch_norm=finetune.BATCH_NORM.value)

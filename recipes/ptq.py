@@ -41,7 +41,7 @@ def main() -> None:
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)
 
-    job.train_float()
+    job.train_float(quantize)
     job.settings.update(options, num_threads=job.num_threads, **job.calibration_settings)
     for method in post_training.METHODS:
         post_training.static(job, quantize, method)

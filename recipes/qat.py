@@ -49,7 +49,7 @@ def main() -> None:
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)
 
-    job.train_float(quantize)
+    finetune.train_float(job, fit, quantize)
     finetune.calibrate(job, quantize, **options)
     finetune.finetune(job, fit)
     job.export()

@@ -228,11 +228,11 @@ class Run:
 
     # The stages.
 
-    def train_float(self, quantize: Callable[[keras.Model], keras.Model] | None = None) -> None:
+    def train_float(self, trial: Callable[[keras.Model], Any]) -> None:
         """float.keras: the network, trained, or a trained file, copied.
 
         Args:
-            quantize: tried on the network first, so that what cannot be quantized is known before
+            trial: called on the network first, so that what cannot be quantized is known before
                 it is trained.
         """
         is_file = self.model.endswith(".keras")
@@ -251,12 +251,14 @@ class Run:
 
         def make() -> keras.Model:
             if is_file:
-                return load_float_model(self.model, self.data)
-            model = models.build(self.model, self.data.image_shape, self.data.classes, self.widen)
-            if self.team.is_chief:
-                model.summary()
-            if quantize and not _FLOAT_ONLY.value:
-                quantize(model)
+                model = load_float_model(self.model, self.data)
+            else:
+                shape, classes = self.data.image_shape, self.data.classes
+                model = models.build(self.model, shape, classes, self.widen)
+                if self.team.is_chief:
+                    model.summary()
+            if not _FLOAT_ONLY.value:
+                trial(model)
             return model
 
         self.float_settings.update(self.settings)
@@ -271,7 +273,7 @@ class Run:
         fit: training.FitSettings,
         *,
         float_too: bool = False,
-        prepare: Callable[[keras.Model, keras.Model], keras.Model] | None = None,
+        prepare: Callable[[keras.Model, keras.Model], keras.Model],
         callbacks: Sequence[keras.callbacks.Callback] = (),
         best_from: int = 0,
         **settings: Any,
@@ -291,7 +293,7 @@ class Run:
 
         def make() -> keras.Model:
             model = self.load("calibrated.keras")
-            return prepare(model, self.load("float.keras")) if prepare else model
+            return prepare(model, self.load("float.keras"))
 
         self._train("finetune", make, "finetuned.keras", fit, callbacks, best_from)
         if float_too:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasq.distill import ends_in_softmax
 from kerasq.files import whole_file
 from recipes import datasets, results
 from recipes.team import Team
@@ -224,9 +225,12 @@ def compile_model(model: keras.Model, settings: FitSettings, steps_per_epoch: in
             "`label_smoothing` must be 0.0 for an autoencoder, which learns no labels. "
             f"Received: label_smoothing={smoothing}."
         )
-    loss: Any = "sparse_categorical_crossentropy" if is_classifier else "mse"
-    if is_classifier and smoothing:
-        loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+    loss: Any = "mse"
+    if is_classifier:
+        logits = not ends_in_softmax(model)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+        if smoothing:
+            loss = keras.losses.CategoricalCrossentropy(logits, label_smoothing=smoothing)
     # XLA makes depthwise networks several times slower on a CPU (TensorFlow 2.21).
     model.compile(
         optimizer,

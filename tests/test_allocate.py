@@ -127,6 +127,12 @@ def test_an_operator_without_int16_kernel_gets_none():
     assert found.overrides == {"x": "w8a8", "d": "w8a16", "elu": "w8a8"}
 
 
+def test_a_layer_that_no_candidate_runs():
+    elu = keras.Sequential([keras.Input((6,), name="x"), keras.layers.ELU(name="elu")])
+    with pytest.raises(ValueError, match=r"none for the layers \['elu'\]. Add 'w8a8'"):
+        kerasq.allocate(elu, networks.data(elu, 64), {"bytes": 1e9}, candidates=("w8a16",))
+
+
 def test_bad_budgets(model, table):
     def allocate(budget, **options):
         kerasq.allocate(model, None, budget, sensitivity=table, **options)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq.distill import ends_in_softmax
 from tests import networks
 
 
@@ -93,6 +94,31 @@ def test_models_without_softmax():
     model = keras.Model(image, keras.layers.Dense(3)(image), name="logits")
     with pytest.raises(ValueError, match=r"class probabilities of a softmax.*'logits'"):
         kerasq.distill(model, model)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Probabilities(keras.layers.Layer):
+    def call(self, inputs):
+        return keras.ops.softmax(inputs)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        keras.layers.Softmax(),
+        keras.layers.Dense(3, "softmax"),
+        lambda x: keras.layers.Reshape((3,))(keras.layers.Activation("softmax")(x)),
+        keras.ops.softmax,
+        Probabilities(),
+        lambda x: keras.Sequential([keras.Input((3,)), keras.layers.Softmax()])(x),
+    ],
+)
+def test_where_a_softmax_may_be(end):
+    image = keras.Input((8,))
+    model = keras.Model(image, end(keras.layers.Dense(3)(image)))
+    assert ends_in_softmax(model) and ends_in_softmax(kerasq.quantize_model(model))
+    logits = keras.Model(image, keras.layers.Dense(3)(model(image)))
+    assert not ends_in_softmax(logits) and not ends_in_softmax(kerasq.quantize_model(logits))
 
 
 def test_losses_are_scaled_as_the_student_s():

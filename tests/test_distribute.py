@@ -95,10 +95,12 @@ def trained(name, out, options, workers=1):
 
 def test_devices_and_workers_train_what_one_device_trains(tmp_path):
     options = {"scheme": "w4a8", "weights": "power_of_two", "batch_norm": "keep", "distill": True}
+    options["overrides"] = {"logits": "w8a8"}  # whose weights have a range that learns
     (alone,) = trained("none", tmp_path, options)
     (mirrored,) = trained("mirrored", tmp_path, options)
     (worker, other) = trained("multi_worker", tmp_path, options, workers=2)
     assert any(key.endswith("range_max") for key in worker)
+    assert any(path.endswith("kernel_range") for path in alone["paths"])
     for key in worker:  # Ranges that learn, and those that follow the data, included.
         np.testing.assert_array_equal(worker[key], other[key], err_msg=key)
     assert abs(alone["val"][0] - alone["val"][1]) > 0.01  # It trains.

@@ -27,11 +27,6 @@ def compiled(q, rate=0.003, **options):
     return q
 
 
-def shares(callback):
-    masks = [x.weight_quantizer.frozen.numpy() != FREE for x in callback.wrappers]
-    return [mask.mean() for mask in masks]
-
-
 class Watch(keras.callbacks.Callback):
     """What is frozen, and what it is worth, after each epoch."""
 

@@ -110,6 +110,16 @@ def test_a_layer_without_int16_kernel_is_left_out():
     assert "-" in next(line for line in str(table).splitlines() if line.startswith("elu")).split()
 
 
+def test_a_convolution_in_groups_has_8_bit_weights():
+    conv = L.Conv2D(4, 3, groups=2, name="groups")
+    model = keras.Sequential([keras.Input((6, 6, 4)), conv, L.Flatten(), L.Dense(3, name="d")])
+    table = kerasq.sensitivity(model, networks.data(model, 32), ("w8a8", "w4a8"))
+    assert np.isnan(table.alone[table.layers.index("groups"), 1])
+    found = kerasq.allocate(model, None, {"bytes": 250}, sensitivity=table).overrides
+    assert (found["groups"], found["d"]) == ("w8a8", "w4a8")
+    kerasq.quantize_model(model, overrides=found)
+
+
 def test_layers_that_stay_float_are_no_rows():
     image = keras.Input((6,), name="x")
     y = L.LayerNormalization(name="norm")(L.Dense(4, name="d")(image))
@@ -154,13 +164,14 @@ def test_few_bits_are_measured_as_they_are_quantized():
     # Of different brightness, or all samples would be rounded the same way, up or down by luck.
     x = rng.uniform(0, 1, (128, 12, 12, 3)) * rng.uniform(0, 1, (128, 1, 1, 3))
     x = x.astype("float32")
-    for scheme in ("w8a4", "w4a2"):
-        table = kerasq.sensitivity(model, x, (scheme, "float"))
-        q = kerasq.quantize_model(model, scheme)
+    cases = [("w8a4", {}), ("w4a2", {}), ("w4a2", {"branch": "w8a8"}), ("w4a2", {"conv": "w8a8"})]
+    for scheme, others in cases:
+        own = {"*": scheme} | others
+        found = kerasq.allocate(model, x, {"bytes": 1e9}, (scheme, "w8a8"), overrides=own)
+        q = kerasq.quantize_model(model, overrides=found.overrides)
         kerasq.calibrate(q, x)
-        y, z = (m.predict_on_batch(x).astype(float) for m in (model, q))
-        sqnr = 10 * np.log10(np.square(y).sum() / np.square(y - z).sum())
-        assert table.base == pytest.approx(sqnr, abs=0.1), scheme
+        measured = power_ratio(*(m.predict_on_batch(x).astype(float) for m in (model, q)))
+        assert found.chosen.measured == pytest.approx(measured, abs=0.1), (scheme, others)
 
 
 def test_binary_candidates():

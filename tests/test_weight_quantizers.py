@@ -351,6 +351,20 @@ def test_first_and_last():
     assert bits == {"conv": 8, "branch": 2, "probs": 8}
 
 
+@pytest.mark.parametrize("is_read_narrow", [True, False])
+def test_only_what_a_layer_of_few_bits_reads_has_few_bits(is_read_narrow, tmp_path):
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    x = keras.layers.MaxPooling2D(2)(keras.layers.Dropout(0.1)(x))
+    x = keras.layers.Flatten()(x)
+    model = keras.Model(image, keras.layers.Dense(3, name="head")(x))
+    q = kerasq.quantize_model(model, "w2a2", {} if is_read_narrow else {"head": "w8a8"})
+    q.save(tmp_path / "q.keras")
+    for found in (q, keras.models.load_model(tmp_path / "q.keras")):
+        assert found.get_layer("conv").output_quantizer.bits == (2 if is_read_narrow else 8)
+        assert "conv_relu_int2" not in [x.name for x in found.layers]
+
+
 def test_first_and_last_of_a_model_without_weights():
     model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
     with pytest.raises(ValueError, match=r"must have layers with weights.*without any"):

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl.flags import FLAGS
+from absl.testing import flagsaver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kerasq
@@ -180,6 +183,31 @@ def test_mixed_precision(network, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("budget", "raised"),
+    [
+        ("layers=50%", {"logits"}),
+        ("sqnr=34", set()),  # 35.1 dB are predicted for w8a8
+        ("sqnr=36", {"logits"}),
+        ("bit_operations=150%", {"logits"}),  # those of conv alone are 173 %
+    ],
+)
+def test_budgets(tmp_path, budget, raised):
+    model = networks.sequential()
+    x = networks.data(model, 64)
+    job = types.SimpleNamespace(
+        calibration_batches=lambda: tf.data.Dataset.from_tensor_slices(x).batch(32),
+        path=lambda name: tmp_path / name,
+    )
+    FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(budget=budget, candidates=["w8a8", "w8a16"]):
+        found = mixed_precision.overrides(job, model)
+    assert {name for name, scheme in found.items() if scheme == "w8a16"} == raised
+    kerasq.quantize_model(model, overrides=found)
+    assert (tmp_path / "sensitivity.png").exists()
+    assert (tmp_path / "pareto.png").exists() == (not budget.startswith("layers"))
+
+
+@pytest.mark.parametrize(
     ("recipe", "flags", "text"),
     [
         ("low_bit", ("--quantizer=binary", "--scheme=w4a4"), "'ttq'] for weights of 4 bits"),
@@ -192,7 +220,11 @@ def test_mixed_precision(network, tmp_path):
         ("inq", ("--portions=0.5,0.4,1", "--epochs=4"), "must grow from above 0.0 to 1.0"),
         ("qat", ("--model=mobilenetv2x",), "Did you mean MobileNetV2?"),
         ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
-        ("qat", ("--overrides=dnse=w8a16",), "'dnse'"),
+        ("ptq", ("--overrides=dnse=w8a16",), "'dnse'"),
+        ("qat", ("--model=autoencoder", "--label_smoothing=0.1"), "which learns no labels"),
+        ("qat", ("--model=autoencoder", "--distill_weight=0.5"), "whose outputs are no classes"),
+        ("low_bit", ("--widen=2", "--model=nowhere.keras"), "must be 1 where `model` is a file"),
+        ("low_bit", ("--widen=2", "--model=MobileNet"), "must be 1 for networks of keras.app"),
         ("qat", ("--epochs=-1",), "not a non-negative integer"),
         ("inq", ("--epochs=4", "--warmup_epochs=1"), "Leave these flags out"),
         ("qat", ("--model=nowhere.keras",), "nowhere.keras"),
@@ -291,6 +323,7 @@ def killed_in_an_epoch(recipe, out, flags, epoch):
 
 def test_a_killed_run_ends_where_an_unbroken_one_does(network, tmp_path):
     flags = (f"--model={network}", "--epochs=4", "--bits=3", "--portions=0.5,1.0", "--seed=3")
+    flags += ("--distill_weight=0.5", "--freeze_ranges_epoch=2")
     (tmp_path / "cut").mkdir()
     killed_in_an_epoch("inq", tmp_path / "cut", flags, epoch=1)
     assert not (tmp_path / "cut" / "finetuned.keras").exists()

@@ -143,6 +143,19 @@ def test_label_smoothing_is_in_the_loss(data, tmp_path):
     assert history["val_loss"][0] == pytest.approx(-(target * np.log(p)).sum(-1).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_models_that_end_in_logits_learn_as_those_of_probabilities(data, tmp_path, smoothing):
+    settings = dataclasses.replace(SETTINGS, epochs=1, label_smoothing=smoothing)
+    losses = []
+    for name in ("probabilities", "logits"):
+        model = fresh_model(data)
+        if name == "logits":
+            model.layers[-1].activation = keras.activations.linear
+        history, *_ = training.fit(model, data, settings, tmp_path / name)
+        losses += [[history["loss"], history["val_loss"], history["val_accuracy"]]]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 def test_the_best_epoch_is_kept(data, tmp_path):
     backup = training.EpochBackup(tmp_path, "val_accuracy", best_from=1)
     model = fresh_model(data)
