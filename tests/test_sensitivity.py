@@ -164,8 +164,8 @@ def test_few_bits_are_measured_as_they_are_quantized():
     # Of different brightness, or all samples would be rounded the same way, up or down by luck.
     x = rng.uniform(0, 1, (128, 12, 12, 3)) * rng.uniform(0, 1, (128, 1, 1, 3))
     x = x.astype("float32")
-    cases = [("w8a4", {}), ("w4a2", {}), ("w4a2", {"branch": "w8a8"}), ("w4a2", {"conv": "w8a8"})]
-    for scheme, others in cases:
+    # Of the second model no layer reads few bits but the last one.
+    for scheme, others in (("w8a4", {}), ("w4a2", {"branch": "w8a8"})):
         own = {"*": scheme} | others
         found = kerasq.allocate(model, x, {"bytes": 1e9}, (scheme, "w8a8"), overrides=own)
         q = kerasq.quantize_model(model, overrides=found.overrides)

@@ -5,7 +5,6 @@ import keras
 import numpy as np
 import pytest
 
-import kerasq
 from recipes import datasets, models, training
 
 SETTINGS = training.FitSettings(
@@ -260,21 +259,3 @@ def test_dropout_goes_on_where_it_was(data, tmp_path):
         training.fit(cut, data, SETTINGS, tmp_path / "cut", callbacks=[Stop()])
     resumed, *_ = training.fit(model(), data, SETTINGS, tmp_path / "cut")
     np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-4)
-
-
-def test_an_autoencoder_goes_the_whole_road(data, tmp_path):
-    keras.utils.set_random_seed(0)
-    model = models.build("autoencoder", data.image_shape, data.classes)
-    assert training.is_autoencoder(model)
-    settings = dataclasses.replace(SETTINGS, epochs=6, augment=False)
-    history, best, _ = training.fit(model, data, settings, tmp_path)
-    assert history["val_loss"][best - 1] == min(history["val_loss"]) and "accuracy" not in history
-    x = data.x_train.astype("float32")
-    q = kerasq.quantize_model(model)
-    kerasq.calibrate(q, x)
-    lite = kerasq.export_tflite(q)
-    assert kerasq.compare(q, lite, x).max_lsb == 0
-    found, want = (
-        training.accuracy(m.predict_on_batch(x), data.x_train, data.y_train) for m in (q, model)
-    )
-    assert abs(found - want) < 0.1

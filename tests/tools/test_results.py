@@ -21,19 +21,6 @@ def python(*arguments):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def rows():
-    """Recipe and flags of each row, in a process of its own: recipes have flags of these names."""
-    script = "import json; from tools import results; print(json.dumps(results.ROWS))"
-    return list(json.loads(python("-c", script)).values())
-
-
-@pytest.mark.parametrize("recipe", ["qat", "inq", "low_bit", "mixed_precision", "ptq"])
-def test_recipes_know_the_flags_of_the_rows(rows, recipe):
-    flags = [flag for name, *own in rows if name == recipe for flag in own]
-    python(f"recipes/{recipe}.py", *flags, "--only_check_args")
-
-
 def test_the_table(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(48):
