@@ -246,13 +246,12 @@ class _Program:
                 self.allowed[i] &= self._settled(name, network.settled[name])
             elif name in inputs:
                 self.allowed[i] = np.arange(len(schemes)) == 0
-        if not self.allowed.any(1).all():
-            found = zip(table.layers, self.allowed.any(1), strict=True)
+        can_run = zip(table.layers, self.allowed.any(1), strict=True)
+        if stuck := [name for name, can in can_run if not can]:
             raise ValueError(
                 "`candidates` must have, for every layer, one that LiteRT has a kernel of. "
                 f"Received: candidates={table.candidates}, none for the layers "
-                f"{[name for name, can in found if not can]}. Add 'w8a8', or settle these layers "
-                "to 'float' with `overrides`."
+                f"{stuck}. Add 'w8a8', or settle these layers to 'float' with `overrides`."
             )
         bits = np.array([s.activation_bits for s in schemes], float)
         size = np.array([sum(np.prod(x.output.shape[1:]) for x in parts[n]) for n in table.layers])

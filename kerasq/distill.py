@@ -7,7 +7,7 @@ from keras import ops
 
 from kerasq import graph, registry
 from kerasq.quantize import is_closed
-from kerasq.wrappers import QuantizeWrapper, ranged
+from kerasq.wrappers import QuantizeWrapper
 
 
 def distill(
@@ -72,13 +72,20 @@ def ends_in_softmax(model: keras.Model) -> bool:
 
     That may be a layer, an activation or `keras.ops.softmax`, also inside a model or a layer.
     """
-    opened = model if ranged(model) else graph.read(model, is_closed).model
-    output = opened.outputs[0]
-    while registry.copies(graph.origin(output)[0]):
-        output = graph.origin(output)[1][0]
-    layer = graph.origin(output)[0]
-    layer = layer.layer if isinstance(layer, QuantizeWrapper) else layer
+    layer = _last(model)
+    if isinstance(layer, QuantizeWrapper):
+        layer = layer.layer
+    elif not is_closed(layer):
+        layer = _last(graph.read(model, is_closed).model)
     return registry.activation_name(layer) == "softmax" or type(layer).__name__ == "Softmax"
+
+
+def _last(model: keras.Model) -> keras.Layer:
+    """The layer that makes the first output, before those that only move values."""
+    layer, inputs = graph.origin(model.outputs[0])
+    while registry.copies(layer):
+        layer, inputs = graph.origin(inputs[0])
+    return layer
 
 
 class _Learner(keras.Model):

@@ -187,7 +187,7 @@ def finetune(
     run.finetune(
         fit,
         float_too=_FLOAT_FINETUNE.value,
-        prepare=_learner,
+        prepare=_learner if _DISTILL_WEIGHT.value else None,
         callbacks=[*callbacks, *([] if freeze is None else [kerasq.FreezeRanges(freeze)])],
         best_from=best_from,
         freeze_ranges_epoch=freeze,

@@ -273,7 +273,7 @@ class Run:
         fit: training.FitSettings,
         *,
         float_too: bool = False,
-        prepare: Callable[[keras.Model, keras.Model], keras.Model],
+        prepare: Callable[[keras.Model, keras.Model], keras.Model] | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         best_from: int = 0,
         **settings: Any,
@@ -293,7 +293,7 @@ class Run:
 
         def make() -> keras.Model:
             model = self.load("calibrated.keras")
-            return prepare(model, self.load("float.keras"))
+            return prepare(model, self.load("float.keras")) if prepare else model
 
         self._train("finetune", make, "finetuned.keras", fit, callbacks, best_from)
         if float_too:

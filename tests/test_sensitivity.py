@@ -164,14 +164,16 @@ def test_few_bits_are_measured_as_they_are_quantized():
     # Of different brightness, or all samples would be rounded the same way, up or down by luck.
     x = rng.uniform(0, 1, (128, 12, 12, 3)) * rng.uniform(0, 1, (128, 1, 1, 3))
     x = x.astype("float32")
-    # Of the second model no layer reads few bits but the last one.
-    for scheme, others in (("w8a4", {}), ("w4a2", {"branch": "w8a8"})):
+    # Of the last model no layer reads few bits but the last one.
+    for scheme, others in (("w8a4", {}), ("w4a2", {}), ("w4a2", {"branch": "w8a8"})):
         own = {"*": scheme} | others
         found = kerasq.allocate(model, x, {"bytes": 1e9}, (scheme, "w8a8"), overrides=own)
         q = kerasq.quantize_model(model, overrides=found.overrides)
         kerasq.calibrate(q, x)
         measured = power_ratio(*(m.predict_on_batch(x).astype(float) for m in (model, q)))
         assert found.chosen.measured == pytest.approx(measured, abs=0.1), (scheme, others)
+        if not others:
+            assert found.sensitivity.base == pytest.approx(measured, abs=0.1), scheme
 
 
 def test_binary_candidates():

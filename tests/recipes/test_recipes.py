@@ -231,6 +231,7 @@ def test_budgets(tmp_path, budget, raised):
         ("inq", ("--portions=0.5,0.4,1", "--epochs=4"), "must grow from above 0.0 to 1.0"),
         ("qat", ("--model=mobilenetv2x",), "Did you mean MobileNetV2?"),
         ("mixed_precision", ("--budget=layers=20%", "--candidates=w8a8,w4a8"), "a wider scheme"),
+        ("qat", ("--overrides=dnse=w8a16",), "'dnse'"),
         ("ptq", ("--overrides=dnse=w8a16",), "'dnse'"),
         ("qat", ("--model=autoencoder", "--label_smoothing=0.1"), "which learns no labels"),
         ("qat", ("--model=autoencoder", "--distill_weight=0.5"), "whose outputs are no classes"),
