@@ -155,7 +155,8 @@ def allocate(
         The allocation. Inputs of the model get the first candidate.
 
     Raises:
-        ValueError: for an unknown budget, or one that no allocation fits (the least is named).
+        ValueError: for an unknown budget, one that no allocation fits (the least is named), or a
+            model whose sample shape is not known.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,), name="x"), keras.layers.Dense(4, name="d")])
@@ -173,6 +174,7 @@ def allocate(
     if metric is None:
         metric = sensitivity.metric if sensitivity else SQNR
     _check_budget(budget, unit, metric, sensitivity)
+    cost.require_known_shapes(model)
     if sensitivity is None or data is not None:
         bench = Bench(model, data, candidates, metric, overrides, steps, method)
         sensitivity = sensitivity or sensitivities.table(bench)
@@ -345,7 +347,14 @@ class _Program:
         found = self._solve(self.cost, self.noise, noise)
         if found is not None:
             return found
-        best = self._measured(self._solve(self.noise, self.cost, np.inf))
+        # Of equal noise, such as none, the widest: layers may lose more together than alone.
+        choice = [
+            max(np.flatnonzero(can), key=lambda j: (-noise[j], cost[j], memory[j]))
+            for can, noise, cost, memory in zip(
+                self.allowed, self.noise, self.cost, self.memory, strict=True
+            )
+        ]
+        best = self._measured(self._point(np.array(choice)))
         reached = best.predicted if best.measured is None else best.measured
         if reached < target:
             raise ValueError(

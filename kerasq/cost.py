@@ -80,6 +80,16 @@ def _channels(layer: keras.Layer) -> int:
     return shape[-2] if rule.transposed else math.prod(shape[len(shape) - rule.channels :])
 
 
+def require_known_shapes(model: keras.Model) -> None:
+    """Raises a ValueError for a model that takes samples of any size: costs depend on it."""
+    for x in model.inputs:
+        if None in x.shape[1:]:
+            raise ValueError(
+                "The shape of a sample must be known. "
+                f"Received: input {x.name!r} of shape {x.shape}."
+            )
+
+
 def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:
     """Bits that sums of `c * k * k` products can need: `n_w + n_a + ceil(log2(c * k * k))`.
 

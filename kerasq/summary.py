@@ -141,12 +141,7 @@ def summary(model: keras.Model) -> Summary:
         32
     """
     require_quantized(model)
-    for x in model.inputs:
-        if None in x.shape[1:]:
-            raise ValueError(
-                "The shape of a sample must be known. "
-                f"Received: input {x.name!r} of shape {x.shape}."
-            )
+    cost.require_known_shapes(model)
     seen = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
     calls = graph.calls(model)
     return Summary(

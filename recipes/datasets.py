@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,10 +176,11 @@ def _from_keras(name: str) -> Callable[[Path], Dataset]:
 
 def _npz(path: Path) -> Dataset:
     """A NumPy archive with the arrays x_train, y_train, x_test and y_test."""
-    if not path.is_file():
+    if not zipfile.is_zipfile(path):
         raise ValueError(
             f"`data_dir` of dataset='npz' must be a .npz file. Received: data_dir={str(path)!r}, "
-            "which is a folder."
+            f"which is {'a folder' if path.is_dir() else 'another, or damaged'}. Write one with "
+            "np.savez."
         )
     with np.load(path) as archive:
         missing = [name for name in _NPZ_ARRAYS if name not in archive]
@@ -199,9 +201,12 @@ def _image_folder(path: Path, size: int | None = None) -> Dataset:
             "train/ and test/ must have the same class sub-folders. Received: "
             f"{', '.join(class_names)} and {', '.join(_class_folders(path / 'test'))} in {path}."
         )
-    train = _read_images(path / "train", class_names, size)
-    test = _read_images(path / "test", class_names, size)
-    return _dataset("image_folder", train, test, class_names)
+    (x_train, y_train, gray), (x_test, y_test, gray_too) = (
+        _read_images(path / split, class_names, size) for split in ("train", "test")
+    )
+    if gray and gray_too:
+        x_train, x_test = (np.ascontiguousarray(x[..., :1]) for x in (x_train, x_test))
+    return _dataset("image_folder", (x_train, y_train), (x_test, y_test), class_names)
 
 
 def _class_folders(split: Path) -> tuple[str, ...]:
@@ -222,8 +227,8 @@ def _class_folders(split: Path) -> tuple[str, ...]:
 
 def _read_images(
     split: Path, class_names: tuple[str, ...], size: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes every image of a split with one thread a core; returns images and labels."""
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Every image of a split in colour, the labels, and whether all images are gray."""
     files, labels = [], []
     for label, name in enumerate(class_names):
         found = sorted(f for f in (split / name).iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES)
@@ -234,31 +239,33 @@ def _read_images(
             )
         files += found
         labels += [label] * len(found)
-    return _decode_all(files, split.name, size), np.array(labels)
+    images, gray = _decode_all(files, split.name, size)
+    return images, np.array(labels), gray
 
 
-def _decode_all(files: list[Path], title: str, size: int | None) -> np.ndarray:
-    """Decodes files to one uint8 array; mode (gray or RGB), and size, are the first file's."""
-    first = _decode(files[0], None, size)
-    mode = "L" if first.shape[-1] == 1 else "RGB"
+def _decode_all(files: list[Path], title: str, size: int | None) -> tuple[np.ndarray, bool]:
+    """Decodes files to one uint8 array, with one thread a core; also, whether all are gray."""
+    first, gray = _decode(files[0], size)
     images = np.empty((len(files), *first.shape), "uint8")
     print(f"Reading {len(files)} images of {title}/")
     progress = keras.utils.Progbar(len(files), unit_name="image")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, image in enumerate(pool.map(lambda file: _decode(file, mode, size), files)):
+        decoded = pool.map(lambda file: _decode(file, size), files)
+        for i, (image, is_gray) in enumerate(decoded):
             if image.shape != first.shape:
                 raise ValueError(
                     f"All images must have one size. Received: {files[i]} of {image.shape}, "
                     f"{files[0]} of {first.shape}. Give --image_size."
                 )
             images[i] = image
+            gray &= is_gray
             if i % 500 == 499 or i + 1 == len(files):
                 progress.update(i + 1)
-    return images
+    return images, gray
 
 
-def _decode(file: Path, mode: str | None, size: int | None) -> np.ndarray:
-    """One image as uint8 (height, width, channels); without a `mode` gray stays gray.
+def _decode(file: Path, size: int | None) -> tuple[np.ndarray, bool]:
+    """One image as uint8 (height, width, 3), and whether it is a gray one.
 
     It is made `size` pixels high and wide, if that is given.
     """
@@ -266,14 +273,12 @@ def _decode(file: Path, mode: str | None, size: int | None) -> np.ndarray:
 
     try:
         with Image.open(file) as image:
-            wanted = mode or ("L" if image.mode == "L" else "RGB")
-            pixels = np.asarray(image.convert(wanted))
+            gray, pixels = image.mode == "L", np.asarray(image.convert("RGB"))
     except OSError as error:
         raise ValueError(
             f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
         ) from error
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return pixels if size is None else _resize(pixels, size)
+    return pixels if size is None else _resize(pixels, size), gray
 
 
 def _resize(x: np.ndarray, size: int) -> np.ndarray:

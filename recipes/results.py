@@ -51,8 +51,10 @@ class RunDirectory:
         self.team = team or Team()
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume and self.team.is_chief:
-            for folder in ("stages", "backup", "logs"):
-                shutil.rmtree(self.path / folder, ignore_errors=True)
+            # The records last: as long as they are there, other flags are refused.
+            for folder in ("backup", "logs", "stages"):
+                if (self.path / folder).exists():
+                    shutil.rmtree(self.path / folder)
         self.team.wait()
 
     def stage(
@@ -97,7 +99,7 @@ class RunDirectory:
         start = time.perf_counter()
         try:
             figures = work()
-        except (ValueError, OSError):  # What was wrong may be a flag: the next run may change it.
+        except Exception:  # What was wrong may be a flag: the next run may change it.
             if not self.backup_dir(name).exists():
                 self._record_path(name).unlink()
             raise

@@ -32,8 +32,8 @@ _MODEL = flags.DEFINE_string(
     "model",
     None,
     f"Network: one of {', '.join(models.MODELS)}, a name in keras.applications (trained from "
-    "scratch, as those are), or the path of a trained .keras file. Default: cnn for gray images, "
-    "resnet8 for colour.",
+    "scratch, as those are), or the path of a trained .keras file. Default: cnn for digits, mnist "
+    "and fashion_mnist, else resnet8.",
 )
 _FLOAT_EPOCHS = flags.DEFINE_integer(
     "float_epochs", None, "Epochs of float training. Default: 20 for digits, else 12.", 1
@@ -47,6 +47,11 @@ _BATCH_SIZE = flags.DEFINE_integer(
     None,
     "Images a training step, over all replicas. Default: 32 for digits, else 128.",
     1,
+)
+_AUGMENT = flags.DEFINE_bool(
+    "augment",
+    None,
+    "Flip images left to right and shift them, at random, in training. Default: if in colour.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", 0)
 _DETERMINISTIC = flags.DEFINE_bool(
@@ -116,8 +121,8 @@ class Run:
             tf.config.experimental.enable_op_determinism()
         team = Team(_STRATEGY.value, _REPLICAS.value)
         digits = _DATASET.value == "digits"
-        gray = _DATASET.value in ("digits", "mnist", "fashion_mnist")
-        model = _MODEL.value or ("cnn" if gray else "resnet8")
+        small = _DATASET.value in ("digits", "mnist", "fashion_mnist")
+        model = _MODEL.value or ("cnn" if small else "resnet8")
         if widen != 1.0 and model.endswith(".keras"):
             raise ValueError(
                 "`widen` must be 1 where `model` is a file. "
@@ -147,7 +152,7 @@ class Run:
                 learning_rate=_FLOAT_LEARNING_RATE.value,
                 momentum=_FLOAT_MOMENTUM.value,
                 weight_decay=_WEIGHT_DECAY,
-                augment=not gray,
+                augment=_AUGMENT.value,
                 seed=_SEED.value,
             ),
             directory=results.RunDirectory(out, team, _RESUME.value),
@@ -247,6 +252,7 @@ class Run:
                 float_epochs=self.fit.epochs,
                 float_learning_rate=self.fit.learning_rate,
                 float_momentum=self.fit.momentum,
+                augment=self.fit.augment,
             )
 
         def make() -> keras.Model:
@@ -288,7 +294,7 @@ class Run:
             best_from: the first epoch that may be the best one.
             settings: what the result depends on besides `fit`, by flag name.
         """
-        tuned = {k: v for k, v in dataclasses.asdict(fit).items() if k != "augment"}
+        tuned = dataclasses.asdict(fit)
         self.settings.update(tuned, **settings)
 
         def make() -> keras.Model:
@@ -389,11 +395,13 @@ def load_float_model(path: str, data: datasets.Dataset) -> keras.Model:
     """Loads a .keras file and checks that it takes the data set's images to its classes."""
     model = keras.models.load_model(path)
     taken, given = model.input_shape[1:], data.image_shape
-    fits = model.output_shape[-1] == data.classes or training.is_autoencoder(model)
-    if taken != given or not fits:
+    outputs, named = model.output_shape[-1], data.name != "npz"
+    # An archive may have no image of the last classes.
+    fits = outputs == data.classes if named else outputs >= data.classes
+    if taken != given or not (fits or training.is_autoencoder(model)):
         raise ValueError(
             "`model` must take the images of the data set to its classes. Received: a model "
-            f"from {taken} to {model.output_shape[-1]} classes for images of {given} in "
+            f"from {taken} to {outputs} classes for images of {given} in "
             f"{data.classes} classes. Choose another --dataset or --image_size; build a model for "
             "any size anew for one, with keras.Input of that shape."
         )

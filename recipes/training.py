@@ -37,7 +37,8 @@ class FitSettings:
         warmup_epochs: epochs in which the rate rises from 0.
         restarts: how often the cosine is gone through.
         label_smoothing: probability that is spread over all classes.
-        augment: whether images are flipped and shifted at random.
+        augment: whether images are flipped left to right and shifted at random; by default those
+            in colour are.
         seed: of the order of the images and of the augmentation.
     """
 
@@ -50,7 +51,7 @@ class FitSettings:
     warmup_epochs: int = 0
     restarts: int = 1
     label_smoothing: float = 0.0
-    augment: bool = False
+    augment: bool | None = None
     seed: int = 0
 
 
@@ -73,6 +74,7 @@ def training_batches(
     steps = _steps_per_epoch(len(x), settings)
     images, labels = tf.constant(x), tf.constant(y)
     root = tf.constant(settings.seed, tf.int64)
+    augment = x.shape[-1] == 3 if settings.augment is None else settings.augment
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.stack([root, epoch])
@@ -83,7 +85,7 @@ def training_batches(
 
     def load(step: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = tf.gather(images, indices)
-        if settings.augment:
+        if augment:
             batch = _augment(batch, tf.stack([root, step]))
         batch = tf.cast(batch, tf.float32)
         return batch, target(batch, tf.gather(labels, indices))

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import keras
@@ -117,6 +118,16 @@ def test_metric_with_labels_and_settled_layers(model, x):
     kerasq.quantize_model(model, overrides=found.overrides)
 
 
+def test_a_target_that_layers_alone_do_not_tell_of(model, x):
+    # As on few samples: no layer alone changes a class, together they do.
+    labels = model.predict_on_batch(x).argmax(-1)
+    table = kerasq.sensitivity(model, (x, labels), ("w8a8", "w2a2"), metric="accuracy")
+    alone = np.where(np.isnan(table.alone), np.nan, table.reference)
+    table = dataclasses.replace(table, alone=alone, noise=np.where(np.isnan(alone), np.nan, 0.0))
+    found = kerasq.allocate(model, (x, labels), {"accuracy": 0.9}, sensitivity=table)
+    assert found.chosen.measured >= 0.9 and set(found.overrides.values()) == {"w8a8"}
+
+
 def test_an_operator_without_int16_kernel_gets_none():
     model = keras.Sequential(
         [keras.Input((6,), name="x"), keras.layers.Dense(4, name="d"), keras.layers.ELU(name="elu")]
@@ -146,6 +157,10 @@ def test_bad_budgets(model, table):
         allocate({"sqnr": 200.0})
     with pytest.raises(ValueError, match="`unit` must be one of"):
         allocate({"sqnr": 20.0}, unit="joules")
+    image = keras.Input((None, None, 3), name="image")
+    any_size = keras.Model(image, keras.layers.Conv2D(2, 3)(image))
+    with pytest.raises(ValueError, match=r"shape of a sample must be known.*'image'"):
+        kerasq.allocate(any_size, np.ones((4, 8, 8, 3)), {"bytes": 1e6})
     with pytest.raises(ValueError, match="must be that of `model`"):
         kerasq.allocate(networks.sequential(), None, {"bytes": 1e6}, sensitivity=table)
 

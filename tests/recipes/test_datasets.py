@@ -46,6 +46,16 @@ def test_image_folder_reads_pixels_and_labels_by_folder(tmp_path, mode, channels
     np.testing.assert_array_equal(data.x_train[4], expected)
 
 
+def test_one_colour_image_makes_all_of_them_colour(tmp_path):
+    write_images(tmp_path, "train", mode="L")
+    write_images(tmp_path, "test", count=1, mode="L")
+    Image.new("RGB", (5, 6), (200, 30, 10)).save(tmp_path / "test/dog/0.png")
+    data = datasets.load("image_folder", tmp_path)
+    assert data.x_train.shape == (6, 6, 5, 3)
+    np.testing.assert_array_equal(data.x_train[..., 0], data.x_train[..., 2])
+    np.testing.assert_array_equal(data.x_test[1], np.full((6, 5, 3), (200, 30, 10)))
+
+
 def test_npz_adds_the_channel_axis_and_flattens_labels(tmp_path):
     write_npz(tmp_path / "d.npz")
     data = datasets.load("npz", tmp_path / "d.npz")
@@ -154,6 +164,9 @@ def test_bad_npz(tmp_path, changes, message):
         datasets.load("npz", tmp_path / "d.npz")
 
 
-def test_npz_that_is_a_folder(tmp_path):
+def test_npz_that_is_none(tmp_path):
+    np.save(tmp_path / "d.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"must be a \.npz file.*which is another, or damaged"):
+        datasets.load("npz", tmp_path / "d.npy")
     with pytest.raises(ValueError, match=r"must be a \.npz file.*which is a folder"):
         datasets.load("npz", tmp_path)

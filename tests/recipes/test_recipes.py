@@ -255,6 +255,25 @@ def test_values_that_cannot_be():
         schemes.overrides(["dense=w0a8"])
 
 
+def test_a_model_fits_the_data(tmp_path):
+    networks.sequential().save(tmp_path / "m.keras")
+    shape, classes = networks.sequential().input_shape[1:], networks.sequential().output_shape[-1]
+
+    def load(name, labels):
+        x, y = np.zeros((labels, *shape), "uint8"), np.arange(labels)
+        names = tuple(map(str, y))
+        data = datasets.Dataset(
+            name=name, x_train=x, y_train=y, x_test=x, y_test=y, class_names=names
+        )
+        return mixed_precision.run.load_float_model(str(tmp_path / "m.keras"), data)
+
+    for name, labels in (("digits", classes), ("npz", classes), ("npz", classes - 1)):
+        assert load(name, labels).output_shape[-1] == classes
+    for name, labels in (("digits", classes - 1), ("npz", classes + 1)):
+        with pytest.raises(ValueError, match=rf"to {classes} classes .* in {labels} classes"):
+            load(name, labels)
+
+
 def test_ptq(network, tmp_path):
     results, text = finished("ptq", tmp_path, f"--model={network}")
     ways = results["flavours"]

@@ -39,6 +39,17 @@ def test_changed_flags_are_refused_even_after_an_interruption(tmp_path, finished
         directory.stage("float", {"seed": 1}, (), work)
 
 
+def test_a_stage_that_failed_takes_other_flags(tmp_path):
+    directory = results.RunDirectory(tmp_path)
+
+    def work():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        directory.stage("float", {"batch_size": 4096}, (), work)
+    directory.stage("float", {"batch_size": 32}, (), lambda: {})
+
+
 def test_a_worker_has_the_flags_of_the_chief(tmp_path):
     results.RunDirectory(tmp_path).stage("train", {"seed": 1}, (), lambda: {"loss": 2.0})
     other = Team()

@@ -54,6 +54,15 @@ def test_augmentation_keeps_labels_and_moves_pixels(data):
     assert moved.shape == x.shape and not np.array_equal(x, moved)
 
 
+@pytest.mark.parametrize(("channels", "moves"), [(1, False), (3, True), (2, False)])
+def test_images_in_colour_are_augmented_by_default(channels, moves):
+    x = np.arange(16 * 8 * 8 * channels, dtype="float32").reshape(16, 8, 8, channels)
+    settings = dataclasses.replace(SETTINGS, augment=None)
+    images, _ = next(iter(training.training_batches(x, np.zeros(16, int), settings)[0]))
+    known = {image.tobytes() for image in x}
+    assert moves == any(image.tobytes() not in known for image in images.numpy())
+
+
 def test_resumed_training_ends_where_uninterrupted_training_ends(data, tmp_path, monkeypatch):
     whole = fresh_model(data)
     history, _, nothing = training.fit(whole, data, SETTINGS, tmp_path / "whole")
