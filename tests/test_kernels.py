@@ -375,7 +375,6 @@ def test_average_pool_ties_go_away_from_zero():
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (25, 5), (49, 10), (12, 12)])
 def test_average_pool_of_the_whole_image(size):
-    """What GlobalAveragePooling2D becomes."""
     rng = np.random.default_rng(size[0])
     x = rng.integers(-128, 128, (1, *size, 512)).astype(np.int8)
     layer, plain = keras.layers.AveragePooling2D(size), grid(0.02, -128)
@@ -391,6 +390,43 @@ def test_average_pool_of_the_whole_image(size):
         filterWidth=size[1],
     )
     assert_agrees(simulate(kernels.average_pool, layer, [x], [plain], plain), content, x)
+
+
+def with_sums(sums, size):
+    """Images whose codes, less the zero point, have these sums: (1, *size, len(sums))."""
+    count = size[0] * size[1]
+    spread = np.arange(count)[:, None] < np.asarray(sums) % count
+    return (np.asarray(sums) // count + spread).reshape(1, *size, -1)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 3), (8, 8), (7, 5), (25, 5)])
+@pytest.mark.parametrize("seed", range(8))
+def test_mean_near_ties(size, seed):
+    """What GlobalAveragePooling2D becomes."""
+    rng, count = np.random.default_rng(seed), size[0] * size[1]
+    zero_points = (-128, int(rng.integers(-100, 100)))[:: 1 if seed % 2 else -1]
+    sums = np.arange(max(-100, -128 - zero_points[0]), min(100, 127 - zero_points[0])) * count
+    sums = np.concatenate([sums, sums + rng.integers(0, count, len(sums))])
+    tie = (rng.integers(0, 60) + 0.5) * count / rng.choice(sums[sums > 0])
+    scale = np.float32(rng.uniform(0.005, 0.05))
+    # The ratio of the scales that takes one of the sums to a tie, to the last bits of it.
+    for error in rng.normal(0.0, 1e-7, 6):
+        source = grid(tie * (1 + error) * scale, zero_points[0])
+        out = grid(scale, zero_points[1])
+        x = (with_sums(sums, size) + zero_points[0]).astype(np.int8)
+        content = build(
+            Op.MEAN,
+            2,
+            [
+                Tensor(x.shape, source),
+                Tensor((2,), dtype="int32", values=np.array([1, 2])),
+                Tensor((1, len(sums)), out),
+            ],
+            kind="ReducerOptions",
+            keepDims=False,
+        )
+        layer = keras.layers.GlobalAveragePooling2D()
+        assert_agrees(simulate(kernels.mean, layer, [x], [source], out), content, x)
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.01, 0.05, 0.1, 0.2, 0.37, 0.5, 1.0, 3.0])

@@ -46,12 +46,18 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """MEAN over all axes but the first and last: the sum times one float32 factor."""
+    """MEAN over all axes but the first and last: the codes' sum by a float32 factor, plus a bias.
+
+    The bias holds both zero points. Product and sum are float32: near ties their errors decide.
+    """
     axes = list(range(1, codes[0].shape.rank - 1))
     count = float(np.prod(codes[0].shape[1:-1]))
-    total = tf.reduce_sum(codes[0], axes, keepdims=getattr(layer, "keepdims", False))
-    ratio = float64(grids[0].scale / out.scale)
-    return clip(tf.round(total * float32(ratio / count)), out)
+    factor = float64(grids[0].scale / out.scale * np.float32(1.0 / count))
+    zeros = count * float64(grids[0].zero_point)
+    total = tf.reduce_sum(float64(codes[0]), axes, keepdims=getattr(layer, "keepdims", False))
+    bias = float32(float64(out.zero_point) - float64(float32(zeros * factor)))
+    product = float32((total + zeros) * factor)
+    return clip(tf.round(float32(float64(product) + float64(bias))) - out.zero_point, out)
 
 
 def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
