@@ -1,21 +1,21 @@
 """kerasq: what you trained is what runs."""
 
-from kerasq.allocate import Allocation, allocate
+from kerasq.analysis.allocate import Allocation, allocate
+from kerasq.analysis.compare import Report, compare
+from kerasq.analysis.sensitivity import Sensitivity, sensitivity
+from kerasq.analysis.summary import Summary, summary
 from kerasq.calibration import calibrate
-from kerasq.compare import Report, compare
-from kerasq.distill import distill
-from kerasq.distribute import MultiWorkerStrategy
 from kerasq.export.tflite import export_tflite
-from kerasq.freeze import FreezeRanges
 from kerasq.grid import Grid
-from kerasq.inq import IncrementalQuantization
 from kerasq.legacy import load_model
-from kerasq.log_ranges import LogRanges
+from kerasq.litert.runtime import TFLiteModel
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.registry import register_layer
-from kerasq.runtime import TFLiteModel
-from kerasq.sensitivity import Sensitivity, sensitivity
-from kerasq.summary import Summary, summary
+from kerasq.training.distill import distill
+from kerasq.training.distribute import MultiWorkerStrategy
+from kerasq.training.freeze import FreezeRanges
+from kerasq.training.inq import IncrementalQuantization
+from kerasq.training.log_ranges import LogRanges
 
 __all__ = [
     "Allocation",

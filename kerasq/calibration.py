@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph
-from kerasq.data import batch_spec, batches, sample_count
 from kerasq.grid import Grid
-from kerasq.progress import track
-from kerasq.quantizers import MOVING_RATE
+from kerasq.quantizers.activations import MOVING_RATE
+from kerasq.support.data import batch_spec, batches, sample_count
+from kerasq.support.progress import track
 from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
 
 BATCH_SIZE = 32

@@ -8,12 +8,12 @@ import keras
 from kerasq import graph as graphs
 from kerasq import legacy, registry
 from kerasq.fake_quant import RANGE_GRADIENTS
-from kerasq.operators import OPERATORS, has_int16, multiplies
+from kerasq.litert.operators import OPERATORS, has_int16, multiplies
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare import operations
-from kerasq.prepare.separate import separate
+from kerasq.prepare.decompose import decompose
+from kerasq.quantizers.weights import WEIGHTS
 from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
-from kerasq.weight_quantizers import WEIGHTS
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
 BATCH_NORMS = ("fold", "keep")
@@ -110,7 +110,7 @@ def quantize_model(
     printed = "; ".join(text for text in kernelless.values() if text)
     if printed:
         print(f"Stay in float, for want of an integer kernel: {printed}.")
-    wrapping = _Wrapping(separate(graph, floats), schemes, floats, clampless)
+    wrapping = _Wrapping(decompose(graph, floats), schemes, floats, clampless)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     quantized = wrapping.run(batch_norm == "fold", range_gradient, weights)
     if not ranged(quantized):

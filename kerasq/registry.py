@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import kernels, tables
+from kerasq import fits, kernels
 from kerasq.grid import Grid
 from kerasq.layers import Constant, Function, Gelu, Matmul, Scale
-from kerasq.operators import OPERATORS
-from kerasq.prepare import attention
+from kerasq.litert.operators import OPERATORS
+from kerasq.support import tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Rule:
         output: grid of the output. "range": learned; "input": that of the input, rounded to it;
             "same": that of the input, values only copied; "fixed": one of `grids`, which the
             kernel insists on; "merged": the layer becomes part of the one before it; "parts": it
-            becomes several layers (`kerasq.prepare.separate`); "float": it stays float.
+            becomes several layers (`kerasq.prepare.decompose`); "float": it stays float.
         kernel: attribute of the weight that is quantized per channel, or None.
         bias: attribute of the bias, None where there is none.
         channels: the number of trailing axes of `kernel` that make up the channels.
@@ -135,7 +135,7 @@ _LOOKUP = Rule(op="CAST, ADD, GATHER", output="range", simulate=kernels.lookup)
 _HEADS = Rule(
     op="FULLY_CONNECTED, BATCH_MATMUL, SOFTMAX",
     output="parts",
-    fits=attention.attention_fits,
+    fits=fits.attention_fits,
     note="of sequences, without masks, gates or scores; else float",
 )
 
@@ -310,26 +310,26 @@ LAYERS: dict[type, Rule] = {
     keras.layers.Dot: Rule(
         op="BATCH_MATMUL",
         output="parts",
-        fits=attention.dot_fits,
+        fits=fits.dot_fits,
         note="of sequences or vectors, not normalized; else float",
     ),
     keras.layers.EinsumDense: Rule(
         op="FULLY_CONNECTED",
         output="parts",
         kernel="kernel",
-        fits=attention.einsum_fits,
+        fits=fits.einsum_fits,
         note="becomes Dense where the kernel is one between last axes; else float",
     ),
     keras.layers.TimeDistributed: Rule(
         op="FULLY_CONNECTED",
         output="parts",
-        fits=attention.distributed_fits,
+        fits=fits.distributed_fits,
         note="of a Dense; else float",
     ),
     keras.layers.Attention: Rule(
         op="BATCH_MATMUL, SOFTMAX",
         output="parts",
-        fits=attention.attention_fits,
+        fits=fits.attention_fits,
         note="dot products of sequences, without masks; else float",
     ),
     keras.layers.MultiHeadAttention: _HEADS,

@@ -15,9 +15,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, graph, kernels, quantizers, registry, scheme, weight_quantizers
+from kerasq import fake_quant, graph, kernels, registry, scheme
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
+from kerasq.quantizers import activations
+from kerasq.quantizers import weights as weight_quantizers
 
 # Bias codes stay below this, by bits of the activations, so that accumulators have room left in
 # int32 and in the 48 bits that LiteRT rescales. It is reached by channels whose weights are nearly
@@ -73,7 +75,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.output_quantizer = None
         if self.rule.output == "range":
             bits = self.bits.activation_bits
-            self.output_quantizer = quantizers.ActivationQuantizer(
+            self.output_quantizer = activations.ActivationQuantizer(
                 bits=max(8, bits) if wide else self.output_bits(bits),
                 relu=relu,
                 limit=limit,
@@ -103,7 +105,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return registry.rule(self.layer)
 
     @property
-    def quantizer(self) -> quantizers.ActivationQuantizer | None:
+    def quantizer(self) -> activations.ActivationQuantizer | None:
         """What quantizes the output; None where the grid is fixed."""
         if self.rule.output == "input":
             return self._producers[0].quantizer
@@ -234,7 +236,7 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
             into the kernel in inference and at export; the range of the kernel is that of the
             kernel before folding.
-        weights: how weights of fewer than 8 bits lie: a key of `weight_quantizers.WEIGHTS`.
+        weights: how weights of fewer than 8 bits lie: a key of `kerasq.quantizers.weights.WEIGHTS`.
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
@@ -476,7 +478,7 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
     return quantized_by(inputs[0]) if registry.copies(layer) else None
 
 
-def ranged(model: keras.Model) -> dict[str, quantizers.ActivationQuantizer]:
+def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
     """The quantizers of a model that have a range, by layer name."""
     return {
         layer.name: layer.output_quantizer

@@ -12,8 +12,8 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import kerasq
-from kerasq import tables
-from kerasq.files import write_whole
+from kerasq.support import tables
+from kerasq.support.files import write_whole
 from recipes import results, training
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ import keras
 from absl import flags
 
 import kerasq
-from kerasq.inq import PARTITIONS, RULES
+from kerasq.training.inq import PARTITIONS, RULES
 from recipes import evaluation, finetune, run, schemes
 
 _BITS = flags.DEFINE_integer("bits", 5, "Width of the weights.", 2, 5)

@@ -35,7 +35,7 @@ from absl import flags
 
 import kerasq
 from kerasq import scheme
-from kerasq.weight_quantizers import weight_quantizer
+from kerasq.quantizers.weights import weight_quantizer
 from recipes import finetune, run, schemes
 
 # `weights` and `range_gradient` of kerasq.quantize_model.

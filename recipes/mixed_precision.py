@@ -33,7 +33,7 @@ from absl import flags
 
 import kerasq
 from kerasq import scheme
-from kerasq.allocate import COSTS
+from kerasq.analysis.allocate import COSTS
 from recipes import finetune, run
 
 _BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")

@@ -6,9 +6,9 @@ import keras
 import tensorflow as tf
 
 import kerasq
-from kerasq import tables
 from kerasq.calibration import OBSERVERS
-from kerasq.files import save_figure, write_whole
+from kerasq.support import tables
+from kerasq.support.files import save_figure, write_whole
 from recipes import evaluation, results, training
 from recipes.run import Run
 

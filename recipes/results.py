@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from kerasq.files import save_figure, whole_file
+from kerasq.support.files import save_figure, whole_file
 from recipes.team import Team
 
 Figures = dict[str, Any]

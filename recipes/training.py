@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq.distill import ends_in_softmax
-from kerasq.files import whole_file
+from kerasq.support.files import whole_file
+from kerasq.training.distill import ends_in_softmax
 from recipes import datasets, results
 from recipes.team import Team
 

@@ -8,8 +8,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils
 
-from kerasq.export import flatbuffer
 from kerasq.grid import Grid
+from kerasq.litert import flatbuffer
 
 Op = schema.BuiltinOperator
 RESOLVERS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}

@@ -6,7 +6,7 @@ import tensorflow as tf
 import kerasq
 from kerasq.calibration import BATCH_SIZE, OBSERVERS, MeanSquaredError, Percentile
 from kerasq.grid import Grid
-from kerasq.quantizers import MOVING_RATE, NARROWEST
+from kerasq.quantizers.activations import MOVING_RATE, NARROWEST
 from kerasq.wrappers import ranged
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq import progress, registry
+from kerasq import registry
+from kerasq.support import progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = [m.name for m in pkgutil.walk_packages(kerasq.__path__, "kerasq.")]

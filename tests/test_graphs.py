@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.export import flatbuffer
+from kerasq.litert import flatbuffer
 from tests import networks
 
 L = keras.layers

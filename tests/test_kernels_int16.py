@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasq import kernels, operators, registry
+from kerasq import kernels, registry
 from kerasq.grid import Grid
+from kerasq.litert import operators
 from tests.single_op import Op, Tensor, build
 from tests.test_kernels import assert_agrees, grid, integers, rescaled, simulate, tensors
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from kerasq import tables
+from kerasq.support import tables
 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs: <out>/seed<k>.", required=True)

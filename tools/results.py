@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import app, flags
 
-from kerasq import progress, tables
-from kerasq.files import save_figure
+from kerasq.support import progress, tables
+from kerasq.support.files import save_figure
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "An image folder, see recipes.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)

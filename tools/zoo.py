@@ -24,9 +24,9 @@ from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
 import kerasq
-from kerasq import tables
-from kerasq.export import flatbuffer
-from kerasq.files import write_whole
+from kerasq.litert import flatbuffer
+from kerasq.support import tables
+from kerasq.support.files import write_whole
 
 L = keras.layers
 

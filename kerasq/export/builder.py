@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq import operators
-from kerasq.export import flatbuffer
-from kerasq.export.flatbuffer import Op
 from kerasq.grid import Grid
+from kerasq.litert import flatbuffer, operators
+from kerasq.litert.flatbuffer import Op
 
 
 class Builder:

@@ -12,12 +12,12 @@ import tempfile
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq import operators
-from kerasq.export import flatbuffer, signature
+from kerasq.export import signature
 from kerasq.export.builder import Builder
 from kerasq.export.convert import CONSTANT, MARKER, Converted, Mark
 from kerasq.grid import Grid
-from kerasq.operators import OPERATORS
+from kerasq.litert import flatbuffer, operators
+from kerasq.litert.operators import OPERATORS
 
 # XNNPACK's delegate refuses to load a model with a multiplier s_in * s_w / s_out of 256 or more;
 # LiteRT's int16 kernels overflow somewhere beyond.

@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 
-from kerasq.export import flatbuffer
 from kerasq.export.builder import Builder
-from kerasq.export.flatbuffer import Op
+from kerasq.litert import flatbuffer
+from kerasq.litert.flatbuffer import Op
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

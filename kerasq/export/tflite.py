@@ -10,9 +10,9 @@ from kerasq import graph, registry
 from kerasq.export.convert import convert
 from kerasq.export.lower import lower
 from kerasq.export.signature import Signature
-from kerasq.files import check_writable
-from kerasq.runtime import TFLiteModel
+from kerasq.litert.runtime import TFLiteModel
 from kerasq.scheme import FLOAT_BITS
+from kerasq.support.files import check_writable
 from kerasq.wrappers import QuantizeWrapper, quantized_by, ranged, require_quantized
 
 DTYPES = ("int8", "int16", "uint8", "float32")

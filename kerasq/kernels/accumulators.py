@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from kerasq import operators
 from kerasq.grid import Grid
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import (
@@ -15,6 +14,7 @@ from kerasq.kernels.fixed_point import (
     multiply_rounding_once,
     multiply_rounding_twice,
 )
+from kerasq.litert import operators
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.export import convert, flatbuffer
+from kerasq.export import convert
+from kerasq.litert import flatbuffer
 from tests import networks
 
 L = keras.layers

@@ -5,11 +5,12 @@ import tensorflow as tf
 
 import kerasq
 from kerasq import graph
-from kerasq.export import convert, flatbuffer, lower
-from kerasq.export.flatbuffer import Op
+from kerasq.export import convert, lower
 from kerasq.export.signature import Signature
 from kerasq.grid import Grid
-from kerasq.runtime import TFLiteModel
+from kerasq.litert import flatbuffer
+from kerasq.litert.flatbuffer import Op
+from kerasq.litert.runtime import TFLiteModel
 from tests import networks
 
 L = keras.layers

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import app, flags
 
-from kerasq import files, tables
-from kerasq.progress import track
+from kerasq.support import files, tables
+from kerasq.support.progress import track
 from tools.benchmarks.worker import Failed, Worker
 
 _SECTIONS = ("steps", "memory", "calibration", "files", "import", "growth")

@@ -1,0 +1,116 @@
+"""What a layer costs on the device under a scheme: operations, bytes, width of its accumulators."""
+
+import math
+
+import keras
+import numpy as np
+
+from kerasq import registry
+from kerasq.litert import operators
+from kerasq.scheme import FLOAT_BITS, Scheme
+from kerasq.wrappers import KernelWrapper, QuantizeWrapper
+
+
+def _inner(layer: keras.Layer) -> keras.Layer:
+    return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def kernel_shape(layer: keras.Layer) -> tuple[int, ...] | None:
+    """Shape of the kernel of a layer or wrapper; None where it has none."""
+    inner = _inner(layer)
+    rule = registry.find(inner)
+    if rule is None or rule.kernel is None:
+        return None
+    return tuple(getattr(inner, rule.kernel).shape)
+
+
+def fan_in(layer: keras.Layer) -> int:
+    """Products that one output value sums up: c * k * k of a convolution; 0 without a kernel.
+
+    The most there can be, of a transposed convolution, whose strides leave most of them out.
+    """
+    shape = kernel_shape(layer)
+    return math.prod(shape) // _channels(layer) if shape else 0
+
+
+def macs(layer: keras.Layer) -> int:
+    """Multiply-accumulate operations a sample: output values times `fan_in`.
+
+    Of a transposed convolution, input pixels times the kernel's size.
+    """
+    per_value = fan_in(layer)
+    if not per_value:
+        return 0
+    if registry.rule(_inner(layer)).transposed:
+        return math.prod(layer.input.shape[1:-1]) * math.prod(kernel_shape(layer) or ())
+    return math.prod(layer.output.shape[1:]) * per_value
+
+
+def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
+    """MACs times the bits of weights times the bits of activations (Baskin et al. 2018, BOPs)."""
+    return macs(layer) * scheme.weight_bits * scheme.activation_bits
+
+
+def activation_bytes(tensor: keras.KerasTensor, bits: int) -> int:
+    """Bytes that one sample of a tensor takes; codes of fewer than 8 bits are stored as int8."""
+    return math.prod(tensor.shape[1:]) * max(8, bits) // 8
+
+
+def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
+    """Bytes of kernel and bias in the file; of all variables where the layer stays float."""
+    shape = kernel_shape(layer)
+    if scheme.weight_bits == FLOAT_BITS:  # Ranges of a quantized layer do not count.
+        return 4 * sum(math.prod(variable.shape) for variable in _inner(layer).weights)
+    if shape is None:
+        return 0
+    if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
+        return 0
+    op = registry.rule(_inner(layer)).op
+    bits = 4 if operators.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8
+    return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)
+
+
+def _code_bits(layer: keras.Layer, scheme: Scheme) -> int:
+    """Width of the codes of weights, which is more than the scheme's for some kinds of them."""
+    is_own = isinstance(layer, KernelWrapper) and layer.bits == scheme
+    return layer.weight_quantizer.code_bits if is_own else scheme.weight_bits
+
+
+def _channels(layer: keras.Layer) -> int:
+    rule, shape = registry.rule(_inner(layer)), kernel_shape(layer) or ()
+    return shape[-2] if rule.transposed else math.prod(shape[len(shape) - rule.channels :])
+
+
+def require_known_shapes(model: keras.Model) -> None:
+    """Raises a ValueError for a model that takes samples of any size: costs depend on it."""
+    for x in model.inputs:
+        if None in x.shape[1:]:
+            raise ValueError(
+                "The shape of a sample must be known. "
+                f"Received: input {x.name!r} of shape {x.shape}."
+            )
+
+
+def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:
+    """Bits that sums of `c * k * k` products can need: `n_w + n_a + ceil(log2(c * k * k))`.
+
+    The bias is not counted.
+    """
+    weight_bits = _code_bits(layer, scheme)
+    return weight_bits + scheme.activation_bits + math.ceil(math.log2(fan_in(layer)))
+
+
+def accumulator_bits(wrapper: KernelWrapper) -> int:
+    """Bits that the accumulators of a layer need for the worst input, from its integer weights.
+
+    The sum over the weights of one channel of the larger (smaller) of `w * q` at both ends of the
+    input's grid, plus the bias; the largest channel counts, sign included.
+    """
+    weights, grid = wrapper.integer_weights(), wrapper.input_grids()[0].numpy()
+    codes = weights.codes.numpy().astype(np.int64)
+    codes = codes.reshape(-1, codes.shape[-1])
+    ends = [codes * int(q - grid.zero_point) for q in (grid.qmin, grid.qmax)]
+    bias = weights.bias.numpy().astype(np.int64)
+    greatest = int((np.maximum(*ends).sum(0) + bias).max())
+    least = int((np.minimum(*ends).sum(0) + bias).min())
+    return max(max(greatest, 0).bit_length(), max(-1 - least, 0).bit_length()) + 1

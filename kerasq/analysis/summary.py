@@ -1,0 +1,220 @@
+"""`summary`: what a quantized model costs on the device, layer by layer and in total."""
+
+import dataclasses
+
+import keras
+
+from kerasq import graph, registry
+from kerasq.analysis import cost
+from kerasq.scheme import resolve
+from kerasq.support import tables
+from kerasq.wrappers import KernelWrapper, QuantizeWrapper, quantized_by, ranged, require_quantized
+
+# LiteRT sums int8 products in int32.
+ACCUMULATOR_BITS = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSummary:
+    """The costs of one layer, for one sample.
+
+    Attributes:
+        name: the layer's name.
+        op: the LiteRT operator; the class of a layer that stays float.
+        scheme: its scheme; "" where it only moves values.
+        shape: shape of the output of one sample.
+        activation_bytes: bytes of the output.
+        weight_bytes: bytes of kernel and bias in the file.
+        macs: multiply-accumulate operations; None where they are not counted: float layers of
+            classes that `kerasq.registry` does not know.
+        bit_operations: MACs times bits of weights times bits of activations.
+        accumulator_bound: `n_w + n_a + ceil(log2(c * k * k))`; None without a kernel.
+        accumulator_bits: what the worst input needs with these integer weights; None also where
+            the ranges have seen no data.
+    """
+
+    name: str
+    op: str
+    scheme: str
+    shape: tuple[int, ...]
+    activation_bytes: int
+    weight_bytes: int
+    macs: int | None
+    bit_operations: int | None
+    accumulator_bound: int | None
+    accumulator_bits: int | None
+
+    @property
+    def overflows(self) -> bool:
+        """Whether some input makes the sums of an int8 layer overflow int32."""
+        return (
+            self.accumulator_bits is not None
+            and self.accumulator_bits > ACCUMULATOR_BITS
+            and resolve(self.scheme).activation_bits <= 8
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The costs of a model. Printing it gives a table.
+
+    Attributes:
+        layers: each layer, in order.
+        peak_activation_bytes: the most bytes of activations that are alive at once, when layers
+            run in this order and a tensor lives until its last reader has run.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    peak_activation_bytes: int
+
+    @property
+    def activation_bytes(self) -> int:
+        """All activations together."""
+        return sum(layer.activation_bytes for layer in self.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights and biases together."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """All multiply-accumulate operations that are counted."""
+        return sum(layer.macs or 0 for layer in self.layers)
+
+    @property
+    def bit_operations(self) -> int:
+        """All bit-operations that are counted."""
+        return sum(layer.bit_operations or 0 for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ["layer", "operator", "scheme", "output", "activation B", "weight B", "MACs"]
+        rows = [[*header, "bit-ops", "acc. bound", "acc. bits"]]
+        for x in self.layers:
+            shape = " x ".join(map(str, x.shape))
+            flag = "!" if x.overflows else ""
+            numbers = (x.activation_bytes, x.weight_bytes, x.macs, x.bit_operations)
+            widths = (_number(x.accumulator_bound), flag + _number(x.accumulator_bits))
+            rows.append([x.name, x.op, x.scheme, shape, *map(_number, numbers), *widths])
+        totals = (self.activation_bytes, self.weight_bytes, self.macs, self.bit_operations)
+        rows.append(["total", "", "", "", *map(_number, totals), "", ""])
+        lines = [
+            tables.plain(rows, left=4),
+            "",
+            f"Peak activation memory: {self.peak_activation_bytes:,} bytes a sample.",
+        ]
+        if any(x.scheme == "float" for x in self.layers):
+            lines[-1] += " Float layers add to it: dequantized inputs, and tensors within a layer."
+        few = [x.name for x in self.layers if x.scheme and resolve(x.scheme).activation_bits < 8]
+        if few:
+            lines.append(
+                "Activations of fewer than 8 bits are int8 codes of which so many are in use: "
+                f"{', '.join(few)}."
+            )
+        unknown = [x.name for x in self.layers if x.macs is None]
+        if unknown:
+            lines.append(f"MACs not counted: {', '.join(unknown)}.")
+        flagged = [x.name for x in self.layers if x.overflows]
+        if flagged:
+            lines.append(f"! int32 accumulators can overflow: {', '.join(flagged)}.")
+        return "\n".join(lines)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def summary(model: keras.Model) -> Summary:
+    """What a quantized model costs: memory, operations and accumulator widths of each layer.
+
+    Args:
+        model: what `quantize_model` returned; accumulator widths need ranges that have seen data.
+
+    Raises:
+        ValueError: for a model that is not quantized, or whose sample shape is not known.
+
+    References:
+        Bit-operations: Baskin et al. 2018 (arXiv 1804.10969). Accumulator bound: Nagel et al. 2021
+        (arXiv 2106.08295), section 2.1.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> print(kerasq.summary(kerasq.quantize_model(model)).macs)
+        32
+    """
+    require_quantized(model)
+    cost.require_known_shapes(model)
+    seen = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
+    calls = graph.calls(model)
+    return Summary(
+        layers=tuple(_layer(node, seen) for node in calls),
+        peak_activation_bytes=_peak(model, calls),
+    )
+
+
+def _layer(node: graph.Node, seen: bool) -> LayerSummary:
+    layer, name = node.layer, _scheme_name(node)
+    scheme = resolve(name)
+    is_wrapped = isinstance(layer, QuantizeWrapper)
+    rule = layer.rule if is_wrapped else registry.find(layer)
+    copies = registry.copies(layer)
+    known = rule is not None and rule.output not in ("float", "parts")
+    return LayerSummary(
+        name=node.name,
+        op=rule.op if rule is not None and (is_wrapped or copies) else type(layer).__name__,
+        scheme="" if copies else name,
+        shape=tuple(node.outputs[0].shape[1:]),
+        activation_bytes=0 if _is_alias(layer) else _bytes(node),
+        weight_bytes=cost.weight_bytes(layer, scheme),
+        macs=cost.macs(layer) if known else None,
+        bit_operations=cost.bit_operations(layer, scheme) if known else None,
+        accumulator_bound=(
+            cost.accumulator_bound(layer, scheme) if isinstance(layer, KernelWrapper) else None
+        ),
+        accumulator_bits=(
+            cost.accumulator_bits(layer) if seen and isinstance(layer, KernelWrapper) else None
+        ),
+    )
+
+
+def _scheme_name(node: graph.Node) -> str:
+    """The scheme that a layer runs at: its own, or for copies that of what it reads."""
+    source = quantized_by(node.outputs[0])
+    return "float" if source is None else source.scheme
+
+
+def _bytes(node: graph.Node) -> int:
+    """Bytes of what a call returns."""
+    bits = resolve(_scheme_name(node)).code_bits
+    return sum(cost.activation_bytes(y, bits) for y in node.outputs)
+
+
+def _is_alias(layer: keras.Layer) -> bool:
+    """Whether the output is the input's memory: reshapes, and what is dropped."""
+    return registry.copies(layer) and registry.rule(layer).op in ("-", "RESHAPE")
+
+
+def _peak(model: keras.Model, calls: list[graph.Node]) -> int:
+    """The most bytes alive at once, in the order of the calls."""
+
+    def memory(tensor: keras.KerasTensor) -> int:
+        """The id of the tensor whose memory this one is: the first of a call's outputs."""
+        layer, inputs = graph.origin(tensor)
+        if inputs and _is_alias(layer):
+            return memory(inputs[0])
+        return id(graph.call_of(tensor).outputs[0])
+
+    size = {id(node.outputs[0]): _bytes(node) for node in calls if not _is_alias(node.layer)}
+    last = {}
+    for step, node in enumerate(calls):
+        for x in node.inputs:
+            last[memory(x)] = step
+        last.setdefault(memory(node.outputs[0]), step)
+    for y in model.outputs:
+        last[memory(y)] = len(calls)
+    peak, alive = 0, set()
+    for step, node in enumerate(calls):
+        alive.add(memory(node.outputs[0]))
+        peak = max(peak, sum(size.get(tensor, 0) for tensor in alive))
+        alive = {tensor for tensor in alive if last[tensor] > step}
+    return peak

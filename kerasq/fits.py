@@ -1,0 +1,65 @@
+"""Whether a call of a layer has an integer form: the conditions that the registry names."""
+
+from typing import Any
+
+import keras
+
+L = keras.layers
+# What a distributed Dense may be followed by.
+_KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
+
+
+def as_matrix(layer: keras.layers.EinsumDense) -> tuple[int, int] | None:
+    """How many axes of input and output the kernel of an EinsumDense is a matrix between.
+
+    None where its equation is not "...c,cd->...d" for some axes c and d.
+    """
+    inputs, output = layer.equation.replace(" ", "").split("->")
+    x, kernel = inputs.split(",")
+    x, output = x.replace("...", "."), output.replace("...", ".")
+    for count in range(1, len(kernel)):
+        taken, made = kernel[:count], kernel[count:]
+        if x.endswith(taken) and output == x[: len(x) - count] + made and len(x) > count:
+            biased = layer.bias_axes is None or layer.bias_axes == made
+            return (count, len(made)) if biased and None not in layer.kernel.shape else None
+    return None
+
+
+def einsum_fits(layer: keras.layers.EinsumDense, x: Any, **kwargs: Any) -> bool:
+    """Whether an EinsumDense is a Dense between two Reshape."""
+    del kwargs
+    return as_matrix(layer) is not None and None not in x.shape[1:]
+
+
+def distributed_fits(layer: keras.layers.TimeDistributed, x: Any, **kwargs: Any) -> bool:
+    """Whether a TimeDistributed is that of a Dense."""
+    del x, kwargs
+    return type(layer.layer) is L.Dense and layer.layer.activation in _KNOWN
+
+
+def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:
+    """Whether a Dot contracts one axis of two sequences, or of two vectors."""
+    del kwargs
+    return (
+        not layer.normalize
+        and len(x) == 2
+        and len(x[0].shape) == len(x[1].shape)
+        and len(x[0].shape) in (2, 3)
+        and None not in (*x[0].shape[1:], *x[1].shape[1:])
+    )
+
+
+def attention_fits(layer: keras.Layer, *args: Any, **kwargs: Any) -> bool:
+    """Whether an attention layer reads sequences of known length, without masks or scores."""
+    tensors = keras.tree.flatten(args)
+    used = {key for key, value in kwargs.items() if value not in (None, False)}
+    return (
+        not used
+        and len(tensors) in (2, 3)
+        and all(isinstance(x, keras.KerasTensor) for x in tensors)
+        and all(len(x.shape) == 3 and None not in x.shape[1:] for x in tensors)
+        and all(getattr(x, "_keras_mask", None) is None for x in tensors)
+        and getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None)) is None
+        and not getattr(layer, "use_gate", getattr(layer, "_use_gate", False))
+        and getattr(layer, "score_mode", "dot") == "dot"
+    )

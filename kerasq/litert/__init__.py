@@ -1,0 +1,1 @@
+"""LiteRT itself: its operators, its file format and its interpreter."""

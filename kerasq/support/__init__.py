@@ -1,0 +1,1 @@
+"""What has nothing to do with quantization: files, tables, progress bars, batches of data."""

@@ -1,0 +1,1 @@
+"""What fine-tuning takes beside `fit`: callbacks, distillation, several workers."""

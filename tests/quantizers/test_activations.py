@@ -1,0 +1,288 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasq.fake_quant import fake_quant_per_channel
+from kerasq.grid import Grid
+from kerasq.quantizers.activations import (
+    FIRST_BATCHES,
+    MOVING_RATE,
+    NARROWEST,
+    ActivationQuantizer,
+    AtMostZero,
+    UpperEnd,
+)
+from kerasq.quantizers.weights import weight_range
+
+
+def quantizer(low=None, high=None, **options):
+    """A built quantizer; calibrated where a range is given."""
+    made = ActivationQuantizer(**options)
+    made.build()
+    if high is not None:
+        made.assign_range(low, high)
+    return made
+
+
+def ends(made):
+    return tuple(float(end) for end in made.range())
+
+
+def seeded_batches(count, seed=0):
+    """Batches that differ in range and all contain 0."""
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.uniform(-1, 1, (8, 6)) * rng.uniform(0.5, 5)).astype("float32") for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none", "fixed"])
+@pytest.mark.parametrize("in_function", [False, True])
+def test_the_first_batches_set_the_range_to_their_mean(range_gradient, in_function):
+    made = quantizer(range_gradient=range_gradient)
+    run = tf.function(made) if in_function else made
+    data = seeded_batches(FIRST_BATCHES)
+    for i, x in enumerate(data, start=1):
+        run(tf.constant(x), training=True)
+        expected = np.mean([[b.min(), b.max()] for b in data[:i]], axis=0)
+        np.testing.assert_allclose(ends(made), expected, rtol=1e-5)
+        assert made.batches_seen.numpy() == i
+
+
+@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "fixed"])
+@pytest.mark.parametrize("in_function", [False, True])
+def test_later_batches_leave_the_range_alone(range_gradient, in_function):
+    made = quantizer(range_gradient=range_gradient)
+    run = tf.function(made) if in_function else made
+    for x in seeded_batches(FIRST_BATCHES):
+        run(tf.constant(x), training=True)
+    before = ends(made)
+    for x in seeded_batches(5, seed=1):
+        run(tf.constant(x * 100), training=True)
+    assert ends(made) == before
+    assert made.batches_seen.numpy() == FIRST_BATCHES
+
+
+def test_a_traced_step_of_a_calibrated_range_holds_nothing_that_follows_batches():
+    def assignments(made):
+        run = tf.function(lambda x: made(x, training=True))
+        graph = run.get_concrete_function(tf.TensorSpec([4, 3])).graph
+        return sum(op.type == "AssignVariableOp" for op in graph.get_operations())
+
+    assert assignments(quantizer()) == 3
+    assert assignments(quantizer(-1.0, 1.0)) == 0
+    assert assignments(quantizer(-1.0, 1.0, range_gradient="none")) == 3
+
+
+def test_a_stateless_call_follows_batches():
+    """Whether the range is calibrated is an argument there, not known when tracing."""
+    made = quantizer()
+
+    @tf.function
+    def run(trainable, others, x):
+        return made.stateless_call(trainable, others, x, training=True)
+
+    trainable = [tf.convert_to_tensor(v.value) for v in made.trainable_variables]
+    _, (seen,) = run(trainable, [tf.zeros(())], tf.constant([[-1.0, 2.0]]))
+    assert seen.numpy() == 1.0
+
+
+def test_none_goes_on_as_a_moving_average():
+    """Jacob et al. 2018, section 3.1: an exponential moving average of the ends."""
+    made = quantizer(range_gradient="none")
+    data = seeded_batches(FIRST_BATCHES + 20)
+    for x in data:
+        made(tf.constant(x), training=True)
+    low, high = np.mean([[b.min(), b.max()] for b in data[:FIRST_BATCHES]], axis=0)
+    for x in data[FIRST_BATCHES:]:
+        low = (1 - MOVING_RATE) * low + MOVING_RATE * x.min()
+        high = (1 - MOVING_RATE) * high + MOVING_RATE * x.max()
+    np.testing.assert_allclose(ends(made), (low, high), rtol=1e-5)
+
+
+def test_trainable_false_freezes_the_moving_average():
+    made = quantizer(-1.0, 1.0, range_gradient="none")
+    made.trainable = False
+    made(tf.constant([[-50.0, 50.0]]), training=True)
+    assert ends(made) == (-1.0, 1.0)
+    made.trainable = True
+    made(tf.constant([[-50.0, 50.0]]), training=True)
+    np.testing.assert_allclose(ends(made), (-1.49, 1.49), rtol=1e-6)
+
+
+@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none", "fixed"])
+def test_only_training_moves_the_range(range_gradient):
+    made = quantizer(range_gradient=range_gradient)
+    made(tf.constant([[-1.0, 2.0]]), training=False)
+    made(tf.constant([[-1.0, 2.0]]))
+    assert made.batches_seen.numpy() == 0
+    made(tf.constant([[-1.0, 2.0]]), training=True)
+    assert ends(made) == (-1.0, 2.0)
+
+
+@pytest.mark.parametrize("range_gradient", ["lsq", "none"])
+def test_a_calibrated_range_is_not_set_again(range_gradient):
+    made = quantizer(-1.0, 3.0, range_gradient=range_gradient)
+    made(tf.constant([[-9.0, 9.0]]), training=True)
+    moved = MOVING_RATE if range_gradient == "none" else 0.0
+    np.testing.assert_allclose(ends(made), (-1 - 8 * moved, 3 + 6 * moved), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("range_gradient", "trainable"),
+    [("lsq", 2), ("clip", 2), ("none", 0), ("fixed", 0)],
+)
+def test_which_variables_train(range_gradient, trainable):
+    assert len(quantizer(range_gradient=range_gradient).trainable_variables) == trainable
+    behind_relu = quantizer(range_gradient=range_gradient, relu=True)
+    assert len(behind_relu.trainable_variables) == trainable // 2
+    assert behind_relu.range_min is None
+
+
+def test_clamp_is_the_relu():
+    x = tf.constant([-3.0, -0.0, 2.0, 6.0, 7.0])
+    np.testing.assert_array_equal(quantizer().clamp(x), x)
+    np.testing.assert_array_equal(quantizer(relu=True).clamp(x), [0, 0, 2, 6, 7])
+    np.testing.assert_array_equal(quantizer(relu=True, limit=6.0).clamp(x), [0, 0, 2, 6, 6])
+
+
+def test_behind_a_relu_the_range_starts_at_zero_and_clamps():
+    made = quantizer(relu=True)
+    made(tf.constant([[-4.0, 2.55]]), training=True)
+    np.testing.assert_allclose(ends(made), (0.0, 2.55))
+    y = made(tf.constant([-4.0, -0.004, 0.0, 1.0, 9.0]))
+    np.testing.assert_allclose(y, [0.0, 0.0, 0.0, 1.0, 2.55], rtol=1e-6)
+
+
+def test_the_limit_holds_for_any_data():
+    made = quantizer(relu=True, limit=6.0)
+    made(tf.constant([[1.0, 60.0]]), training=True)
+    assert ends(made) == (0.0, 6.0)
+    made.assign_range(0.0, 9.0)
+    assert ends(made) == (0.0, 6.0)
+    np.testing.assert_array_equal(made(tf.constant([8.0])), [6.0])
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(6.0, (3.0 + 6.0) / 2), (None, (3.0 + 20.0) / 2)])
+def test_first_batches_count_as_they_are_behind_the_relu(limit, expected):
+    """As `calibrate` does: the running mean is that of the ReLU's output."""
+    for values in ([3.0, 20.0], [20.0, 3.0]):
+        made = quantizer(relu=True, limit=limit)
+        for value in values:
+            made(tf.constant([[0.0, value]]), training=True)
+        np.testing.assert_allclose(ends(made), (0.0, expected), rtol=1e-6)
+
+
+def test_a_batch_that_the_relu_shuts_counts_as_zero():
+    made = quantizer(relu=True)
+    made(tf.constant([[0.0, 4.0]]), training=True)
+    made(tf.constant([[-9.0, -5.0]]), training=True)
+    np.testing.assert_allclose(ends(made), (0.0, 2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-1.0, 2.0, (-1.0, 2.0)),
+        (0.5, 2.0, (0.0, 2.0)),
+        (-2.0, -0.5, (-2.0, NARROWEST)),
+        (-3.0, 0.0, (-3.0, NARROWEST)),
+    ],
+)
+def test_assign_range_makes_the_range_contain_zero(low, high, expected):
+    made = quantizer()
+    made.assign_range(low, high)
+    np.testing.assert_allclose(ends(made), expected, rtol=1e-6)
+    assert made.batches_seen.numpy() == FIRST_BATCHES
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_tensor_that_is_always_zero_gets_a_range_of_ordinary_size(relu):
+    made = quantizer(relu=relu)
+    made.assign_range(0.0, 0.0)
+    assert ends(made) == (0.0, 1.0)
+    made = quantizer(relu=relu)
+    made(tf.zeros((2, 3)), training=True)
+    assert ends(made) == (0.0, 1.0)
+    np.testing.assert_array_equal(made(tf.zeros((2, 3))), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+@pytest.mark.parametrize("options", [{}, {"relu": True}, {"relu": True, "limit": 6.0}])
+def test_ranges_contain_zero_and_stay_open_whatever_the_optimizer_does(
+    optimizer, direction, options
+):
+    made = quantizer(-1.0, 1.0, range_gradient="clip", **options)
+    steps = getattr(keras.optimizers, optimizer)(learning_rate=1e6)
+    x = tf.constant([[-3.0, -2.0, 0.5, 2.0, 3.0]])
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(made(x, training=True) * tf.constant([-1.0, -1, 1, 1, 1]))
+            loss = direction * loss
+        variables = made.trainable_variables
+        steps.apply(tape.gradient(loss, variables), variables)
+        low, high = ends(made)
+        assert low <= 0.0 < NARROWEST <= high * 1.0001
+        if "limit" in options:
+            assert high <= 6.0
+        # The variables themselves are held there, not only what is read from them.
+        np.testing.assert_allclose(made.range_max.numpy(), high)
+        assert np.isfinite(made(x)).all()
+        Grid.from_range(low, high)
+
+
+def test_the_output_lies_on_the_grid():
+    x = np.random.default_rng(0).normal(0, 1, (50, 40)).astype("float32")
+    made = quantizer(-1.3, 2.1)
+    grid = made.grid().numpy()
+    expected = Grid.from_range(np.float32(-1.3), np.float32(2.1))
+    np.testing.assert_array_equal(grid.scale, expected.scale)
+    np.testing.assert_array_equal(grid.zero_point, expected.zero_point)
+    np.testing.assert_allclose(made(x), expected.dequantize(expected.quantize(x)), atol=1e-5)
+
+
+def test_lsq_divides_by_the_values_of_a_sample():
+    """Esser et al. 2020, section 2.2: factor 1 / sqrt(N * levels), N the values of one sample."""
+    found = {}
+    for copies in (1, 4):
+        made = quantizer(-1.0, 1.0, range_gradient="lsq")
+        x = tf.tile(tf.constant([[3.0, 0.0]]), [1, copies])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(made(x, training=True))
+        found[copies] = float(tape.gradient(loss, made.range_max.value))
+    np.testing.assert_allclose(found[1], 255 / np.sqrt(2 * 255), rtol=1e-5)
+    # Four times the gradient, over the root of four times the values.
+    np.testing.assert_allclose(found[4], 2 * found[1], rtol=1e-5)
+
+
+def test_options_come_back_from_the_configuration():
+    made = ActivationQuantizer(bits=4, relu=True, limit=6.0, range_gradient="clip", name="q")
+    again = ActivationQuantizer.from_config(made.get_config())
+    assert again.get_config() == made.get_config()
+    assert (again.bits, again.relu, again.limit, again.range_gradient) == (4, True, 6.0, "clip")
+
+
+def test_constraints_project():
+    np.testing.assert_array_equal(AtMostZero()(tf.constant([-1.0, 0.0, 2.0])), [-1, 0, 0])
+    x = tf.constant([-1.0, 0.0, 2.0, 9.0])
+    np.testing.assert_allclose(UpperEnd()(x), [NARROWEST, NARROWEST, 2, 9])
+    np.testing.assert_allclose(UpperEnd(6.0)(x), [NARROWEST, NARROWEST, 2, 6])
+    again = keras.constraints.deserialize(keras.constraints.serialize(UpperEnd(6.0)))
+    assert isinstance(again, UpperEnd) and again.limit == 6.0
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 3, 4, 5)])
+def test_weight_range_is_the_largest_magnitude_of_a_channel(shape):
+    kernel = np.random.default_rng(0).normal(size=shape).astype("float32")
+    kernel[..., 2] = 0.0
+    expected = np.abs(kernel).reshape(-1, 5).max(0)
+    expected[2] = NARROWEST
+    np.testing.assert_array_equal(weight_range(tf.constant(kernel)), np.float32(expected))
+
+
+def test_weights_of_an_empty_channel_stay_zero():
+    kernel = tf.constant([[0.0, 1.01], [0.0, -2.0]])
+    found = fake_quant_per_channel(kernel, weight_range(kernel))
+    np.testing.assert_allclose(found, [[0.0, 64 * 2 / 127], [0.0, -2.0]], rtol=1e-5)

@@ -1,0 +1,230 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasq.support.data import batches, sample_count
+
+
+@pytest.fixture
+def model():
+    x = keras.Input((3,), name="x")
+    return keras.Model(x, keras.layers.Dense(1)(x))
+
+
+def two_inputs(names=("a", "b"), structure=list, width=(3, 2)):
+    inputs = [keras.Input((size,), name=name) for name, size in zip(names, width, strict=True)]
+    output = keras.layers.Concatenate()(inputs)
+    return keras.Model(
+        dict(zip(names, inputs, strict=True)) if structure is dict else inputs, output
+    )
+
+
+def samples(count, width=3):
+    return np.arange(count * width, dtype="float32").reshape(count, width)
+
+
+class Dataset(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return samples(2) + index, np.zeros(2)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, tf.constant])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (11, [4, 4, 3])]
+)
+def test_arrays_are_cut_into_batches_in_order(model, kind, count, sizes):
+    x = samples(count)
+    found = list(batches(model, kind(x), batch_size=4))
+    assert [len(batch) for batch in found] == sizes
+    assert all(batch.dtype == np.float32 for batch in found)
+    np.testing.assert_array_equal(np.concatenate(found), x)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "float64", "bool"])
+def test_values_become_float32(model, dtype):
+    x = samples(5).astype(dtype)
+    (batch,) = batches(model, x)
+    assert batch.dtype == np.float32
+    np.testing.assert_array_equal(batch, x.astype("float32"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: Dataset(),
+        lambda: tf.data.Dataset.from_tensor_slices((samples(6), np.zeros(6))).batch(2),
+        lambda: tf.data.Dataset.from_tensor_slices(samples(6)).batch(2),
+        lambda: (samples(2) for _ in range(3)),
+        lambda: ((samples(2), None) for _ in range(3)),
+        lambda: ((samples(2), np.zeros(2), np.ones(2)) for _ in range(3)),
+        lambda: iter([samples(2)] * 3),
+    ],
+    ids=["PyDataset", "tf_xy", "tf_x", "generator", "xy", "xyw", "iterator"],
+)
+@pytest.mark.parametrize(("steps", "expected"), [(None, 3), (1, 1), (2, 2), (3, 3), (9, 3)])
+def test_iterables_give_their_own_batches(model, data, steps, expected):
+    found = list(batches(model, data(), batch_size=1, steps=steps))
+    assert len(found) == expected
+    assert all(batch.shape == (2, 3) and batch.dtype == np.float32 for batch in found)
+    np.testing.assert_array_equal(found[0], samples(2))
+
+
+def test_batches_of_a_py_dataset_are_different_ones(model):
+    found = [batch[0, 0] for batch in batches(model, Dataset())]
+    assert found == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 4), (2, 8), (3, 11), (4, 11)])
+def test_steps_limit_arrays_too(model, steps, expected):
+    found = list(batches(model, samples(11), batch_size=4, steps=steps))
+    np.testing.assert_array_equal(np.concatenate(found), samples(expected))
+
+
+def test_steps_take_no_more_from_a_generator_than_they_use(model):
+    generator = (np.full((1, 3), i) for i in range(5))
+    assert [batch[0, 0] for batch in batches(model, generator, steps=2)] == [0.0, 1.0]
+    assert next(generator)[0, 0] == 2
+
+
+def test_endless_generators_are_read_lazily(model):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield samples(1)
+
+    next(batches(model, endless()))
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_several_inputs_come_as_the_model_takes_them(sequence):
+    model = two_inputs()
+    found = list(batches(model, sequence([samples(5), samples(5, 2)]), batch_size=3))
+    assert [[x.shape for x in batch] for batch in found] == [[(3, 3), (3, 2)], [(2, 3), (2, 2)]]
+    assert model(found[0]).shape == (3, 5)
+
+
+def test_several_inputs_from_an_iterable():
+    pairs = [([samples(2), samples(2, 2)], np.zeros(2))] * 2
+    found = list(batches(two_inputs(), iter(pairs)))
+    assert [[x.shape for x in batch] for batch in found] == [[(2, 3), (2, 2)]] * 2
+
+
+def test_a_model_with_named_inputs_takes_a_dictionary():
+    model = two_inputs(("b", "a"), dict)
+    (batch,) = batches(model, {"a": samples(2, 2), "b": samples(2)})
+    assert batch["a"].shape == (2, 2) and batch["b"].shape == (2, 3)
+    assert model(batch).shape == (2, 5)
+
+
+def test_a_dictionary_goes_by_the_names_of_the_inputs():
+    """As in `fit`: Keras matches the keys of a dictionary with the names of the inputs."""
+    model = two_inputs(("z", "a"), width=(3, 3))
+    data = {"z": samples(2), "a": samples(2) + 100}
+    (batch,) = batches(model, data)
+    np.testing.assert_array_equal(model(batch), model.predict_on_batch(data))
+
+
+def test_list_structured_input_of_one_tensor():
+    x = keras.Input((3,))
+    model = keras.Model([x], keras.layers.Dense(1)(x))
+    (batch,) = batches(model, samples(2))
+    assert model(batch).shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "steps"),
+    [
+        (np.zeros((0, 3)), None),
+        ([], None),
+        ((), None),
+        (iter([]), None),
+        (np.float32(1.0), None),
+    ],
+    ids=["array", "list", "tuple", "iterator", "scalar"],
+)
+def test_no_data_is_an_error(model, data, steps):
+    with pytest.raises(ValueError, match=rf"at least one sample.*no batches.*steps={steps}"):
+        list(batches(model, data, steps=steps))
+
+
+def test_a_generator_that_was_read_before_is_an_error(model):
+    generator = (samples(2) for _ in range(2))
+    assert len(list(batches(model, generator))) == 2
+    with pytest.raises(ValueError, match="A generator that was read before is empty"):
+        list(batches(model, generator))
+
+
+def test_batches_without_samples_are_an_error(model):
+    with pytest.raises(ValueError, match="at least one sample"):
+        list(batches(model, iter([np.zeros((0, 3))])))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 1), (2,), (2, 2)])
+@pytest.mark.parametrize("iterable", [False, True])
+def test_the_wrong_shape_is_an_error(model, shape, iterable):
+    data = np.zeros(shape)
+    expected = (
+        rf"input '{model.inputs[0].name}', \(None, 3\). Received: a batch of shape \({shape[0]},"
+    )
+    with pytest.raises(ValueError, match=expected):
+        list(batches(model, iter([data]) if iterable else data))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_an_error(model, value):
+    x = samples(10)
+    x[7, 1] = value
+    with pytest.raises(ValueError, match=r"must be finite.*in batch 3, input 'x'. Remove"):
+        list(batches(model, x, batch_size=2))
+
+
+def test_batches_before_a_bad_one_are_given(model):
+    x = samples(4)
+    x[3] = np.nan
+    found = batches(model, x, batch_size=2)
+    np.testing.assert_array_equal(next(found), x[:2])
+    with pytest.raises(ValueError, match="batch 1"):
+        next(found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_wrong_number_of_inputs_is_an_error(count):
+    with pytest.raises(ValueError, match=rf"must hold 2 input\(s\) a batch. Received: {count}\."):
+        list(batches(two_inputs(), iter([[samples(2)] * count])))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (samples(4), 4),
+        (tf.zeros((5, 2)), 5),
+        ({"a": samples(3)}, 3),
+        (np.float32(1), 0),
+        (np.zeros((0, 3)), 0),
+        ([], None),
+        ([samples(4), samples(4)], None),  # two batches
+        (iter([samples(2)]), None),
+        (tf.data.Dataset.range(3), None),
+    ],
+)
+def test_sample_count(model, data, expected):
+    assert sample_count(model, data) == expected
+
+
+def test_a_list_is_the_inputs_of_a_model_that_takes_a_list():
+    assert sample_count(two_inputs(), [samples(4), samples(4)]) == 4
+    with pytest.raises(ValueError, match=r"equally many samples.*\[3, 4\]"):
+        sample_count(two_inputs(), [samples(4), samples(3)])
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_steps_are_at_least_one(model, steps):
+    with pytest.raises(ValueError, match=rf"at least 1, or None for all.*steps={steps}"):
+        list(batches(model, samples(3), steps=steps))

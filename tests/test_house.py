@@ -1,0 +1,100 @@
+"""The house keeps its order: imports run down its floors, and files of older versions load."""
+
+import ast
+import graphlib
+import importlib
+import pathlib
+import types
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "kerasq"
+# From the ground up, as in WORKSPACE.md: what stands on a floor imports only from it and below.
+FLOORS = (
+    ("support",),
+    ("grid", "scheme", "layers", "graph", "legacy"),
+    ("fake_quant", "litert"),
+    ("kernels", "fits"),
+    ("quantizers",),
+    ("registry",),
+    ("prepare",),
+    ("wrappers",),
+    ("quantize", "calibration"),
+    ("export",),
+    ("analysis", "training"),
+)
+
+
+def _modules(*folders):
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+
+def _imports(path, modules):
+    """The modules of ours that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    # A folder that a module is taken from is not imported for its own sake.
+    folders = {name.rpartition(".")[0] for name in found if name in modules}
+    return {
+        module
+        for name in found - folders - {"kerasq"}
+        for module in (name, f"{name}.__init__")
+        if module in modules
+    }
+
+
+def test_every_module_has_a_floor():
+    named = [name for floor in FLOORS for name in floor]
+    assert sorted(named) == sorted(
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.stem not in ("__init__", "__pycache__", "py")
+    )
+
+
+def test_no_import_runs_up():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    modules = _modules("kerasq")
+    for name, path in modules.items():
+        if name == "kerasq.__init__":
+            continue
+        own = floor[name.split(".")[1]]
+        for other in _imports(path, modules):
+            assert floor[other.split(".")[1]] <= own, f"{name} imports {other}"
+
+
+def test_no_imports_run_in_a_circle():
+    modules = _modules("kerasq", "tools")
+    graph = {name: _imports(path, modules) - {name} for name, path in modules.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # Raises a CycleError.
+
+
+@pytest.mark.parametrize("name", [name for name in _modules("kerasq") if "__init__" not in name])
+def test_no_function_shadows_its_module(name):
+    module = importlib.import_module(name)
+    parent, _, last = name.rpartition(".")
+    assert isinstance(module, types.ModuleType)
+    assert getattr(importlib.import_module(parent), last) is module
+
+
+def test_saved_models_of_version_0_1_load(tmp_path):
+    """Made by version 0.1.0, whose modules had other names; with what it predicted then."""
+    q = keras.models.load_model(ROOT / "tests/data/kerasq-0.1.0.keras")
+    expected = np.load(ROOT / "tests/data/kerasq-0.1.0.npz")
+    np.testing.assert_array_equal(q.predict(expected["x"], verbose=0), expected["predicted"])
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(expected["x"]), expected["integer"])
