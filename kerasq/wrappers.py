@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, graph, kernels, registry, scheme
+from kerasq import fake_quant, graph, kernels, plan, registry, scheme
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import activations
@@ -49,8 +49,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         range_gradient: gradient of the output's range: "lsq", "clip" or "none".
         owner: name of the layer of the user's model that this is a part or a call of; by default
             the wrapper's own.
-        wide: whether the output has 8 bits where the scheme's activations have fewer, because no
-            reader wants fewer.
+        output_bits: width of the output, where that has a range of its own; by default what
+            `kerasq.plan.written_bits` says where a reader wants few bits.
     """
 
     def __init__(
@@ -61,12 +61,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
         limit: float | None = None,
         range_gradient: str = "lsq",
         owner: str | None = None,
-        wide: bool = False,
+        output_bits: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
         self.owner = owner or self.name
-        self.wide = wide
         self.scheme = scheme
         self.relu = relu
         self.limit = limit
@@ -74,9 +73,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self._producers = _Producers()
         self.output_quantizer = None
         if self.rule.output == "range":
-            bits = self.bits.activation_bits
             self.output_quantizer = activations.ActivationQuantizer(
-                bits=max(8, bits) if wide else self.output_bits(bits),
+                bits=output_bits or plan.written_bits(self.bits, self.is_cut, True),
                 relu=relu,
                 limit=limit,
                 range_gradient=range_gradient,
@@ -89,13 +87,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """The widths of weights and activations."""
         return scheme.resolve(self.scheme)
 
-    def output_bits(self, bits: int) -> int:
-        """The width of the output where activations have `bits`.
-
-        Below 8 it is that only where a ReLU or a boundary cuts the range.
-        """
-        is_cut = self.relu or isinstance(self.layer, keras.layers.Identity)
-        return bits if is_cut or registry.relu_limit(self.layer)[0] else max(8, bits)
+    @property
+    def is_cut(self) -> bool:
+        """Whether a ReLU, or a boundary, cuts the range of the output."""
+        is_boundary = isinstance(self.layer, keras.layers.Identity)
+        return self.relu or is_boundary or registry.relu_limit(self.layer)[0]
 
     @property
     def rule(self) -> registry.Rule:
@@ -110,6 +106,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
         if self.rule.output == "input":
             return self._producers[0].quantizer
         return self.output_quantizer
+
+    @property
+    def output_bits(self) -> int:
+        """The width of the output's codes."""
+        return self.bits.code_bits if self.quantizer is None else self.quantizer.bits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; on symbolic tensors, also notes which layers they come from."""
@@ -146,8 +147,13 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "limit": self.limit,
             "range_gradient": self.range_gradient,
             "owner": self.owner,
-            "wide": self.wide,
+            "output_bits": self.output_quantizer and self.output_quantizer.bits,
         }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "QuantizeWrapper":
+        """The wrapper that `get_config` describes."""
+        return super().from_config(_current(config), custom_objects)
 
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
@@ -287,7 +293,7 @@ class KernelWrapper(QuantizeWrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
         """The wrapper that `get_config` describes."""
-        config = dict(config)
+        config = _current(config)
         batch_norm, leader = (
             found and keras.saving.deserialize_keras_object(found, custom_objects)
             for found in (config.pop("batch_norm", None), config.pop("leader", None))
@@ -436,6 +442,14 @@ class KernelWrapper(QuantizeWrapper):
         )
         total += tf.cast(weights.bias, total.dtype)
         return self._clamped(self.rule.simulate(total, grid, weights, out)) * out.scale
+
+
+def _current(config: dict) -> dict:
+    """A wrapper's configuration in the form of today; version 0.1.0 may have written it."""
+    config = dict(config)
+    if config.pop("wide", False):  # It said so of an output that has all 8 bits.
+        config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
+    return config
 
 
 class _Settled(keras.constraints.Constraint):

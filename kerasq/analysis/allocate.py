@@ -11,7 +11,9 @@ import numpy as np
 
 from kerasq.analysis import cost
 from kerasq.analysis import sensitivity as sensitivities
-from kerasq.analysis.sensitivity import SQNR, Bench, Network, Sensitivity, metric_name
+from kerasq.analysis.bench import SQNR, Bench, metric_name
+from kerasq.analysis.network import Network
+from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.scheme import Scheme, resolve
 from kerasq.support import tables
 from kerasq.support.files import save_figure

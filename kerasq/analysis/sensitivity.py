@@ -2,27 +2,18 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from kerasq import calibration, fake_quant, graph, registry
-from kerasq.grid import Grid
-from kerasq.litert import operators
-from kerasq.litert.runtime import keras_metric
-from kerasq.quantize import quantize_model
-from kerasq.quantizers import activations
-from kerasq.scheme import FLOAT_BITS, Scheme, resolve, settled
+from kerasq.analysis.bench import SQNR, Bench
+from kerasq.analysis.network import Network
+from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.support import tables
-from kerasq.support.data import batch_spec, batches, labelled_batches
 from kerasq.support.files import save_figure
 from kerasq.support.progress import track
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper, ranged
-
-SQNR = "sqnr"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +212,7 @@ def sensitivity(
     return table(Bench(model, data, candidates, metric, overrides, steps, method))
 
 
-def table(bench: "Bench") -> Sensitivity:
+def table(bench: Bench) -> Sensitivity:
     """Runs every layer alone at every scheme."""
     network, schemes = bench.network, bench.schemes
     shape = (len(network.layers), len(schemes))
@@ -256,7 +247,7 @@ def table(bench: "Bench") -> Sensitivity:
     ).sort()
 
 
-def _runs(network: "Network", schemes: list[Scheme]) -> Iterator[tuple[np.ndarray, Any]]:
+def _runs(network: Network, schemes: list[Scheme]) -> Iterator[tuple[np.ndarray, Any]]:
     """Every run: the index of each layer's scheme (the last one: float), and what it is for."""
     count, stays_float = len(network.layers), len(schemes)
     base = [0 if network.runs(i, 0) else stays_float for i in range(count)]
@@ -273,244 +264,3 @@ def _runs(network: "Network", schemes: list[Scheme]) -> Iterator[tuple[np.ndarra
                 choice = np.array(base)
                 choice[i] = j
                 yield choice, ("raised", i, j)
-
-
-class Network:
-    """The model as one traced graph in which each layer's scheme is an input.
-
-    Attributes:
-        model: the model quantized at int8, which holds the ranges.
-        layers: names of the user's layers that have a scheme.
-    """
-
-    def __init__(self, model: keras.Model, schemes: list[Scheme], overrides: dict | None) -> None:
-        self.schemes = schemes
-        # Ranges of less than 8 bits, by width and name.
-        self._narrow: dict[int, dict[str, tuple[float, float]]] = {}
-        whole = graph.read(model)
-        layers = {x.name: x for x in whole.model.operations}
-        self.settled = settled(overrides, layers, whole.parents)
-        floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
-        self.model = quantize_model(model, overrides=floats)
-        # By name of a wrapper, the user's layer that it belongs to. Boundaries behind layers that
-        # stay float belong to none: their readers put the values on grids.
-        self.owner: dict[str, str] = {}
-        self.wrappers = [x for x in self.model.layers if isinstance(x, QuantizeWrapper)]
-        for wrapper in self.wrappers:
-            if wrapper.is_input:
-                self.owner[wrapper.name] = str(graph.origin(wrapper.output)[1][0].name)
-            elif wrapper.rule is not registry.QUANTIZE:
-                self.owner[wrapper.name] = wrapper.owner
-        self.layers = tuple(dict.fromkeys(self.owner.values()))
-        # By name of a wrapper, the layers that multiply what it writes.
-        self._readers: dict[str, list[int]] = {}
-        for wrapper in self.wrappers:
-            for source in wrapper.producers if operators.multiplies(wrapper.rule.op) else ():
-                if source is not None:
-                    index = self.layers.index(self.owner[wrapper.name])
-                    self._readers.setdefault(source.name, []).append(index)
-        signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
-        self.run = tf.function(self._run, input_signature=signature, autograph=False)
-
-    def calibrate(self, samples: list, method: str | None) -> None:
-        """Sets the ranges from batches, before the first run: those at 8 bits, and narrow ones."""
-        for bits in {x.activation_bits for x in self.schemes if x.activation_bits < 8}:
-            calibration.calibrate_at(bits, self.model, iter(samples), method)
-            self._narrow[bits] = {
-                name: tuple(end.numpy() for end in quantizer.range())
-                for name, quantizer in ranged(self.model).items()
-            }
-        calibration.calibrate(self.model, iter(samples), method)
-
-    def runs(self, layer: int, scheme: int) -> bool:
-        """Whether LiteRT has kernels for a layer at a scheme."""
-        parts, bits = self.parts(self.layers[layer]), self.schemes[scheme]
-        if bits.weight_bits < 8 and any(registry.is_grouped(x.layer) for x in parts):
-            return False
-        return bits.activation_bits != 16 or all(operators.has_int16(x.rule.op) for x in parts)
-
-    def parts(self, name: str) -> list[QuantizeWrapper]:
-        """The wrappers that a user's layer became."""
-        return [x for x in self.wrappers if self.owner.get(x.name) == name]
-
-    def _run(self, x: Any, choice: tf.Tensor) -> list[tf.Tensor]:
-        def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
-            layer = node.layer
-            if not isinstance(layer, QuantizeWrapper):
-                return graph.infer(layer, *args, **kwargs)
-            inputs = args[0]
-            if layer.name not in self.owner:
-                return inputs
-            index = self.layers.index(self.owner[layer.name])
-            branches: list[Callable] = [
-                lambda scheme=scheme: self._at(layer, inputs, scheme, choice)
-                for scheme in self.schemes
-            ]
-            branches.append(lambda: self._at(layer, inputs, resolve("float"), choice))
-            return tf.switch_case(choice[index], branches)
-
-        return graph.run(self.model, x, call)
-
-    def _at(
-        self, wrapper: QuantizeWrapper, inputs: Any, scheme: Scheme, choice: tf.Tensor
-    ) -> tf.Tensor:
-        """A layer with inputs, weights, bias and output fake-quantized at `scheme`."""
-        if scheme.activation_bits == FLOAT_BITS:
-            return _clamp(wrapper, wrapper.run_float(inputs))
-        multiplies = operators.multiplies(wrapper.rule.op)
-        bits = scheme.activation_bits if multiplies else scheme.code_bits
-        flat = [
-            x if source is None else self._on_grid(x, source, bits)
-            for x, source in zip(keras.tree.flatten(inputs), wrapper.producers, strict=True)
-        ]
-        inputs = flat if len(flat) > 1 else flat[0]
-        if isinstance(wrapper, KernelWrapper):
-            source = wrapper.producers[0]
-            y = wrapper.run_quantized(inputs, scheme.weight_bits, self._grid(source, bits).scale)
-        else:
-            y = wrapper.run_float(inputs)
-        bits, y = wrapper.output_bits(scheme.activation_bits), _clamp(wrapper, y)
-        if bits >= 8:
-            return self._on_grid(y, wrapper, bits)
-        is_narrow = tf.constant([x.activation_bits < 8 for x in self.schemes] + [False])
-        readers = tf.gather(choice, tf.constant(self._readers.get(wrapper.name, []), tf.int32))
-        return tf.cond(
-            tf.reduce_any(tf.gather(is_narrow, readers)),
-            lambda: self._on_grid(y, wrapper, bits),
-            lambda: self._on_grid(y, wrapper, 8),
-        )
-
-    def _grid(self, wrapper: QuantizeWrapper | None, bits: int) -> Grid:
-        """The grid of a wrapper's output at another width."""
-        assert wrapper is not None
-        if wrapper.rule.grids:
-            return wrapper.rule.grids[max(8, bits)]
-        if wrapper.output_quantizer is None:
-            return self._grid(wrapper.producers[0], bits)
-        own = self._narrow.get(bits, {}).get(wrapper.name)
-        low, high = own or wrapper.output_quantizer.range()
-        if bits > 8:
-            low, high = activations.symmetric(tf.maximum(-low, high), bits)
-        return fake_quant.grid_from_range(low, high, bits)
-
-    def _on_grid(self, x: tf.Tensor, wrapper: QuantizeWrapper, bits: int) -> tf.Tensor:
-        grid = self._grid(wrapper, bits)
-        codes = tf.round(x / grid.scale) + tf.cast(grid.zero_point, tf.float32)
-        codes = tf.clip_by_value(codes, float(grid.qmin), float(grid.qmax))
-        return (codes - tf.cast(grid.zero_point, tf.float32)) * grid.scale
-
-
-def _clamp(wrapper: QuantizeWrapper, y: tf.Tensor) -> tf.Tensor:
-    quantizer = wrapper.output_quantizer
-    return y if quantizer is None else quantizer.clamp(y)
-
-
-def metric_name(metric: Any) -> str:
-    """What a metric is called."""
-    if isinstance(metric, str):
-        return metric
-    return str(getattr(metric, "name", None) or getattr(metric, "__name__", "metric"))
-
-
-def _check_metric(metric: Any) -> None:
-    """Raises a ValueError for an unknown metric, or one that falls as the model gets better."""
-    is_function = callable(metric) and not isinstance(metric, (keras.Metric, type))
-    if is_function or (isinstance(metric, str) and metric in (SQNR, "accuracy", "acc")):
-        return
-    try:
-        found = keras.metrics.get(metric) if metric is not None else None
-    except ValueError:
-        found = None
-    if found is None:
-        raise ValueError(
-            f"`metric` must be {SQNR!r}, a Keras metric or its name, or a function of labels and "
-            f"outputs. Received: metric={metric!r}."
-        )
-    if getattr(found, "_direction", None) == "down":
-        raise ValueError(
-            f"`metric` must grow as the model gets better. Received: metric={metric!r}, which "
-            "falls. Give a function that returns its negative."
-        )
-
-
-class Bench:
-    """A model, data and a metric: measures any choice of schemes.
-
-    Attributes:
-        network: the model.
-        candidates: names of the schemes.
-        schemes: the schemes.
-        metric: name of the metric.
-        reference: the metric of the float model.
-        samples: how many samples there are.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        data: Any,
-        candidates: Sequence[str],
-        metric: Any,
-        overrides: dict | None,
-        steps: int | None,
-        method: str | None,
-    ) -> None:
-        self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
-        self.schemes = [resolve(name) for name in self.candidates]
-        if not self.candidates or len({*self.candidates}) < len(self.candidates):
-            raise ValueError(
-                f"`candidates` must be different schemes. Received: candidates={candidates}."
-            )
-        if any(scheme.weight_bits == 1 for scheme in self.schemes):
-            raise ValueError(
-                "`candidates` must have weights of 2 bits or more, which are uniform. "
-                f"Received: candidates={candidates}."
-            )
-        self.network = Network(model, self.schemes, overrides)
-        self._metric = metric
-        self.metric = metric_name(metric)
-        _check_metric(metric)
-        if self.metric == SQNR:
-            self._samples = list(batches(self.network.model, data, calibration.BATCH_SIZE, steps))
-            self._labels: list = []
-        else:
-            pairs = labelled_batches(self.network.model, data, calibration.BATCH_SIZE, steps)
-            columns = [list(column) for column in zip(*pairs, strict=True)] or [[], []]
-            self._samples, self._labels = columns
-        self.samples = sum(len(keras.tree.flatten(x)[0]) for x in self._samples)
-        self.network.calibrate(self._samples, method)
-        self._float = self._outputs(np.full(len(self.network.layers), len(self.schemes)))
-        self.reference = np.inf if self.metric == SQNR else self._labelled(self._float)
-
-    def _outputs(self, choice: np.ndarray) -> list[list[np.ndarray]]:
-        index = tf.constant(choice, tf.int32)
-        return [[y.numpy() for y in self.network.run(x, index)] for x in self._samples]
-
-    def run(self, choice: np.ndarray) -> tuple[float, float]:
-        """The metric with these schemes, and the noise over the signal of the outputs.
-
-        Args:
-            choice: for each layer of the network the index of its scheme; float is the last one.
-        """
-        outputs = self._outputs(choice)
-        signal = noise = 0.0
-        for batch, run in zip(self._float, outputs, strict=True):
-            for y, z in zip(batch, run, strict=True):
-                y = y.astype(np.float64)
-                signal += float(np.square(y).sum())
-                noise += float(np.square(y - z).sum())
-        noise /= max(signal, np.finfo(np.float64).tiny)
-        if self.metric == SQNR:
-            return float(-10 * np.log10(noise)) if noise > 0 else np.inf, noise
-        return self._labelled(outputs), noise
-
-    def _labelled(self, outputs: list[list[np.ndarray]]) -> float:
-        predictions: list[Any] = [run[0] if len(run) == 1 else run for run in outputs]
-        pairs = list(zip(self._labels, predictions, strict=True))
-        if callable(self._metric) and not isinstance(self._metric, (keras.Metric, type)):
-            return float(np.mean([np.mean(self._metric(y, z)) for y, z in pairs]))
-        metric = keras_metric(self._metric, *pairs[0])
-        metric.reset_state()
-        for y, z in pairs:
-            metric.update_state(y, z)
-        return float(metric.result())

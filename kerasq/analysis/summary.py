@@ -6,7 +6,7 @@ import keras
 
 from kerasq import graph, registry
 from kerasq.analysis import cost
-from kerasq.scheme import resolve
+from kerasq.scheme import FLOAT_BITS, resolve
 from kerasq.support import tables
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper, quantized_by, ranged, require_quantized
 
@@ -23,6 +23,7 @@ class LayerSummary:
         op: the LiteRT operator; the class of a layer that stays float.
         scheme: its scheme; "" where it only moves values.
         shape: shape of the output of one sample.
+        output_bits: bits of the output that are in use; 32 where it is float.
         activation_bytes: bytes of the output.
         weight_bytes: bytes of kernel and bias in the file.
         macs: multiply-accumulate operations; None where they are not counted: float layers of
@@ -37,6 +38,7 @@ class LayerSummary:
     op: str
     scheme: str
     shape: tuple[int, ...]
+    output_bits: int
     activation_bytes: int
     weight_bytes: int
     macs: int | None
@@ -105,7 +107,7 @@ class Summary:
         ]
         if any(x.scheme == "float" for x in self.layers):
             lines[-1] += " Float layers add to it: dequantized inputs, and tensors within a layer."
-        few = [x.name for x in self.layers if x.scheme and resolve(x.scheme).activation_bits < 8]
+        few = [x.name for x in self.layers if x.scheme and x.output_bits < 8]
         if few:
             lines.append(
                 "Activations of fewer than 8 bits are int8 codes of which so many are in use: "
@@ -153,7 +155,8 @@ def summary(model: keras.Model) -> Summary:
 
 
 def _layer(node: graph.Node, seen: bool) -> LayerSummary:
-    layer, name = node.layer, _scheme_name(node)
+    layer, source = node.layer, quantized_by(node.outputs[0])
+    name = "float" if source is None else source.scheme
     scheme = resolve(name)
     is_wrapped = isinstance(layer, QuantizeWrapper)
     rule = layer.rule if is_wrapped else registry.find(layer)
@@ -164,6 +167,7 @@ def _layer(node: graph.Node, seen: bool) -> LayerSummary:
         op=rule.op if rule is not None and (is_wrapped or copies) else type(layer).__name__,
         scheme="" if copies else name,
         shape=tuple(node.outputs[0].shape[1:]),
+        output_bits=_width(node),
         activation_bytes=0 if _is_alias(layer) else _bytes(node),
         weight_bytes=cost.weight_bytes(layer, scheme),
         macs=cost.macs(layer) if known else None,
@@ -177,16 +181,15 @@ def _layer(node: graph.Node, seen: bool) -> LayerSummary:
     )
 
 
-def _scheme_name(node: graph.Node) -> str:
-    """The scheme that a layer runs at: its own, or for copies that of what it reads."""
+def _width(node: graph.Node) -> int:
+    """Bits of what a call returns; copies have those of what they read."""
     source = quantized_by(node.outputs[0])
-    return "float" if source is None else source.scheme
+    return FLOAT_BITS if source is None else source.output_bits
 
 
 def _bytes(node: graph.Node) -> int:
     """Bytes of what a call returns."""
-    bits = resolve(_scheme_name(node)).code_bits
-    return sum(cost.activation_bytes(y, bits) for y in node.outputs)
+    return sum(cost.activation_bytes(y, _width(node)) for y in node.outputs)
 
 
 def _is_alias(layer: keras.Layer) -> bool:

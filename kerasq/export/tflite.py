@@ -64,7 +64,7 @@ def export_tflite(
     input_bits = [_input_bits(model, x) for x in model.inputs]
     input_dtype = _dtype("input_dtype", input_dtype, input_bits)
     wrappers = [quantized_by(y) for y in model.outputs]
-    output_bits = [wrapper.bits.activation_bits for wrapper in wrappers if wrapper]
+    output_bits = [wrapper.bits.code_bits for wrapper in wrappers if wrapper]
     output_dtype = _dtype("output_dtype", output_dtype, output_bits)
     for x in model.inputs:
         if None in x.shape[1:]:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kerasq import graph, registry
-from kerasq.quantize import is_closed
+from kerasq.unsupported import is_closed
 from kerasq.wrappers import QuantizeWrapper
 
 

@@ -1,0 +1,279 @@
+"""The width rule: what becomes of each call of a decomposed graph, and what it reads and writes.
+
+There is one record a call. Whoever wants to know a width asks for the record, or calls one of the
+functions, which hold for a layer at any scheme.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from kerasq import graph as graphs
+from kerasq import registry
+from kerasq.litert.operators import OPERATORS, has_int16, multiplies
+from kerasq.prepare import fusion
+from kerasq.scheme import FLOAT_BITS, Scheme, resolve
+
+
+def read_bits(op: str, scheme: Scheme, width: Any) -> Any:
+    """The width at which an operator at `scheme` reads values of `width` bits.
+
+    Operators that multiply want the width of the scheme's activations; all others want that of its
+    codes, 8 or 16. Narrower codes of up to 8 bits are int8 codes as well, and are read as they are.
+    Operators that need all inputs on one grid requantize them themselves.
+
+    Args:
+        op: a LiteRT operator.
+        scheme: the scheme of the layer.
+        width: bits of the values; `FLOAT_BITS` for float ones.
+
+    Returns:
+        The width. Where it is not `width`, a boundary stands between.
+    """
+    if scheme.activation_bits == FLOAT_BITS:
+        return width
+    if width == FLOAT_BITS:
+        return wanted_bits(op, scheme)
+    return width if reads_as_is(op, scheme, width) else wanted_bits(op, scheme)
+
+
+def wanted_bits(op: str, scheme: Scheme) -> int:
+    """The width that an operator at `scheme` wants its inputs to have."""
+    return scheme.activation_bits if multiplies(op) else scheme.code_bits
+
+
+def reads_as_is(op: str, scheme: Scheme, width: int) -> bool:
+    """Whether an operator at `scheme` reads integer codes of `width` bits without a boundary."""
+    if op in OPERATORS and OPERATORS[op].one_grid:
+        return True
+    wanted = wanted_bits(op, scheme)
+    if op == "AVERAGE_POOL_2D" and width < 8:
+        return False  # It keeps the grid of its input: averages of few levels want more of them.
+    return width == wanted or width < wanted <= 8
+
+
+def written_bits(scheme: Scheme, is_cut: bool, is_read_narrow: bool) -> int:
+    """The width of an output that has a range of its own.
+
+    Below 8 bits it is that of the scheme's activations only where a ReLU, or a boundary, cuts the
+    range, and where a layer that multiplies reads it at fewer than 8 bits: sums and averages of few
+    levels, and what layers of 8 bits read, keep 8 (Esser et al. 2020, Choi et al. 2018: only inputs
+    of convolutions have few bits).
+    """
+    return scheme.activation_bits if is_cut and is_read_narrow else scheme.code_bits
+
+
+def is_narrow_reader(op: str, scheme: Scheme) -> bool:
+    """Whether a layer reads what it multiplies at fewer than 8 bits."""
+    return multiplies(op) and scheme.activation_bits < 8
+
+
+def lacks(layer: keras.Layer, op: str, scheme: Scheme) -> str | None:
+    """What LiteRT has no kernel for: "groups" below 8-bit weights, "int16", or None."""
+    if scheme.weight_bits < 8 and registry.is_grouped(layer):
+        return "groups"
+    if scheme.activation_bits == 16 and not has_int16(op):
+        return "int16"
+    return None
+
+
+class Kind(enum.Enum):
+    """What becomes of a call."""
+
+    FLOAT = "stays float"
+    PASS_THROUGH = "moves or picks values, which keep their grid"
+    FUSED = "is part of the call before it"
+    INTEGER = "an integer operator"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """What becomes of one call of a layer.
+
+    Attributes:
+        kind: see `Kind`.
+        op: the LiteRT operator; "-" where there is none.
+        owner: name of the layer of the user's model that it is a part or a call of.
+        scheme: name of its scheme.
+        reads: the width at which it reads each of its tensors; `FLOAT_BITS` for float values.
+        writes: the width of what it returns. Of a call that stays float: that of the boundary
+            behind it, where all readers are integer and its rows can be picked as integers.
+        batch_norm: the call of a BatchNormalization that becomes part of it.
+        relu: the call of a ReLU that becomes part of it.
+    """
+
+    kind: Kind
+    op: str
+    owner: str
+    scheme: str
+    reads: tuple[int, ...]
+    writes: int
+    batch_norm: graphs.Node | None = None
+    relu: graphs.Node | None = None
+
+
+class Plan:
+    """The records of a decomposed graph.
+
+    Args:
+        graph: what `kerasq.prepare.decompose` returned.
+        schemes: names of schemes by name of a layer, or input, of the user's model.
+        floats: names of the layers of `graph` that stay float.
+    """
+
+    def __init__(
+        self, graph: graphs.Graph, schemes: dict[str, str], floats: frozenset[str]
+    ) -> None:
+        self.graph = graph
+        self.schemes = schemes
+        self.floats = floats
+        self._fusions = fusion.find(graph, schemes, floats)
+        self._fused = self._fusions.leaders
+        self._widths = {id(x): self.input_bits(x) for x in graph.model.inputs}
+        self._calls: dict[int, Call] = {}
+        for node in graph.nodes:
+            self._calls[id(node)] = self._call(node)
+            self._widths.update(dict.fromkeys(map(id, node.outputs), self[node].writes))
+
+    def __getitem__(self, node: graphs.Node) -> Call:
+        return self._calls[id(node)]
+
+    def width(self, tensor: keras.KerasTensor) -> int:
+        """The bits of a tensor of the graph; `FLOAT_BITS` where it is float."""
+        return self._widths[id(tensor)]
+
+    def input_bits(self, x: keras.KerasTensor) -> int:
+        """The width that an input of the model is quantized at; indices stay as they are."""
+        if not x.dtype.startswith("float"):
+            return FLOAT_BITS
+        return self._scheme(graphs.origin(x)[0]).code_bits
+
+    def owner(self, layer: keras.Layer) -> str:
+        """The layer of the user's model that a layer, or input, is a part of."""
+        return self.graph.owners.get(layer.name, layer.name)
+
+    def _scheme(self, layer: keras.Layer) -> Scheme:
+        return resolve(self.schemes[self.owner(layer)])
+
+    def _op(self, layer: keras.Layer) -> str:
+        rule = registry.find(layer)
+        return "-" if rule is None or layer.name in self.floats else rule.op
+
+    def _kind(self, node: graphs.Node) -> Kind:
+        if id(node) in self._fused:
+            return Kind.FUSED
+        if registry.copies(node.layer):
+            return Kind.PASS_THROUGH
+        return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
+
+    def _call(self, node: graphs.Node) -> Call:
+        kind, op = self._kind(node), self._op(node.layer)
+        widths = [self._widths[id(x)] for x in node.inputs]
+        reads = widths
+        if kind is Kind.INTEGER:
+            reads = [read_bits(op, self._scheme(node.layer), width) for width in widths]
+        return Call(
+            kind=kind,
+            op=op,
+            owner=self.owner(node.layer),
+            scheme=self.schemes[self.owner(node.layer)],
+            reads=tuple(reads),
+            writes=self._writes(node, kind, op, reads),
+            batch_norm=self._fusions.norms.get(id(node)),
+            relu=self._fusions.relus.get(id(node)),
+        )
+
+    def _writes(self, node: graphs.Node, kind: Kind, op: str, reads: list[int]) -> int:
+        layer, scheme = node.layer, self._scheme(node.layer)
+        if kind is Kind.FLOAT:
+            return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
+        rule = registry.find(layer)
+        if kind is not Kind.INTEGER or (rule is not None and rule.output == "input"):
+            return reads[0]
+        if rule is not None and rule.grids:
+            return scheme.code_bits
+        is_cut = id(node) in self._fusions.relus or registry.relu_limit(layer)[0]
+        end = self._fusions.end(node)
+        narrow = any(
+            is_narrow_reader(self._op(x.layer), self._scheme(x.layer)) for x in self._readers(end)
+        )
+        return written_bits(scheme, is_cut, narrow)
+
+    def _is_picked(self, node: graphs.Node) -> bool:
+        """Whether rows that a call picks from weights, such as Embedding's, are read as integers.
+
+        The rows are then stored as integers: picking quantized rows is quantizing picked ones.
+        """
+        rule = registry.find(node.layer)
+        if rule is None or rule.op != "GATHER":
+            return False
+        readers = list(self._readers(node))
+        return bool(readers) and not {x.layer.name for x in readers} & self.floats
+
+    def _readers(self, node: graphs.Node) -> Iterator[graphs.Node]:
+        """The calls that read what a call returns, behind those that only move it."""
+        for reader in (x for y in node.outputs for x in self.graph.consumers(y)):
+            if registry.copies(reader.layer):
+                yield from self._readers(reader)
+            else:
+                yield reader
+
+    def check_kernels(self) -> None:
+        """Raises a ValueError where a scheme is asked of a layer that has no such kernel."""
+        for node in self.graph.nodes:
+            call = self[node]
+            missing = None
+            if call.kind is Kind.INTEGER:
+                missing = lacks(node.layer, call.op, resolve(call.scheme))
+            if missing == "groups":
+                raise ValueError(
+                    "A convolution in groups must have 8-bit weights. Received: layer "
+                    f"{call.owner!r} at {call.scheme!r}. Give it another scheme."
+                )
+            if missing == "int16":
+                near = [x for y in node.inputs for x in self._before(y, call.owner)]
+                near += self._behind(node, call.owner)
+                names = sorted({self[x].owner for x in near if has_int16(self[x].op)})
+                raise ValueError(
+                    f"A layer at {call.scheme!r} must have an int16 kernel. Received: layer "
+                    f"{call.owner!r}, whose operator {call.op} has none here. Give it 'w8a8' "
+                    f"or 'float', and int16 to a neighbour instead: {names}."
+                )
+
+    def _is_other(self, node: graphs.Node, owner: str) -> bool:
+        """Whether a call is an operator of another layer of the user's than `owner`."""
+        return self[node].kind is Kind.INTEGER and self[node].owner != owner
+
+    def _before(self, x: keras.KerasTensor, owner: str) -> list[graphs.Node]:
+        """The nearest operators before a tensor that belong to other layers."""
+        nodes = [node for node in self.graph.nodes if node.output is x]
+        if nodes and self._is_other(nodes[0], owner):
+            return nodes
+        return [found for node in nodes for y in node.inputs for found in self._before(y, owner)]
+
+    def _behind(self, node: graphs.Node, owner: str) -> list[graphs.Node]:
+        """The nearest operators behind a call that belong to other layers."""
+        found = []
+        for reader in self.graph.consumers(node.output):
+            other = self._is_other(reader, owner)
+            found += [reader] if other else self._behind(reader, owner)
+        return found
+
+    def check_overrides(self, named: dict[Any, Iterable[str]]) -> None:
+        """Raises a ValueError where a key only fits layers without a scheme of their own.
+
+        Args:
+            named: by key, the names of the layers that it fits.
+        """
+        legal = {x.name for x in self.graph.model.inputs} | self.floats
+        legal |= {call.owner for call in self._calls.values() if call.kind is Kind.INTEGER}
+        for key, found in named.items():
+            if found and not legal & {*found}:
+                raise ValueError(
+                    "`overrides` must name layers that have a grid of their own. "
+                    f"Received: {key!r}, that is {found}, which only move values or are merged "
+                    f"into the layer before them. Legal names: {sorted(legal)}."
+                )

@@ -1,0 +1,74 @@
+"""Fusion: which calls of BatchNormalization and ReLU become part of the operator before them."""
+
+import dataclasses
+
+from kerasq import graph as graphs
+from kerasq import registry
+from kerasq.prepare import batch_norm as batch_norms
+from kerasq.scheme import FLOAT_BITS, resolve
+
+# Operators that a ReLU is fused into at any width; any operator on all int8 codes has its clamp at
+# the end of its range.
+_FUSING = frozenset(("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL", "SUB"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fusions:
+    """What becomes part of what.
+
+    Attributes:
+        norms: by id of a call with a kernel, the BatchNormalization behind it.
+        relus: by id of a call whose output has a range, the ReLU behind it (and behind its norm).
+        leaders: by id of a call that is fused, the name of the layer that it becomes part of.
+    """
+
+    norms: dict[int, graphs.Node]
+    relus: dict[int, graphs.Node]
+    leaders: dict[int, str]
+
+    def end(self, node: graphs.Node) -> graphs.Node:
+        """The call that returns the output of what `node` is fused with."""
+        return self.relus.get(id(node), self.norms.get(id(node), node))
+
+
+def find(
+    graph: graphs.Graph, schemes: dict[str, str], floats: frozenset[str] = frozenset()
+) -> Fusions:
+    """The fusions in a graph.
+
+    Args:
+        graph: a graph, decomposed or not.
+        schemes: names of schemes by name of a layer of the user's model.
+        floats: names of layers that stay float: nothing is fused with them.
+    """
+    norms = {
+        id(node): norm for node, norm in batch_norms.pairs(graph) if node.layer.name not in floats
+    }
+    relus = {
+        id(node): relu
+        for node in graph.nodes
+        if (relu := _relu_behind(graph, node, norms.get(id(node), node), schemes)) is not None
+        and relu.layer.name not in floats
+    }
+    leaders = {
+        id(found[id(node)]): node.layer.name
+        for node in graph.nodes
+        for found in (norms, relus)
+        if id(node) in found
+    }
+    return Fusions(norms=norms, relus=relus, leaders=leaders)
+
+
+def _relu_behind(
+    graph: graphs.Graph, node: graphs.Node, end: graphs.Node, schemes: dict[str, str]
+) -> graphs.Node | None:
+    """The ReLU that alone reads what a call and its BatchNormalization, `end`, return."""
+    rule, relu = registry.find(node.layer), graph.only_consumer(end)
+    if relu is None or not registry.relu_limit(relu.layer)[0]:
+        return None
+    if rule is None or rule.output != "range" or registry.relu_limit(node.layer)[0]:
+        return None
+    scheme = schemes.get(graph.owners.get(node.layer.name, node.layer.name))
+    has_clamp = scheme is None or resolve(scheme).activation_bits in (8, FLOAT_BITS)
+    is_plain = registry.activation_name(node.layer) in ("linear", "elu")
+    return relu if is_plain and (rule.op in _FUSING or has_clamp) else None

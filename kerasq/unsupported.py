@@ -1,0 +1,154 @@
+"""What has no integer kernel: what stays float, and what cannot be quantized at all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from kerasq import graph as graphs
+from kerasq import registry
+from kerasq.prepare import operations
+from kerasq.scheme import fitting
+
+# What computes something else where there is a mask; recurrent layers keep theirs.
+_MASKED = (
+    keras.layers.AdditiveAttention,
+    keras.layers.Attention,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GroupQueryAttention,
+    keras.layers.MultiHeadAttention,
+    keras.layers.Softmax,
+)
+
+
+def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) -> bool:
+    """Whether a layer stays one layer; of others, what their `call` does is quantized.
+
+    Those stay one that Keras has, that have a rule of their own, or that shall stay float.
+    """
+    if isinstance(layer, (keras.Model, keras.layers.Lambda)):
+        return False
+    if type(layer).__module__.startswith("keras.src.layers") or registry.find(layer) is not None:
+        return True
+    named = {layer.name: layer}
+    return any(s == "float" and fitting(key, named) for key, s in (overrides or {}).items())
+
+
+def asked_float(
+    graph: graphs.Graph, schemes: dict[str, str], leaders: Mapping[int, str]
+) -> frozenset[str]:
+    """Names of the layers that shall stay float, and of what would be fused with them.
+
+    Args:
+        graph: the user's graph.
+        schemes: names of schemes by layer name.
+        leaders: see `kerasq.prepare.fusion.Fusions`.
+    """
+    return frozenset(
+        node.layer.name
+        for node in graph.nodes
+        if schemes.get(leaders.get(id(node), node.layer.name)) == "float"
+        and not registry.copies(node.layer)
+    )
+
+
+def without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]:
+    """By name, what to print of layers and operations that LiteRT has no integer kernel for.
+
+    Args:
+        graph: the user's graph.
+        asked: names of layers that shall stay float, of which nothing need be said.
+    """
+    found = {}
+    for node in graph.nodes:
+        name = node.layer.name
+        if name in asked:
+            continue
+        text = _remark(node)
+        if text is not None:
+            found[name] = text
+    return found
+
+
+def _remark(node: graphs.Node) -> str | None:
+    """What to print where a call has no integer kernel; None where it has one."""
+    layer, rule = node.layer, registry.find(node.layer)
+    if not isinstance(layer, keras.Layer):
+        if rule is not None or operations.equal(node, *node.args, name=layer.name) is not None:
+            return None
+        return f"{layer.name!r} (keras.ops, {type(layer).__name__})"
+    if rule is None:
+        return None  # An error names it.
+    is_float = rule.output == "float"
+    misfits = rule.fits is not None and not rule.fits(layer, *node.args, **node.kwargs)
+    if not is_float and not misfits:
+        return None
+    # What has an operator all the same, such as Embedding, may become integer at export.
+    return "" if is_float and rule.op != "-" else f"{layer.name!r} ({type(layer).__name__})"
+
+
+def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str]) -> None:
+    """Raises a ValueError that names every layer that cannot be quantized.
+
+    Args:
+        graph: the user's graph.
+        floats: names of layers that stay float.
+        fused: by id, the calls that become part of the call before them.
+    """
+    complaints = []
+    for node in graph.nodes:
+        found = _complaint(graph, node, node.layer.name in floats, id(node) in fused)
+        if found is not None:
+            refusal = graph.refused.get(node.layer.name)
+            complaints.append(
+                found + (f", and cannot be traced: {refusal:.200}" if refusal else "")
+            )
+    complaints += [
+        f"input {x.name!r}: is an output of the model as well"
+        for x in graph.model.inputs
+        if any(x is y for y in graph.model.outputs)
+    ]
+    if complaints:
+        raise ValueError(
+            "Every layer must have an integer kernel. Received:\n  "
+            + "\n  ".join(complaints)
+            + "\ndocs/layers.md lists what has one. Leave layers in float, with "
+            'overrides={"<name>": "float"}, or say what a class of your own becomes, with '
+            "kerasq.register_layer."
+        )
+
+
+def _complaint(
+    graph: graphs.Graph, node: graphs.Node, is_float: bool, is_fused: bool
+) -> str | None:
+    """Why the layer of a call cannot be quantized, or None where it can."""
+    layer = node.layer
+    if layer.name in graph.masked and isinstance(layer, _MASKED):
+        return (
+            f"{layer.name!r} ({type(layer).__name__}): reads a mask that Keras "
+            "passes beside the tensors, which the file does not have; pass it as an "
+            "argument, or build the Embedding with mask_zero=False"
+        )
+    if is_float:
+        return None
+    if not isinstance(layer, keras.Layer):
+        return _operation_complaint(node)
+    if layer.dtype_policy.name != "float32":
+        return f"{layer.name!r}: needs dtype 'float32', has {layer.dtype_policy.name!r}"
+    if isinstance(layer, keras.layers.BatchNormalization) and not is_fused:
+        rank = len(node.inputs[0].shape)
+        if layer.axis not in (-1, rank - 1):
+            return f"{layer.name!r} (BatchNormalization): needs axis=-1, has {layer.axis}"
+    return registry.complaint(layer)
+
+
+def _operation_complaint(node: graphs.Node) -> str | None:
+    """Why an operation of `keras.ops` cannot be quantized, or None where it can."""
+    operation = node.layer
+    if registry.copies(operation):
+        if node.outputs[0].shape[:1] == node.inputs[0].shape[:1]:
+            return None
+        kind = type(operation).__name__
+        return f"{operation.name!r} ({kind}): needs to keep the first axis, samples"
+    made = operations.equal(node, *node.args, name="")
+    return None if made is None or isinstance(made[0], tuple) else registry.complaint(made[0])

@@ -1,0 +1,134 @@
+"""Wrapping: a quantized model from a plan, with a wrapper around every layer that computes."""
+
+import re
+from typing import Any
+
+import keras
+
+from kerasq import graph as graphs
+from kerasq import registry
+from kerasq.plan import Call, Kind, Plan
+from kerasq.prepare import batch_norm as batch_norms
+from kerasq.scheme import FLOAT_BITS
+from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper
+
+
+def wrap(plan: Plan, fold: bool, range_gradient: str, weights: str) -> keras.Model:
+    """Builds the quantized model that a plan describes.
+
+    Args:
+        plan: the records of the decomposed graph.
+        fold: whether BatchNormalization is folded into the kernel before it.
+        range_gradient: how ranges learn: "lsq", "clip" or "none".
+        weights: how weights of fewer than 8 bits lie on codes.
+    """
+    return graphs.rewrite(plan.graph, _Wrapping(plan, fold, range_gradient, weights).call)
+
+
+class _Wrapping:
+    """Copies of layers, in wrappers, and boundaries where widths change."""
+
+    def __init__(self, plan: Plan, fold: bool, range_gradient: str, weights: str) -> None:
+        self.plan = plan
+        self.graph = plan.graph
+        self.fold, self.range_gradient, self.weights = fold, range_gradient, weights
+        # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
+        self.boundaries: dict[tuple[int, int], tuple] = {}
+        # By name of the leading layer.
+        self.wrappers: dict[str, KernelWrapper] = {}
+        self.plain: dict[str, keras.Layer] = {}
+
+    def call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        """What stands for a call in the quantized model."""
+        layer, call = node.layer, self.plan[node]
+        if call.kind is Kind.FUSED:
+            return args[0]
+        args, kwargs = self._read(node, call, (args, kwargs))
+        if call.kind is not Kind.INTEGER:
+            y = self._plain(layer)(*args, **kwargs)
+            is_behind = call.kind is Kind.FLOAT and call.writes != FLOAT_BITS
+            return self._boundary(y, call.writes) if is_behind else y
+        relu, limit = registry.relu_limit((call.relu or node).layer)
+        options: dict[str, Any] = {
+            "scheme": call.scheme,
+            "relu": relu,
+            "limit": limit,
+            "range_gradient": self.range_gradient,
+            "trainable": layer.trainable,
+            "owner": call.owner,
+            "output_bits": call.writes,
+        }
+        if registry.rule(layer).kernel is None:
+            return QuantizeWrapper(graphs.copy_built(layer), **options)(*args)
+        return self._with_kernel(node, call, options)(*args)
+
+    def _read(self, node: graphs.Node, call: Call, arguments: tuple) -> tuple:
+        """The arguments of a call, each tensor at the width that the call reads."""
+        places = zip(node.inputs, call.reads, strict=True)
+
+        def one(x: Any) -> Any:
+            # The float model's own variables stay its own. Layers take theirs along.
+            if isinstance(x, keras.Variable) and not isinstance(node.layer, keras.Layer):
+                return x.numpy()
+            if not isinstance(x, keras.KerasTensor):
+                return x
+            source, bits = next(places)
+            is_input = isinstance(graphs.origin(x)[0], keras.layers.InputLayer)
+            width = self.plan.width(source)
+            # An Embedding reads indices, as floats too.
+            if is_input and width != FLOAT_BITS and not _reads_indices(node.layer):
+                x = self._boundary(x, width, is_input=True)
+            return x if bits in (width, FLOAT_BITS) else self._boundary(x, bits)
+
+        return keras.tree.map_structure(one, arguments)
+
+    def _boundary(self, x: keras.KerasTensor, bits: int, is_input: bool = False) -> Any:
+        """A tensor behind its one boundary of that width."""
+        if (id(x), bits) not in self.boundaries:
+            suffix = "quantize" if is_input else f"int{bits}"
+            taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
+            name = f"{_legal(graphs.origin(x)[0].name)}_{suffix}"
+            wrapper = QuantizeWrapper(
+                keras.layers.Identity(name=self.graph.free_name(name, taken), dtype="float32"),
+                scheme=f"w8a{bits}",
+                range_gradient=INPUT_GRADIENT if is_input else self.range_gradient,
+            )
+            self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
+        return self.boundaries[id(x), bits][1]
+
+    def _with_kernel(self, node: graphs.Node, call: Call, options: dict) -> KernelWrapper:
+        """The wrapper of a layer with a kernel; of a further call, on the first one's weights."""
+        layer = node.layer
+        options["training_dtype"] = self.graph.mixed.get(call.owner, "float32")
+        leader = self.graph.leaders[layer.name]
+        if leader in self.wrappers:
+            return KernelWrapper.sharing(self.wrappers[leader], name=layer.name, **options)
+        factor, norm = 1.0, None
+        if call.batch_norm is not None and self.fold:
+            kernel, factor = batch_norms.fold(layer, call.batch_norm.layer)
+        else:
+            kernel = graphs.copy_built(layer)
+            norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
+        wrapper = KernelWrapper(kernel, batch_norm=norm, weights=self.weights, **options)
+        wrapper.build(layer.input.shape)
+        wrapper.kernel_gain.assign(factor)
+        self.wrappers[leader] = wrapper
+        return wrapper
+
+    def _plain(self, layer: keras.Layer) -> keras.Layer:
+        """A copy of a layer that is not wrapped, one for all its calls where it has weights."""
+        if not getattr(layer, "weights", None):
+            return graphs.copy_layer(layer)
+        leader = self.graph.leaders[layer.name]
+        if leader not in self.plain:
+            self.plain[leader] = graphs.copy_built(layer, name=leader)
+        return self.plain[leader]
+
+
+def _reads_indices(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.Embedding)
+
+
+def _legal(name: str) -> str:
+    """`name` without what TensorFlow refuses in a name scope."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
