@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from kerasq import graph as graphs
-from kerasq import legacy, registry
+from kerasq import legacy, registry, targets
 from kerasq.fake_quant import RANGE_GRADIENTS
-from kerasq.litert.operators import OPERATORS, has_int16, multiplies
+from kerasq.litert.operators import OPERATORS, fuses_relu, multiplies
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare import operations
 from kerasq.prepare.decompose import decompose
@@ -17,17 +17,6 @@ from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
 BATCH_NORMS = ("fold", "keep")
-# What computes something else where there is a mask; recurrent layers keep theirs.
-_MASKED = (
-    keras.layers.AdditiveAttention,
-    keras.layers.Attention,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GroupQueryAttention,
-    keras.layers.MultiHeadAttention,
-    keras.layers.Softmax,
-)
-# Operators that a ReLU is fused into; any operator on all int8 codes has its clamp at the end.
-_FUSING = frozenset(("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL", "SUB"))
 
 
 def quantize_model(
@@ -37,6 +26,7 @@ def quantize_model(
     batch_norm: str = "fold",
     range_gradient: str = "lsq",
     weights: str = "uniform",
+    target: str | targets.Target = targets.DEFAULT,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
 
@@ -65,6 +55,8 @@ def quantize_model(
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
             are binary (Rastegari et al. 2016).
+        target: whose integer kernels it computes as: "litert", LiteRT's default ones, or a target
+            of your own (`kerasq.targets`). The model keeps it, through saving too.
 
     Returns:
         The quantized model. Its ranges take their first values from `kerasq.calibrate` or from
@@ -93,6 +85,7 @@ def quantize_model(
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     _check_option("weights", weights, tuple(WEIGHTS))
+    target = targets.find(target)
     graph = graphs.read(model, lambda layer: is_closed(layer, overrides))
     layers = {
         x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
@@ -110,7 +103,7 @@ def quantize_model(
     printed = "; ".join(text for text in kernelless.values() if text)
     if printed:
         print(f"Stay in float, for want of an integer kernel: {printed}.")
-    wrapping = _Wrapping(decompose(graph, floats), schemes, floats, clampless)
+    wrapping = _Wrapping(decompose(graph, floats), schemes, floats, clampless, target)
     wrapping.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     quantized = wrapping.run(batch_norm == "fold", range_gradient, weights)
     if not ranged(quantized):
@@ -170,12 +163,12 @@ def _without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str
         if name in asked:
             continue
         if isinstance(layer, keras.Layer):
-            is_float = rule is not None and rule.output == "float"
+            is_float = rule is not None and rule.output == registry.Output.FLOAT
             misfits = (
                 rule is not None and rule.fits and not rule.fits(layer, *node.args, **node.kwargs)
             )
             if is_float or misfits:  # What has an operator may become integer at export.
-                is_open = rule is not None and is_float and rule.op != "-"
+                is_open = rule is not None and is_float and bool(rule.operators)
                 found[name] = "" if is_open else f"{name!r} ({type(layer).__name__})"
         elif rule is None and operations.equal(node, *node.args, name=name) is None:
             found[name] = f"{name!r} (keras.ops, {type(layer).__name__})"
@@ -220,8 +213,8 @@ def _relus_behind(
         if (
             relu is not None
             and rule is not None
-            and rule.output == "range"
-            and (rule.op in _FUSING or node.layer.name not in clampless)
+            and rule.output == registry.Output.LEARNED
+            and (fuses_relu(rule.operator) or node.layer.name not in clampless)
             and registry.relu_limit(relu.layer)[0]
             and not registry.relu_limit(node.layer)[0]
             and registry.activation_name(node.layer) in ("linear", "elu")
@@ -234,7 +227,7 @@ def _check_layers(graph: graphs.Graph, floats: frozenset[str], merging: dict[int
     """Raises a ValueError that names every layer that cannot be quantized."""
     complaints: list[str] = []
     for node in graph.nodes:
-        is_masked = node.layer.name in graph.masked and isinstance(node.layer, _MASKED)
+        is_masked = node.layer.name in graph.masked and registry.reads_mask(node.layer)
         if node.layer.name in floats and not is_masked:
             continue
         complaint = _complaint(node, id(node) in merging)
@@ -292,7 +285,9 @@ class _Wrapping:
         schemes: dict[str, str],
         floats: frozenset[str],
         clampless: frozenset[str],
+        target: targets.Target,
     ) -> None:
+        self.target = target
         self.graph = graph
         self.schemes = schemes
         self.floats = floats
@@ -359,12 +354,12 @@ class _Wrapping:
                     "A convolution in groups must have 8-bit weights. Received: layer "
                     f"{self._owner(layer)!r} at {self._scheme(layer)!r}. Give it another scheme."
                 )
-            if not self._is_wrapped(node) or self._bits(layer) <= 8 or has_int16(op):
+            if not self._is_wrapped(node) or self._bits(layer) <= 8 or self.target.has_int16(op):
                 continue
             owner = self._owner(layer)
             near = [x for y in node.inputs for x in self._before(y, owner)]
             near += self._behind(node, owner)
-            names = sorted({self._owner(x) for x in near if has_int16(self._op(x))})
+            names = sorted({self._owner(x) for x in near if self.target.has_int16(self._op(x))})
             raise ValueError(
                 f"A layer at {self._scheme(layer)!r} must have an int16 kernel. Received: layer "
                 f"{owner!r}, whose operator {op} has none here. Give it 'w8a8' "
@@ -410,6 +405,7 @@ class _Wrapping:
             wrapper = QuantizeWrapper(
                 identity,
                 scheme=f"w8a{bits}",
+                target=self.target,
                 range_gradient=INPUT_GRADIENT if is_own else self.range_gradient,
             )
             self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
@@ -441,6 +437,7 @@ class _Wrapping:
         relu, limit = registry.relu_limit(self.relus.get(id(node), node).layer)
         options: dict[str, Any] = {
             "scheme": self._scheme(layer),
+            "target": self.target,
             "relu": relu,
             "limit": limit,
             "range_gradient": self.range_gradient,
@@ -471,7 +468,7 @@ class _Wrapping:
     def _is_picked(self, node: graphs.Node) -> bool:
         """Whether the rows that a call picks from weights are read as integers only."""
         rule = registry.find(node.layer)
-        if rule is None or rule.op != "GATHER" or self._bits(node.layer) == FLOAT_BITS:
+        if rule is None or rule.operators != ("GATHER",) or self._bits(node.layer) == FLOAT_BITS:
             return False
         readers = self._readers(node)
         return bool(readers) and not {reader.layer.name for reader in readers} & self.floats

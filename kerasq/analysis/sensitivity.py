@@ -327,7 +327,7 @@ class Network:
         parts, bits = self.parts(self.layers[layer]), self.schemes[scheme]
         if bits.weight_bits < 8 and any(registry.is_grouped(x.layer) for x in parts):
             return False
-        return bits.activation_bits != 16 or all(operators.has_int16(x.rule.op) for x in parts)
+        return bits.activation_bits != 16 or all(x.target.has_int16(x.rule.operator) for x in parts)
 
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""
