@@ -56,10 +56,26 @@ def attention_fits(layer: keras.Layer, *args: Any, **kwargs: Any) -> bool:
     return (
         not used
         and len(tensors) in (2, 3)
-        and all(isinstance(x, keras.KerasTensor) for x in tensors)
-        and all(len(x.shape) == 3 and None not in x.shape[1:] for x in tensors)
-        and all(getattr(x, "_keras_mask", None) is None for x in tensors)
-        and getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None)) is None
+        and all(_is_plain_sequence(x) for x in tensors)
+        and _scores_by_dot(layer)
+    )
+
+
+def _is_plain_sequence(x: Any) -> bool:
+    """Whether a tensor is a sequence of known length without a mask."""
+    return (
+        isinstance(x, keras.KerasTensor)
+        and len(x.shape) == 3
+        and None not in x.shape[1:]
+        and getattr(x, "_keras_mask", None) is None
+    )
+
+
+def _scores_by_dot(layer: keras.Layer) -> bool:
+    """Whether an attention layer is made of dot products alone: no window, gate or other score."""
+    # Keras 3 has these under other names from class to class.
+    return (
+        getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None)) is None
         and not getattr(layer, "use_gate", getattr(layer, "_use_gate", False))
         and getattr(layer, "score_mode", "dot") == "dot"
     )

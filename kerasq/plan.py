@@ -13,9 +13,11 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq import registry
-from kerasq.litert.operators import OPERATORS, has_int16, multiplies
+from kerasq.litert.operators import OPERATORS, multiplies
 from kerasq.prepare import fusion
+from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, Scheme, resolve
+from kerasq.targets import Target
 
 
 def read_bits(op: str, scheme: Scheme, width: Any) -> Any:
@@ -71,11 +73,11 @@ def is_narrow_reader(op: str, scheme: Scheme) -> bool:
     return multiplies(op) and scheme.activation_bits < 8
 
 
-def lacks(layer: keras.Layer, op: str, scheme: Scheme) -> str | None:
-    """What LiteRT has no kernel for: "groups" below 8-bit weights, "int16", or None."""
+def lacks(target: Target, layer: keras.Layer, op: str, scheme: Scheme) -> str | None:
+    """What a target has no kernel for: "groups" below 8-bit weights, "int16", or None."""
     if scheme.weight_bits < 8 and registry.is_grouped(layer):
         return "groups"
-    if scheme.activation_bits == 16 and not has_int16(op):
+    if scheme.activation_bits == 16 and not target.has_int16(op):
         return "int16"
     return None
 
@@ -122,12 +124,14 @@ class Plan:
         graph: what `kerasq.prepare.decompose` returned.
         schemes: names of schemes by name of a layer, or input, of the user's model.
         floats: names of the layers of `graph` that stay float.
+        target: what the model is to run on.
     """
 
     def __init__(
-        self, graph: graphs.Graph, schemes: dict[str, str], floats: frozenset[str]
+        self, graph: graphs.Graph, schemes: dict[str, str], floats: frozenset[str], target: Target
     ) -> None:
         self.graph = graph
+        self.target = target
         self.schemes = schemes
         self.floats = floats
         self._fusions = fusion.find(graph, schemes, floats)
@@ -160,7 +164,7 @@ class Plan:
 
     def _op(self, layer: keras.Layer) -> str:
         rule = registry.find(layer)
-        return "-" if rule is None or layer.name in self.floats else rule.op
+        return "-" if rule is None or layer.name in self.floats else rule.operator
 
     def _kind(self, node: graphs.Node) -> Kind:
         if id(node) in self._fused:
@@ -191,7 +195,7 @@ class Plan:
         if kind is Kind.FLOAT:
             return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
         rule = registry.find(layer)
-        if kind is not Kind.INTEGER or (rule is not None and rule.output == "input"):
+        if kind is not Kind.INTEGER or (rule is not None and rule.output == Output.INPUT):
             return reads[0]
         if rule is not None and rule.grids:
             return scheme.code_bits
@@ -208,7 +212,7 @@ class Plan:
         The rows are then stored as integers: picking quantized rows is quantizing picked ones.
         """
         rule = registry.find(node.layer)
-        if rule is None or rule.op != "GATHER":
+        if rule is None or rule.operators != ("GATHER",):
             return False
         readers = list(self._readers(node))
         return bool(readers) and not {x.layer.name for x in readers} & self.floats
@@ -227,7 +231,7 @@ class Plan:
             call = self[node]
             missing = None
             if call.kind is Kind.INTEGER:
-                missing = lacks(node.layer, call.op, resolve(call.scheme))
+                missing = lacks(self.target, node.layer, call.op, resolve(call.scheme))
             if missing == "groups":
                 raise ValueError(
                     "A convolution in groups must have 8-bit weights. Received: layer "
@@ -236,7 +240,7 @@ class Plan:
             if missing == "int16":
                 near = [x for y in node.inputs for x in self._before(y, call.owner)]
                 near += self._behind(node, call.owner)
-                names = sorted({self[x].owner for x in near if has_int16(self[x].op)})
+                names = sorted({self[x].owner for x in near if self.target.has_int16(self[x].op)})
                 raise ValueError(
                     f"A layer at {call.scheme!r} must have an int16 kernel. Received: layer "
                     f"{call.owner!r}, whose operator {call.op} has none here. Give it 'w8a8' "

@@ -3,7 +3,7 @@
 import keras
 
 from kerasq import graph as graphs
-from kerasq import legacy, registry, unsupported
+from kerasq import legacy, registry, targets, unsupported
 from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.plan import Plan
 from kerasq.prepare import fusion
@@ -23,6 +23,7 @@ def quantize_model(
     batch_norm: str = "fold",
     range_gradient: str = "lsq",
     weights: str = "uniform",
+    target: str | targets.Target = targets.DEFAULT,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
 
@@ -51,6 +52,8 @@ def quantize_model(
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
             are binary (Rastegari et al. 2016).
+        target: whose integer kernels it computes as: "litert", LiteRT's default ones, or a target
+            of your own (`kerasq.targets`). The model keeps it, through saving too.
 
     Returns:
         The quantized model. Its ranges take their first values from `kerasq.calibrate` or from
@@ -79,6 +82,7 @@ def quantize_model(
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     _check_option("weights", weights, tuple(WEIGHTS))
+    target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     layers = {
         x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
@@ -86,7 +90,7 @@ def quantize_model(
     schemes = per_layer(scheme, overrides, layers, graph.parents)
     schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
     schemes, floats = _floats(graph, schemes)
-    plan = Plan(decompose(graph, floats), schemes, floats)
+    plan = Plan(decompose(graph, floats), schemes, floats, target)
     plan.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     plan.check_kernels()
     quantized = wrap(plan, batch_norm == "fold", range_gradient, weights)

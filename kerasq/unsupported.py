@@ -8,17 +8,8 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.prepare import operations
+from kerasq.rule import Output
 from kerasq.scheme import fitting
-
-# What computes something else where there is a mask; recurrent layers keep theirs.
-_MASKED = (
-    keras.layers.AdditiveAttention,
-    keras.layers.Attention,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GroupQueryAttention,
-    keras.layers.MultiHeadAttention,
-    keras.layers.Softmax,
-)
 
 
 def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) -> bool:
@@ -79,12 +70,12 @@ def _remark(node: graphs.Node) -> str | None:
         return f"{layer.name!r} (keras.ops, {type(layer).__name__})"
     if rule is None:
         return None  # An error names it.
-    is_float = rule.output == "float"
+    is_float = rule.output == Output.FLOAT
     misfits = rule.fits is not None and not rule.fits(layer, *node.args, **node.kwargs)
     if not is_float and not misfits:
         return None
     # What has an operator all the same, such as Embedding, may become integer at export.
-    return "" if is_float and rule.op != "-" else f"{layer.name!r} ({type(layer).__name__})"
+    return "" if is_float and rule.operators else f"{layer.name!r} ({type(layer).__name__})"
 
 
 def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str]) -> None:
@@ -123,7 +114,7 @@ def _complaint(
 ) -> str | None:
     """Why the layer of a call cannot be quantized, or None where it can."""
     layer = node.layer
-    if layer.name in graph.masked and isinstance(layer, _MASKED):
+    if layer.name in graph.masked and registry.reads_mask(layer):
         return (
             f"{layer.name!r} ({type(layer).__name__}): reads a mask that Keras "
             "passes beside the tensors, which the file does not have; pass it as an "

@@ -57,6 +57,7 @@ class _Wrapping:
             "trainable": layer.trainable,
             "owner": call.owner,
             "output_bits": call.writes,
+            "target": self.plan.target,
         }
         if registry.rule(layer).kernel is None:
             return QuantizeWrapper(graphs.copy_built(layer), **options)(*args)
@@ -91,6 +92,7 @@ class _Wrapping:
             wrapper = QuantizeWrapper(
                 keras.layers.Identity(name=self.graph.free_name(name, taken), dtype="float32"),
                 scheme=f"w8a{bits}",
+                target=self.plan.target,
                 range_gradient=INPUT_GRADIENT if is_input else self.range_gradient,
             )
             self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)

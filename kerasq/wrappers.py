@@ -15,16 +15,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, graph, kernels, plan, registry, scheme
+from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
+from kerasq.layers import Constant
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import activations
 from kerasq.quantizers import weights as weight_quantizers
-
-# Bias codes stay below this, by bits of the activations, so that accumulators have room left in
-# int32 and in the 48 bits that LiteRT rescales. It is reached by channels whose weights are nearly
-# all 0, as folding a BatchNormalization may leave them.
-LARGEST_BIAS = {8: 2.0**30, 16: 2.0**40}
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
 # thread that predicts must not see that of one that trains.
@@ -51,6 +47,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             the wrapper's own.
         output_bits: width of the output, where that has a range of its own; by default what
             `kerasq.plan.written_bits` says where a reader wants few bits.
+        target: whose integer kernels inference computes as, by name or as an object.
     """
 
     def __init__(
@@ -62,9 +59,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
         range_gradient: str = "lsq",
         owner: str | None = None,
         output_bits: int | None = None,
+        target: str | targets.Target = targets.DEFAULT,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
+        self.target = targets.find(target)
         self.owner = owner or self.name
         self.scheme = scheme
         self.relu = relu
@@ -72,7 +71,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.range_gradient = range_gradient
         self._producers = _Producers()
         self.output_quantizer = None
-        if self.rule.output == "range":
+        if self.rule.output == registry.Output.LEARNED:
             self.output_quantizer = activations.ActivationQuantizer(
                 bits=output_bits or plan.written_bits(self.bits, self.is_cut, True),
                 relu=relu,
@@ -103,7 +102,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     @property
     def quantizer(self) -> activations.ActivationQuantizer | None:
         """What quantizes the output; None where the grid is fixed."""
-        if self.rule.output == "input":
+        if self.rule.output == registry.Output.INPUT:
             return self._producers[0].quantizer
         return self.output_quantizer
 
@@ -148,6 +147,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "range_gradient": self.range_gradient,
             "owner": self.owner,
             "output_bits": self.output_quantizer and self.output_quantizer.bits,
+            "target": self.target.name,
         }
 
     @classmethod
@@ -174,7 +174,12 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return tuple(self._producers)
 
     def input_grids(self) -> list[Grid]:
-        """The grids that the inputs lie on; none where a boundary reads float values."""
+        """The grids that the inputs lie on; none where it reads float values.
+
+        As a boundary may, and a constant, which is rounded when the file is written.
+        """
+        if isinstance(self.layer, Constant):
+            return []
         return [producer.grid() for producer in self._producers if producer is not None]
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
@@ -202,16 +207,12 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def run_integer(self, inputs: Any) -> tf.Tensor:
         """What the integer kernel computes, as real values on the output's grid."""
         grids = self.input_grids()
-        out = grids[0] if self.rule.output == "input" else self._checked_grid()
-        if not grids:
-            return kernels.quantize(inputs, out) * out.scale
-        codes = [
-            kernels.centre(x, grid)
-            for x, grid in zip(keras.tree.flatten(inputs), grids, strict=True)
-        ]
-        if self.rule is registry.QUANTIZE:
-            return kernels.requantize(codes[0], grids[0], out) * out.scale
-        return self._clamped(self.rule.simulate(self.layer, codes, grids, out)) * out.scale
+        out = grids[0] if self.rule.output == registry.Output.INPUT else self._checked_grid()
+        codes = keras.tree.flatten(inputs)
+        if grids:
+            codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
+        codes = self.target.run(self.rule.operator, self.layer, codes, grids, out)
+        return self._clamped(codes) * out.scale
 
     def _clamped(self, codes: tf.Tensor) -> tf.Tensor:
         """The ReLU; its upper limit is the end of the range."""
@@ -375,7 +376,7 @@ class KernelWrapper(QuantizeWrapper):
         if bias is None:
             bias = tf.zeros(self.flat_kernel().shape[-1:])
         in_scale = self.input_grids()[0].scale
-        least = tf.abs(bias) / (in_scale * LARGEST_BIAS[self.bits.code_bits])
+        least = tf.abs(bias) / (in_scale * self.target.limits.bias[self.bits.code_bits])
         codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least)
         bias_codes = tf.round(
             tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
@@ -441,7 +442,8 @@ class KernelWrapper(QuantizeWrapper):
             grid,
         )
         total += tf.cast(weights.bias, total.dtype)
-        return self._clamped(self.rule.simulate(total, grid, weights, out)) * out.scale
+        kernel = self.target.accumulator_kernel(self.rule.operator, grid.bits, weights.grid.bits)
+        return self._clamped(kernel(total, grid, weights, out)) * out.scale
 
 
 def _current(config: dict) -> dict:
@@ -499,6 +501,11 @@ def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper) and layer.output_quantizer is not None
     }
+
+
+def target_of(model: keras.Model) -> targets.Target:
+    """The target of a quantized model."""
+    return next(layer.target for layer in model.layers if isinstance(layer, QuantizeWrapper))
 
 
 def require_quantized(model: Any) -> None:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasq import kernels, registry
 from kerasq.grid import Grid
-from kerasq.kernels import accumulators
+from kerasq.targets import LITERT
 from tests.single_op import Op, Tensor, build, run
 
 CODES = np.arange(-128, 128, dtype=np.int8)
@@ -27,13 +27,13 @@ def tensors(plain):
     )
 
 
-def simulate(function, layer, codes, grids, out):
-    """What `function` says the operator does to int8 codes."""
+def simulate(operator, layer, codes, grids, out):
+    """What the target says that an operator does to codes."""
     centred = [
         tf.constant(code - np.float32(grid.zero_point), tf.float32)
         for code, grid in zip(codes, grids, strict=True)
     ]
-    found = function(layer, centred, [tensors(g) for g in grids], tensors(out))
+    found = LITERT.run(operator, layer, centred, [tensors(g) for g in grids], tensors(out))
     return integers(found, out)
 
 
@@ -112,8 +112,7 @@ def test_requantize(ratio):
             [Tensor(codes.shape, source), Tensor(codes.shape, out)],
             kind="QuantizeOptions",
         )
-        centred = tf.constant(codes - np.float32(source.zero_point))
-        found = integers(kernels.requantize(centred, tensors(source), tensors(out)), out)
+        found = simulate("QUANTIZE", None, [codes], [source], out)
         assert_agrees(found, content, codes)
 
 
@@ -157,7 +156,7 @@ def test_add(ratio_a, ratio_b):
         kind="AddOptions",
         potScaleInt16=False,
     )
-    assert_agrees(simulate(kernels.add, None, codes, [a, b], out), content, *codes)
+    assert_agrees(simulate("ADD", None, codes, [a, b], out), content, *codes)
 
 
 def test_concatenate_requantizes_what_lies_on_another_grid():
@@ -182,7 +181,7 @@ def test_concatenate_requantizes_what_lies_on_another_grid():
         kind="ConcatenationOptions",
         axis=3,
     )
-    found = simulate(kernels.on_one_grid, layer, codes, grids, out)
+    found = simulate("CONCATENATION", layer, codes, grids, out)
     np.testing.assert_array_equal(parts[1], codes[1])
     assert_agrees(found, content, *parts)
 
@@ -202,8 +201,8 @@ def weights_case(shape, channel_axis, seed, per_channel=True):
     return codes, weights, rng.integers(-30_000, 30_000, channels).astype(np.int32)
 
 
-def rescaled(total, source, weights, out, function=accumulators.rescale, codes=None):
-    found = function(
+def rescaled(total, source, weights, out, operator="CONV_2D", codes=None):
+    found = LITERT.accumulator_kernel(operator, source.bits, weights.bits)(
         tf.constant(total, tf.float64 if source.bits > 8 else tf.float32),
         tensors(source),
         kernels.IntegerWeights(codes, weights, None),
@@ -358,7 +357,7 @@ def test_average_pool(pool, padding, strides):
             filterHeight=pool[0],
             filterWidth=pool[1],
         )
-        found = simulate(kernels.average_pool, layer, [x], [plain], plain)
+        found = simulate("AVERAGE_POOL_2D", layer, [x], [plain], plain)
         assert_agrees(found, content, x)
 
 
@@ -368,7 +367,7 @@ def test_average_pool_ties_go_away_from_zero():
     layer = keras.layers.AveragePooling2D((1, 2))
     for zero_point in (-128, -7, 0):
         plain = grid(0.1, zero_point)
-        found = simulate(kernels.average_pool, layer, [pairs.astype(np.int8)], [plain], plain)
+        found = simulate("AVERAGE_POOL_2D", layer, [pairs.astype(np.int8)], [plain], plain)
         k = np.arange(-60, 60)
         np.testing.assert_array_equal(found.ravel(), np.sign(k) * ((np.abs(k) + 1) // 2))
 
@@ -389,7 +388,7 @@ def test_average_pool_of_the_whole_image(size):
         filterHeight=size[0],
         filterWidth=size[1],
     )
-    assert_agrees(simulate(kernels.average_pool, layer, [x], [plain], plain), content, x)
+    assert_agrees(simulate("AVERAGE_POOL_2D", layer, [x], [plain], plain), content, x)
 
 
 def with_sums(sums, size):
@@ -426,7 +425,7 @@ def test_mean_near_ties(size, seed):
             keepDims=False,
         )
         layer = keras.layers.GlobalAveragePooling2D()
-        assert_agrees(simulate(kernels.mean, layer, [x], [source], out), content, x)
+        assert_agrees(simulate("MEAN", layer, [x], [source], out), content, x)
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.01, 0.05, 0.1, 0.2, 0.37, 0.5, 1.0, 3.0])
@@ -444,7 +443,7 @@ def test_softmax(scale, classes):
         beta=1.0,
     )
     layer = keras.layers.Softmax()
-    assert_agrees(simulate(kernels.softmax, layer, [x], [source], PROBABILITY), content, x)
+    assert_agrees(simulate("SOFTMAX", layer, [x], [source], PROBABILITY), content, x)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -461,7 +460,7 @@ def test_softmax_at_random_scales(seed):
             kind="SoftmaxOptions",
             beta=1.0,
         )
-        assert_agrees(simulate(kernels.softmax, layer, [x], [source], PROBABILITY), content, x)
+        assert_agrees(simulate("SOFTMAX", layer, [x], [source], PROBABILITY), content, x)
 
 
 @pytest.mark.parametrize(("name", "code"), [("sigmoid", Op.LOGISTIC), ("tanh", Op.TANH)])
@@ -476,7 +475,9 @@ def test_pointwise_functions(name, code, seed):
     for scale in [*(2.0 ** rng.uniform(-12, 2, 25)), 2.0**-seed]:
         source = grid(scale, rng.integers(-128, 128))
         content = build(code, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
-        assert_agrees(simulate(kernels.pointwise, layer, [x], [source], out), content, x)
+        assert_agrees(
+            simulate(registry.ACTIVATIONS[name].operator, layer, [x], [source], out), content, x
+        )
 
 
 @pytest.mark.parametrize("layer", [keras.layers.ELU(), keras.layers.Activation("elu")])
@@ -488,7 +489,7 @@ def test_elu(layer, seed):
         source = grid(scale, rng.integers(-128, 128))
         for out in (grid(scale * rng.uniform(0.3, 2), rng.integers(-128, 128)), source):
             content = build(Op.ELU, 1, [Tensor(x.shape, source), Tensor(x.shape, out)])
-            found = simulate(kernels.pointwise, layer, [x], [source], out)
+            found = simulate("ELU", layer, [x], [source], out)
             # LiteRT has no reference kernel for ELU.
             np.testing.assert_array_equal(found, run(content, x))
 
@@ -507,24 +508,24 @@ def test_relu_onto_another_grid(layer, code, seed):
         scale = np.float32(rng.uniform(0.2, 1.0) * 6 / 255)
         source, out = grid(scale * ratio, rng.integers(-128, 100)), grid(scale, -128)
         content = build(code, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
-        assert_agrees(simulate(kernels.relu, layer, [x], [source], out), content, x)
+        assert_agrees(simulate("RELU", layer, [x], [source], out), content, x)
 
 
-@pytest.mark.parametrize("function", ["add", "relu", "pointwise", "softmax", "average_pool"])
-def test_kernels_give_the_same_inside_tf_function(function):
+@pytest.mark.parametrize("operator", ["ADD", "RELU", "TANH", "SOFTMAX", "AVERAGE_POOL_2D"])
+def test_kernels_give_the_same_inside_tf_function(operator):
     rng = np.random.default_rng(4)
     layer = {
-        "add": None,
-        "relu": None,
-        "pointwise": keras.layers.Activation("tanh"),
-        "softmax": keras.layers.Softmax(),
-        "average_pool": keras.layers.AveragePooling2D(2),
-    }[function]
-    inputs = 2 if function == "add" else 1
+        "ADD": None,
+        "RELU": None,
+        "TANH": keras.layers.Activation("tanh"),
+        "SOFTMAX": keras.layers.Softmax(),
+        "AVERAGE_POOL_2D": keras.layers.AveragePooling2D(2),
+    }[operator]
+    inputs = 2 if operator == "ADD" else 1
     codes = [tf.constant(rng.integers(-100, 100, (2, 8, 8, 3)), tf.float32) for _ in range(inputs)]
     grids = [tensors(grid(0.1, -3)), tensors(grid(0.023, 9))][:inputs]
     out = tensors(grid(1 / 128, 0))
-    run_kernel = getattr(kernels, function)
+    run_kernel = LITERT.kernel(operator, 8)
     eager = run_kernel(layer, codes, grids, out)
     traced = tf.function(lambda *codes: run_kernel(layer, list(codes), grids, out))(*codes)
     np.testing.assert_array_equal(eager, traced)

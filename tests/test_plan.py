@@ -9,6 +9,7 @@ from kerasq import graph as graphs
 from kerasq.plan import Kind, Plan, lacks, read_bits, written_bits
 from kerasq.prepare.decompose import decompose
 from kerasq.scheme import FLOAT_BITS, resolve
+from kerasq.targets import LITERT
 from kerasq.wrappers import QuantizeWrapper, quantized_by
 from tests import networks
 
@@ -58,10 +59,10 @@ def test_what_a_layer_writes(scheme, is_cut, is_read_narrow, written):
 
 
 def test_what_has_no_kernel():
-    assert lacks(L.Conv2D(4, 3, groups=2), "CONV_2D", resolve("w4a8")) == "groups"
-    assert lacks(L.Conv2D(4, 3, groups=2), "CONV_2D", resolve("w8a16")) is None
-    assert lacks(L.ELU(), "ELU", resolve("w8a16")) == "int16"
-    assert lacks(L.ELU(), "ELU", resolve("w4a4")) is None
+    assert lacks(LITERT, L.Conv2D(4, 3, groups=2), "CONV_2D", resolve("w4a8")) == "groups"
+    assert lacks(LITERT, L.Conv2D(4, 3, groups=2), "CONV_2D", resolve("w8a16")) is None
+    assert lacks(LITERT, L.ELU(), "ELU", resolve("w8a16")) == "int16"
+    assert lacks(LITERT, L.ELU(), "ELU", resolve("w4a4")) is None
 
 
 def _narrow(is_whole=True):
@@ -85,7 +86,7 @@ def _narrow(is_whole=True):
 def test_records_of_a_network():
     graph = decompose(graphs.read(_narrow()))
     names = [x.name for x in graph.model.operations]
-    plan = Plan(graph, dict.fromkeys([*names, *graph.owners.values()], "w4a4"), frozenset())
+    plan = Plan(graph, dict.fromkeys([*names, *graph.owners.values()], "w4a4"), frozenset(), LITERT)
     found = {node.layer.name: plan[node] for node in graph.nodes}
     assert found["a"].reads == (4,) and found["a"].writes == 4
     assert found["a"].relu is not None and found["a_relu"].kind is Kind.FUSED
@@ -121,7 +122,7 @@ def test_wrappers_have_the_widths_of_the_plan(scheme):
             assert layer.output_bits == summary[layer.name]
             for x in graphs.origin(layer.output)[1]:
                 source = quantized_by(x)
-                if source is not None and layer.rule.op not in ("-", "QUANTIZE"):
+                if source is not None and layer.rule.op != "QUANTIZE":
                     width = source.output_bits
                     assert read_bits(layer.rule.op, layer.bits, width) == width, layer.name
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq import layers, registry
+from kerasq import layer_rules, layers, registry
 from tests import networks
 
 L = keras.layers
@@ -155,7 +155,7 @@ LAYERS = {
 ACTIVATIONS = [
     *("relu", "relu6", "softmax", "elu", "sigmoid", "tanh"),
     *("gelu", "exponential", "hard_silu", "silu", "hard_sigmoid"),
-    *registry.FUNCTIONS,
+    *layer_rules.FUNCTIONS,
 ]
 # Rows with tests of their own, below or in test_graphs.py.
 ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant}
@@ -276,7 +276,7 @@ def test_contract(make, shapes, row):
     relus = {"RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"}
     if rule.op != "RESHAPE":
         names = [name for name in names if name not in SHAPES or name in rule.op]
-    if rule.output == "parts":
+    if rule.output == "decomposed":
         assert [*dict.fromkeys(names)] == rule.op.split(", ")
     elif rule.op == "TILE":
         assert {*names} == {"TILE"}
@@ -299,7 +299,7 @@ def test_contract(make, shapes, row):
             SPECIFIED[rule.op][1],
         )
         assert rule.output == "fixed"
-    if rule.output != "parts":
+    if rule.output != "decomposed":
         assert (rule.op in SAME_SCALE) == (rule.output in ("same", "input"))
     if rule.op in SAME_SCALE:
         source = lite.inputs[0].grid
@@ -373,6 +373,14 @@ def test_identities_leave_nothing_behind(layer):
         (
             L.UpSampling2D(interpolation="bicubic", name="u"),
             r"'u' \(UpSampling2D\): needs interpolation='bilinear', has interpolation='bicubic'",
+        ),
+        (
+            L.Conv1DTranspose(4, 3, dilation_rate=2, name="e"),
+            r"'e' \(Conv1DTranspose\): needs dilation_rate=\(1,\), has dilation_rate=\(2,\)",
+        ),
+        (
+            L.Resizing(4, 4, interpolation="nearest", antialias=True, name="z"),
+            r"'z' \(Resizing\): needs antialias=False, has antialias=True",
         ),
         (L.Softmax(axis=(1, 2), name="s"), r"'s' \(Softmax\): needs one axis, has axis=\(1, 2\)"),
         (
@@ -501,6 +509,15 @@ def test_every_operator_can_be_registered():
         registry.register_layer(Blur, op, kernel=kernel)
         rule = registry.find(Blur(name="blur"))
         assert rule.fits is None and rule.output == "range" and rule.op == op
+    registry._REGISTERED.clear()
+
+
+def test_an_identity_that_is_registered_leaves_nothing_behind():
+    registry.register_layer(Wave, op="-")
+    wave = Wave(name="wave")
+    assert registry.is_dropped(wave) and registry.copies(wave)
+    with pytest.raises(ValueError, match="`output` must be 'same' for an operator that keeps"):
+        registry.register_layer(Wave, op="-", output=kerasq.Grid(scale=1.0, zero_point=0))
     registry._REGISTERED.clear()
 
 

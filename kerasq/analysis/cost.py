@@ -5,8 +5,7 @@ import math
 import keras
 import numpy as np
 
-from kerasq import registry
-from kerasq.litert import operators
+from kerasq import registry, targets
 from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper
 
@@ -65,9 +64,14 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         return 0
     if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
         return 0
-    op = registry.rule(_inner(layer)).op
-    bits = 4 if operators.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8
+    op, target = registry.rule(_inner(layer)).operator, _target(layer)
+    bits = 4 if target.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8
     return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)
+
+
+def _target(layer: keras.Layer) -> targets.Target:
+    """The target of a quantized layer; that of models that name none for others."""
+    return layer.target if isinstance(layer, QuantizeWrapper) else targets.find(targets.DEFAULT)
 
 
 def _code_bits(layer: keras.Layer, scheme: Scheme) -> int:

@@ -52,7 +52,7 @@ class Network:
         # By name of a wrapper, the layers that multiply what it writes.
         self._readers: dict[str, list[int]] = {}
         for wrapper in self.wrappers:
-            for source in wrapper.producers if multiplies(wrapper.rule.op) else ():
+            for source in wrapper.producers if multiplies(wrapper.rule.operator) else ():
                 if source is not None:
                     index = self.layers.index(self.owner[wrapper.name])
                     self._readers.setdefault(source.name, []).append(index)
@@ -73,7 +73,7 @@ class Network:
         """Whether LiteRT has kernels for a layer at a scheme."""
         bits = self.schemes[scheme]
         parts = self.parts(self.layers[layer])
-        return not any(plan.lacks(x.layer, x.rule.op, bits) for x in parts)
+        return not any(plan.lacks(x.target, x.layer, x.rule.operator, bits) for x in parts)
 
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""
@@ -127,7 +127,9 @@ class Network:
         self, wrapper: QuantizeWrapper, scheme: Scheme, traced: "_Traced"
     ) -> list[tf.Tensor]:
         """The width at which a layer at `scheme` reads each of its inputs."""
-        read = [plan.read_bits(wrapper.rule.op, scheme, width) for width in range(FLOAT_BITS + 1)]
+        read = [
+            plan.read_bits(wrapper.rule.operator, scheme, width) for width in range(FLOAT_BITS + 1)
+        ]
         return [
             tf.gather(read, FLOAT_BITS if source is None else traced.widths[source.name])
             for source in wrapper.producers
@@ -137,7 +139,7 @@ class Network:
         self, wrapper: QuantizeWrapper, scheme: Scheme, traced: "_Traced"
     ) -> tf.Tensor:
         """Bits of what a layer writes at `scheme`, where its readers have those of the choice."""
-        if wrapper.rule.output == "input":
+        if wrapper.rule.output == registry.Output.INPUT:
             return self._read_bits(wrapper, scheme, traced)[0]
         if wrapper.output_quantizer is None:
             return tf.constant(scheme.code_bits)

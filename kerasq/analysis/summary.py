@@ -6,12 +6,10 @@ import keras
 
 from kerasq import graph, registry
 from kerasq.analysis import cost
+from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, resolve
 from kerasq.support import tables
 from kerasq.wrappers import KernelWrapper, QuantizeWrapper, quantized_by, ranged, require_quantized
-
-# LiteRT sums int8 products in int32.
-ACCUMULATOR_BITS = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +30,7 @@ class LayerSummary:
         accumulator_bound: `n_w + n_a + ceil(log2(c * k * k))`; None without a kernel.
         accumulator_bits: what the worst input needs with these integer weights; None also where
             the ranges have seen no data.
+        accumulator_limit: width of the target's accumulators; None without a kernel.
     """
 
     name: str
@@ -45,15 +44,13 @@ class LayerSummary:
     bit_operations: int | None
     accumulator_bound: int | None
     accumulator_bits: int | None
+    accumulator_limit: int | None
 
     @property
     def overflows(self) -> bool:
-        """Whether some input makes the sums of an int8 layer overflow int32."""
-        return (
-            self.accumulator_bits is not None
-            and self.accumulator_bits > ACCUMULATOR_BITS
-            and resolve(self.scheme).activation_bits <= 8
-        )
+        """Whether some input makes the sums overflow the accumulators."""
+        bits, limit = self.accumulator_bits, self.accumulator_limit
+        return bits is not None and limit is not None and bits > limit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +158,8 @@ def _layer(node: graph.Node, seen: bool) -> LayerSummary:
     is_wrapped = isinstance(layer, QuantizeWrapper)
     rule = layer.rule if is_wrapped else registry.find(layer)
     copies = registry.copies(layer)
-    known = rule is not None and rule.output not in ("float", "parts")
+    kernel = layer if isinstance(layer, KernelWrapper) else None
+    known = rule is not None and rule.output not in (Output.FLOAT, Output.DECOMPOSED)
     return LayerSummary(
         name=node.name,
         op=rule.op if rule is not None and (is_wrapped or copies) else type(layer).__name__,
@@ -172,12 +170,9 @@ def _layer(node: graph.Node, seen: bool) -> LayerSummary:
         weight_bytes=cost.weight_bytes(layer, scheme),
         macs=cost.macs(layer) if known else None,
         bit_operations=cost.bit_operations(layer, scheme) if known else None,
-        accumulator_bound=(
-            cost.accumulator_bound(layer, scheme) if isinstance(layer, KernelWrapper) else None
-        ),
-        accumulator_bits=(
-            cost.accumulator_bits(layer) if seen and isinstance(layer, KernelWrapper) else None
-        ),
+        accumulator_bound=kernel and cost.accumulator_bound(kernel, scheme),
+        accumulator_bits=cost.accumulator_bits(kernel) if kernel and seen else None,
+        accumulator_limit=kernel and kernel.target.limits.accumulator_bits[scheme.code_bits],
     )
 
 
@@ -194,7 +189,7 @@ def _bytes(node: graph.Node) -> int:
 
 def _is_alias(layer: keras.Layer) -> bool:
     """Whether the output is the input's memory: reshapes, and what is dropped."""
-    return registry.copies(layer) and registry.rule(layer).op in ("-", "RESHAPE")
+    return registry.copies(layer) and registry.rule(layer).operators in ((), ("RESHAPE",))
 
 
 def _peak(model: keras.Model, calls: list[graph.Node]) -> int:

@@ -6,21 +6,24 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.grid import Grid
-from kerasq.litert import flatbuffer, operators
+from kerasq.litert import flatbuffer
 from kerasq.litert.flatbuffer import Op
+from kerasq.targets import Target
 
 
 class Builder:
     """Appends integer tensors and operators to a flatbuffer.
 
     Attributes:
+        target: what the model is to run on.
         model: the flatbuffer in object form.
         graph: its one subgraph.
         grids: by index, the grid of each integer tensor that was added.
         ops: the operators of the finished model, in order.
     """
 
-    def __init__(self, model: schema.ModelT) -> None:
+    def __init__(self, model: schema.ModelT, target: Target) -> None:
+        self.target = target
         self.model = model
         self.graph = model.subgraphs[0]
         self.grids: dict[int, Grid] = {}
@@ -62,7 +65,7 @@ class Builder:
     ) -> None:
         """A new operator; by default of the least version for its input, and without options."""
         grid = self.grids.get(inputs[0])
-        version = version or operators.version(kind, 8, grid.bits if grid else 8)
+        version = version or self.target.version(kind, 8, grid.bits if grid else 8)
         code = getattr(Op, kind)
         self.ops.append(flatbuffer.new_op(self.model, code, inputs, outputs, version, options))
 

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph, kernels, registry
+from kerasq import graph, kernels, registry, targets
 from kerasq.grid import Grid
 from kerasq.layers import Constant, Scale
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper
+from kerasq.wrappers import KernelWrapper, QuantizeWrapper, target_of
 
 # Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
 # and gives the shape of the other.
@@ -64,11 +64,13 @@ class Converted:
             outputs "output_0", ..., in the model's order.
         marks: the marks, by number.
         layers: names of the layers, by the number in the scope of their operators.
+        target: the model's target.
     """
 
     content: bytes
     marks: list[Mark]
     layers: list[str]
+    target: targets.Target
 
     def layer_of(self, tensor_name: str) -> str | None:
         """The layer that an operator's output belongs to."""
@@ -145,7 +147,7 @@ class Marker:
             with tf.init_scope():
                 codes = grid.quantize(wrapper.layer.value.numpy()[None])
             return self._mark(inputs, Mark(name=wrapper.name, grid=grid, op=CONSTANT, table=codes))
-        if wrapper.rule.simulate is kernels.lookup:
+        if wrapper.rule.operator == "GATHER":
             with tf.init_scope():
                 (source,) = wrapper.input_grids()
                 table = kernels.lookup_table(wrapper.layer, source, grid).numpy()
@@ -153,7 +155,7 @@ class Marker:
             return self._mark(inputs, Mark(name=wrapper.name, grid=grid, op="GATHER", table=codes))
         if wrapper.rule.options is not None:
             options = wrapper.rule.options(wrapper.layer)
-            mark = Mark(name=wrapper.name, grid=grid, op=wrapper.rule.op, options=options)
+            mark = Mark(name=wrapper.name, grid=grid, op=wrapper.rule.operator, options=options)
             return self._mark(inputs, mark)
         inputs = self._apart(inputs)
         is_relu = registry.relu_limit(wrapper.layer)[0]
@@ -235,4 +237,9 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
         [serve.get_concrete_function()], module
     )
     converter.allow_custom_ops = True
-    return Converted(content=converter.convert(), marks=marker.marks, layers=marker.layers)
+    return Converted(
+        content=converter.convert(),
+        marks=marker.marks,
+        layers=marker.layers,
+        target=target_of(model),
+    )

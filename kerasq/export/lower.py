@@ -16,12 +16,8 @@ from kerasq.export import signature
 from kerasq.export.builder import Builder
 from kerasq.export.convert import CONSTANT, MARKER, Converted, Mark
 from kerasq.grid import Grid
-from kerasq.litert import flatbuffer, operators
+from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS
-
-# XNNPACK's delegate refuses to load a model with a multiplier s_in * s_w / s_out of 256 or more;
-# LiteRT's int16 kernels overflow somewhere beyond.
-LARGEST_MULTIPLIER = 256.0
 
 
 def lower(converted: Converted, wanted: signature.Signature) -> bytes:
@@ -48,7 +44,7 @@ class _Lowering(Builder):
     """The pass over one model: marked operators in, integer operators out, in the same order."""
 
     def __init__(self, model: schema.ModelT, converted: Converted) -> None:
-        super().__init__(model)
+        super().__init__(model, converted.target)
         self.converted = converted
         self.marks: dict[int, Mark] = {}  # by the tensor before a marker that does not quantize
         for op in self.graph.operators:
@@ -270,7 +266,7 @@ class _Lowering(Builder):
             self.codes[old] = outputs[-1]
         op.inputs, op.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         entry = self.model.operatorCodes[op.opcodeIndex]
-        version = max(operators.version(kind, weight_bits, bits), entry.version)
+        version = max(self.target.version(kind, weight_bits, bits), entry.version)
         op.opcodeIndex = flatbuffer.code_index(self.model, entry.builtinCode, version)
         self.ops.append(op)
 
@@ -285,16 +281,17 @@ class _Lowering(Builder):
             raise self._no_integer_form(op, mark)
         kernel = dataclasses.replace(mark.kernel, axis=OPERATORS[kind].channels)
         scale = np.float32(grid.scale) * np.asarray(kernel.scale, np.float32)
-        if (scale / out.scale >= LARGEST_MULTIPLIER).any():
+        largest = self.target.limits.multiplier
+        if (scale / out.scale >= largest).any():
             raise ValueError(
                 f"The output range of layer {mark.name!r} must not be far narrower than its "
-                f"accumulators: s_in * s_w / s_out must be below {LARGEST_MULTIPLIER}. Received: "
+                f"accumulators: s_in * s_w / s_out must be below {largest}. Received: "
                 f"{np.max(scale / out.scale):.3g}. The layer's output was (almost) constant in "
                 "the data seen: calibrate on other data, remove the layer, or train again at a "
                 "lower learning rate if training has diverged."
             )
         inputs[1] = self.add(f"{mark.name}/kernel", values.shape, kernel, kernel.quantize(values))
-        if operators.packs(kind, kernel.bits, grid.bits):
+        if self.target.packs(kind, kernel.bits, grid.bits):
             flatbuffer.pack_constant(self.model, self.tensor(inputs[1]))
         dtype = np.int64 if grid.bits > 8 else np.int32
         bias = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=0)

@@ -14,7 +14,6 @@ from kerasq.kernels.fixed_point import (
     multiply_rounding_once,
     multiply_rounding_twice,
 )
-from kerasq.litert import operators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +38,19 @@ def accumulate(run: Callable, codes: tf.Tensor, grid: Grid) -> tf.Tensor:
     """
     if grid.bits <= 8:
         return run(codes)
+    # TensorFlow has no integer convolution for the CPU, and its float64 one takes many times as
+    # long. Halves in [-128, 128] sum up in float32 as int8 codes do.
     high = tf.round(codes / 256.0)
     return float64(run(high)) * 256.0 + float64(run(codes - high * 256.0))
 
 
 def _real(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """`s_in * s_w[c] / s_out` in double precision."""
+    """`s_in * s_w[c] / s_out` in double precision, as LiteRT prepares its multipliers."""
     return float64(grid.scale) * float64(weights.grid.scale) / float64(out.scale)
 
 
 def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """TRANSPOSE_CONV, and what is below on int8: XNNPACK's "fp32" requantization.
+    """All operators on int8: XNNPACK's "fp32" requantization.
 
     One float32 multiplication and one rounding.
     """
@@ -58,33 +59,40 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
     return clip(tf.round(total * float32(float64(product) / float64(out.scale))), out)
 
 
-def convolution(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """CONV_2D: XNNPACK on int8; LiteRT's own kernels on int16 and for packed INT4 kernels."""
-    if grid.bits > 8:
-        return clip(multiply_15_bits(total, _real(grid, weights, out)), out)
-    if operators.packs("CONV_2D", weights.grid.bits, grid.bits):
-        return clip(multiply_rounding_twice(total, _real(grid, weights, out), ties="up"), out)
-    return rescale(total, grid, weights, out)
+def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+    """CONV_2D and DEPTHWISE_CONV_2D on int16, where sums are int64."""
+    return clip(multiply_15_bits(total, _real(grid, weights, out)), out)
 
 
-def depthwise(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """DEPTHWISE_CONV_2D: as CONV_2D, but the vectorized INT4 kernel takes channels by eights."""
-    if grid.bits > 8:
-        return clip(multiply_15_bits(total, _real(grid, weights, out)), out)
-    if operators.packs("DEPTHWISE_CONV_2D", weights.grid.bits, grid.bits):
-        real = _real(grid, weights, out)
-        vectorized = total.shape[-1] // 8 * 8
-        up = multiply_rounding_twice(total, real, ties="up")
-        away = multiply_rounding_twice(total, real, ties="away")
-        return clip(tf.where(tf.range(total.shape[-1]) < vectorized, up, away), out)
-    return rescale(total, grid, weights, out)
+def rescale_once(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+    """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits."""
+    return clip(multiply_rounding_once(total, _real(grid, weights, out)), out)
 
 
-def fully_connected(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """FULLY_CONNECTED: XNNPACK on int8, but for INT4 kernels with an odd number of inputs."""
-    if grid.bits > 8:
-        return clip(multiply_rounding_once(total, _real(grid, weights, out)), out)
-    packed = operators.packs("FULLY_CONNECTED", weights.grid.bits, grid.bits)
-    if packed and weights.codes.shape[0] % 2:
-        return clip(multiply_rounding_twice(total, _real(grid, weights, out), ties="up"), out)
-    return rescale(total, grid, weights, out)
+def rescale_twice(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+    """CONV_2D with packed INT4 weights on int8, which XNNPACK leaves to LiteRT's own kernel.
+
+    Ties go up: it is the vectorized one.
+    """
+    return clip(multiply_rounding_twice(total, _real(grid, weights, out), ties="up"), out)
+
+
+def rescale_by_eights(
+    total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid
+) -> tf.Tensor:
+    """DEPTHWISE_CONV_2D with packed INT4 weights on int8: as CONV_2D, but channels go by eights."""
+    real = _real(grid, weights, out)
+    # The channels left over go through portable code, whose ties go away from zero.
+    vectorized = total.shape[-1] // 8 * 8
+    up = multiply_rounding_twice(total, real, ties="up")
+    away = multiply_rounding_twice(total, real, ties="away")
+    return clip(tf.where(tf.range(total.shape[-1]) < vectorized, up, away), out)
+
+
+def rescale_odd(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+    """FULLY_CONNECTED with packed INT4 weights on int8: XNNPACK takes an even number of inputs.
+
+    Two weights share a byte there; LiteRT's own kernel takes the odd numbers.
+    """
+    is_odd = weights.codes.shape[0] % 2
+    return (rescale_twice if is_odd else rescale)(total, grid, weights, out)

@@ -8,6 +8,8 @@ from kerasq.kernels.fixed_point import float32, float64
 
 def centre(x: tf.Tensor, grid: Grid) -> tf.Tensor:
     """Centred codes of real values that lie on `grid`, up to float32 rounding."""
+    # x is a code times the scale in float32, off by far less than half a step: any rounding finds
+    # the code again.
     return tf.round(x / grid.scale)
 
 

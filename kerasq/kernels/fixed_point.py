@@ -47,6 +47,7 @@ def round_half_away(x: tf.Tensor, bits: tf.Tensor | int) -> tf.Tensor:
 
 def exponent_of(x: tf.Tensor) -> tf.Tensor:
     """The e of positive float64 numbers that are m * 2^e, 1 <= m < 2; as int64."""
+    # Read off the bits of the float: a logarithm may round across a power of two.
     return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(52, tf.int64)) - 1023
 
 
@@ -54,6 +55,7 @@ def decompose(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mantissa in [2^30, 2^31) and exponent of a positive float64 multiplier."""
     exponent = exponent_of(real) + 1
     mantissa = int64(tf.floor(real * 2.0 ** float64(31 - exponent) + 0.5))
+    # 1 where rounding went up to 2^31, which has a bit too many: LiteRT halves it, too.
     carry = shift_right(mantissa, 31)
     return shift_right(mantissa, carry), exponent + carry
 
@@ -71,9 +73,13 @@ def multiply_rounding_twice(
         count: what the multiplier is divided by, its mantissa rounded down.
     """
     mantissa, exponent = decompose(real)
+    # What MEAN does: the mantissa first goes up by the bits of `count`, but by no more than 32, for
+    # which int64 has room, nor by so many that the right shift exceeds 31.
     bits = tf.minimum(exponent + 31, min(count.bit_length() - 1, 32))
     mantissa, exponent = mantissa * power_of_two(bits) // count, exponent - bits
     left, right = tf.maximum(exponent, 0), tf.maximum(-exponent, 0)
+    # The 31 bits that the high half of a doubled 64-bit product leaves out; ties up, as the nudge
+    # of 2^30 makes them.
     high = shift_right_half_up(int64(x) * power_of_two(left) * mantissa, int64(31))
     if ties == "up":
         return shift_right_half_up(high, right)
@@ -92,5 +98,6 @@ def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
 def multiply_15_bits(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """The rule for int64 accumulators: the mantissa is first rounded to 15 bits."""
     mantissa, exponent = decompose(real)
+    # 48-bit sums times 15 bits fit int64. Rounding may not reach 2^15, which is not 15 bits.
     short = tf.minimum(shift_right_half_up(mantissa, int64(16)), 2**15 - 1)
     return shift_right_half_up(int64(x) * short, 15 - exponent)

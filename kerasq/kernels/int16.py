@@ -32,9 +32,11 @@ def _round(x: np.ndarray) -> np.ndarray:
     return np.trunc(x + np.copysign(0.5, x))
 
 
-def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
+def requantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """QUANTIZE where one of the two grids has 16 bits: gemmlowp's rule."""
-    return clip(multiply_rounding_twice(codes, float64(grid.scale) / float64(out.scale)), out)
+    del layer
+    ratio = float64(grids[0].scale) / float64(out.scale)
+    return clip(multiply_rounding_twice(codes[0], ratio), out)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -51,6 +53,7 @@ def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
     scales = [float64(grid.scale) for grid in grids]
+    # Twice the larger scale keeps the sum of two inputs in int32; 15 bits of them are fractions.
     common = 2.0 * tf.maximum(*scales)
     terms = [
         multiply_rounding_once(float64(code) * 2.0**15, scale / common)
@@ -63,6 +66,8 @@ def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MUL: gemmlowp's rule on the product."""
     del layer
+    # LiteRT multiplies and divides the scales as float32; in float64 and back TensorFlow's graph
+    # optimizer leaves the steps as they are.
     product = float32(float64(grids[0].scale) * float64(grids[1].scale))
     factor = float32(float64(product) / float64(out.scale))
     return clip(multiply_rounding_twice(int64(codes[0]) * int64(codes[1]), float64(factor)), out)
@@ -71,6 +76,7 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MEAN over all axes but the first and last: gemmlowp's rule on the sum."""
     axes = list(range(1, codes[0].shape.rank - 1))
+    # Sums of more than 256 codes leave the 24 bits of float32.
     total = tf.reduce_sum(int64(codes[0]), axes, keepdims=getattr(layer, "keepdims", False))
     ratio = float64(grids[0].scale) / float64(out.scale)
     count = int(np.prod(codes[0].shape[1:-1]))
@@ -88,6 +94,7 @@ def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Gri
         """`2^10` times the values between neighbours along an axis."""
         count = int(x.shape[axis])
         step = (1024 * count + size // 2) // size
+        # Half a step, minus half a pixel of 1024: centres lie on centres.
         place = np.arange(size) * step + step // 2 - 512
         low = np.maximum(place // 1024, 0)
         high = np.clip(-(-place // 1024), 0, count - 1)
@@ -103,7 +110,9 @@ def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Gri
 
 def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """BATCH_MATMUL: int64 sums, a multiplier of 15 bits."""
+    # float64 holds sums up to 2^53, and TensorFlow has no fast matrix product of int64.
     total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
+    # The scales' product is float32 in LiteRT, its quotient is not.
     product = float32(float64(grids[0].scale) * float64(grids[1].scale))
     real = float64(product) / float64(out.scale)
     return clip(multiply_15_bits(total, real), out)
@@ -116,6 +125,7 @@ def _table(function: Callable, low: float, high: float) -> np.ndarray:
     """
     x = np.linspace(low, high, 513)
     samples = _round(function(x) * 2.0**15)
+    # A chord is worst in the middle of its 128 steps: half of that error goes to either end.
     between = function(x[:-1] + (high - low) / 1024) * 2.0**15
     error = _round((function(x[1:]) * 2.0**15 + samples[:-1]) / 2) - _round(between)
     samples[:-1] -= _round(error / 2)
@@ -125,6 +135,7 @@ def _table(function: Callable, low: float, high: float) -> np.ndarray:
 def _interpolate(table: np.ndarray, x: tf.Tensor) -> tf.Tensor:
     """The table's value at `x` in [-2^15, 2^15)."""
     values = tf.constant(table)
+    # 2^16 inputs over 512 intervals: 7 bits within one.
     index = shift_right(x, 7) + 256
     base = tf.gather(values, index)
     slope = tf.gather(values, index + 1) - base
@@ -135,11 +146,13 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     """SOFTMAX: exp over [-10, 0] and 1 / (1 + x) over [0, 1] by tables."""
     del layer
     below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
+    # The table takes 65536 codes over [-10, 0], the largest for the maximum itself.
     scaled = multiply_rounding_twice(below, float64(grids[0].scale) / (10.0 / 65535.0))
     index = tf.clip_by_value(scaled + 2**15 - 1, int64(-(2**15)), int64(2**15 - 1))
     exponentials = _interpolate(_table(np.exp, -10.0, 0.0), index)
     total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
     shift = exponent_of(float64(total))  # total = 2^shift * (1 + x)
+    # x at 16 bits, minus the 1 in front of it (2^16) and the table's offset (2^15).
     fraction = shift_right_half_up(total * power_of_two(30 - shift), int64(14)) - (2**15 + 2**16)
     fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
     inverse = _interpolate(_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0), fraction)
@@ -161,6 +174,7 @@ def _sigmoid_table() -> np.ndarray:
 
 def _scaled(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
     """Codes times `3 * 4096 * scale`, by a multiplier of 15 bits or more, rounded half up."""
+    # 3 * 4096 steps a unit, and 2^9 of them an entry: the sigmoid's table has 24 entries a unit.
     real = float64(grid.scale) * (4096.0 * 3.0)
     shift = tf.clip_by_value(14 - exponent_of(real), int64(0), int64(31))
     # The loop in LiteRT doubles while it is at most 32767 / 2, which 2^14 is not.
@@ -173,7 +187,7 @@ def _scaled(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
 def _sigmoid(x: tf.Tensor, bits: int, full: int) -> tf.Tensor:
     """The sigmoid's table at |x| / 2^bits, `bits` fractional bits kept; `full` behind its end."""
     table = tf.constant(_sigmoid_table())
-    x = tf.abs(x)
+    x = tf.abs(x)  # The table has half of the sigmoid; callers mirror it.
     index = shift_right(x, bits)
     base = tf.gather(table, tf.minimum(index, 254))
     slope = tf.gather(table, tf.minimum(index, 254) + 1) - base
@@ -186,6 +200,7 @@ def sigmoid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     del layer
     x = _scaled(codes[0], grids[0])
     value = _sigmoid(x, 9, (2**15 - 1) * 2**10)
+    # sigmoid(-x) = 1 - sigmoid(x); the last 10 bits are rounded off, ties up for x < 0 too.
     value = tf.where(x >= 0, value + 2**9, 2**25 - value + 2**9 - 1)
     return clip(shift_right(value, 10), out)
 

@@ -10,10 +10,13 @@ from kerasq.kernels.codes import clip, quantize
 from kerasq.kernels.fixed_point import float32, float64
 
 
-def requantize(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
+def requantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """QUANTIZE: the ratio of the scales rounded to 1/256, the product rounded half up."""
-    multiplier = tf.round(256.0 * (grid.scale / out.scale))
-    return clip(tf.floor((codes * multiplier + 128.0) / 256.0), out)
+    del layer
+    # XNNPACK's multipliers have 8 fractional bits, and 1/2 of the last one is 128. Products stay
+    # below 2^24: it takes ratios of less than 2^7.
+    multiplier = tf.round(256.0 * (grids[0].scale / out.scale))
+    return clip(tf.floor((codes[0] * multiplier + 128.0) / 256.0), out)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -29,7 +32,9 @@ def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 
 def _sum(codes: list, grids: list[Grid], out: Grid, sign: float) -> tf.Tensor:
+    # The quotient is float32, as XNNPACK gets it; all that follows has up to 31 bits.
     ratios = [float64(grid.scale / out.scale) for grid in grids]
+    # The larger multiplier gets 21 bits, [2^20, 2^21); the smaller one the same shift.
     shift = 2.0 ** (20.0 - float64(fixed_point.exponent_of(tf.maximum(*ratios))))
     first, second = (
         float64(code) * tf.round(ratio * shift) for code, ratio in zip(codes, ratios, strict=True)
@@ -40,6 +45,8 @@ def _sum(codes: list, grids: list[Grid], out: Grid, sign: float) -> tf.Tensor:
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MUL of two tensors: the product times one float32 factor, ties to even."""
     del layer
+    # Each float32 step in float64 and back, which gives the same: TensorFlow's graph optimizer
+    # rearranges float32 products and quotients. So in all that follows.
     product = float32(float64(grids[0].scale) * float64(grids[1].scale))
     factor = float32(float64(product) / float64(out.scale))
     return clip(tf.round(float32(float64(codes[0] * codes[1]) * float64(factor))), out)
@@ -53,6 +60,8 @@ def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     axes = list(range(1, codes[0].shape.rank - 1))
     count = float(np.prod(codes[0].shape[1:-1]))
     factor = float64(grids[0].scale / out.scale * np.float32(1.0 / count))
+    # XNNPACK sums the codes as they are stored, so both zero points go into the bias. float64 holds
+    # the sum of any number of them; products are rounded to float32, where it rounds.
     zeros = count * float64(grids[0].zero_point)
     total = tf.reduce_sum(float64(codes[0]), axes, keepdims=getattr(layer, "keepdims", False))
     bias = float32(float64(out.zero_point) - float64(float32(zeros * factor)))
@@ -68,6 +77,7 @@ def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Gri
         """`2^11` times the values between neighbours along an axis."""
         count = int(x.shape[axis])
         place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(count / size)
+        # Places are float32 in XNNPACK: which two pixels are blended may hang on the last bit.
         place = np.clip(place - np.float32(0.5), 0, count - 1).astype(np.float32)
         low = np.floor(place)
         weight = np.rint((place - low) * 2048).astype(np.float64)
@@ -78,6 +88,7 @@ def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Gri
 
     height, width = layer.compute_output_shape(codes[0].shape)[1:3]
     total = blend(blend(float64(codes[0]), 2, width), 1, height)
+    # 11 bits along each of two axes; codes times 2^22 fit float64, not float32.
     return float32(tf.floor((total + 2.0**21) / 2.0**22))
 
 
@@ -86,6 +97,8 @@ def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.
     total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
     product = float32(float64(grids[0].scale) * float64(grids[1].scale))
     real = float64(product) / float64(out.scale)
+    # A second zero point of 0 takes another path through LiteRT. The zero point is a tensor, as
+    # ranges are learned, so both are computed.
     once = fixed_point.multiply_rounding_once(total, real)
     twice = fixed_point.multiply_rounding_twice(total, real)
     return clip(tf.where(tf.equal(grids[1].zero_point, 0), once, twice), out)
@@ -102,9 +115,11 @@ def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) ->
     x = float64(codes[0])
     rounded = tf.floor((tf.where(x >= 0.0, up, down) * x + 128.0) / 256.0)
     slope = float64(float32(slope))
+    # Multipliers must be positive: the sign goes around, and 1e-300 stands for a slope of 0.
     real = tf.where(x >= 0.0, ratio, tf.abs(slope))
     exact = fixed_point.multiply_rounding_twice(x, tf.maximum(real, 1e-300))
     exact = tf.where(x >= 0.0, exact, exact * fixed_point.int64(tf.sign(slope)))
+    # -127.99609375 is -(2^15 - 1) / 2^8, the least 16-bit multiplier but one.
     taken = (ratio >= 2.0**-8) & (ratio <= 2.0**7) & (tf.abs(slope) >= 2.0**-8)
     taken &= (slope <= 2.0**7) & (slope >= -127.99609375)
     return clip(tf.where(taken, rounded, float64(exact)), out)
@@ -119,11 +134,13 @@ def lookup_table(layer: keras.Layer, grid: Grid, out: Grid) -> tf.Tensor:
     """Centred codes of a function of each value alone, for every code of the input, `(256,)`."""
     codes = tf.range(float(grid.qmin), float(grid.qmax + 1)) - float32(grid.zero_point)
     y = layer(codes * grid.scale)
-    return quantize(tf.where(tf.math.is_nan(y), 0.0, y), out)  # What no datum led to.
+    # A logarithm of codes that no datum led to is NaN, which no code stands for.
+    return quantize(tf.where(tf.math.is_nan(y), 0.0, y), out)
 
 
 def lookup(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """CAST, ADD of the number of negative codes, and GATHER from the table."""
+    # Codes start at -128, the indices of GATHER at 0.
     index = codes[0] + float32(grids[0].zero_point) - float(grids[0].qmin)
     return tf.gather(lookup_table(layer, grids[0], out), tf.cast(index, tf.int32))
 
@@ -135,6 +152,7 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     # Each step in float64 and back is the float32 step, correctly rounded: TensorFlow's own float32
     # exp is not, and its graph optimizer rearranges float32 products and quotients.
     exponentials = float32(tf.exp(float64(below * grids[0].scale)))
+    # A reduction would sum in another order, and float32 sums depend on it.
     total = tf.cumsum(exponentials, axis=-1)[..., -1:]
     inverse = float32(1.0 / float64(total * out.scale))
     scaled = float32(float64(exponentials) * float64(inverse))

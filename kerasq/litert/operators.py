@@ -17,6 +17,8 @@ class Operator:
         reference: whether the reference kernels have the operator at all.
         copies: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
+        fuses_relu: whether a ReLU behind it becomes part of it. Any operator that computes on all
+            int8 codes clamps at their ends, which does the same.
         parameter: what its constant second input is called.
     """
 
@@ -28,6 +30,7 @@ class Operator:
     reference: bool = True
     copies: bool = False
     one_grid: bool = False
+    fuses_relu: bool = False
     parameter: str = ""
 
 
@@ -36,18 +39,20 @@ class Operator:
 # the reference kernels of LiteRT 2.3 do not register, though they run it; on int16 it loads packed
 # INT4 weights but reads them as int8.
 OPERATORS: dict[str, Operator] = {
-    "ADD": Operator(int8=2, int16=3),
+    "ADD": Operator(int8=2, int16=3, fuses_relu=True),
     "AVERAGE_POOL_2D": Operator(int8=2, int16=3),
     "BATCH_MATMUL": Operator(int8=2, int16=3),
     "BROADCAST_TO": Operator(int8=3, int16=3, copies=True, parameter="shape"),
     "CAST": Operator(int8=3),
     "CONCATENATION": Operator(int8=2, int16=3, one_grid=True),
-    "CONV_2D": Operator(int8=3, int16=4, channels=0, int4={8: 7, 16: 8}),
-    "DEPTHWISE_CONV_2D": Operator(int8=3, int16=5, channels=3, int4={8: 6}),
+    "CONV_2D": Operator(int8=3, int16=4, channels=0, int4={8: 7, 16: 8}, fuses_relu=True),
+    "DEPTHWISE_CONV_2D": Operator(int8=3, int16=5, channels=3, int4={8: 6}, fuses_relu=True),
     "DEQUANTIZE": Operator(int8=2, int16=3),
     "ELU": Operator(int8=1, reference=False),
     "EXP": Operator(int8=2),
-    "FULLY_CONNECTED": Operator(int8=12, int16=12, channels=0, int4={8: 12, 16: 13}),
+    "FULLY_CONNECTED": Operator(
+        int8=12, int16=12, channels=0, int4={8: 12, 16: 13}, fuses_relu=True
+    ),
     "GATHER": Operator(int8=2),
     "GELU": Operator(int8=2),
     "LEAKY_RELU": Operator(int8=2),
@@ -56,7 +61,7 @@ OPERATORS: dict[str, Operator] = {
     "MAX_POOL_2D": Operator(int8=2, int16=3, copies=True),
     "MEAN": Operator(int8=2, int16=3, parameter="axes"),
     "MINIMUM": Operator(int8=2, int16=4, one_grid=True),
-    "MUL": Operator(int8=2, int16=4),
+    "MUL": Operator(int8=2, int16=4, fuses_relu=True),
     "PAD": Operator(int8=2, int16=3, copies=True, parameter="paddings"),
     "QUANTIZE": Operator(int8=2, int16=2),
     "REDUCE_MAX": Operator(int8=2, int16=3, copies=True, parameter="axes"),
@@ -67,7 +72,7 @@ OPERATORS: dict[str, Operator] = {
     "RESIZE_NEAREST_NEIGHBOR": Operator(int8=2, int16=4, copies=True, parameter="size"),
     "SLICE": Operator(int8=2, int16=4, copies=True, parameter="begin"),
     "SOFTMAX": Operator(int8=2, int16=3),
-    "SUB": Operator(int8=2, int16=5),
+    "SUB": Operator(int8=2, int16=5, fuses_relu=True),
     "SPLIT": Operator(int8=2, int16=4, copies=True, data=1, parameter="axis"),
     "STRIDED_SLICE": Operator(int8=2, int16=4, copies=True, parameter="begin"),
     "TANH": Operator(int8=2, int16=3),
@@ -87,22 +92,6 @@ def multiplies(name: str) -> bool:
     return name in KERNEL_OPS or name == "BATCH_MATMUL"
 
 
-def has_int16(name: str) -> bool:
-    """Whether there is an int16 kernel for an operator that kerasq exports to."""
-    return name in OPERATORS and OPERATORS[name].int16 is not None
-
-
-def packs(name: str, weight_bits: int, activation_bits: int) -> bool:
-    """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
-    return weight_bits <= 4 and activation_bits in OPERATORS[name].int4
-
-
-def version(name: str, weight_bits: int, activation_bits: int) -> int:
-    """The least operator version for these widths."""
-    operator = OPERATORS[name]
-    if packs(name, weight_bits, activation_bits):
-        return operator.int4[activation_bits]
-    found = operator.int8 if activation_bits <= 8 else operator.int16
-    if found is None:
-        raise ValueError(f"{name} must have a kernel for int{activation_bits}. Received: none.")
-    return found
+def fuses_relu(name: str) -> bool:
+    """Whether a ReLU behind an operator becomes part of it."""
+    return name in OPERATORS and OPERATORS[name].fuses_relu

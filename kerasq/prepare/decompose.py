@@ -9,6 +9,7 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.layer_rules import FUNCTIONS
 from kerasq.layers import Constant, Function, Scale
 from kerasq.prepare import attention, operations
 from kerasq.prepare import batch_norm as batch_norms
@@ -23,7 +24,7 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
       (quantization merges them again), or "<name>_linear" and the activation, which keeps the
       name, so that outputs of the model keep theirs.
     - Operators and functions of `keras.ops` become layers.
-    - Layers whose rule in the registry says "parts" become those parts: see `PARTS`.
+    - Layers whose rule in the registry says `Output.DECOMPOSED` become those parts: see `PARTS`.
     - A BatchNormalization that cannot be folded becomes `kerasq.layers.Scale`.
 
     Where a layer has such a name already, the new one gets a number behind it.
@@ -305,7 +306,7 @@ def _activation(parts: _Decomposition, layer: keras.Layer, name: str, x: Any) ->
     if kind == "hard_sigmoid":
         y = parts.scale(parts.name(name, "linear"), x, 1.0 / 6.0, 0.5)
         return parts.call(L.ReLU(1.0, name=name, dtype="float32"), y)
-    if kind in registry.FUNCTIONS:
+    if kind in FUNCTIONS:
         return parts.call(Function(kind, name=name, dtype="float32"), x)
     return None
 

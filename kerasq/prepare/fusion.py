@@ -4,12 +4,10 @@ import dataclasses
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.litert.operators import fuses_relu
 from kerasq.prepare import batch_norm as batch_norms
+from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, resolve
-
-# Operators that a ReLU is fused into at any width; any operator on all int8 codes has its clamp at
-# the end of its range.
-_FUSING = frozenset(("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL", "SUB"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +64,9 @@ def _relu_behind(
     rule, relu = registry.find(node.layer), graph.only_consumer(end)
     if relu is None or not registry.relu_limit(relu.layer)[0]:
         return None
-    if rule is None or rule.output != "range" or registry.relu_limit(node.layer)[0]:
+    if rule is None or rule.output != Output.LEARNED or registry.relu_limit(node.layer)[0]:
         return None
     scheme = schemes.get(graph.owners.get(node.layer.name, node.layer.name))
     has_clamp = scheme is None or resolve(scheme).activation_bits in (8, FLOAT_BITS)
     is_plain = registry.activation_name(node.layer) in ("linear", "elu")
-    return relu if is_plain and (rule.op in _FUSING or has_clamp) else None
+    return relu if is_plain and (fuses_relu(rule.operator) or has_clamp) else None

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from kerasq import registry
-from kerasq.litert import operators
 from kerasq.litert.operators import KERNEL_OPS, OPERATORS
+from kerasq.targets import LITERT
 from tests.single_op import Op, Tensor, build, run
 from tests.test_kernels import grid
 from tests.test_kernels_int16 import fitting, random_codes, tensor, weighted_case
@@ -21,7 +21,7 @@ WIDTHS = [
     (name, bits)
     for name in OPERATORS
     for bits in (8, 16)
-    if name not in IN_MODELS and (bits == 8 or operators.has_int16(name))
+    if name not in IN_MODELS and (bits == 8 or LITERT.has_int16(name))
 ]
 INT4 = [(name, bits) for name, operator in OPERATORS.items() for bits in operator.int4]
 
@@ -207,7 +207,7 @@ def test_every_operator_has_a_case():
 @pytest.mark.parametrize(("name", "bits"), WIDTHS)
 def test_the_interpreter_runs_it(name, bits, kernels):
     one = case(name, bits)
-    content = one.content(name, operators.version(name, 8, bits))
+    content = one.content(name, LITERT.version(name, 8, bits))
     if kernels == "reference" and not OPERATORS[name].reference:
         with pytest.raises(ValueError, match=f"Didn't find op for builtin opcode '{name}'"):
             run(content, *one.inputs, kernels=kernels)
@@ -238,7 +238,7 @@ def test_the_interpreter_refuses_int16_where_the_table_has_none(name, version):
 )
 def test_copies(name, bits):
     one = case(name, bits)
-    found = run(one.content(name, operators.version(name, 8, bits)), *one.inputs)
+    found = run(one.content(name, LITERT.version(name, 8, bits)), *one.inputs)
     assert one.tensors[0].grid == one.tensors[-1].grid
     assert {*found.ravel()} <= {*one.inputs[0].ravel(), one.tensors[0].grid.zero_point}
 
@@ -256,10 +256,10 @@ def test_a_parameter_is_the_constant_second_input(name):
 @pytest.mark.parametrize(("name", "bits"), INT4)
 def test_packed_int4_weights(name, bits, seed, kernels):
     packed, plain = (weighted(name, bits, 4, stored, seed) for stored in ("int4", "int8"))
-    assert operators.packs(name, 4, bits)
-    version = operators.version(name, 4, bits)
+    assert LITERT.packs(name, 4, bits)
+    version = LITERT.version(name, 4, bits)
     found = run(packed.content(name, version), *packed.inputs, kernels=kernels)
-    version = operators.version(name, 8, bits)
+    version = LITERT.version(name, 8, bits)
     want = run(plain.content(name, version), *plain.inputs, kernels=kernels)
     assert np.abs(found.astype(int) - want).max() <= 1
     assert len(np.unique(want)) > 30
@@ -304,13 +304,13 @@ def test_the_reference_kernels_refuse_version_7_of_depthwise():
 
 
 def test_has_int16():
-    missing = {name for name in OPERATORS if not operators.has_int16(name)}
+    missing = {name for name in OPERATORS if not LITERT.has_int16(name)}
     assert missing == {
         "ELU",
         *NOT_SIMULATED,
         *IN_MODELS - {"SPLIT", "UNPACK"},
     }
-    assert not operators.has_int16("-") and not operators.has_int16("CONV_3D")
+    assert not LITERT.has_int16("-") and not LITERT.has_int16("CONV_3D")
 
 
 @pytest.mark.parametrize(
@@ -333,17 +333,17 @@ def test_has_int16():
     ],
 )
 def test_packs_and_version(name, weight_bits, bits, packed, version):
-    assert operators.packs(name, weight_bits, bits) is packed
-    assert operators.version(name, weight_bits, bits) == version
+    assert LITERT.packs(name, weight_bits, bits) is packed
+    assert LITERT.version(name, weight_bits, bits) == version
 
 
 @pytest.mark.parametrize("weight_bits", [4, 8])
 def test_version_of_a_kernel_that_there_is_not(weight_bits):
     with pytest.raises(ValueError, match=r"ELU must have a kernel for int16. Received: none"):
-        operators.version("ELU", weight_bits, 16)
+        LITERT.version("ELU", weight_bits, 16)
 
 
-@pytest.mark.parametrize("function", [operators.packs, operators.version])
+@pytest.mark.parametrize("function", [LITERT.packs, LITERT.version])
 def test_an_operator_that_is_not_in_the_table(function):
     with pytest.raises(KeyError, match="CONV_3D"):
         function("CONV_3D", 4, 8)

@@ -1,0 +1,38 @@
+"""The operators whose rounding is one and the same on int8 and int16."""
+
+import keras
+import tensorflow as tf
+
+from kerasq.grid import Grid
+from kerasq.kernels import codes as real_codes
+from kerasq.kernels.codes import clip
+from kerasq.kernels.fixed_point import float32, float64, multiply_rounding_twice
+
+
+def quantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """QUANTIZE from float; also a constant, which is rounded when the file is written."""
+    del grids
+    return real_codes.quantize(layer(codes[0]), out)
+
+
+def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RELU onto another grid: gemmlowp's rule. The upper limit is the clamp of the grid."""
+    del layer
+    ratio = float64(grids[0].scale / out.scale)
+    return clip(multiply_rounding_twice(tf.nn.relu(codes[0]), ratio), out)
+
+
+def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """CONCATENATION, MAXIMUM, MINIMUM: inputs lie on the output's grid, so nothing is rounded."""
+    del grids, out
+    return layer(codes)
+
+
+def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """AVERAGE_POOL_2D: averages the codes themselves, zero point included, ties away from zero."""
+    del grids
+    # Where ties go depends on the sign of the code, so the zero point comes back first. In
+    # float64 no mean is rounded onto a tie, or off it.
+    x = float64(codes[0] + out.zero_point)
+    mean = tf.nn.avg_pool(x, layer.pool_size, layer.strides, layer.padding.upper())
+    return float32(tf.sign(mean) * tf.floor(tf.abs(mean) + 0.5)) - out.zero_point

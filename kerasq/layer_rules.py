@@ -1,0 +1,362 @@
+"""The one table: what each Keras layer becomes on the device, and on which grid its output lies."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from kerasq import fits
+from kerasq.grid import Grid
+from kerasq.layers import Constant, Function, Gelu, Matmul, Scale
+from kerasq.rule import Output, Rule
+
+L = keras.layers
+
+
+def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
+    """A grid for int8, and the one that all int16 kernels with a fixed grid have."""
+    return {
+        8: Grid(scale=np.float32(scale), zero_point=np.int32(zero_point)),
+        16: Grid(scale=np.float32(1 / 32768), zero_point=np.int32(0), bits=16),
+    }
+
+
+_PROBABILITY = _fixed(1 / 256, -128)
+
+# By the classes that they are for. A subclass has a rule of its own, or none.
+RULES: dict[tuple[type, ...], Rule] = {
+    (L.Conv2D, L.Conv1D): Rule(
+        operators=("CONV_2D",),
+        output=Output.LEARNED,
+        kernel="kernel",
+        channels_last=True,
+        note="a group for each channel becomes DepthwiseConv",
+    ),
+    (L.DepthwiseConv2D, L.DepthwiseConv1D): Rule(
+        operators=("DEPTHWISE_CONV_2D",),
+        output=Output.LEARNED,
+        kernel="kernel",
+        channels=2,
+        channels_last=True,
+    ),
+    (L.Conv2DTranspose, L.Conv1DTranspose): Rule(
+        operators=("TRANSPOSE_CONV",),
+        output=Output.LEARNED,
+        kernel="kernel",
+        transposed=True,
+        channels_last=True,
+        required={"dilation_rate": ((1, 1), (1,))},
+        note="not dilated",
+    ),
+    (L.SeparableConv2D, L.SeparableConv1D): Rule(
+        operators=("DEPTHWISE_CONV_2D", "CONV_2D"),
+        output=Output.DECOMPOSED,
+        kernel="pointwise_kernel",
+        channels_last=True,
+    ),
+    (L.Dense,): Rule(operators=("FULLY_CONNECTED",), output=Output.LEARNED, kernel="kernel"),
+    (Scale,): Rule(
+        operators=("DEPTHWISE_CONV_2D",),
+        output=Output.LEARNED,
+        kernel="kernel",
+        note="what constants, Rescaling and others become",
+    ),
+    (L.BatchNormalization,): Rule(
+        operators=(),
+        output=Output.FUSED,
+        note="behind a layer with a kernel; alone, it becomes Scale",
+    ),
+    (L.Rescaling,): Rule(
+        operators=("DEPTHWISE_CONV_2D",),
+        output=Output.DECOMPOSED,
+        per_channel=("scale", "offset"),
+        note="becomes Scale",
+    ),
+    (L.Normalization,): Rule(
+        operators=("DEPTHWISE_CONV_2D",),
+        output=Output.DECOMPOSED,
+        per_channel=("mean", "variance"),
+        note="becomes Scale",
+    ),
+    (L.Add,): Rule(operators=("ADD",), output=Output.LEARNED),
+    (L.Subtract,): Rule(operators=("SUB",), output=Output.LEARNED),
+    (L.Multiply,): Rule(operators=("MUL",), output=Output.LEARNED),
+    (L.Maximum,): Rule(operators=("MAXIMUM",), output=Output.LEARNED),
+    (L.Minimum,): Rule(operators=("MINIMUM",), output=Output.LEARNED),
+    (L.Average,): Rule(
+        operators=("ADD", "DEPTHWISE_CONV_2D"),
+        output=Output.DECOMPOSED,
+        note="becomes Add and Scale",
+    ),
+    (L.Concatenate,): Rule(operators=("CONCATENATION",), output=Output.LEARNED),
+    (L.AveragePooling2D, L.AveragePooling1D): Rule(
+        operators=("AVERAGE_POOL_2D",), output=Output.INPUT, channels_last=True
+    ),
+    (L.AveragePooling3D,): Rule(
+        operators=("AVERAGE_POOL_2D",),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        note="becomes two AveragePooling2D",
+    ),
+    # The only one of its three that Keras passes a mask to.
+    (L.GlobalAveragePooling1D,): Rule(
+        operators=("MEAN",), output=Output.LEARNED, reads_mask=True, channels_last=True
+    ),
+    (L.GlobalAveragePooling2D, L.GlobalAveragePooling3D): Rule(
+        operators=("MEAN",), output=Output.LEARNED, channels_last=True
+    ),
+    (L.MaxPooling2D, L.MaxPooling1D): Rule(
+        operators=("MAX_POOL_2D",), output=Output.PASS_THROUGH, channels_last=True
+    ),
+    (L.MaxPooling3D,): Rule(
+        operators=("MAX_POOL_2D",),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        note="becomes two MaxPooling2D",
+    ),
+    (L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D): Rule(
+        operators=("REDUCE_MAX",), output=Output.PASS_THROUGH, channels_last=True
+    ),
+    (L.Flatten, L.Reshape): Rule(operators=("RESHAPE",), output=Output.PASS_THROUGH),
+    (L.Permute,): Rule(operators=("TRANSPOSE",), output=Output.PASS_THROUGH),
+    (L.ZeroPadding2D, L.ZeroPadding1D): Rule(
+        operators=("PAD",), output=Output.PASS_THROUGH, channels_last=True
+    ),
+    (L.ZeroPadding3D,): Rule(operators=("PAD",), output=Output.PASS_THROUGH),
+    (L.Cropping1D, L.Cropping2D, L.Cropping3D): Rule(
+        operators=("STRIDED_SLICE",), output=Output.PASS_THROUGH
+    ),
+    (L.CenterCrop,): Rule(
+        operators=("STRIDED_SLICE",), output=Output.PASS_THROUGH, note="of larger images"
+    ),
+    (L.RepeatVector, L.UpSampling1D, L.UpSampling3D): Rule(
+        operators=("TILE",), output=Output.PASS_THROUGH
+    ),
+    (L.UpSampling2D,): Rule(
+        operators=("RESIZE_BILINEAR",),
+        output=Output.INPUT,
+        channels_last=True,
+        required={"interpolation": ("bilinear", "nearest")},
+        note="bilinear, or nearest (RESIZE_NEAREST_NEIGHBOR, same)",
+    ),
+    (L.Resizing,): Rule(
+        operators=("RESIZE_BILINEAR",),
+        output=Output.INPUT,
+        channels_last=True,
+        required={
+            "interpolation": ("bilinear", "nearest"),
+            "crop_to_aspect_ratio": (False,),
+            "pad_to_aspect_ratio": (False,),
+            "antialias": (False,),
+        },
+        note="bilinear, or nearest (RESIZE_NEAREST_NEIGHBOR, same)",
+    ),
+    # Identities in inference.
+    (
+        L.Dropout,
+        L.SpatialDropout1D,
+        L.SpatialDropout2D,
+        L.SpatialDropout3D,
+        L.AlphaDropout,
+        L.GaussianDropout,
+        L.GaussianNoise,
+        L.ActivityRegularization,
+        L.RandomFlip,
+        L.RandomRotation,
+        L.RandomZoom,
+        L.RandomTranslation,
+        L.RandomShear,
+        L.RandomPerspective,
+        L.RandomErasing,
+        L.RandomBrightness,
+        L.RandomContrast,
+        L.RandomSaturation,
+        L.RandomHue,
+        L.RandomSharpness,
+        L.RandomGrayscale,
+        L.RandomGaussianBlur,
+        L.RandomPosterization,
+        L.RandomInvert,
+        L.RandomColorJitter,
+        L.RandomColorDegeneration,
+        L.Identity,
+    ): Rule(operators=(), output=Output.PASS_THROUGH),
+    (L.ReLU,): Rule(
+        operators=("RELU",),
+        output=Output.LEARNED,
+        note="no op behind a layer with a range; with a slope LeakyReLU, with more Function",
+    ),
+    (L.LeakyReLU,): Rule(
+        operators=("LEAKY_RELU",),
+        output=Output.LEARNED,
+        options=lambda layer: ("LeakyReluOptions", {"alpha": layer.negative_slope}),
+    ),
+    (L.PReLU,): Rule(
+        operators=("RELU", "SUB", "DEPTHWISE_CONV_2D", "ADD"),
+        output=Output.DECOMPOSED,
+        note="MUL where there is more than one slope a channel",
+    ),
+    (L.ELU,): Rule(
+        operators=("ELU",), output=Output.LEARNED, note="with another alpha than 1 Function"
+    ),
+    (Gelu,): Rule(
+        operators=("GELU",),
+        output=Output.LEARNED,
+        options=lambda layer: ("GeluOptions", {"approximate": layer.approximate}),
+    ),
+    (L.Softmax,): Rule(
+        operators=("SOFTMAX",),
+        output=Output.FIXED,
+        grids=_PROBABILITY,
+        reads_mask=True,
+        note="one axis, behind a Permute where it is not the last; no mask",
+    ),
+    (Constant,): Rule(
+        operators=("QUANTIZE",), output=Output.LEARNED, note="no op: a tensor of the file"
+    ),
+    # A function of each value alone that has no kernel of its own.
+    (Function,): Rule(operators=("CAST", "ADD", "GATHER"), output=Output.LEARNED),
+    (Matmul,): Rule(operators=("BATCH_MATMUL",), output=Output.LEARNED),
+    (L.Dot,): Rule(
+        operators=("BATCH_MATMUL",),
+        output=Output.DECOMPOSED,
+        fits=fits.dot_fits,
+        note="of sequences or vectors, not normalized; else float",
+    ),
+    (L.EinsumDense,): Rule(
+        operators=("FULLY_CONNECTED",),
+        output=Output.DECOMPOSED,
+        kernel="kernel",
+        fits=fits.einsum_fits,
+        note="becomes Dense where the kernel is one between last axes; else float",
+    ),
+    (L.TimeDistributed,): Rule(
+        operators=("FULLY_CONNECTED",),
+        output=Output.DECOMPOSED,
+        fits=fits.distributed_fits,
+        note="of a Dense; else float",
+    ),
+    (L.Attention,): Rule(
+        operators=("BATCH_MATMUL", "SOFTMAX"),
+        output=Output.DECOMPOSED,
+        fits=fits.attention_fits,
+        reads_mask=True,
+        note="dot products of sequences, without masks; else float",
+    ),
+    (L.MultiHeadAttention, L.GroupQueryAttention): Rule(
+        operators=("FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX"),
+        output=Output.DECOMPOSED,
+        fits=fits.attention_fits,
+        reads_mask=True,
+        note="of sequences, without masks, gates or scores; else float",
+    ),
+    (L.Embedding,): Rule(
+        operators=("GATHER",),
+        output=Output.FLOAT,
+        note="int8 in the file where integer layers read it",
+    ),
+    # What LiteRT has no integer kernel for, or none that kerasq simulates. Recurrent layers keep
+    # their masks.
+    (
+        L.Bidirectional,
+        L.Conv3D,
+        L.Conv3DTranspose,
+        L.GRU,
+        L.GroupNormalization,
+        L.LSTM,
+        L.LayerNormalization,
+        L.RMSNormalization,
+        L.RNN,
+        L.SimpleRNN,
+        L.UnitNormalization,
+    ): Rule(operators=(), output=Output.FLOAT),
+    (L.AdditiveAttention,): Rule(operators=(), output=Output.FLOAT, reads_mask=True),
+}
+LAYERS: dict[type, Rule] = {cls: rule for classes, rule in RULES.items() for cls in classes}
+
+# Those that resize, where they do not interpolate: pixels are only copied.
+NEAREST: dict[type, Rule] = {
+    cls: dataclasses.replace(
+        LAYERS[cls], operators=("RESIZE_NEAREST_NEIGHBOR",), output=Output.PASS_THROUGH
+    )
+    for cls in (L.UpSampling2D, L.Resizing)
+}
+
+# Operations of `keras.ops`, and of operators, that move or pick values; by the names of their
+# classes, which are not public.
+OPERATIONS: dict[str, Rule] = {
+    name: Rule(operators=tuple(operators), output=Output.PASS_THROUGH, note="keeps the batch axis")
+    for name, *operators in (
+        ("BroadcastTo", "BROADCAST_TO"),
+        ("Flip", "REVERSE_V2"),
+        ("GetItem", "STRIDED_SLICE"),
+        ("Moveaxis", "TRANSPOSE"),
+        ("Repeat", "GATHER"),
+        ("Roll", "CONCATENATION", "STRIDED_SLICE"),
+        ("Slice", "SLICE"),
+        ("StopGradient",),
+        ("Split", "SPLIT"),
+        ("Swapaxes", "TRANSPOSE"),
+        ("Tile", "TILE"),
+        ("Unstack", "UNPACK"),
+    )
+}
+
+# The activations that become a lookup table.
+FUNCTIONS = (
+    "celu",
+    "hard_shrink",
+    "hard_tanh",
+    "leaky_relu",
+    "log_sigmoid",
+    "mish",
+    "selu",
+    "soft_shrink",
+    "softplus",
+    "softsign",
+    "sparse_plus",
+    "sparse_sigmoid",
+    "squareplus",
+    "tanh_shrink",
+)
+
+ACTIVATIONS: dict[str, Rule] = {
+    "linear": Rule(operators=(), output=Output.PASS_THROUGH),
+    "relu": LAYERS[L.ReLU],
+    "relu6": LAYERS[L.ReLU],
+    "softmax": LAYERS[L.Softmax],
+    "elu": LAYERS[L.ELU],
+    "sigmoid": Rule(operators=("LOGISTIC",), output=Output.FIXED, grids=_PROBABILITY),
+    "gelu": Rule(
+        operators=("GELU",),
+        output=Output.LEARNED,
+        options=lambda _: ("GeluOptions", {"approximate": False}),
+    ),
+    "exponential": Rule(
+        operators=("EXP",), output=Output.LEARNED, options=lambda _: ("ExpOptions", {})
+    ),
+    "hard_silu": Rule(
+        operators=("DEPTHWISE_CONV_2D", "MUL"),
+        output=Output.DECOMPOSED,
+        note="becomes hard_sigmoid and Multiply",
+    ),
+    "silu": Rule(
+        operators=("LOGISTIC", "MUL"),
+        output=Output.DECOMPOSED,
+        note="becomes sigmoid and Multiply",
+    ),
+    "hard_sigmoid": Rule(
+        operators=("DEPTHWISE_CONV_2D",),
+        output=Output.DECOMPOSED,
+        note="becomes Scale and ReLU up to 1",
+    ),
+    "tanh": Rule(operators=("TANH",), output=Output.FIXED, grids=_fixed(1 / 128, 0)),
+    **dict.fromkeys(
+        FUNCTIONS,
+        Rule(
+            operators=LAYERS[Function].operators,
+            output=Output.DECOMPOSED,
+            note="becomes Function",
+        ),
+    ),
+}

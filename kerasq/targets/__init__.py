@@ -1,0 +1,42 @@
+"""What quantized models run on: one table of targets, by name."""
+
+from kerasq.targets.litert import LITERT
+from kerasq.targets.target import Limits, Target
+
+__all__ = ["DEFAULT", "LITERT", "TARGETS", "Limits", "Target", "find", "register"]
+
+# A new target is a file beside litert.py and a row here.
+TARGETS: dict[str, Target] = {target.name: target for target in (LITERT,)}
+
+# The target of models that do not name one.
+DEFAULT = LITERT.name
+
+
+def register(target: Target) -> None:
+    """Adds a target of your own, so that models may name it, saved ones included.
+
+    Raises:
+        ValueError: where another target has its name.
+    """
+    if TARGETS.setdefault(target.name, target) is not target:
+        raise ValueError(
+            "A target must have a name of its own. "
+            f"Received: {target.name!r}, beside those that there are: {sorted(TARGETS)}."
+        )
+
+
+def find(target: str | Target) -> Target:
+    """The target of a name, or the target itself if it is registered.
+
+    Raises:
+        ValueError: for a name that no target has, or a target that is not registered.
+    """
+    if isinstance(target, str) and target in TARGETS:
+        return TARGETS[target]
+    if isinstance(target, Target) and TARGETS.get(target.name) is target:
+        return target
+    name = target.name if isinstance(target, Target) else target
+    raise ValueError(
+        f"`target` must be one of {sorted(TARGETS)}, or be added to them with "
+        f"`kerasq.targets.register`. Received: target={name!r}."
+    )

@@ -1,0 +1,82 @@
+"""LiteRT's default kernels on x86-64: XNNPACK where its delegate takes an operator, else its own.
+
+Widths without a row have no kernel that is simulated. Read off LiteRT 2.3, and checked against the
+interpreter in tests/test_kernels.py and tests/test_kernels_int16.py.
+"""
+
+from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16
+from kerasq.kernels import accumulators as sums
+from kerasq.litert.operators import OPERATORS
+from kerasq.scheme import FLOAT_BITS
+from kerasq.targets.target import Limits, Target
+
+KERNELS: dict[tuple[str, int], Kernel] = {
+    ("ADD", 8): int8.add,
+    ("ADD", 16): int16.add,
+    ("AVERAGE_POOL_2D", 8): any_width.average_pool,
+    ("AVERAGE_POOL_2D", 16): any_width.average_pool,
+    ("BATCH_MATMUL", 8): int8.matmul,
+    ("BATCH_MATMUL", 16): int16.matmul,
+    ("CONCATENATION", 8): any_width.on_one_grid,
+    ("CONCATENATION", 16): any_width.on_one_grid,
+    ("ELU", 8): int8.pointwise,
+    ("EXP", 8): int8.pointwise,
+    ("GATHER", 8): int8.lookup,
+    ("GELU", 8): int8.pointwise,
+    ("LEAKY_RELU", 8): int8.leaky_relu,
+    ("LOGISTIC", 8): int8.pointwise,
+    ("LOGISTIC", 16): int16.sigmoid,
+    ("MAXIMUM", 8): any_width.on_one_grid,
+    ("MAXIMUM", 16): any_width.on_one_grid,
+    ("MEAN", 8): int8.mean,
+    ("MEAN", 16): int16.mean,
+    ("MINIMUM", 8): any_width.on_one_grid,
+    ("MINIMUM", 16): any_width.on_one_grid,
+    ("MUL", 8): int8.multiply,
+    ("MUL", 16): int16.multiply,
+    ("QUANTIZE", 8): int8.requantize,
+    ("QUANTIZE", 16): int16.requantize,
+    ("QUANTIZE", FLOAT_BITS): any_width.quantize,
+    ("RELU", 8): any_width.relu,
+    ("RELU", 16): any_width.relu,
+    ("RESIZE_BILINEAR", 8): int8.resize_bilinear,
+    ("RESIZE_BILINEAR", 16): int16.resize_bilinear,
+    ("SOFTMAX", 8): int8.softmax,
+    ("SOFTMAX", 16): int16.softmax,
+    ("SUB", 8): int8.subtract,
+    ("SUB", 16): int16.subtract,
+    ("TANH", 8): int8.pointwise,
+    ("TANH", 16): int16.tanh,
+}
+
+# XNNPACK takes int8 weights; packed ones only in FULLY_CONNECTED. Nothing on int16.
+ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
+    ("CONV_2D", 8, 8): sums.rescale,
+    ("CONV_2D", 8, 4): sums.rescale_twice,
+    ("CONV_2D", 16, 8): sums.rescale_15_bits,
+    ("CONV_2D", 16, 4): sums.rescale_15_bits,
+    ("DEPTHWISE_CONV_2D", 8, 8): sums.rescale,
+    ("DEPTHWISE_CONV_2D", 8, 4): sums.rescale_by_eights,
+    ("DEPTHWISE_CONV_2D", 16, 8): sums.rescale_15_bits,
+    ("FULLY_CONNECTED", 8, 8): sums.rescale,
+    ("FULLY_CONNECTED", 8, 4): sums.rescale_odd,
+    ("FULLY_CONNECTED", 16, 8): sums.rescale_once,
+    ("FULLY_CONNECTED", 16, 4): sums.rescale_once,
+    ("TRANSPOSE_CONV", 8, 8): sums.rescale,
+}
+
+LITERT = Target(
+    name="litert",
+    operators=OPERATORS,
+    kernels=KERNELS,
+    accumulator_kernels=ACCUMULATOR_KERNELS,
+    limits=Limits(
+        # Accumulators have room left in int32, and in the 48 bits that LiteRT rescales. Reached by
+        # channels whose weights are nearly all 0, as folding a BatchNormalization may leave them.
+        bias={8: 2.0**30, 16: 2.0**40},
+        accumulator_bits={8: 32, 16: 64},
+        # XNNPACK's delegate refuses to load a model with 256 or more; LiteRT's int16 kernels
+        # overflow somewhere beyond.
+        multiplier=256.0,
+    ),
+)

@@ -1,0 +1,130 @@
+"""A target: the integer kernels of a device, as the simulation and the export need to know them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasq.grid import Grid
+from kerasq.kernels import AccumulatorKernel, Kernel
+from kerasq.litert.operators import Operator
+from kerasq.scheme import FLOAT_BITS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a target's kernels can hold.
+
+    Attributes:
+        bias: what bias codes stay below, by bits of the activations.
+        accumulator_bits: width of the sums, by bits of the activations.
+        multiplier: what `s_in * s_w / s_out` stays below.
+    """
+
+    bias: Mapping[int, float]
+    accumulator_bits: Mapping[int, int]
+    multiplier: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a quantized model runs on.
+
+    Widths are the bits of the codes that an operator reads and writes: 8, 16, or 32 for float
+    (QUANTIZE reads floats). Where there are several, the widest counts.
+
+    Attributes:
+        name: what `quantize_model` takes, and a saved model keeps.
+        operators: the operators, with their versions and types.
+        kernels: the functions that operators without weights are simulated by, by operator and
+            width.
+        accumulator_kernels: those of operators with weights, by operator, width, and width of the
+            weights as they are stored: 8, or 4 where they are packed.
+        limits: see `Limits`.
+
+    Raises:
+        ValueError: for a kernel of an operator that the table does not have.
+    """
+
+    name: str
+    operators: Mapping[str, Operator]
+    kernels: Mapping[tuple[str, int], Kernel]
+    accumulator_kernels: Mapping[tuple[str, int, int], AccumulatorKernel]
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        named = {key[0] for key in (*self.kernels, *self.accumulator_kernels)}
+        if unknown := sorted(named - {*self.operators}):
+            raise ValueError(
+                "A target's kernels must be those of its operators. "
+                f"Received: target {self.name!r} with kernels of {unknown}, which it does not have."
+            )
+
+    def kernel(self, operator: str, bits: int) -> Kernel:
+        """The kernel of an operator without weights.
+
+        Raises:
+            ValueError: where there is none at this width.
+        """
+        return self._found(self.kernels, (operator, bits))
+
+    def accumulator_kernel(self, operator: str, bits: int, weight_bits: int) -> AccumulatorKernel:
+        """The kernel of an operator with weights of `weight_bits`.
+
+        Raises:
+            ValueError: where there is none at these widths.
+        """
+        stored = 4 if self.packs(operator, weight_bits, bits) else 8
+        return self._found(self.accumulator_kernels, (operator, bits, stored))
+
+    def _found(self, kernels: Mapping[Any, Any], key: tuple[Any, ...]) -> Any:
+        if key not in kernels:
+            legal = [other for other in kernels if other[0] == key[0]]
+            raise ValueError(
+                "An operator must have a kernel that the target simulates. Received: "
+                f"{key} on target {self.name!r}, which has {legal or 'none'} of it."
+            )
+        return kernels[key]
+
+    def run(
+        self, operator: str, layer: keras.Layer, codes: list, grids: list[Grid], out: Grid
+    ) -> tf.Tensor:
+        """What an operator without weights computes; see `Kernel`.
+
+        Raises:
+            ValueError: where there is no kernel at these widths.
+        """
+        if self.operators[operator].one_grid:
+            # The file has a QUANTIZE before each input that lies on another grid.
+            codes = [
+                code if grid is out else self.run("QUANTIZE", layer, [code], [grid], out)
+                for code, grid in zip(codes, grids, strict=True)
+            ]
+        bits = max(grid.bits for grid in (*grids, out)) if grids else FLOAT_BITS
+        return self.kernel(operator, bits)(layer, codes, grids, out)
+
+    def has_int16(self, operator: str) -> bool:
+        """Whether an operator has an int16 kernel that is simulated."""
+        return operator in self.operators and self.operators[operator].int16 is not None
+
+    def packs(self, operator: str, weight_bits: int, activation_bits: int) -> bool:
+        """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
+        return weight_bits <= 4 and activation_bits in self.operators[operator].int4
+
+    def version(self, operator: str, weight_bits: int, activation_bits: int) -> int:
+        """The least operator version for these widths.
+
+        Raises:
+            ValueError: where there is no kernel for them.
+        """
+        known = self.operators[operator]
+        if self.packs(operator, weight_bits, activation_bits):
+            return known.int4[activation_bits]
+        found = known.int8 if activation_bits <= 8 else known.int16
+        if found is None:
+            raise ValueError(
+                f"{operator} must have a kernel for int{activation_bits}. Received: none."
+            )
+        return found
