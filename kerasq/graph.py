@@ -172,7 +172,8 @@ class _Reading:
         if isinstance(inputs, dict) and not isinstance(functional.input, dict):
             inputs = [inputs[x.name] for x in functional.inputs]
         flat = functional._adjust_input_rank(keras.tree.flatten(inputs))
-        return functional._run_through_graph(flat, call_fn=call)
+        # Keras 3.12 and older have no default for `operation_fn`.
+        return functional._run_through_graph(flat, operation_fn=lambda x: x, call_fn=call)
 
     def _opens(self, operation: Any) -> bool:
         return isinstance(operation, keras.Layer) and not self._closed(operation)

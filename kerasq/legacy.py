@@ -11,6 +11,8 @@ from typing import Any
 import h5py
 import keras
 
+from kerasq.support import optional
+
 ops = keras.ops
 
 # What TensorFlow functions in a graph of Keras 2 are in `keras.ops`, by their symbols.
@@ -107,13 +109,7 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     with h5py.File(path) as file:
         if str(file.attrs.get("keras_version", "2")) >= "3":
             return keras.models.load_model(path, custom_objects=custom_objects, compile=False)
-    try:
-        import tf_keras
-    except ImportError as error:
-        raise ImportError(
-            "A file of Keras 2 is read by tf_keras. "
-            f"Received: {str(path)!r}, without tf_keras. Run `pip install tf_keras`."
-        ) from error
+    tf_keras = optional.load("tf_keras", "legacy")
     return rebuild(tf_keras.models.load_model(path, custom_objects=custom_objects, compile=False))
 
 

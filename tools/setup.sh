@@ -1,16 +1,17 @@
-# Sourced by tools/demo, tools/test, tools/benchmark and tools/zoo: the repository's own virtual environment in .venv.
+# Sourced by tools/demo, tools/test, tools/package, tools/benchmark and tools/zoo: the repository's own virtual environments.
 #
-# ensure_venv EXTRAS installs the repository with those extras, for example "recipes,test", and
-# puts .venv first on PATH. What is installed already costs nothing: .venv/installed-<extras>
-# holds a hash of setup.cfg, pyproject.toml and the interpreter, and is written last, so that an
-# interrupted or outdated installation is done again.
+# ensure_venv EXTRAS installs the repository with those extras, for example "recipes,test", into
+# .venv and puts it first on PATH; ensure_venv EXTRAS oldest into .venv-oldest, in the lowest
+# versions that setup.cfg allows. What is installed already costs nothing: installed-<extras> in
+# the environment holds a hash of setup.cfg, pyproject.toml and the interpreter, and is written
+# last, so that an interrupted or outdated installation is done again.
 
 export CUDA_VISIBLE_DEVICES=-1
 export TF_CPP_MIN_LOG_LEVEL=3
 
 find_python() {
   local candidate
-  for candidate in python3.11 python3; do
+  for candidate in python3.11 python3.12 python3.13 python3; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$candidate"
       return
@@ -25,20 +26,26 @@ stamp() {
   { echo "$1"; cat setup.cfg pyproject.toml; } | cksum
 }
 
-is_installed() {
-  [ -x .venv/bin/python ] && [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$(stamp "$2")" ]
+# The lower bounds of setup.cfg as pip's constraints: "numpy >=2.0, <3" is "numpy==2.0".
+lowest() {
+  sed -nE 's/^ +([a-z-]+) >=([0-9.]+),.*/\1==\2/p' setup.cfg | sort -u
 }
 
 ensure_venv() {
-  local extras="$1" name="${1//,/-}" python
+  local extras="$1" venv=".venv${2:+-$2}" name="${1//,/-}" constraints=/dev/null python
   python="$(find_python)"
-  if ! is_installed "$name" "$python"; then
-    echo "Installing kerasq[$extras] into .venv (a few minutes, once)"
-    rm -f ".venv/installed-$name"
+  if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/installed-$name" 2>/dev/null)" != "$(stamp "$python")" ]; then
+    echo "Installing kerasq[$extras] into $venv (a few minutes, once)"
+    rm -f "$venv/installed-$name"
     # An interrupted `venv` leaves a folder without pip.
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
-    stamp "$python" >".venv/installed-$name"
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
+    if [ "${2-}" = oldest ]; then
+      constraints="$venv/lowest.txt"
+      lowest >"$constraints"
+    fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --constraint "$constraints" --editable ".[$extras]"
+    stamp "$python" >"$venv/installed-$name"
   fi
-  export PATH="$PWD/.venv/bin:$PATH"
+  export PATH="$PWD/$venv/bin:$PATH"
 }

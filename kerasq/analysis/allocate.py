@@ -15,7 +15,7 @@ from kerasq.analysis.bench import SQNR, Bench, metric_name
 from kerasq.analysis.network import Network
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.scheme import Scheme, resolve
-from kerasq.support import tables
+from kerasq.support import optional, tables
 from kerasq.support.files import save_figure
 from kerasq.support.progress import track
 from kerasq.wrappers import QuantizeWrapper
@@ -96,10 +96,12 @@ class Allocation:
 
         Returns:
             The matplotlib figure.
-        """
-        from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        Raises:
+            ImportError: where matplotlib is not installed.
+        """
+        figures = optional.load("matplotlib.figure", "plot")
+        figure = figures.Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         finite = [p for p in self.front if np.isfinite(p.predicted)]
         axes.plot([p.cost for p in finite], [p.predicted for p in finite], "o-", label="front")
@@ -158,6 +160,7 @@ def allocate(
         The allocation. Inputs of the model get the first candidate.
 
     Raises:
+        ImportError: where scipy is not installed.
         ValueError: for an unknown budget, one that no allocation fits (the least is named), or a
             model whose sample shape is not known.
 
@@ -167,6 +170,7 @@ def allocate(
         >>> kerasq.allocate(model, x, {"bytes": 40}, candidates=("w8a8", "w4a8")).overrides
         {'d': 'w4a8', 'x': 'w8a8'}
     """
+    optional.load("scipy.optimize", "allocate")  # Before the measurements, which take time.
     known = sensitivity.candidates if sensitivity else CANDIDATES
     candidates = tuple(known if candidates is None else candidates)
     if sensitivity is not None and candidates != sensitivity.candidates:
@@ -274,20 +278,19 @@ class _Program:
 
     def _solve(self, objective: np.ndarray, rows: np.ndarray, limit: float) -> Point | None:
         """The allocation with the least objective under `sum x * rows <= limit`."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
+        optimize = optional.load("scipy.optimize", "allocate")
         layers, candidates = self.noise.shape
         one_each = np.kron(np.eye(layers), np.ones(candidates))
         scale = max(float(np.abs(objective).max()), 1e-300)
         tie = _TIE * self.memory.ravel()
-        result = milp(
+        result = optimize.milp(
             objective.ravel() / scale + tie,
             constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(rows.ravel()[None], -np.inf, limit),
+                optimize.LinearConstraint(one_each, 1, 1),
+                optimize.LinearConstraint(rows.ravel()[None], -np.inf, limit),
             ],
             integrality=np.ones(layers * candidates),
-            bounds=Bounds(0, self.allowed.ravel().astype(float)),
+            bounds=optimize.Bounds(0, self.allowed.ravel().astype(float)),
         )
         if result.x is None:
             return None

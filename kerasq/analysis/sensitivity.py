@@ -11,7 +11,7 @@ import numpy as np
 from kerasq.analysis.bench import SQNR, Bench
 from kerasq.analysis.network import Network
 from kerasq.scheme import FLOAT_BITS, Scheme
-from kerasq.support import tables
+from kerasq.support import optional, tables
 from kerasq.support.files import save_figure
 from kerasq.support.progress import track
 
@@ -123,18 +123,22 @@ class Sensitivity:
 
         Returns:
             The matplotlib figure.
-        """
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
 
+        Raises:
+            ImportError: where matplotlib is not installed.
+        """
+        figures = optional.load("matplotlib.figure", "plot")
+        patches = optional.load("matplotlib.patches", "plot")
         rows = self.sort()
         y = np.arange(len(rows.layers))
-        figure = Figure(figsize=(10, 1.5 + 0.28 * len(y)), layout="constrained")
+        figure = figures.Figure(figsize=(10, 1.5 + 0.28 * len(y)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         quantized = [j for j, name in enumerate(self.candidates) if name != "float"]
         self._bars(left, y, rows.alone, quantized)
         self._bars(right, y, rows.gain, list(range(1, len(self.candidates))))
-        colours = [Patch(color=f"C{j}", label=name) for j, name in enumerate(self.candidates)]
+        colours = [
+            patches.Patch(color=f"C{j}", label=name) for j, name in enumerate(self.candidates)
+        ]
         figure.legend(handles=colours, loc="outside upper center", ncols=len(colours))
         unit = " (dB)" if self.metric == SQNR else ""
         left.set(xlabel=f"{self.metric}{unit}, only this layer quantized")

@@ -32,6 +32,6 @@ def _table(rows: list[list[str]], left: int, style: str) -> str:
         rows,
         headers="firstrow",
         tablefmt=style,
-        colalign=alignment,
+        colalign=alignment if rows[1:] else None,  # tabulate 0.9 wants a row behind the header.
         disable_numparse=True,
     )

@@ -1,6 +1,7 @@
 """The table of LiteRT's operators against the interpreter itself, on models of one operator."""
 
 import dataclasses
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ KERNELS = ["optimized", "reference"]
 # Those with several outputs, or other operands first, or of integers that lie on no grid: models
 # that have them are run in test_graphs.py.
 IN_MODELS = {"CAST", "GATHER", "SPLIT", "TRANSPOSE_CONV", "UNPACK"}
+# What the reference kernels of LiteRT 2.1 do not have yet.
+NEW = {"REVERSE_V2"} if metadata.version("ai-edge-litert").startswith("2.1.") else set()
 WIDTHS = [
     (name, bits)
     for name in OPERATORS
@@ -208,7 +211,7 @@ def test_every_operator_has_a_case():
 def test_the_interpreter_runs_it(name, bits, kernels):
     one = case(name, bits)
     content = one.content(name, LITERT.version(name, 8, bits))
-    if kernels == "reference" and not OPERATORS[name].reference:
+    if kernels == "reference" and (name in NEW or not OPERATORS[name].reference):
         with pytest.raises(ValueError, match=f"Didn't find op for builtin opcode '{name}'"):
             run(content, *one.inputs, kernels=kernels)
         return

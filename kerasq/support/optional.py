@@ -1,0 +1,20 @@
+"""Packages that not everyone needs."""
+
+import importlib
+from typing import Any
+
+
+def load(module: str, extra: str) -> Any:
+    """Imports a module of a package that comes with `pip install 'kerasq[<extra>]'`.
+
+    Raises:
+        ImportError: where it is not installed; the command is in it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f"{package} must be installed, which kerasq does not need otherwise. "
+            f"Received: {error}. Run `pip install 'kerasq[{extra}]'`."
+        ) from error
