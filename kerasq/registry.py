@@ -46,6 +46,8 @@ def register_layer(
             that do not fit the operator.
     """
     model = _model_rule(cls, op)
+    # Of the model only operators and options are taken over: its conditions, such as a format or
+    # masks, are those of Keras's own layer, and the user vouches for what `cls` does.
     weighted = op in OPERATORS and OPERATORS[op].channels is not None
     kind = _registered_output(op, model, output)
     if weighted != (kernel is not None) and kind != Output.FLOAT:
@@ -90,7 +92,8 @@ def _registered_output(op: str, model: Rule, output: str | Grid) -> Output:
         raise ValueError(
             f"`output` must be 'range', 'same', 'float' or a Grid. Received: output={output!r}."
         )
-    if op == "-" and kind == Output.LEARNED:  # The default, which an identity cannot have.
+    # The default, which an identity cannot have: it leaves no operator that could requantize.
+    if op == "-" and kind == Output.LEARNED:
         return Output.PASS_THROUGH
     if model.output not in (Output.PASS_THROUGH, Output.INPUT):
         return kind
@@ -108,6 +111,7 @@ def activation_name(layer: keras.Layer) -> str:
     if function is None:
         return "linear"
     name = keras.activations.serialize(function)
+    # A function of the user's may have the name of one that Keras has.
     if isinstance(name, str) and getattr(keras.activations, name, None) is not function:
         return f"{name} of your own"
     return name if isinstance(name, str) else type(function).__name__
@@ -117,6 +121,7 @@ def find(layer: keras.Layer) -> Rule | None:
     """The rule for `layer`, or None where there is none."""
     if type(layer) is L.Activation:
         return ACTIVATIONS.get(activation_name(layer))
+    # Operations of keras.ops are no layers; their classes are known by name only.
     if not isinstance(layer, keras.Layer):
         return OPERATIONS.get(type(layer).__name__)
     found = _REGISTERED.get(type(layer)) or LAYERS.get(type(layer))

@@ -76,6 +76,7 @@ class Target:
         Raises:
             ValueError: where there is none at these widths.
         """
+        # Weights of any number of bits are stored in one of two ways, and kernels see only those.
         stored = 4 if self.packs(operator, weight_bits, bits) else 8
         return self._found(self.accumulator_kernels, (operator, bits, stored))
 
@@ -102,6 +103,8 @@ class Target:
                 code if grid is out else self.run("QUANTIZE", layer, [code], [grid], out)
                 for code, grid in zip(codes, grids, strict=True)
             ]
+        # Neighbours of other widths have a QUANTIZE between them, so only QUANTIZE reads another
+        # width than it writes: 16 bits at either end make it the int16 kernel.
         bits = max(grid.bits for grid in (*grids, out)) if grids else FLOAT_BITS
         return self.kernel(operator, bits)(layer, codes, grids, out)
 

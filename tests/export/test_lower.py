@@ -11,6 +11,7 @@ from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 from kerasq.litert.flatbuffer import Op
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.targets import LITERT
 from tests import networks
 
 L = keras.layers
@@ -49,7 +50,9 @@ class Traced:
             output_names=["y"],
             output_layers=["layer"],
         )
-        converted = convert.Converted(content=converter.convert(), marks=self.marks, layers=[])
+        converted = convert.Converted(
+            content=converter.convert(), marks=self.marks, layers=[], target=LITERT
+        )
         return TFLiteModel(lower.lower(converted, signature))
 
 
