@@ -57,6 +57,8 @@ class Graph:
         mixed: by name of a layer of mixed precision, the type that it computed in.
         refused: by name of a layer that could not be opened, the reason.
         masked: names of layers that read a mask, which Keras passes beside the tensors.
+        gains: by name of a layer into whose kernel a BatchNormalization was folded, the unit that
+            the kernel is trained in.
     """
 
     model: keras.Model
@@ -67,6 +69,7 @@ class Graph:
     mixed: dict[str, str]
     refused: dict[str, str]
     masked: set[str]
+    gains: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:

@@ -7,7 +7,7 @@ from kerasq import legacy, registry, targets, unsupported
 from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.plan import Plan
 from kerasq.prepare import fusion
-from kerasq.prepare.decompose import decompose
+from kerasq.prepare.passes import prepare
 from kerasq.quantizers.weights import WEIGHTS
 from kerasq.scheme import fitting, per_layer
 from kerasq.wrap import wrap
@@ -90,10 +90,11 @@ def quantize_model(
     schemes = per_layer(scheme, overrides, layers, graph.parents)
     schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
     schemes, floats = _floats(graph, schemes)
-    plan = Plan(decompose(graph, floats), schemes, floats, target)
+    skip = ("fold",) if batch_norm == "keep" else ()
+    plan = Plan(prepare(graph, floats, skip), schemes, floats, target)
     plan.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     plan.check_kernels()
-    quantized = wrap(plan, batch_norm == "fold", range_gradient, weights)
+    quantized = wrap(plan, range_gradient, weights)
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "

@@ -8,30 +8,28 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.plan import Call, Kind, Plan
-from kerasq.prepare import batch_norm as batch_norms
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper
 
 
-def wrap(plan: Plan, fold: bool, range_gradient: str, weights: str) -> keras.Model:
+def wrap(plan: Plan, range_gradient: str, weights: str) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
     Args:
         plan: the records of the decomposed graph.
-        fold: whether BatchNormalization is folded into the kernel before it.
         range_gradient: how ranges learn: "lsq", "clip" or "none".
         weights: how weights of fewer than 8 bits lie on codes.
     """
-    return graphs.rewrite(plan.graph, _Wrapping(plan, fold, range_gradient, weights).call)
+    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, weights).call)
 
 
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(self, plan: Plan, fold: bool, range_gradient: str, weights: str) -> None:
+    def __init__(self, plan: Plan, range_gradient: str, weights: str) -> None:
         self.plan = plan
         self.graph = plan.graph
-        self.fold, self.range_gradient, self.weights = fold, range_gradient, weights
+        self.range_gradient, self.weights = range_gradient, weights
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         self.boundaries: dict[tuple[int, int], tuple] = {}
         # By name of the leading layer.
@@ -105,15 +103,13 @@ class _Wrapping:
         leader = self.graph.leaders[layer.name]
         if leader in self.wrappers:
             return KernelWrapper.sharing(self.wrappers[leader], name=layer.name, **options)
-        factor, norm = 1.0, None
-        if call.batch_norm is not None and self.fold:
-            kernel, factor = batch_norms.fold(layer, call.batch_norm.layer)
-        else:
-            kernel = graphs.copy_built(layer)
-            norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
+        kernel, gain = graphs.copy_built(layer), self.graph.gains.get(leader, 1.0)
+        variable = getattr(kernel, str(registry.rule(layer).kernel))
+        variable.assign(variable / gain)  # A power of two: nothing is rounded.
+        norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
         wrapper = KernelWrapper(kernel, batch_norm=norm, weights=self.weights, **options)
         wrapper.build(layer.input.shape)
-        wrapper.kernel_gain.assign(factor)
+        wrapper.kernel_gain.assign(gain)
         self.wrappers[leader] = wrapper
         return wrapper
 

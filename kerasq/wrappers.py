@@ -235,7 +235,7 @@ class KernelWrapper(QuantizeWrapper):
     """A layer with a kernel: symmetric per-channel weights, integer bias.
 
     The kernel that counts is the variable times `kernel_gain`, a constant (1, unless a
-    BatchNormalization was folded: see `kerasq.prepare.batch_norm.fold`). `weight_quantizer` puts
+    BatchNormalization was folded: see `kerasq.prepare.batch_norm`). `weight_quantizer` puts
     the variable on its grid. Biases are rounded to the grid of the accumulators, `s_in * s_w[c]`.
 
     Args:

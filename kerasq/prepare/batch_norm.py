@@ -1,6 +1,8 @@
-"""Folding of BatchNormalization into the layer before it."""
+"""Folding of BatchNormalization into the layer before it: a pass from graph to graph."""
 
+import dataclasses
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -55,37 +57,65 @@ def gain_and_bias(
     return gain, shift + norm.beta.value if norm.center else shift
 
 
-def fold(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> tuple[keras.Layer, float]:
-    """A layer with bias and a factor r: with its kernel times r it equals `layer` and `norm`.
+def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Graph:
+    """Returns an equal graph in which each BatchNormalization is part of the kernel before it.
+
+    The layer before it gets a bias, and the kernel that counts in inference. `Graph.gains` has, by
+    name of a layer, the unit to train that kernel in: see `_unit`.
+
+    Args:
+        graph: the graph; it is not changed.
+        keep: names of the layers that stay as they are.
+    """
+    norms = {id(node): norm for node, norm in pairs(graph) if node.layer.name not in keep}
+    folded = {id(norm) for norm in norms.values()}
+    gains: dict[str, float] = {}
+
+    def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        if id(node) in folded:
+            return args[0]
+        if id(node) not in norms:
+            return graphs.copy_call(node.layer, *args, **kwargs)
+        norm = norms[id(node)].layer
+        gains[graph.leaders[node.layer.name]] = _unit(node.layer, norm)
+        return _folded(node.layer, norm)(*args, **kwargs)
+
+    new = graphs.read(graphs.rewrite(graph, call))
+    return dataclasses.replace(
+        new, owners=graph.owners, leaders=graph.leaders, mixed=graph.mixed, gains=gains
+    )
+
+
+def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.Layer:
+    """A layer with bias that equals `layer` and `norm`."""
+    rule = registry.rule(layer)
+    gain, bias = gain_and_bias(norm, layer.bias.value if layer.use_bias else None)
+    variable = getattr(layer, str(rule.kernel))
+    new = graphs.copy_layer(layer, use_bias=True)
+    new.build(layer.input.shape)
+    kernel = rule.flatten(variable.value) * gain
+    getattr(new, str(rule.kernel)).assign(rule.unflatten(kernel, variable.shape))
+    new.bias.assign(bias)
+    return new
+
+
+def _unit(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> float:
+    """The unit r that the folded kernel is trained in: the variable is the kernel over r.
 
     Without BatchNormalization a kernel is no longer scale-invariant: behind pixels of 0..255, a
-    learning rate that suited the float model makes it diverge. So the kernel that is trained is
-    kept in units in which its inputs have variance 1, estimated from the variances that the
+    learning rate that suited the float model makes it diverge. So the variable is kept in units in
+    which the kernel's inputs have variance 1, estimated from the variances that the
     BatchNormalization knows:
 
         1 / r = median over channels c of sqrt(variance_c + epsilon) / norm2(kernel_c)
 
-    rounded to a power of two, so that weights that are powers of two stay such.
-
-    Args:
-        layer: a layer with a kernel, linear, built; it is not changed.
-        norm: the BatchNormalization behind it.
-
-    Returns:
-        The new layer, and r.
+    rounded to a power of two, so that weights that are powers of two stay such, and dividing by r
+    rounds nothing.
     """
     rule = registry.rule(layer)
-    gain, bias = gain_and_bias(norm, layer.bias.value if layer.use_bias else None)
-    variable = getattr(layer, str(rule.kernel))
-    kernel = keras.ops.convert_to_numpy(rule.flatten(variable.value))
+    kernel = keras.ops.convert_to_numpy(rule.flatten(getattr(layer, str(rule.kernel)).value))
     norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0)
     deviation = np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance.value) + norm.epsilon)
     used = norms > 0
-    factor = float(np.median(norms[used] / deviation[used])) if used.any() else 1.0
-    factor = 2.0 ** round(math.log2(factor))
-    new = graphs.copy_layer(layer, use_bias=True)
-    new.build(layer.input.shape)
-    kernel = kernel * np.asarray(gain) / factor
-    getattr(new, str(rule.kernel)).assign(rule.unflatten(kernel, variable.shape))
-    new.bias.assign(bias)
-    return new, factor
+    unit = float(np.median(norms[used] / deviation[used])) if used.any() else 1.0
+    return 2.0 ** round(math.log2(unit))

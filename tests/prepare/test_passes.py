@@ -1,0 +1,62 @@
+"""The passes: every one returns a graph whose model computes the same."""
+
+import keras
+import numpy as np
+import pytest
+
+from kerasq import graph as graphs
+from kerasq.prepare.passes import PASSES, prepare
+from tests import networks
+
+L = keras.layers
+
+
+def _norms(graph):
+    return [x for x in graph.model.layers if isinstance(x, L.BatchNormalization)]
+
+
+@pytest.mark.parametrize("make", [networks.residual, networks.mobile, networks.convolutions])
+def test_passes_keep_the_function(make):
+    model = make()
+    x = networks.samples(model, 8)
+    expected = model.predict_on_batch(x)
+    graph = graphs.read(model)
+    for run in PASSES.values():
+        graph = run(graph, frozenset())
+        y = graph.model.predict_on_batch(x)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folded_graph_has_no_batch_normalization():
+    graph = graphs.read(networks.residual())
+    assert _norms(graph) and _norms(prepare(graph, skip=("fold",)))
+    folded = prepare(graph)
+    assert not _norms(folded)
+    assert folded.gains and all(np.log2(gain) % 1 == 0 for gain in folded.gains.values())
+
+
+def test_the_kernel_that_is_trained_is_in_units_of_the_gain():
+    """A BatchNormalization behind pixels: the kernel's outputs have a deviation of about 1."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3), name="image")
+    y = L.BatchNormalization(name="norm")(L.Conv2D(4, 3, use_bias=False, name="conv")(image))
+    model = keras.Model(image, y)
+    model.get_layer("norm").moving_variance.assign([400.0, 1600.0, 2500.0, 6400.0])
+    kernel = model.get_layer("conv").kernel.numpy()
+    deviation = np.sqrt(np.array([400.0, 1600.0, 2500.0, 6400.0]) + 1e-3)
+    unit = np.median(np.linalg.norm(kernel.reshape(-1, 4), axis=0) / deviation)
+    folded = prepare(graphs.read(model))
+    assert folded.gains == {"conv": 2.0 ** np.round(np.log2(unit))}
+    np.testing.assert_allclose(
+        folded.model.get_layer("conv").kernel.numpy(), kernel / deviation, rtol=1e-5
+    )
+
+
+def test_layers_that_stay_float_keep_their_batch_normalization():
+    graph = graphs.read(networks.residual())
+    name = next(
+        node.layer.name
+        for node in graph.nodes
+        if isinstance(graph.consumers(node.output)[0].layer, L.BatchNormalization)
+    )
+    assert len(_norms(prepare(graph, keep=frozenset([name])))) == 1
