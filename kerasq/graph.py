@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -462,6 +463,13 @@ def call_of(tensor: keras.KerasTensor) -> Node:
     node = operation._inbound_nodes[call]
     output = node.outputs[0] if len(node.outputs) == 1 else list(node.outputs)
     return Node(operation, tuple(node.arguments.args), dict(node.arguments.kwargs), output)
+
+
+def is_symbolic() -> bool:
+    """Whether Keras only finds out what shapes a call returns: it computes nothing then."""
+    # The one sign of it is the name of the graph that Keras 3 (3.10 to 3.15) traces the call in.
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    return getattr(graph, "name", "").startswith("scratch_graph")
 
 
 def infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:

@@ -7,9 +7,10 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.scheme import FLOAT_BITS
-from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper
+from kerasq.wrappers import Boundary, QuantizeWrapper
 
 
 def wrap(plan: Plan, range_gradient: str, weights: str) -> keras.Model:
@@ -87,11 +88,12 @@ class _Wrapping:
             suffix = "quantize" if is_input else f"int{bits}"
             taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
             name = f"{_legal(graphs.origin(x)[0].name)}_{suffix}"
-            wrapper = QuantizeWrapper(
-                keras.layers.Identity(name=self.graph.free_name(name, taken), dtype="float32"),
-                scheme=f"w8a{bits}",
+            wrapper = Boundary(
+                bits,
+                is_input=is_input,
+                range_gradient=self.range_gradient,
+                name=self.graph.free_name(name, taken),
                 target=self.plan.target,
-                range_gradient=INPUT_GRADIENT if is_input else self.range_gradient,
             )
             self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
         return self.boundaries[id(x), bits][1]

@@ -8,8 +8,6 @@ A wrapper does one of two things:
   the training path.
 """
 
-import contextlib
-import threading
 from typing import Any
 
 import keras
@@ -18,16 +16,7 @@ import tensorflow as tf
 from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
 from kerasq.layers import Constant
-from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import activations
-from kerasq.quantizers import weights as weight_quantizers
-
-# Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
-# thread that predicts must not see that of one that trains.
-_POLICY_LOCK = threading.RLock()
-
-# The range gradient of a model's input: what nothing moves after the first batches.
-INPUT_GRADIENT = "fixed"
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -49,6 +38,9 @@ class QuantizeWrapper(keras.layers.Wrapper):
             `kerasq.plan.written_bits` says where a reader wants few bits.
         target: whose integer kernels inference computes as, by name or as an object.
     """
+
+    # Whether its inputs may be float values.
+    reads_float = False
 
     def __init__(
         self,
@@ -89,14 +81,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
     @property
     def is_cut(self) -> bool:
         """Whether a ReLU, or a boundary, cuts the range of the output."""
-        is_boundary = isinstance(self.layer, keras.layers.Identity)
-        return self.relu or is_boundary or registry.relu_limit(self.layer)[0]
+        return self.relu or registry.relu_limit(self.layer)[0]
 
     @property
     def rule(self) -> registry.Rule:
         """The layer's row in the registry."""
-        if isinstance(self.layer, keras.layers.Identity):
-            return registry.QUANTIZE
         return registry.rule(self.layer)
 
     @property
@@ -116,7 +105,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         inputs = graph.symbolic((args, kwargs))
         if inputs:
             self._producers = _Producers(quantized_by(x) for x in inputs)
-            if self.rule is not registry.QUANTIZE and None in self._producers:
+            if not self.reads_float and None in self._producers:
                 names = [graph.origin(x)[0].name for x in inputs]
                 raise ValueError(
                     f"Layer {self.name!r} must read quantized values. Received: float ones among "
@@ -153,7 +142,9 @@ class QuantizeWrapper(keras.layers.Wrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "QuantizeWrapper":
         """The wrapper that `get_config` describes."""
-        return super().from_config(_current(config), custom_objects)
+        if old := _old_boundary(config):
+            return old
+        return super().from_config(current_config(config), custom_objects)
 
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
@@ -162,11 +153,6 @@ class QuantizeWrapper(keras.layers.Wrapper):
         if self.output_quantizer is not None:
             return self.output_quantizer.grid()
         return self._producers[0].grid()
-
-    @property
-    def is_input(self) -> bool:
-        """Whether this is the grid of an input of the model."""
-        return self.rule is registry.QUANTIZE and self.range_gradient == INPUT_GRADIENT
 
     @property
     def producers(self) -> tuple["QuantizeWrapper | None", ...]:
@@ -219,252 +205,83 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return tf.nn.relu(codes) if self.relu else codes
 
     def _checked_grid(self) -> Grid:
-        if self.output_quantizer is not None:
-            tf.debugging.Assert(
-                self.output_quantizer.batches_seen.value > 0,
-                [
-                    f"The range of layer {self.name!r} has seen no data, so its output has no "
-                    "meaning yet. Call kerasq.calibrate(model, data) or fit the model first."
-                ],
+        quantizer = self.output_quantizer
+        if quantizer is not None and not quantizer.has_seen_data() and not graph.is_symbolic():
+            raise UncalibratedError(
+                f"The range of layer {self.name!r} has seen no data, so its output has no "
+                "meaning yet. Call kerasq.calibrate(model, data) or fit the model first."
             )
         return self.grid()
 
 
-@keras.saving.register_keras_serializable("kerasq")
-class KernelWrapper(QuantizeWrapper):
-    """A layer with a kernel: symmetric per-channel weights, integer bias.
+class UncalibratedError(ValueError):
+    """A quantized model was run before its ranges came from data."""
 
-    The kernel that counts is the variable times `kernel_gain`, a constant (1, unless a
-    BatchNormalization was folded: see `kerasq.prepare.batch_norm`). `weight_quantizer` puts
-    the variable on its grid. Biases are rounded to the grid of the accumulators, `s_in * s_w[c]`.
+    # Keras then adds no pages about the layers and tensors of the call.
+    _keras_call_info_injected = True
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Boundary(QuantizeWrapper):
+    """Puts values onto a grid of another width, or float values onto one: QUANTIZE on the device.
 
     Args:
-        layer: Conv2D, DepthwiseConv2D or Dense without activation.
-        batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
-            into the kernel in inference and at export; the range of the kernel is that of the
-            kernel before folding.
-        weights: how weights of fewer than 8 bits lie: a key of `kerasq.quantizers.weights.WEIGHTS`.
-        training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
-            "float16" where the float model has mixed precision. Fake-quant stays in float32, and
-            inference is exact either way.
-        leader: the wrapper of the layer's first call, if this stands for a further one: the
-            weights, their range and the BatchNormalization are its own.
-        **kwargs: see `QuantizeWrapper`.
+        bits: width of the grid.
+        is_input: whether the values are an input of the model. Its range stays as it is after the
+            first batches: it is a convention with whoever feeds the model.
+        range_gradient: gradient of the range, unless it is that of an input.
+        **kwargs: `name`, `target` and what `keras.layers.Layer` takes.
     """
 
-    def __init__(
-        self,
-        layer: keras.Layer,
-        batch_norm: keras.layers.BatchNormalization | None = None,
-        weights: str = "uniform",
-        training_dtype: str = "float32",
-        leader: "KernelWrapper | None" = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(layer, **kwargs)
-        self.batch_norm = batch_norm
-        self.kind = weights
-        self.training_dtype = training_dtype
-        self.leader = leader
-        # Whether training leaves the statistics of `batch_norm` as they are.
-        self.fixed_statistics = False
-        if leader is None:
-            self._weight_quantizer = weight_quantizers.weight_quantizer(
-                weights, self.bits.weight_bits, self.range_gradient
-            )
+    rule = registry.QUANTIZE
+    reads_float = True
+    is_cut = True
 
-    @classmethod
-    def sharing(cls, leader: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
-        """A wrapper of another call of a layer."""
-        kwargs |= {"batch_norm": leader.batch_norm, "weights": leader.kind}
-        return cls(leader.layer, leader=leader, **kwargs)
+    def __init__(
+        self, bits: int = 8, is_input: bool = False, range_gradient: str = "lsq", **kwargs: Any
+    ) -> None:
+        self.is_input = is_input
+        inner = keras.layers.Identity(name=kwargs.get("name"), dtype="float32")
+        gradient = "fixed" if is_input else range_gradient
+        super().__init__(inner, scheme=f"w8a{bits}", range_gradient=gradient, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
-        config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
-        config["weights"] = self.kind
-        config["leader"] = None
-        if self.leader is not None:
-            # What Keras writes into the second of two equal objects; this may be the first.
-            shared = {"shared_object_id": id(self.leader)}
-            config["leader"] = keras.saving.serialize_keras_object(self.leader) | shared
-        return {**super().get_config(), **config}
+        config = super().get_config()
+        config = {key: config[key] for key in ("name", "trainable", "dtype", "owner", "target")}
+        gradient = "lsq" if self.is_input else self.range_gradient
+        own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
+        return {**config, **own, "range_gradient": gradient}
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
-        """The wrapper that `get_config` describes."""
-        config = _current(config)
-        batch_norm, leader = (
-            found and keras.saving.deserialize_keras_object(found, custom_objects)
-            for found in (config.pop("batch_norm", None), config.pop("leader", None))
-        )
-        if leader is not None:  # One object, as Keras keeps those that its files name twice.
-            del config["layer"], config["weights"]
-            return cls.sharing(leader, **config)
-        return super().from_config(config | {"batch_norm": batch_norm}, custom_objects)
-
-    def build(self, input_shape: Any = None) -> None:
-        """Builds the layer, its BatchNormalization and the ranges."""
-        super().build(input_shape)
-        if self.leader is not None:
-            if not self.leader.built:
-                self.leader.build(input_shape)
-            return
-        if self.batch_norm is not None:
-            # Statistics of all replicas together, so that they hold the same model.
-            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-                self.batch_norm.synchronized = True
-            if not self.batch_norm.built:
-                self.batch_norm.build(self.compute_output_shape(input_shape))
-        self._weight_quantizer.start(self.flat_kernel)
-        if isinstance(self._weight_quantizer, weight_quantizers.PowerOfTwo):
-            self.kernel.constraint = _Settled(self)
-        self._kernel_gain = self.add_weight(
-            name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
-        )
-
-    @property
-    def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
-        """What puts the kernel on its grid."""
-        return (self.leader or self)._weight_quantizer
-
-    @property
-    def kernel_gain(self) -> keras.Variable:
-        """What the kernel is multiplied by."""
-        return (self.leader or self)._kernel_gain
-
-    @property
-    def kernel(self) -> keras.Variable:
-        """The layer's float kernel."""
-        return getattr(self.layer, str(self.rule.kernel))
-
-    @property
-    def bias(self) -> keras.Variable | None:
-        """The layer's float bias."""
-        return getattr(self.layer, self.rule.bias, None)
-
-    def flat_kernel(self) -> tf.Tensor:
-        """The kernel with the channels in its last axis."""
-        return self.rule.flatten(self.kernel.value)
-
-    def run_on(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        """The layer on other weights: `kernel` (channels flattened) and `bias`."""
-        mapping = [(self.kernel, self.rule.unflatten(kernel, self.kernel.shape))]
-        if self.bias is not None:
-            mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
-        lock = contextlib.nullcontext() if self.training_dtype == "float32" else _POLICY_LOCK
-        with lock, keras.StatelessScope(state_mapping=mapping):
-            y = self.layer(x)
-        return y if bias is None or self.bias is not None else y + bias
-
-    def _gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """What inference multiplies the kernel by, and adds (None: nothing)."""
-        gain, bias = self.kernel_gain.value, None if self.bias is None else self.bias.value
-        if self.batch_norm is None:
-            return gain, bias
-        norm_gain, bias = batch_norms.gain_and_bias(self.batch_norm, bias)
-        return gain * norm_gain, bias
-
-    def folded_kernel(self) -> tf.Tensor:
-        """The float kernel that counts in inference, channels in its last axis."""
-        return self.flat_kernel() * self._gain_and_bias()[0]
-
-    def integer_weights(self) -> kernels.IntegerWeights:
-        """The kernel and bias that the device gets."""
-        gain, bias = self._gain_and_bias()
-        if bias is None:
-            bias = tf.zeros(self.flat_kernel().shape[-1:])
-        in_scale = self.input_grids()[0].scale
-        least = tf.abs(bias) / (in_scale * self.target.limits.bias[self.bits.code_bits])
-        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least)
-        bias_codes = tf.round(
-            tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
-        )
-        return kernels.IntegerWeights(codes, grid, bias_codes)
-
-    def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
-        """The float layer with its BatchNormalization."""
-        kernel = self.flat_kernel() * self.kernel_gain.value
-        y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
-        return y if self.batch_norm is None else self.batch_norm(y, training=False)
-
-    def run_quantized(self, inputs: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor:
-        """The float layer with kernel and bias as quantization to other widths starts with them.
-
-        BatchNormalization must be folded.
-        """
-        high = weight_quantizers.weight_range(self.flat_kernel(), bits)
-        kernel = fake_quant.fake_quant_per_channel(
-            self.flat_kernel(), high, bits=bits, gradient="none", gain=self.kernel_gain.value
-        )
-        return self.run_on(
-            inputs, kernel, self._rounded_bias(high / (2 ** (bits - 1) - 1), in_scale)
-        )
-
-    def _rounded_bias(self, scale: tf.Tensor, in_scale: tf.Tensor) -> tf.Tensor | None:
-        """The bias on the grid of the accumulators; None where there is none."""
-        if self.bias is None:
-            return None
-        step = tf.stop_gradient(in_scale * scale * self.kernel_gain.value)
-        bias = self.bias.value
-        return fake_quant.straight_through(bias, tf.round(bias / step) * step)
-
-    def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
-        """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
-        flat = self.flat_kernel()
-        kernel = self.weight_quantizer.fake_quant(flat, self.kernel_gain.value)
-        if self.batch_norm is not None:
-            bias = None if self.bias is None else self.bias.value
-            training = training and not self.fixed_statistics
-            return self.batch_norm(self._run_mixed(inputs, kernel, bias), training=training)
-        bias = self._rounded_bias(self.weight_quantizer.scale(flat), self.input_grids()[0].scale)
-        return self._run_mixed(inputs, kernel, bias)
-
-    def _run_mixed(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        """`run_on`, computed in `training_dtype`."""
-        if self.training_dtype == "float32":
-            return self.run_on(x, kernel, bias)
-        with _POLICY_LOCK:
-            self.layer.dtype_policy = f"mixed_{self.training_dtype}"
-            try:
-                return tf.cast(self.run_on(x, kernel, bias), tf.float32)
-            finally:
-                self.layer.dtype_policy = "float32"
-
-    def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Integer accumulators, then the operator's way back to the codes of the output."""
-        grid, out = self.input_grids()[0], self._checked_grid()
-        weights = self.integer_weights()
-        total = kernels.accumulate(
-            lambda codes: self.run_on(codes, weights.codes, None),
-            kernels.centre(inputs, grid),
-            grid,
-        )
-        total += tf.cast(weights.bias, total.dtype)
-        kernel = self.target.accumulator_kernel(self.rule.operator, grid.bits, weights.grid.bits)
-        return self._clamped(kernel(total, grid, weights, out)) * out.scale
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":
+        """The boundary that `get_config` describes."""
+        del custom_objects
+        return cls(**config)
 
 
-def _current(config: dict) -> dict:
+# Keras's files number layers by the names of their classes. In files of version 0.1.0 a boundary
+# counts as one more QuantizeWrapper, and must do so when it is loaded, and saved again.
+_OldBoundary: type[Boundary] = keras.saving.register_keras_serializable("kerasq", "OldBoundary")(
+    type("QuantizeWrapper", (Boundary,), {"__module__": __name__})
+)
+
+
+def _old_boundary(config: dict) -> Boundary | None:
+    """The boundary that a configuration of a QuantizeWrapper describes; None for another layer."""
+    if config["layer"]["class_name"] != "Identity":
+        return None
+    kept = {key: config[key] for key in ("name", "trainable", "owner", "range_gradient")}
+    kept["is_input"] = kept["range_gradient"] == "fixed"
+    return _OldBoundary(bits=scheme.resolve(config["scheme"]).activation_bits, **kept)
+
+
+def current_config(config: dict) -> dict:
     """A wrapper's configuration in the form of today; version 0.1.0 may have written it."""
     config = dict(config)
     if config.pop("wide", False):  # It said so of an output that has all 8 bits.
         config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
     return config
-
-
-class _Settled(keras.constraints.Constraint):
-    """Puts settled weights of a kernel back to their exact values after each update."""
-
-    def __init__(self, wrapper: KernelWrapper) -> None:
-        self._wrapper = wrapper
-
-    def __call__(self, value: Any) -> Any:
-        """The projected kernel."""
-        rule = self._wrapper.rule
-        kernel = self._wrapper.weight_quantizer.settled(rule.flatten(value))
-        return rule.unflatten(kernel, value.shape)
 
 
 class _Producers:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import kerasq
-from kerasq import wrappers
+from kerasq.kernel_wrapper import KernelWrapper
 from tests import networks
 
 L = keras.layers
@@ -71,9 +71,7 @@ def test_saving_keeps_the_training_type(policy, tmp_path):
     q.save(tmp_path / "q.keras")
     keras.config.set_dtype_policy("float32")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    types = [
-        layer.training_dtype for layer in loaded.layers if isinstance(layer, wrappers.KernelWrapper)
-    ]
+    types = [layer.training_dtype for layer in loaded.layers if isinstance(layer, KernelWrapper)]
     assert {*types} == {policy.removeprefix("mixed_")}
     np.testing.assert_array_equal(loaded.predict_on_batch(x), q.predict_on_batch(x))
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kerasq import graph as graphs
 from kerasq import registry, wrappers
 from kerasq.grid import Grid
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert import flatbuffer, runtime
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.support import tables
@@ -192,7 +193,7 @@ def _layers(model: keras.Model, probe: "_Probe") -> list["_Layer"]:
     missing = [
         node.name
         for node in computed
-        if isinstance(node.layer, wrappers.KernelWrapper) and not probe.has(node.name)
+        if isinstance(node.layer, KernelWrapper) and not probe.has(node.name)
     ]
     if missing:
         raise ValueError(

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 
 from kerasq import registry, targets
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.scheme import FLOAT_BITS, Scheme
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper
+from kerasq.wrappers import QuantizeWrapper
 
 
 def _inner(layer: keras.Layer) -> keras.Layer:

@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from kerasq import calibration, fake_quant, graph, plan, registry
 from kerasq.grid import Grid
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert.operators import multiplies
 from kerasq.quantize import quantize_model
 from kerasq.quantizers import activations
 from kerasq.scheme import FLOAT_BITS, Scheme, resolve, settled
 from kerasq.support.data import batch_spec
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper, ranged
+from kerasq.wrappers import Boundary, QuantizeWrapper, ranged
 
 
 class Network:
@@ -38,9 +39,9 @@ class Network:
         self.owner: dict[str, str] = {}
         self.wrappers = [x for x in self.model.layers if isinstance(x, QuantizeWrapper)]
         for wrapper in self.wrappers:
-            if wrapper.is_input:
+            if isinstance(wrapper, Boundary) and wrapper.is_input:
                 self.owner[wrapper.name] = str(graph.origin(wrapper.output)[1][0].name)
-            elif wrapper.rule is not registry.QUANTIZE:
+            elif not isinstance(wrapper, Boundary):
                 self.owner[wrapper.name] = wrapper.owner
         self.layers = tuple(dict.fromkeys(self.owner.values()))
         # The widths that a tensor may have, and by width its place among them.

@@ -6,10 +6,11 @@ import keras
 
 from kerasq import graph, registry
 from kerasq.analysis import cost
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, resolve
 from kerasq.support import tables
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper, quantized_by, ranged, require_quantized
+from kerasq.wrappers import QuantizeWrapper, quantized_by, ranged, require_quantized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

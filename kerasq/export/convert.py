@@ -17,8 +17,9 @@ import tensorflow as tf
 
 from kerasq import graph, kernels, registry, targets
 from kerasq.grid import Grid
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Constant, Scale
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper, target_of
+from kerasq.wrappers import QuantizeWrapper, target_of
 
 # Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
 # and gives the shape of the other.

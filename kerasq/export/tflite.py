@@ -13,7 +13,7 @@ from kerasq.export.signature import Signature
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
-from kerasq.wrappers import QuantizeWrapper, quantized_by, ranged, require_quantized
+from kerasq.wrappers import Boundary, quantized_by, ranged, require_quantized
 
 DTYPES = ("int8", "int16", "uint8", "float32")
 
@@ -99,9 +99,7 @@ def _input_bits(model: keras.Model, x: keras.KerasTensor) -> int:
     widths = [
         layer.bits.activation_bits
         for layer in model.layers
-        if isinstance(layer, QuantizeWrapper)
-        and layer.is_input
-        and graph.origin(layer.output)[1][0] is x
+        if isinstance(layer, Boundary) and layer.is_input and graph.origin(layer.output)[1][0] is x
     ]
     return widths[0] if widths else FLOAT_BITS
 

@@ -187,11 +187,23 @@ class ActivationQuantizer(keras.layers.Layer):
             return False
         if self.range_gradient == "none" and self.trainable:
             return True
+        return (
+            not isinstance(self.batches_seen.value, tf.Variable) or self._batches() < FIRST_BATCHES
+        )
+
+    def has_seen_data(self) -> bool:
+        """Whether the range means something: known when a function is traced.
+
+        In a stateless call, which holds tensors in place of variables, it is taken for granted.
+        """
+        is_known = isinstance(self.batches_seen.value, tf.Variable)
+        return not is_known or self._batches() > 0
+
+    def _batches(self) -> float:
+        """The value of `batches_seen`, also while a function is traced."""
         strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
-        if not isinstance(variable, tf.Variable):  # A tensor, in a stateless call: not known yet.
-            return True
         with tf.init_scope():
-            return float(strategy.experimental_local_results(variable)[0]) < FIRST_BATCHES
+            return float(strategy.experimental_local_results(variable)[0])
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""

@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper, ranged, require_quantized
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
 
 
 class FreezeRanges(keras.callbacks.Callback):

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.weights import FREE, PowerOfTwo, highest_exponent
-from kerasq.wrappers import KernelWrapper, require_quantized
+from kerasq.wrappers import require_quantized
 
 PARTITIONS = ("magnitude", "random")
 RULES = ("max", "mse")

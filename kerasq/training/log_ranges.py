@@ -6,8 +6,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.weights import Uniform
-from kerasq.wrappers import KernelWrapper, ranged, require_quantized
+from kerasq.wrappers import ranged, require_quantized
 
 
 class LogRanges(keras.callbacks.Callback):

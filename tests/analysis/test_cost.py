@@ -4,8 +4,8 @@ import pytest
 
 import kerasq
 from kerasq.analysis import cost
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.scheme import resolve
-from kerasq.wrappers import KernelWrapper
 from tests import networks
 
 L = keras.layers

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import kerasq
-from kerasq.wrappers import KernelWrapper, QuantizeWrapper
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.wrappers import QuantizeWrapper
 from tests import networks
 
 L = keras.layers

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import kerasq
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.weights import FREE, PowerOfTwo, weight_quantizer
-from kerasq.wrappers import KernelWrapper
 from tests import networks
 
 KINDS = [
