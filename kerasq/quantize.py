@@ -12,7 +12,8 @@ from kerasq.litert.operators import OPERATORS, has_int16, multiplies
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.prepare import operations
 from kerasq.prepare.decompose import decompose
-from kerasq.quantizers.weights import WEIGHTS
+from kerasq.quantizers import weights as weight_quantizers
+from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scheme import FLOAT_BITS, fitting, per_layer, resolve
 from kerasq.wrappers import INPUT_GRADIENT, KernelWrapper, QuantizeWrapper, quantized_by, ranged
 
@@ -33,10 +34,11 @@ _FUSING = frozenset(("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "
 def quantize_model(
     model: keras.Model,
     scheme: str = "w8a8",
+    *,
     overrides: dict[str, str] | None = None,
     batch_norm: str = "fold",
     range_gradient: str = "lsq",
-    weights: str = "uniform",
+    weights: str | dict[str, Any] | WeightQuantizer = "uniform",
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
 
@@ -64,7 +66,8 @@ def quantize_model(
         weights: how weights of fewer than 8 bits lie: "uniform", "dorefa" (Zhou S. et al. 2016),
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
-            are binary (Rastegari et al. 2016).
+            are binary (Rastegari et al. 2016). Or a `kerasq.WeightQuantizer`, such as
+            `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration.
 
     Returns:
         The quantized model. Its ranges take their first values from `kerasq.calibrate` or from
@@ -92,7 +95,7 @@ def quantize_model(
         )
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
-    _check_option("weights", weights, tuple(WEIGHTS))
+    weight_quantizers.find(weights)
     graph = graphs.read(model, lambda layer: is_closed(layer, overrides))
     layers = {
         x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
@@ -312,7 +315,7 @@ class _Wrapping:
         self.wrappers: dict[str, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
 
-    def run(self, fold: bool, range_gradient: str, weights: str) -> keras.Model:
+    def run(self, fold: bool, range_gradient: str, weights: Any) -> keras.Model:
         """The quantized model."""
         self._check_kernels()
         self.fold, self.range_gradient, self.weights = fold, range_gradient, weights

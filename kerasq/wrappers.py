@@ -20,6 +20,7 @@ from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import activations
 from kerasq.quantizers import weights as weight_quantizers
+from kerasq.quantizers.uniform import weight_range
 
 # Bias codes stay below this, by bits of the activations, so that accumulators have room left in
 # int32 and in the 48 bits that LiteRT rescales. It is reached by channels whose weights are nearly
@@ -236,7 +237,8 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
             into the kernel in inference and at export; the range of the kernel is that of the
             kernel before folding.
-        weights: how weights of fewer than 8 bits lie: a key of `kerasq.quantizers.weights.WEIGHTS`.
+        weights: how weights of fewer than 8 bits lie: a name, configuration or prototype, as for
+            `kerasq.quantize_model`.
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
@@ -249,14 +251,14 @@ class KernelWrapper(QuantizeWrapper):
         self,
         layer: keras.Layer,
         batch_norm: keras.layers.BatchNormalization | None = None,
-        weights: str = "uniform",
+        weights: Any = "uniform",
         training_dtype: str = "float32",
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
-        self.kind = weights
+        self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
         self.leader = leader
         # Whether training leaves the statistics of `batch_norm` as they are.
@@ -370,7 +372,7 @@ class KernelWrapper(QuantizeWrapper):
             bias = tf.zeros(self.flat_kernel().shape[-1:])
         in_scale = self.input_grids()[0].scale
         least = tf.abs(bias) / (in_scale * LARGEST_BIAS[self.bits.code_bits])
-        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least)
+        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least=least)
         bias_codes = tf.round(
             tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
         )
@@ -387,7 +389,7 @@ class KernelWrapper(QuantizeWrapper):
 
         BatchNormalization must be folded.
         """
-        high = weight_quantizers.weight_range(self.flat_kernel(), bits)
+        high = weight_range(self.flat_kernel(), bits)
         kernel = fake_quant.fake_quant_per_channel(
             self.flat_kernel(), high, bits=bits, gradient="none", gain=self.kernel_gain.value
         )

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 import kerasq
-from kerasq.calibration import OBSERVERS
+from kerasq.calibration.observers import OBSERVERS
 from kerasq.support import tables
 from kerasq.support.files import save_figure, write_whole
 from recipes import evaluation, results, training
@@ -23,7 +23,7 @@ def static(run: Run, quantize: Callable[[keras.Model], keras.Model], method: str
 
     def work() -> results.Figures:
         model = quantize(run.load("float.keras"))
-        kerasq.calibrate(model, run.calibration_batches(), method)
+        kerasq.calibrate(model, run.calibration_batches(), method=method)
         lite = kerasq.export_tflite(model, run.path(target))
         held_out = run.data.parts[1]
         outputs = training.predict(model, held_out.x)

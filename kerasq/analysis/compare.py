@@ -244,7 +244,7 @@ class _Probe:
         extra = [i for i in computed if i not in graph.outputs]
         graph.outputs = np.array([*graph.outputs, *extra], np.int32)
         content.signatureDefs = []
-        self._lite = TFLiteModel(flatbuffer.write(content), lite.num_threads, lite.kernels)
+        self._lite = TFLiteModel(flatbuffer.write(content), lite.num_threads, kernels=lite.kernels)
         names = [tensor.name for tensor in self._lite.outputs]
         self.index = {name: i for i, name in enumerate(names)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}

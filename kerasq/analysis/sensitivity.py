@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import calibration, fake_quant, graph, registry
+from kerasq import fake_quant, graph, registry
+from kerasq.calibration import calibrate as calibration
+from kerasq.calibration.observers import Observer
 from kerasq.grid import Grid
 from kerasq.litert import operators
 from kerasq.litert.runtime import keras_metric
@@ -181,11 +183,12 @@ def _number(value: float, sign: str = "") -> str:
 def sensitivity(
     model: keras.Model,
     data: Any,
+    *,
     candidates: Sequence[str] = ("w8a8", "w8a16", "float"),
     metric: Any = SQNR,
     overrides: dict | None = None,
     steps: int | None = 8,
-    method: str | None = None,
+    method: str | dict[str, Any] | Observer | None = None,
 ) -> Sensitivity:
     """Measures each layer alone: the loss when it is quantized, the gain when it is raised.
 
@@ -312,7 +315,7 @@ class Network:
         signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
-    def calibrate(self, samples: list, method: str | None) -> None:
+    def calibrate(self, samples: list, method: str | dict[str, Any] | Observer | None) -> None:
         """Sets the ranges from batches, before the first run: those at 8 bits, and narrow ones."""
         for bits in {x.activation_bits for x in self.schemes if x.activation_bits < 8}:
             calibration.calibrate_at(bits, self.model, iter(samples), method)
@@ -320,7 +323,7 @@ class Network:
                 name: tuple(end.numpy() for end in quantizer.range())
                 for name, quantizer in ranged(self.model).items()
             }
-        calibration.calibrate(self.model, iter(samples), method)
+        calibration.calibrate(self.model, iter(samples), method=method)
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether LiteRT has kernels for a layer at a scheme."""
@@ -453,7 +456,7 @@ class Bench:
         metric: Any,
         overrides: dict | None,
         steps: int | None,
-        method: str | None,
+        method: str | dict[str, Any] | Observer | None,
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = [resolve(name) for name in self.candidates]

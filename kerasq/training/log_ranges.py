@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq.quantizers.weights import Uniform
+from kerasq.quantizers.uniform import Uniform
 from kerasq.wrappers import KernelWrapper, ranged, require_quantized
 
 
