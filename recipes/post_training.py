@@ -30,7 +30,7 @@ def static(run: Run, quantize: Callable[[keras.Model], keras.Model], method: str
         return {
             "held_out_accuracy": training.accuracy(outputs, held_out.x, held_out.y),
             "held_out_sqnr": evaluation.distance(run.float_held_out, outputs)["sqnr"],
-            "exact": kerasq.compare(model, lite, run.data.x_test[:1000]).exact,
+            "exact": kerasq.compare(model, lite, x=run.data.x_test[:1000]).exact,
             **_measured(run, lite),
         }
 

@@ -128,7 +128,7 @@ class _Tally:
         return count / self.counted if self.counted else None
 
 
-def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
+def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
     """Compares a quantized Keras model with the .tflite that was exported from it.
 
     Per layer, the simulation is fed the inputs that the integer model itself computed, so that a

@@ -66,7 +66,7 @@ def test_a_users_quantizer_goes_the_whole_road(bits, batch_norm, tmp_path):
         assert isinstance(quantizer, Shifted) and quantizer is not prototype
         assert (quantizer.bits, quantizer.bias_share) == (bits, 0.25)
     lite = kerasq.export_tflite(q)
-    assert not lite.float_ops and kerasq.compare(q, lite, x).max_lsb == 0
+    assert not lite.float_ops and kerasq.compare(q, lite, x=x).max_lsb == 0
     # On the device there are the class's own codes, whose zeros are not those of nearest codes.
     wrapper = q.get_layer("branch")
     np.testing.assert_array_equal(

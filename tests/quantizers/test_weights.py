@@ -271,10 +271,10 @@ def test_few_bits_run_as_they_were_trained(scheme, weights, make, batch_norm, tm
     q.fit(x, y, verbose=0)
     lite = kerasq.export_tflite(q)
     assert not lite.float_ops
-    report = kerasq.compare(q, lite, x)
+    report = kerasq.compare(q, lite, x=x)
     assert report.max_lsb == 0 and all(layer.max_lsb in (0, None) for layer in report.layers)
     portable = kerasq.TFLiteModel(lite.content, kernels="reference")
-    assert max(layer.max_lsb or 0 for layer in kerasq.compare(q, portable, x).layers) <= 1
+    assert max(layer.max_lsb or 0 for layer in kerasq.compare(q, portable, x=x).layers) <= 1
     widths = {"w": int(scheme[1]), "a": int(scheme[3:])}
     for layer in q.layers:
         if isinstance(layer, KernelWrapper):
@@ -297,7 +297,7 @@ def test_transposed_convolutions_have_no_packed_kernel(scheme, weights):
     x = np.random.default_rng(0).uniform(0, 1, (16, 10, 10, 3)).astype("float32")
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
-    assert all(layer.max_lsb in (0, None) for layer in kerasq.compare(q, lite, x).layers)
+    assert all(layer.max_lsb in (0, None) for layer in kerasq.compare(q, lite, x=x).layers)
     assert "TRANSPOSE_CONV on int8" in str(lite)
 
 
@@ -320,7 +320,7 @@ def test_relus_behind_operators_that_cannot_fuse_one(make):
     x = np.random.default_rng(0).normal(size=(16, 6, 6, 3))
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
-    assert not lite.float_ops and kerasq.compare(q, lite, x).max_lsb == 0
+    assert not lite.float_ops and kerasq.compare(q, lite, x=x).max_lsb == 0
 
 
 @pytest.mark.parametrize(("kind", "bits"), KINDS)
@@ -340,7 +340,7 @@ def test_codes_of_few_bits_stay_within_their_levels():
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
     wide = np.concatenate([x, 30 * x, -30 * x])  # far outside of what was seen
-    assert kerasq.compare(q, lite, wide).max_lsb == 0
+    assert kerasq.compare(q, lite, x=wide).max_lsb == 0
 
 
 def test_first_and_last():

@@ -98,7 +98,7 @@ def test_the_exported_weights_are_the_trained_ones(bits, per_channel, make):
         assert (np.log2(magnitudes) == np.rint(np.log2(magnitudes))).all()
     span = min(2 ** (bits - 2), 7)
     assert sizes <= {0, *(2**k for k in range(7 - span, 7))} and max(sizes) == 64
-    assert kerasq.compare(q, lite, x).max_lsb == 0
+    assert kerasq.compare(q, lite, x=x).max_lsb == 0
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
