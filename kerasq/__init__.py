@@ -1,15 +1,28 @@
 """kerasq: what you trained is what runs."""
 
-from kerasq.analysis.allocate import Allocation, allocate
-from kerasq.analysis.compare import Report, compare
+from kerasq.analysis.allocate import Allocation, Point, allocate
+from kerasq.analysis.compare import LayerReport, Report, compare
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
-from kerasq.analysis.summary import Summary, summary
-from kerasq.calibration import calibrate
+from kerasq.analysis.summary import LayerSummary, Summary, summary
+from kerasq.calibration.calibrate import calibrate
+from kerasq.calibration.observers import (
+    MeanSquaredError,
+    MinMax,
+    MovingAverage,
+    Observer,
+    Percentile,
+)
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid
 from kerasq.legacy import load_model
-from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtime import Op, Tensor, TFLiteModel
 from kerasq.quantize import first_and_last, quantize_model
+from kerasq.quantizers.base import WeightQuantizer
+from kerasq.quantizers.binary import Binary
+from kerasq.quantizers.dorefa import DoReFa
+from kerasq.quantizers.power_of_two import PowerOfTwo
+from kerasq.quantizers.ternary import Ternary, TrainedTernary
+from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
 from kerasq.training.distill import distill
 from kerasq.training.distribute import MultiWorkerStrategy
@@ -19,15 +32,32 @@ from kerasq.training.log_ranges import LogRanges
 
 __all__ = [
     "Allocation",
+    "Binary",
+    "DoReFa",
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
+    "LayerReport",
+    "LayerSummary",
     "LogRanges",
+    "MeanSquaredError",
+    "MinMax",
+    "MovingAverage",
     "MultiWorkerStrategy",
+    "Observer",
+    "Op",
+    "Percentile",
+    "Point",
+    "PowerOfTwo",
     "Report",
     "Sensitivity",
     "Summary",
     "TFLiteModel",
+    "Tensor",
+    "Ternary",
+    "TrainedTernary",
+    "Uniform",
+    "WeightQuantizer",
     "allocate",
     "calibrate",
     "compare",

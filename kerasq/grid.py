@@ -54,6 +54,7 @@ class Grid:
         cls,
         low: Any,
         high: Any,
+        *,
         bits: int = 8,
         narrow: bool = False,
         axis: int | None = None,

@@ -10,6 +10,8 @@ import tensorflow as tf
 from kerasq import fake_quant, kernels
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
+from kerasq.quantizers.power_of_two import PowerOfTwo
+from kerasq.quantizers.uniform import weight_range
 from kerasq.wrappers import QuantizeWrapper, current_config
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
@@ -30,7 +32,8 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
             into the kernel in inference and at export; the range of the kernel is that of the
             kernel before folding.
-        weights: how weights of fewer than 8 bits lie: a key of `kerasq.quantizers.weights.WEIGHTS`.
+        weights: how weights of fewer than 8 bits lie: a name, configuration or prototype, as for
+            `kerasq.quantize_model`.
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
@@ -43,14 +46,14 @@ class KernelWrapper(QuantizeWrapper):
         self,
         layer: keras.Layer,
         batch_norm: keras.layers.BatchNormalization | None = None,
-        weights: str = "uniform",
+        weights: Any = "uniform",
         training_dtype: str = "float32",
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
-        self.kind = weights
+        self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
         self.leader = leader
         # Whether training leaves the statistics of `batch_norm` as they are.
@@ -105,7 +108,7 @@ class KernelWrapper(QuantizeWrapper):
             if not self.batch_norm.built:
                 self.batch_norm.build(self.compute_output_shape(input_shape))
         self._weight_quantizer.start(self.flat_kernel)
-        if isinstance(self._weight_quantizer, weight_quantizers.PowerOfTwo):
+        if isinstance(self._weight_quantizer, PowerOfTwo):
             self.kernel.constraint = _Settled(self)
         self._kernel_gain = self.add_weight(
             name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
@@ -164,7 +167,7 @@ class KernelWrapper(QuantizeWrapper):
             bias = tf.zeros(self.flat_kernel().shape[-1:])
         in_scale = self.input_grids()[0].scale
         least = tf.abs(bias) / (in_scale * self.target.limits.bias[self.bits.code_bits])
-        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least)
+        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least=least)
         bias_codes = tf.round(
             tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
         )
@@ -181,7 +184,7 @@ class KernelWrapper(QuantizeWrapper):
 
         BatchNormalization must be folded.
         """
-        high = weight_quantizers.weight_range(self.flat_kernel(), bits)
+        high = weight_range(self.flat_kernel(), bits)
         kernel = fake_quant.fake_quant_per_channel(
             self.flat_kernel(), high, bits=bits, gradient="none", gain=self.kernel_gain.value
         )

@@ -1,5 +1,7 @@
 """`quantize_model`: from a float Keras model to one that trains and predicts on integer grids."""
 
+from typing import Any
+
 import keras
 
 from kerasq import graph as graphs
@@ -8,7 +10,8 @@ from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.plan import Plan
 from kerasq.prepare import fusion
 from kerasq.prepare.passes import prepare
-from kerasq.quantizers.weights import WEIGHTS
+from kerasq.quantizers import weights as weight_quantizers
+from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scheme import fitting, per_layer
 from kerasq.wrap import wrap
 from kerasq.wrappers import ranged
@@ -19,10 +22,11 @@ BATCH_NORMS = ("fold", "keep")
 def quantize_model(
     model: keras.Model,
     scheme: str = "w8a8",
+    *,
     overrides: dict[str, str] | None = None,
     batch_norm: str = "fold",
     range_gradient: str = "lsq",
-    weights: str = "uniform",
+    weights: str | dict[str, Any] | WeightQuantizer = "uniform",
     target: str | targets.Target = targets.DEFAULT,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
@@ -51,7 +55,8 @@ def quantize_model(
         weights: how weights of fewer than 8 bits lie: "uniform", "dorefa" (Zhou S. et al. 2016),
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
-            are binary (Rastegari et al. 2016).
+            are binary (Rastegari et al. 2016). Or a `kerasq.WeightQuantizer`, such as
+            `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration.
         target: whose integer kernels it computes as: "litert", LiteRT's default ones, or a target
             of your own (`kerasq.targets`). The model keeps it, through saving too.
 
@@ -81,7 +86,7 @@ def quantize_model(
         )
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
-    _check_option("weights", weights, tuple(WEIGHTS))
+    weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     layers = {

@@ -13,7 +13,7 @@ from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper
 
 
-def wrap(plan: Plan, range_gradient: str, weights: str) -> keras.Model:
+def wrap(plan: Plan, range_gradient: str, weights: Any) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
     Args:
@@ -27,7 +27,7 @@ def wrap(plan: Plan, range_gradient: str, weights: str) -> keras.Model:
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(self, plan: Plan, range_gradient: str, weights: str) -> None:
+    def __init__(self, plan: Plan, range_gradient: str, weights: Any) -> None:
         self.plan = plan
         self.graph = plan.graph
         self.range_gradient, self.weights = range_gradient, weights

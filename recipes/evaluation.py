@@ -38,9 +38,9 @@ def export(run: "Run", source: str) -> results.Figures:
     lite = kerasq.export_tflite(model, run.path("model.tflite"))
     x, y = run.data.x_test, run.data.y_test
     simulated, outputs = training.predict(model, x), lite.predict(x)
-    optimized = kerasq.compare(model, lite, x[:_COMPARED_IMAGES])
+    optimized = kerasq.compare(model, lite, x=x[:_COMPARED_IMAGES])
     portable = kerasq.TFLiteModel(lite.content, kernels="reference")
-    reference = kerasq.compare(model, portable, x[:_COMPARED_IMAGES])
+    reference = kerasq.compare(model, portable, x=x[:_COMPARED_IMAGES])
     print(f"{lite}\n\n{optimized}\n\n{reference}")
     return {
         "accuracy": training.accuracy(outputs, x, y),

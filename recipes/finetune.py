@@ -8,7 +8,7 @@ import keras
 from absl import flags
 
 import kerasq
-from kerasq.calibration import OBSERVERS
+from kerasq.calibration.observers import OBSERVERS
 from recipes import evaluation, models, results, training
 from recipes.run import Run
 
@@ -112,7 +112,9 @@ def _learner(student: keras.Model, teacher: keras.Model) -> keras.Model:
             "`distill_weight` must be 0.0 for an autoencoder, whose outputs are no classes. "
             f"Received: distill_weight={_DISTILL_WEIGHT.value}."
         )
-    return kerasq.distill(student, teacher, _DISTILL_WEIGHT.value, _TEMPERATURE.value)
+    return kerasq.distill(
+        student, teacher, weight=_DISTILL_WEIGHT.value, temperature=_TEMPERATURE.value
+    )
 
 
 def train_float(
@@ -158,7 +160,7 @@ def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depend
         keras.utils.set_random_seed(run.fit.seed)
         model = float_model(run)
         quantized = quantize(model)
-        kerasq.calibrate(quantized, run.calibration_batches(), method)
+        kerasq.calibrate(quantized, run.calibration_batches(), method=method)
         print(kerasq.summary(quantized))
         accuracy, outputs = run.score(quantized)
         results.save_model(quantized, run.path("calibrated.keras"))

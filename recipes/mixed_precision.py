@@ -83,7 +83,7 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
     ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value}
     if unit == "layers":
         widest = max(others, key=_widths)
-        table = kerasq.sensitivity(model, batches, (first, widest), **ranges)
+        table = kerasq.sensitivity(model, batches, candidates=(first, widest), **ranges)
         print(table)
         table.plot(job.path("sensitivity.png"))
         inputs = {x.name for x in model.inputs}
@@ -95,7 +95,9 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
         costs = kerasq.summary(kerasq.quantize_model(model, first))
         value = round(value * (costs.weight_bytes if unit == "bytes" else costs.bit_operations))
         print(f"--budget={_BUDGET.value}: {value:,} {unit}")
-    found = kerasq.allocate(model, batches, {unit: value}, _candidates(), **ranges)
+    found = kerasq.allocate(
+        model, batches, budget={unit: value}, candidates=_candidates(), **ranges
+    )
     print(f"{found.sensitivity}\n\n{found}")
     found.sensitivity.plot(job.path("sensitivity.png"))
     found.plot(job.path("pareto.png"))
@@ -121,7 +123,9 @@ def main() -> None:
     def quantize(model: keras.Model) -> keras.Model:
         batch_norm = finetune.BATCH_NORM.value
         chosen = job.figures["allocate"]["overrides"]
-        return kerasq.quantize_model(model, _candidates()[0], chosen, batch_norm=batch_norm)
+        return kerasq.quantize_model(
+            model, _candidates()[0], overrides=chosen, batch_norm=batch_norm
+        )
 
     finetune.train_float(job, fit, lambda x: kerasq.quantize_model(x, _candidates()[0]))
     job.settings.update(**options, **finetune.calibration_settings(job))

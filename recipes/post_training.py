@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 import kerasq
-from kerasq.calibration import OBSERVERS
+from kerasq.calibration.observers import OBSERVERS
 from kerasq.support import tables
 from kerasq.support.files import save_figure, write_whole
 from recipes import evaluation, results, training
@@ -23,14 +23,14 @@ def static(run: Run, quantize: Callable[[keras.Model], keras.Model], method: str
 
     def work() -> results.Figures:
         model = quantize(run.load("float.keras"))
-        kerasq.calibrate(model, run.calibration_batches(), method)
+        kerasq.calibrate(model, run.calibration_batches(), method=method)
         lite = kerasq.export_tflite(model, run.path(target))
         held_out = run.data.parts[1]
         outputs = training.predict(model, held_out.x)
         return {
             "held_out_accuracy": training.accuracy(outputs, held_out.x, held_out.y),
             "held_out_sqnr": evaluation.distance(run.float_held_out, outputs)["sqnr"],
-            "exact": kerasq.compare(model, lite, run.data.x_test[:1000]).exact,
+            "exact": kerasq.compare(model, lite, x=run.data.x_test[:1000]).exact,
             **_measured(run, lite),
         }
 

@@ -360,7 +360,7 @@ def test_indices_are_not_quantized(dtype):
     q = networks.quantized(model, ids.astype(dtype))
     want = model.predict_on_batch(ids)
     assert np.abs(q.predict_on_batch(ids) - want).max() <= 0.05 * np.abs(want).max()
-    assert kerasq.compare(q, kerasq.export_tflite(q), ids.astype(dtype)).max_lsb == 0
+    assert kerasq.compare(q, kerasq.export_tflite(q), x=ids.astype(dtype)).max_lsb == 0
 
 
 def test_rows_that_only_float_layers_read_stay_float():
@@ -436,7 +436,7 @@ def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
     kerasq.calibrate(q, images())
     lite = kerasq.export_tflite(q)
     assert {op.outputs[0].split("/")[0] for op in lite.float_ops} >= {"norm", "norm_2"}
-    assert kerasq.compare(q, lite, images()).max_lsb == 0
+    assert kerasq.compare(q, lite, x=images()).max_lsb == 0
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     want = q.predict_on_batch(images())

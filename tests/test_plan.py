@@ -134,7 +134,7 @@ def test_sensitivity_measures_what_is_quantized(scheme):
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 1, (64, 8, 8, 3)) * rng.uniform(0, 1, (64, 1, 1, 3))
     x = x.astype("float32")
-    base = kerasq.sensitivity(model, x, (scheme, "w8a8")).base
+    base = kerasq.sensitivity(model, x, candidates=(scheme, "w8a8")).base
     q = kerasq.quantize_model(model, scheme)
     kerasq.calibrate(q, x)
     y, z = (m.predict_on_batch(x).astype(float) for m in (model, q))

@@ -520,7 +520,7 @@ def test_layers_called_twice_may_stay_float():
     model = functional((4,), dense, L.ReLU(), dense, L.Dense(2))
     q = networks.quantized(model, overrides={"shared": "float"})
     assert len(q.get_layer("shared")._inbound_nodes) == 2
-    report = kerasq.compare(q, kerasq.export_tflite(q), networks.data(model))
+    report = kerasq.compare(q, kerasq.export_tflite(q), x=networks.data(model))
     assert "shared_2" in {x.name for x in report.layers if x.max_lsb is None}
     assert report.max_lsb == 0
 

@@ -257,7 +257,7 @@ def test_float_rows(row, capsys):
     else:
         assert f"'x' ({row.__name__})" in printed
         assert "x" in {op.outputs[0].split("/")[0] for op in lite.float_ops}
-    report = kerasq.compare(q, lite, x)
+    report = kerasq.compare(q, lite, x=x)
     assert max(layer.max_lsb or 0 for layer in report.layers) == 0
     want = q.predict_on_batch(x)
     np.testing.assert_allclose(lite.predict(x), want, atol=0.03 * np.abs(want).max())
@@ -538,7 +538,7 @@ def test_registered_layers(registered, tmp_path):
     names = [op.name for op in lite.ops if op not in lite.float_ops]
     assert names == ["CONV_2D", "CAST", "ADD", "GATHER", "DEQUANTIZE", "QUANTIZE", "CONV_2D"]
     assert {op.outputs[0].split("/")[0] for op in lite.float_ops} == {"spread"}
-    assert {layer.max_lsb for layer in kerasq.compare(q, lite, x).layers} <= {0, None}
+    assert {layer.max_lsb for layer in kerasq.compare(q, lite, x=x).layers} <= {0, None}
     want, got = model.predict_on_batch(x), q.predict_on_batch(x)
     assert np.abs(want - got).max() <= 0.1 * np.abs(want).max()
 
@@ -574,7 +574,7 @@ def run_all(model, scheme="w8a8"):
     lite = kerasq.export_tflite(q)
     want, got = model.predict_on_batch(x), q.predict_on_batch(x)
     assert np.abs(want - got).max() <= 0.1 * np.abs(want).max()
-    assert {layer.max_lsb for layer in kerasq.compare(q, lite, x).layers} <= {0, None}
+    assert {layer.max_lsb for layer in kerasq.compare(q, lite, x=x).layers} <= {0, None}
     return lite
 
 

@@ -303,7 +303,7 @@ def measure(row: Row) -> Result:
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, data, method="minmax")
     lite = kerasq.export_tflite(q)
-    report = kerasq.compare(q, lite, data)
+    report = kerasq.compare(q, lite, x=data)
     seconds = time.perf_counter() - start
     worst = max(report.layers, key=lambda layer: (layer.max_lsb or 0) - (layer.op in TABLES))
     floats = [op.name for op in lite.float_ops]

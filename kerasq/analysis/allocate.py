@@ -14,6 +14,7 @@ from kerasq.analysis import sensitivity as sensitivities
 from kerasq.analysis.bench import SQNR, Bench, metric_name
 from kerasq.analysis.network import Network
 from kerasq.analysis.sensitivity import Sensitivity
+from kerasq.calibration.observers import Observer
 from kerasq.scheme import Scheme, resolve
 from kerasq.support import optional, tables
 from kerasq.support.files import save_figure
@@ -121,6 +122,7 @@ class Allocation:
 def allocate(
     model: keras.Model,
     data: Any,
+    *,
     budget: dict[str, float],
     candidates: Sequence[str] | None = None,
     metric: Any = None,
@@ -128,7 +130,7 @@ def allocate(
     unit: str = "bit_operations",
     sensitivity: Sensitivity | None = None,
     steps: int | None = 8,
-    method: str | None = None,
+    method: str | dict[str, Any] | Observer | None = None,
 ) -> Allocation:
     """Picks the scheme of each layer under a budget, from the layers' sensitivities.
 
@@ -167,7 +169,7 @@ def allocate(
     Example:
         >>> model = keras.Sequential([keras.Input((8,), name="x"), keras.layers.Dense(4, name="d")])
         >>> x = np.random.default_rng(0).normal(size=(64, 8))
-        >>> kerasq.allocate(model, x, {"bytes": 40}, candidates=("w8a8", "w4a8")).overrides
+        >>> kerasq.allocate(model, x, budget={"bytes": 40}, candidates=("w8a8", "w4a8")).overrides
         {'d': 'w4a8', 'x': 'w8a8'}
     """
     optional.load("scipy.optimize", "allocate")  # Before the measurements, which take time.

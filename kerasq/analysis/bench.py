@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import calibration
 from kerasq.analysis.network import Network
+from kerasq.calibration import calibrate as calibration
+from kerasq.calibration.observers import Observer
 from kerasq.litert.runtime import keras_metric
 from kerasq.scheme import resolve
 from kerasq.support.data import batches, labelled_batches
@@ -64,7 +65,7 @@ class Bench:
         metric: Any,
         overrides: dict | None,
         steps: int | None,
-        method: str | None,
+        method: str | dict[str, Any] | Observer | None,
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = [resolve(name) for name in self.candidates]

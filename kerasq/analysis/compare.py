@@ -129,7 +129,7 @@ class _Tally:
         return count / self.counted if self.counted else None
 
 
-def compare(model: keras.Model, lite: TFLiteModel, x: Any) -> Report:
+def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
     """Compares a quantized Keras model with the .tflite that was exported from it.
 
     Per layer, the simulation is fed the inputs that the integer model itself computed, so that a
@@ -245,7 +245,7 @@ class _Probe:
         extra = [i for i in computed if i not in graph.outputs]
         graph.outputs = np.array([*graph.outputs, *extra], np.int32)
         content.signatureDefs = []
-        self._lite = TFLiteModel(flatbuffer.write(content), lite.num_threads, lite.kernels)
+        self._lite = TFLiteModel(flatbuffer.write(content), lite.num_threads, kernels=lite.kernels)
         names = [tensor.name for tensor in self._lite.outputs]
         self.index = {name: i for i, name in enumerate(names)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}

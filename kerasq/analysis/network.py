@@ -6,7 +6,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import calibration, fake_quant, graph, plan, registry
+from kerasq import fake_quant, graph, plan, registry
+from kerasq.calibration import calibrate as calibration
+from kerasq.calibration.observers import Observer
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert.operators import multiplies
@@ -60,7 +62,7 @@ class Network:
         signature = [batch_spec(self.model.input), tf.TensorSpec([len(self.layers)], tf.int32)]
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
-    def calibrate(self, samples: list, method: str | None) -> None:
+    def calibrate(self, samples: list, method: str | dict[str, Any] | Observer | None) -> None:
         """Sets the ranges from batches, before the first run: those at 8 bits, and narrow ones."""
         for bits in {x.activation_bits for x in self.schemes if x.activation_bits < 8}:
             calibration.calibrate_at(bits, self.model, iter(samples), method)
@@ -68,7 +70,7 @@ class Network:
                 name: tuple(end.numpy() for end in quantizer.range())
                 for name, quantizer in ranged(self.model).items()
             }
-        calibration.calibrate(self.model, iter(samples), method)
+        calibration.calibrate(self.model, iter(samples), method=method)
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether LiteRT has kernels for a layer at a scheme."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasq.analysis.bench import SQNR, Bench
 from kerasq.analysis.network import Network
+from kerasq.calibration.observers import Observer
 from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.support import optional, tables
 from kerasq.support.files import save_figure
@@ -176,11 +177,12 @@ def _number(value: float, sign: str = "") -> str:
 def sensitivity(
     model: keras.Model,
     data: Any,
+    *,
     candidates: Sequence[str] = ("w8a8", "w8a16", "float"),
     metric: Any = SQNR,
     overrides: dict | None = None,
     steps: int | None = 8,
-    method: str | None = None,
+    method: str | dict[str, Any] | Observer | None = None,
 ) -> Sensitivity:
     """Measures each layer alone: the loss when it is quantized, the gain when it is raised.
 

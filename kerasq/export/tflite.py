@@ -21,6 +21,7 @@ DTYPES = ("int8", "int16", "uint8", "float32")
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike | None = None,
+    *,
     input_dtype: str | None = None,
     output_dtype: str | None = None,
     batch_size: int = 1,

@@ -50,7 +50,13 @@ class Tensor(NamedTuple):
 
 
 class Op(NamedTuple):
-    """An operator of the file, with the names of its tensors."""
+    """An operator of the file.
+
+    Attributes:
+        name: the operator, such as "CONV_2D".
+        inputs: names of the tensors that it reads, "" for an optional one that is absent.
+        outputs: names of the tensors that it writes.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -83,6 +89,7 @@ class TFLiteModel:
         self,
         path_or_bytes: str | os.PathLike | bytes,
         num_threads: int | None = None,
+        *,
         kernels: str = "optimized",
     ) -> None:
         if kernels not in KERNELS:

@@ -51,6 +51,11 @@ class ActivationQuantizer(keras.layers.Layer):
     `range_max`. Wider ones are symmetric, with zero point 0: `range_max` is the largest magnitude.
     `batches_seen` counts the batches they were taken from (0: the range means nothing yet).
 
+    Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
+    estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
+    al. 2018), to which "lsq" adds the rounding error inside (Esser et al. 2020, equation 3). The
+    formulas are at `kerasq.fake_quant.fake_quant`.
+
     Args:
         bits: width; below 8 the grid is that many levels of int8 codes.
         relu: whether the tensor is behind a ReLU. An asymmetric range then starts at 0.0 and its

@@ -11,7 +11,7 @@ from kerasq.wrappers import QuantizeWrapper
 
 
 def distill(
-    student: keras.Model, teacher: keras.Model, weight: float = 0.5, temperature: float = 4.0
+    student: keras.Model, teacher: keras.Model, *, weight: float = 0.5, temperature: float = 4.0
 ) -> keras.Model:
     """A model of the student's layers, to be compiled and trained in the student's place.
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.quantizers.weights import FREE, PowerOfTwo, highest_exponent
+from kerasq.quantizers.power_of_two import FREE, PowerOfTwo, highest_exponent
 from kerasq.wrappers import require_quantized
 
 PARTITIONS = ("magnitude", "random")
@@ -23,7 +23,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
     At the first epoch of step i so many weights of each layer are frozen that they make up
     `portions[i]` of all; the others are trained on to make up for it. Frozen weights get no
     gradient, and neither weight decay nor momentum moves them. The values are in
-    `kerasq.quantizers.weights.PowerOfTwo`; what is frozen is saved with the model, so that training
+    `kerasq.PowerOfTwo`; what is frozen is saved with the model, so that training
     may be interrupted, and goes on with `fit(initial_epoch=...)`.
 
     A learning rate that is a number is set back to its first value at each step. With a schedule,
@@ -67,6 +67,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         self,
         portions: Sequence[float] = (0.5, 0.75, 0.875, 1.0),
         epochs: int | Sequence[int] = 1,
+        *,
         partition: str = "magnitude",
         per_channel: bool = True,
         highest_exponent: str = "max",

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.quantizers.weights import Uniform
+from kerasq.quantizers.uniform import Uniform
 from kerasq.wrappers import ranged, require_quantized
 
 

@@ -25,7 +25,7 @@ def x(model):
 
 @pytest.fixture(scope="module")
 def table(model, x):
-    return kerasq.sensitivity(model, x, CANDIDATES)
+    return kerasq.sensitivity(model, x, candidates=CANDIDATES)
 
 
 def every_allocation(model, table, unit):
@@ -56,7 +56,7 @@ def test_it_is_the_best_of_all_allocations(model, table, unit, share):
     costs = [c for _, c in everything]
     limit = min(costs) + share * (max(costs) - min(costs))
     best = min(noise for noise, c in everything if c <= limit)
-    found = kerasq.allocate(model, None, {unit: limit}, sensitivity=table)
+    found = kerasq.allocate(model, None, budget={unit: limit}, sensitivity=table)
     assert found.chosen.cost <= limit
     assert found.chosen.predicted == pytest.approx(-10 * np.log10(best), abs=1e-3)
 
@@ -65,13 +65,13 @@ def test_it_is_the_best_of_all_allocations(model, table, unit, share):
 def test_it_is_the_cheapest_that_is_predicted_to_reach_a_metric(model, table, target):
     everything = every_allocation(model, table, "bit_operations")
     cheapest = min(c for noise, c in everything if -10 * np.log10(noise) >= target)
-    found = kerasq.allocate(model, None, {"sqnr": target}, sensitivity=table)
+    found = kerasq.allocate(model, None, budget={"sqnr": target}, sensitivity=table)
     assert found.chosen.predicted >= target and found.chosen.measured is None
     assert found.chosen.cost == cheapest
 
 
 def test_with_data_the_whole_model_reaches_the_metric(model, x, table):
-    found = kerasq.allocate(model, x, {"sqnr": 24.0}, sensitivity=table)
+    found = kerasq.allocate(model, x, budget={"sqnr": 24.0}, sensitivity=table)
     assert found.chosen.measured >= 24.0
     q = kerasq.quantize_model(model, overrides=found.overrides)
     kerasq.calibrate(q, x)
@@ -82,14 +82,14 @@ def test_with_data_the_whole_model_reaches_the_metric(model, x, table):
 
 def test_costs_are_those_of_the_summary(model, table):
     for unit in ("bytes", "bit_operations"):
-        found = kerasq.allocate(model, None, {"sqnr": 25.0}, unit=unit, sensitivity=table)
+        found = kerasq.allocate(model, None, budget={"sqnr": 25.0}, unit=unit, sensitivity=table)
         summary = kerasq.summary(kerasq.quantize_model(model, overrides=found.overrides))
         total = summary.weight_bytes if unit == "bytes" else summary.bit_operations
         assert found.unit == unit and found.chosen.cost == total
 
 
 def test_the_front_holds_nothing_that_is_beaten(model, table):
-    front = kerasq.allocate(model, None, {"bytes": 200}, sensitivity=table).front
+    front = kerasq.allocate(model, None, budget={"bytes": 200}, sensitivity=table).front
     assert len(front) > 2
     costs = [point.cost for point in front]
     assert costs == sorted({*costs})
@@ -97,7 +97,7 @@ def test_the_front_holds_nothing_that_is_beaten(model, table):
 
 
 def test_print_and_plot(model, table, tmp_path):
-    found = kerasq.allocate(model, None, {"bytes": 200}, sensitivity=table)
+    found = kerasq.allocate(model, None, budget={"bytes": 200}, sensitivity=table)
     assert f"{found.chosen.cost:,} bytes" in str(found)
     found.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"
@@ -108,7 +108,7 @@ def test_metric_with_labels_and_settled_layers(model, x):
     found = kerasq.allocate(
         model,
         (x, labels),
-        {"accuracy": 0.9},
+        budget={"accuracy": 0.9},
         candidates=("w8a8", "w4a8"),
         metric="accuracy",
         overrides={"head": "float"},
@@ -121,10 +121,10 @@ def test_metric_with_labels_and_settled_layers(model, x):
 def test_a_target_that_layers_alone_do_not_tell_of(model, x):
     # As on few samples: no layer alone changes a class, together they do.
     labels = model.predict_on_batch(x).argmax(-1)
-    table = kerasq.sensitivity(model, (x, labels), ("w8a8", "w2a2"), metric="accuracy")
+    table = kerasq.sensitivity(model, (x, labels), candidates=("w8a8", "w2a2"), metric="accuracy")
     alone = np.where(np.isnan(table.alone), np.nan, table.reference)
     table = dataclasses.replace(table, alone=alone, noise=np.where(np.isnan(alone), np.nan, 0.0))
-    found = kerasq.allocate(model, (x, labels), {"accuracy": 0.9}, sensitivity=table)
+    found = kerasq.allocate(model, (x, labels), budget={"accuracy": 0.9}, sensitivity=table)
     assert found.chosen.measured >= 0.9 and set(found.overrides.values()) == {"w8a8"}
 
 
@@ -133,7 +133,10 @@ def test_an_operator_without_int16_kernel_gets_none():
         [keras.Input((6,), name="x"), keras.layers.Dense(4, name="d"), keras.layers.ELU(name="elu")]
     )
     found = kerasq.allocate(
-        model, networks.data(model, 64), {"bit_operations": 1e9}, candidates=("w8a8", "w8a16")
+        model,
+        networks.data(model, 64),
+        budget={"bit_operations": 1e9},
+        candidates=("w8a8", "w8a16"),
     )
     assert found.overrides == {"x": "w8a8", "d": "w8a16", "elu": "w8a8"}
 
@@ -141,12 +144,12 @@ def test_an_operator_without_int16_kernel_gets_none():
 def test_a_layer_that_no_candidate_runs():
     elu = keras.Sequential([keras.Input((6,), name="x"), keras.layers.ELU(name="elu")])
     with pytest.raises(ValueError, match=r"none for the layers \['elu'\]. Add 'w8a8'"):
-        kerasq.allocate(elu, networks.data(elu, 64), {"bytes": 1e9}, candidates=("w8a16",))
+        kerasq.allocate(elu, networks.data(elu, 64), budget={"bytes": 1e9}, candidates=("w8a16",))
 
 
 def test_bad_budgets(model, table):
     def allocate(budget, **options):
-        kerasq.allocate(model, None, budget, sensitivity=table, **options)
+        kerasq.allocate(model, None, budget=budget, sensitivity=table, **options)
 
     for budget in ({}, {"watts": 3}, 5, {"bytes": 1, "sqnr": 2}, {"bytes": float("nan")}):
         with pytest.raises(ValueError, match="`budget` must be a dict with one of"):
@@ -160,28 +163,34 @@ def test_bad_budgets(model, table):
     image = keras.Input((None, None, 3), name="image")
     any_size = keras.Model(image, keras.layers.Conv2D(2, 3)(image))
     with pytest.raises(ValueError, match=r"shape of a sample must be known.*'image'"):
-        kerasq.allocate(any_size, np.ones((4, 8, 8, 3)), {"bytes": 1e6})
+        kerasq.allocate(any_size, np.ones((4, 8, 8, 3)), budget={"bytes": 1e6})
     with pytest.raises(ValueError, match="must be that of `model`"):
-        kerasq.allocate(networks.sequential(), None, {"bytes": 1e6}, sensitivity=table)
+        kerasq.allocate(networks.sequential(), None, budget={"bytes": 1e6}, sensitivity=table)
 
 
 def test_settled_layers_keep_their_scheme_and_their_cost(model, x):
     settled = {"head": "float", keras.layers.Dense: "w8a8", "squash": "w4a8"}
-    found = kerasq.allocate(model, x, {"bytes": 10_000}, ("w8a8", "w4a8"), overrides=settled)
+    found = kerasq.allocate(
+        model, x, budget={"bytes": 10_000}, candidates=("w8a8", "w4a8"), overrides=settled
+    )
     schemes = {"head": "float", "hidden": "w8a8", "squash": "w4a8"}
     assert schemes.items() <= found.overrides.items()
     summary = kerasq.summary(kerasq.quantize_model(model, overrides=found.overrides))
     assert found.chosen.cost == summary.weight_bytes
     with pytest.raises(ValueError, match="must settle layers to 'float' or to one of"):
-        kerasq.allocate(model, x, {"bytes": 1e4}, ("w8a8",), overrides={"head": "w4a16"})
+        kerasq.allocate(
+            model, x, budget={"bytes": 1e4}, candidates=("w8a8",), overrides={"head": "w4a16"}
+        )
 
 
 def test_arguments_that_contradict_the_measurements(model, x, table):
     with pytest.raises(ValueError, match="`candidates` must be those of `sensitivity`"):
-        kerasq.allocate(model, x, {"bytes": 1e4}, ("w8a8",), sensitivity=table)
+        kerasq.allocate(model, x, budget={"bytes": 1e4}, candidates=("w8a8",), sensitivity=table)
     with pytest.raises(ValueError, match="`metric` must be that of `sensitivity`"):
-        kerasq.allocate(model, x, {"accuracy": 0.9}, metric="accuracy", sensitivity=table)
+        kerasq.allocate(model, x, budget={"accuracy": 0.9}, metric="accuracy", sensitivity=table)
     labels = model.predict_on_batch(x).argmax(-1)
-    accuracy = kerasq.sensitivity(model, (x, labels), ("w8a8", "w4a8"), metric="accuracy")
-    found = kerasq.allocate(model, (x, labels), {"accuracy": 0.9}, sensitivity=accuracy)
+    accuracy = kerasq.sensitivity(
+        model, (x, labels), candidates=("w8a8", "w4a8"), metric="accuracy"
+    )
+    found = kerasq.allocate(model, (x, labels), budget={"accuracy": 0.9}, sensitivity=accuracy)
     assert 0.9 <= found.chosen.measured <= 1.0 and found.chosen.predicted <= 1.0

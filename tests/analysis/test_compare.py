@@ -38,7 +38,7 @@ def cells(line):
 
 def test_a_good_model_is_exact(residual):
     q, x, lite = residual
-    report = kerasq.compare(q, lite, x)
+    report = kerasq.compare(q, lite, x=x)
     assert (report.max_lsb, report.exact, report.within_one_lsb) == (0, 1.0, 1.0)
     assert (report.argmax_agreement, report.samples, report.kernels) == (1.0, 70, "optimized")
     layers = {layer.name: layer for layer in report.layers}
@@ -64,7 +64,7 @@ def test_a_good_model_is_exact(residual):
 
 def test_the_table(residual):
     q, x, lite = residual
-    lines = str(kerasq.compare(q, lite, x[:8])).splitlines()
+    lines = str(kerasq.compare(q, lite, x=x[:8])).splitlines()
     assert cells(lines[0]) == ["layer", "operator", "type", "max LSB", "exact", "max error"]
     assert set(lines[1]) == {"-", " "}
     assert cells(lines[2]) == ["conv", "CONV_2D", "int8", "0", "100.000 %", "0"]
@@ -82,9 +82,9 @@ def test_layers_are_exact_on_default_kernels_and_close_on_reference_ones(make, b
     q = networks.quantized(make(), batch_norm=batch_norm)
     x = networks.data(q, 64)
     lite = kerasq.export_tflite(q)
-    report = kerasq.compare(q, lite, x)
+    report = kerasq.compare(q, lite, x=x)
     assert {layer.max_lsb for layer in report.layers} == {0} and report.max_lsb == 0
-    reference = kerasq.compare(q, kerasq.TFLiteModel(lite.content, kernels="reference"), x)
+    reference = kerasq.compare(q, kerasq.TFLiteModel(lite.content, kernels="reference"), x=x)
     assert reference.kernels == "reference"
     assert max(layer.max_lsb for layer in reference.layers) <= 1
     assert min(layer.exact for layer in reference.layers if layer.op != "MEAN") >= 0.99
@@ -96,7 +96,7 @@ def test_types_and_batch_size_of_the_export_do_not_matter(dtype, batch_size):
     q = networks.quantized(networks.sequential())
     x = networks.data(q)
     lite = kerasq.export_tflite(q, input_dtype=dtype, output_dtype=dtype, batch_size=batch_size)
-    report = kerasq.compare(q, lite, x[:10])
+    report = kerasq.compare(q, lite, x=x[:10])
     assert (report.max_lsb, report.samples) == (0, 10)
     assert {layer.max_lsb for layer in report.layers} == {0}
     assert {"conv", "logits"} <= {layer.name for layer in report.layers}
@@ -104,7 +104,7 @@ def test_types_and_batch_size_of_the_export_do_not_matter(dtype, batch_size):
 
 def test_every_layer_that_computes_is_reported():
     q = networks.quantized(networks.two_by_two())
-    report = kerasq.compare(q, kerasq.export_tflite(q), networks.samples(q, 8))
+    report = kerasq.compare(q, kerasq.export_tflite(q), x=networks.samples(q, 8))
     names = {"left_hidden", "right_hidden", "total", "both", "score_linear", "score"}
     layers = {layer.name: layer.op for layer in report.layers}
     assert names | {"label_linear", "label"} <= set(layers)
@@ -123,7 +123,7 @@ def test_one_wrong_code_shows_in_its_layer_alone(residual, layer, constant):
     def change(values):
         values.flat[0] = -100 * np.sign(values.flat[0] or 1) if constant == "kernel" else 12345
 
-    report = kerasq.compare(q, corrupted(lite, f"{layer}/{constant}", change), x)
+    report = kerasq.compare(q, corrupted(lite, f"{layer}/{constant}", change), x=x)
     wrong = {found.name for found in report.layers if found.max_lsb > 0}
     assert wrong == {layer}
     (found,) = [found for found in report.layers if found.name == layer]
@@ -142,7 +142,7 @@ def test_end_to_end_figures_against_numpy(residual):
         values[:2] = np.roll(values[:2], 1)
 
     bad = corrupted(lite, "probs_linear/kernel", change)
-    report = kerasq.compare(q, bad, x)
+    report = kerasq.compare(q, bad, x=x)
     ours, theirs = q.predict_on_batch(x), bad.predict(x)
     lsb = np.abs(np.rint((ours - theirs) * 256))
     assert report.max_lsb == lsb.max() > 1
@@ -159,7 +159,7 @@ def test_a_model_trained_on_differs_from_its_old_export():
     lite = kerasq.export_tflite(q)
     kernel = q.get_layer("head").kernel
     kernel.assign(-kernel.value)
-    report = kerasq.compare(q, lite, x)
+    report = kerasq.compare(q, lite, x=x)
     assert {layer.name for layer in report.layers if layer.max_lsb > 0} == {"head"}
 
 
@@ -172,20 +172,20 @@ def test_arrays_batches_and_datasets_are_the_same():
     lite = corrupted(
         kerasq.export_tflite(q), "conv/bias", lambda values: values.__setitem__(0, 5000)
     )
-    whole = kerasq.compare(q, lite, x)
+    whole = kerasq.compare(q, lite, x=x)
     labels = np.zeros(len(x))
     dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(16)
     for data in (dataset, [(x[:30], labels[:30]), (x[30:], labels[30:])], iter([x[:69], x[69:]])):
-        assert kerasq.compare(q, lite, data) == whole
+        assert kerasq.compare(q, lite, x=data) == whole
 
 
 def test_two_inputs_as_a_dict_or_a_list():
     q = networks.quantized(networks.two_by_two())
     lite = kerasq.export_tflite(q)
     left, right = networks.samples(q, 8)
-    report = kerasq.compare(q, lite, [left, right])
+    report = kerasq.compare(q, lite, x=[left, right])
     assert (report.samples, report.max_lsb) == (8, 0)
-    assert kerasq.compare(q, lite, [([left, right], np.zeros(8))]) == report
+    assert kerasq.compare(q, lite, x=[([left, right], np.zeros(8))]) == report
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_two_inputs_as_a_dict_or_a_list():
 def test_bad_data(residual, x, text):
     q, _, lite = residual
     with pytest.raises(ValueError, match=text):
-        kerasq.compare(q, lite, x)
+        kerasq.compare(q, lite, x=x)
 
 
 # Pairs that do not belong together.
@@ -208,26 +208,26 @@ def test_bad_data(residual, x, text):
 
 def test_a_float_model(residual):
     with pytest.raises(ValueError, match=r"`model` must be a quantized model.*'residual'"):
-        kerasq.compare(networks.residual(), residual[2], residual[1])
+        kerasq.compare(networks.residual(), residual[2], x=residual[1])
 
 
 def test_the_export_of_another_model(residual):
     q = networks.quantized(networks.mlp())
     with pytest.raises(ValueError, match=r"`lite` must be an export of `model`"):
-        kerasq.compare(q, residual[2], networks.data(q))
+        kerasq.compare(q, residual[2], x=networks.data(q))
 
 
 def test_the_export_of_another_model_with_the_same_inputs(residual):
     q = networks.quantized(networks.mobile())
     with pytest.raises(ValueError, match=r"`lite` must be an export of `model`"):
-        kerasq.compare(q, residual[2], residual[1])
+        kerasq.compare(q, residual[2], x=residual[1])
 
 
 def test_a_float_file():
     model = networks.mlp()
     lite = kerasq.TFLiteModel(tf.lite.TFLiteConverter.from_keras_model(model).convert())
     with pytest.raises(ValueError, match=r"`lite` must be an export of `model`"):
-        kerasq.compare(networks.quantized(model), lite, networks.data(model))
+        kerasq.compare(networks.quantized(model), lite, x=networks.data(model))
 
 
 # Printing.
@@ -278,6 +278,6 @@ def test_a_float_layer_has_no_steps_to_print():
 
 def test_reports_are_frozen(residual):
     q, x, lite = residual
-    report = kerasq.compare(q, lite, x[:1])
+    report = kerasq.compare(q, lite, x=x[:1])
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field"):
         report.max_lsb = 3

@@ -88,7 +88,7 @@ def test_plot(table, tmp_path):
 
 def test_metric_with_labels(model, x):
     labels = model.predict_on_batch(x).argmax(-1)
-    table = kerasq.sensitivity(model, (x, labels), ("w8a8", "w4a8"), metric="accuracy")
+    table = kerasq.sensitivity(model, (x, labels), candidates=("w8a8", "w4a8"), metric="accuracy")
     assert table.metric == "accuracy" and table.reference == 1.0
     np.testing.assert_allclose(table.noise, 1.0 - table.alone)
     assert table.alone[:, 1].min() < 1.0  # four bits change some class
@@ -97,7 +97,7 @@ def test_metric_with_labels(model, x):
         return y_true == y_pred.argmax(-1)
 
     batches = [(x[:32], labels[:32]), (x[32:64], labels[32:64]), (x[64:], labels[64:])]
-    again = kerasq.sensitivity(model, batches, ("w8a8", "w4a8"), metric=same)
+    again = kerasq.sensitivity(model, batches, candidates=("w8a8", "w4a8"), metric=same)
     assert again.metric == "same"
     np.testing.assert_allclose(again.sort().alone, table.alone, atol=1e-6)
 
@@ -113,9 +113,9 @@ def test_a_layer_without_int16_kernel_is_left_out():
 def test_a_convolution_in_groups_has_8_bit_weights():
     conv = L.Conv2D(4, 3, groups=2, name="groups")
     model = keras.Sequential([keras.Input((6, 6, 4)), conv, L.Flatten(), L.Dense(3, name="d")])
-    table = kerasq.sensitivity(model, networks.data(model, 32), ("w8a8", "w4a8"))
+    table = kerasq.sensitivity(model, networks.data(model, 32), candidates=("w8a8", "w4a8"))
     assert np.isnan(table.alone[table.layers.index("groups"), 1])
-    found = kerasq.allocate(model, None, {"bytes": 250}, sensitivity=table).overrides
+    found = kerasq.allocate(model, None, budget={"bytes": 250}, sensitivity=table).overrides
     assert (found["groups"], found["d"]) == ("w8a8", "w4a8")
     kerasq.quantize_model(model, overrides=found)
 
@@ -135,16 +135,16 @@ def test_layers_that_stay_float_are_no_rows():
 
 def test_several_inputs_and_outputs():
     model = networks.two_by_two()
-    table = kerasq.sensitivity(model, networks.data(model, 64), ("w8a8", "w8a16"))
+    table = kerasq.sensitivity(model, networks.data(model, 64), candidates=("w8a8", "w8a16"))
     assert {"left", "right", "score", "both"} <= {*table.layers}
     assert np.isfinite(table.alone).all()
 
 
 def test_bad_arguments(model, x):
     with pytest.raises(ValueError, match="must be different schemes"):
-        kerasq.sensitivity(model, x, ("w8a8", "w8a8"))
+        kerasq.sensitivity(model, x, candidates=("w8a8", "w8a8"))
     with pytest.raises(ValueError, match="A scheme must be "):
-        kerasq.sensitivity(model, x, ("w1a1",))
+        kerasq.sensitivity(model, x, candidates=("w1a1",))
     with pytest.raises(ValueError, match="must hold labels"):
         kerasq.sensitivity(model, [x], metric="accuracy")
     for metric in ("accurracy", None, 3):
@@ -167,7 +167,9 @@ def test_few_bits_are_measured_as_they_are_quantized():
     # Of the last model no layer reads few bits but the last one.
     for scheme, others in (("w8a4", {}), ("w4a2", {}), ("w4a2", {"branch": "w8a8"})):
         own = {"*": scheme} | others
-        found = kerasq.allocate(model, x, {"bytes": 1e9}, (scheme, "w8a8"), overrides=own)
+        found = kerasq.allocate(
+            model, x, budget={"bytes": 1e9}, candidates=(scheme, "w8a8"), overrides=own
+        )
         q = kerasq.quantize_model(model, overrides=found.overrides)
         kerasq.calibrate(q, x)
         measured = power_ratio(*(m.predict_on_batch(x).astype(float) for m in (model, q)))
@@ -178,4 +180,6 @@ def test_few_bits_are_measured_as_they_are_quantized():
 
 def test_binary_candidates():
     with pytest.raises(ValueError, match=r"weights of 2 bits or more.*'w1a8'"):
-        kerasq.sensitivity(networks.residual(), np.zeros((4, 12, 12, 3)), ("w1a8", "float"))
+        kerasq.sensitivity(
+            networks.residual(), np.zeros((4, 12, 12, 3)), candidates=("w1a8", "float")
+        )

@@ -127,7 +127,7 @@ def test_equal_layers_are_not_merged():
     lite = kerasq.export_tflite(q)
     assert [op.name for op in lite.ops].count("MAX_POOL_2D") == 2
     assert [op.name for op in lite.ops].count("ADD") == 2
-    report = kerasq.compare(q, lite, networks.data(model))
+    report = kerasq.compare(q, lite, x=networks.data(model))
     assert report.max_lsb == 0 and {"pool0", "pool1"} <= {x.name for x in report.layers}
 
 
@@ -149,5 +149,5 @@ def test_layers_with_equal_weights_are_not_merged():
     q = networks.quantized(model)
     lite = kerasq.export_tflite(q)
     assert [op.name for op in lite.ops].count("CONV_2D") == 5
-    report = kerasq.compare(q, lite, networks.data(model))
+    report = kerasq.compare(q, lite, x=networks.data(model))
     assert report.max_lsb == 0 and report.exact == 1.0

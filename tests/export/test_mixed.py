@@ -351,7 +351,7 @@ def assert_layers_agree(q, x, lite):
     weighted = {layer.name for layer in q.layers if isinstance(layer, KernelWrapper)}
     for kernels in ("optimized", "reference"):
         with eagerly():
-            report = kerasq.compare(q, kerasq.TFLiteModel(lite.content, kernels=kernels), x)
+            report = kerasq.compare(q, kerasq.TFLiteModel(lite.content, kernels=kernels), x=x)
         assert weighted <= {layer.name for layer in report.layers}
         for layer in report.layers:
             if layer.dtype == "float32":

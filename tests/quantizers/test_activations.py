@@ -13,7 +13,7 @@ from kerasq.quantizers.activations import (
     AtMostZero,
     UpperEnd,
 )
-from kerasq.quantizers.weights import weight_range
+from kerasq.quantizers.uniform import weight_range
 
 
 def quantizer(low=None, high=None, **options):

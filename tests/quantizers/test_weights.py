@@ -10,7 +10,8 @@ import tensorflow as tf
 
 import kerasq
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.quantizers.weights import FREE, PowerOfTwo, weight_quantizer
+from kerasq.quantizers.power_of_two import FREE, PowerOfTwo
+from kerasq.quantizers.weights import weight_quantizer
 from tests import networks
 
 KINDS = [
@@ -55,7 +56,7 @@ def test_training_sees_what_the_device_gets(kind, bits, gradient, gain):
     if kind == "power_of_two":
         frozen(quantizer, w)
     gains = tf.fill([w.shape[-1]], tf.constant(gain))
-    codes, grid = quantizer.integer(tf.constant(w), gains, tf.zeros(w.shape[-1]))
+    codes, grid = quantizer.integer(tf.constant(w), gains, least=tf.zeros(w.shape[-1]))
     codes, scale = codes.numpy(), grid.scale.numpy()
     assert (codes == np.rint(codes)).all() and (scale > 0).all()
     assert np.abs(codes).max() <= 2 ** (quantizer.code_bits - 1) - 1
@@ -72,7 +73,7 @@ def test_a_graph_computes_the_codes_and_scales_of_the_export(kind, bits):
     quantizer = started(kind, bits, w.numpy())
 
     def integer():
-        codes, grid = quantizer.integer(w.value(), gains.value(), tf.zeros(64))
+        codes, grid = quantizer.integer(w.value(), gains.value(), least=tf.zeros(64))
         return codes, grid.scale
 
     for eager, traced in zip(integer(), tf.function(integer)(), strict=True):
@@ -85,8 +86,8 @@ def test_negative_gains_turn_signs(kind, bits):
     quantizer = started(kind, bits, w)
     gains = np.where(np.arange(7) % 2, -1.5, 0.5).astype("float32")
     least = tf.zeros(7)
-    codes, grid = quantizer.integer(tf.constant(w), tf.constant(gains), least)
-    plain, own = quantizer.integer(tf.constant(w), tf.ones(7), least)
+    codes, grid = quantizer.integer(tf.constant(w), tf.constant(gains), least=least)
+    plain, own = quantizer.integer(tf.constant(w), tf.ones(7), least=least)
     np.testing.assert_allclose(grid.scale, own.scale * np.abs(gains), rtol=1e-6)
     ties = np.abs(np.abs(codes.numpy()) - np.abs(plain.numpy())).max()
     assert ties <= (kind == "uniform")
@@ -97,9 +98,9 @@ def test_negative_gains_turn_signs(kind, bits):
 def test_no_scale_is_below_the_least(kind, bits):
     w = kernel()
     quantizer = started(kind, bits, w)
-    _, own = quantizer.integer(tf.constant(w), tf.ones(7), tf.zeros(7))
+    _, own = quantizer.integer(tf.constant(w), tf.ones(7), least=tf.zeros(7))
     least = own.scale.numpy() * np.where(np.arange(7) == 2, 3.0, 0.5).astype("float32")
-    codes, grid = quantizer.integer(tf.constant(w), tf.ones(7), tf.constant(least))
+    codes, grid = quantizer.integer(tf.constant(w), tf.ones(7), least=tf.constant(least))
     np.testing.assert_array_equal(grid.scale[2], least[2])
     np.testing.assert_array_equal(grid.scale[:2], own.scale[:2])
     real = codes.numpy()[..., 2] * least[2]
@@ -270,10 +271,10 @@ def test_few_bits_run_as_they_were_trained(scheme, weights, make, batch_norm, tm
     q.fit(x, y, verbose=0)
     lite = kerasq.export_tflite(q)
     assert not lite.float_ops
-    report = kerasq.compare(q, lite, x)
+    report = kerasq.compare(q, lite, x=x)
     assert report.max_lsb == 0 and all(layer.max_lsb in (0, None) for layer in report.layers)
     portable = kerasq.TFLiteModel(lite.content, kernels="reference")
-    assert max(layer.max_lsb or 0 for layer in kerasq.compare(q, portable, x).layers) <= 1
+    assert max(layer.max_lsb or 0 for layer in kerasq.compare(q, portable, x=x).layers) <= 1
     widths = {"w": int(scheme[1]), "a": int(scheme[3:])}
     for layer in q.layers:
         if isinstance(layer, KernelWrapper):
@@ -296,7 +297,7 @@ def test_transposed_convolutions_have_no_packed_kernel(scheme, weights):
     x = np.random.default_rng(0).uniform(0, 1, (16, 10, 10, 3)).astype("float32")
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
-    assert all(layer.max_lsb in (0, None) for layer in kerasq.compare(q, lite, x).layers)
+    assert all(layer.max_lsb in (0, None) for layer in kerasq.compare(q, lite, x=x).layers)
     assert "TRANSPOSE_CONV on int8" in str(lite)
 
 
@@ -319,7 +320,7 @@ def test_relus_behind_operators_that_cannot_fuse_one(make):
     x = np.random.default_rng(0).normal(size=(16, 6, 6, 3))
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
-    assert not lite.float_ops and kerasq.compare(q, lite, x).max_lsb == 0
+    assert not lite.float_ops and kerasq.compare(q, lite, x=x).max_lsb == 0
 
 
 @pytest.mark.parametrize(("kind", "bits"), KINDS)
@@ -327,7 +328,7 @@ def test_channels_that_a_normalization_turned_off(kind, bits):
     w = kernel()
     quantizer = started(kind, bits, w)
     gains = tf.constant([1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
-    codes, grid = quantizer.integer(tf.constant(w), gains, tf.zeros(7))
+    codes, grid = quantizer.integer(tf.constant(w), gains, least=tf.zeros(7))
     assert np.isfinite(codes).all() and (grid.scale.numpy() > 0).all()
     np.testing.assert_array_equal(codes.numpy()[..., 1], 0.0)
 
@@ -339,14 +340,14 @@ def test_codes_of_few_bits_stay_within_their_levels():
     kerasq.calibrate(q, x)
     lite = kerasq.export_tflite(q)
     wide = np.concatenate([x, 30 * x, -30 * x])  # far outside of what was seen
-    assert kerasq.compare(q, lite, wide).max_lsb == 0
+    assert kerasq.compare(q, lite, x=wide).max_lsb == 0
 
 
 def test_first_and_last():
     model = networks.residual()
     ends = kerasq.first_and_last(model)
     assert ends == ("conv", "probs")
-    q = kerasq.quantize_model(model, "w2a2", dict.fromkeys(ends, "w8a8"))
+    q = kerasq.quantize_model(model, "w2a2", overrides=dict.fromkeys(ends, "w8a8"))
     bits = {x.owner: x.bits.weight_bits for x in q.layers if isinstance(x, KernelWrapper)}
     assert bits == {"conv": 8, "branch": 2, "probs": 8}
 
@@ -358,7 +359,7 @@ def test_only_what_a_layer_of_few_bits_reads_has_few_bits(is_read_narrow, tmp_pa
     x = keras.layers.MaxPooling2D(2)(keras.layers.Dropout(0.1)(x))
     x = keras.layers.Flatten()(x)
     model = keras.Model(image, keras.layers.Dense(3, name="head")(x))
-    q = kerasq.quantize_model(model, "w2a2", {} if is_read_narrow else {"head": "w8a8"})
+    q = kerasq.quantize_model(model, "w2a2", overrides={} if is_read_narrow else {"head": "w8a8"})
     q.save(tmp_path / "q.keras")
     for found in (q, keras.models.load_model(tmp_path / "q.keras")):
         assert found.get_layer("conv").output_quantizer.bits == (2 if is_read_narrow else 8)

@@ -15,7 +15,7 @@ def test_load_imports():
 @pytest.mark.parametrize(
     ("package", "extra", "use"),
     [
-        ("scipy", "allocate", lambda q, path: kerasq.allocate(q, None, {"bytes": 9})),
+        ("scipy", "allocate", lambda q, path: kerasq.allocate(q, None, budget={"bytes": 9})),
         ("tf_keras", "legacy", lambda q, path: kerasq.load_model(path)),
         ("matplotlib", "plot", lambda q, path: sensitivity().plot()),
     ],
@@ -32,4 +32,4 @@ def test_what_is_missing_is_named(package, extra, use, tmp_path, monkeypatch):
 def sensitivity():
     model = networks.mlp()
     x = networks.data(model, 8)
-    return kerasq.sensitivity(model, x, ("w8a8", "w4a8"))
+    return kerasq.sensitivity(model, x, candidates=("w8a8", "w4a8"))

@@ -25,7 +25,7 @@ def softened(p, temperature):
 def test_the_loss(weight, temperature):
     x, y = samples()
     teacher, student = networks.residual(0), networks.residual(1)
-    learner = kerasq.distill(student, teacher, weight, temperature)
+    learner = kerasq.distill(student, teacher, weight=weight, temperature=temperature)
     learner.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
     learner.layers[[layer.name for layer in learner.layers].index("drop")].rate = 0.0
     for layer in learner.layers:  # Inference mode, so that the twin may predict.
@@ -44,7 +44,7 @@ def test_the_student_learns_the_teacher_stays_and_nothing_else_is_saved(tmp_path
     teacher = networks.residual()
     before = [w.copy() for w in teacher.get_weights()]
     q = kerasq.quantize_model(teacher)
-    learner = kerasq.distill(q, teacher, 0.9)
+    learner = kerasq.distill(q, teacher, weight=0.9)
     assert learner.student is q and learner.layers[1] is q.layers[1]
     start = q.get_weights()
     learner.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -65,7 +65,7 @@ def test_the_student_learns_the_teacher_stays_and_nothing_else_is_saved(tmp_path
 
 def test_samples_without_weight_teach_nothing():
     x, y = samples()
-    learner = kerasq.distill(networks.residual(1), networks.residual(0), 0.5)
+    learner = kerasq.distill(networks.residual(1), networks.residual(0), weight=0.5)
     learner.compile("sgd", "sparse_categorical_crossentropy")
     before = [v.numpy() for v in learner.trainable_variables]
     learner.fit(x, y, sample_weight=np.zeros(32), verbose=0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.quantizers.weights import FREE
+from kerasq.quantizers.power_of_two import FREE
 from tests import networks
 
 
@@ -98,7 +98,7 @@ def test_the_exported_weights_are_the_trained_ones(bits, per_channel, make):
         assert (np.log2(magnitudes) == np.rint(np.log2(magnitudes))).all()
     span = min(2 ** (bits - 2), 7)
     assert sizes <= {0, *(2**k for k in range(7 - span, 7))} and max(sizes) == 64
-    assert kerasq.compare(q, lite, x).max_lsb == 0
+    assert kerasq.compare(q, lite, x=x).max_lsb == 0
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -108,7 +108,9 @@ def test_the_highest_exponent_of_the_least_error(per_channel):
     for rule in ("max", "mse"):
         q = compiled(quantized("w2a8"), rate=0.0)
         kernels = [x.flat_kernel().numpy() for x in q.layers if hasattr(x, "flat_kernel")]
-        inq = kerasq.IncrementalQuantization((1.0,), 1, "magnitude", per_channel, rule)
+        inq = kerasq.IncrementalQuantization(
+            (1.0,), 1, partition="magnitude", per_channel=per_channel, highest_exponent=rule
+        )
         q.fit(x, y, epochs=1, verbose=0, callbacks=[inq])
         powers[rule] = [x.weight_quantizer.exponent.numpy() for x in inq.wrappers]
     lower = 0

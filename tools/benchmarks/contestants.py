@@ -316,7 +316,7 @@ def comparison(network: str) -> Call:
 
     quantized = _quantized(_model(_keras(), network))
     lite = kerasq.export_tflite(quantized)
-    return _seconds(lambda: kerasq.compare(quantized, lite, _images(64)))
+    return _seconds(lambda: kerasq.compare(quantized, lite, x=_images(64)))
 
 
 def sensitivity(network: str) -> Call:

@@ -1,0 +1,1 @@
+"""First ranges of activations, from data."""

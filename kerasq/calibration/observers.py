@@ -1,0 +1,267 @@
+"""Observers: what is kept of the values of a tensor, and the range that follows from it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasq.grid import Grid
+from kerasq.quantizers import activations
+from kerasq.support import identifiers
+
+
+class Observer:
+    """Base of all observers: takes the values of one tensor batch by batch and gives a range.
+
+    `kerasq.calibrate(method=...)` takes an instance as a prototype, of which each tensor gets a
+    copy. A class of your own implements `statistics`, `update` and `range`; with `get_config` and
+    `keras.saving.register_keras_serializable` it can be given as a configuration as well.
+
+    Example:
+        >>> class Sigmas(kerasq.Observer):
+        ...     "So many root mean squares on either side of 0."
+        ...
+        ...     def __init__(self, count):
+        ...         self.count, self.squares, self.values = count, 0.0, 0
+        ...
+        ...     def statistics(self, x):
+        ...         return keras.ops.sum(x * x), keras.ops.size(x)
+        ...
+        ...     def update(self, statistics):
+        ...         self.squares += float(statistics[0])
+        ...         self.values += int(statistics[1])
+        ...
+        ...     def range(self, *, bits, symmetric):
+        ...         high = self.count * (self.squares / self.values) ** 0.5
+        ...         return -high, high
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="head")])
+        >>> q = kerasq.quantize_model(model)
+        >>> kerasq.calibrate(q, np.ones((8, 2)), method=Sigmas(3.0))
+    """
+
+    def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What `update` needs of a batch; is traced into the model, so it changes nothing here."""
+        raise NotImplementedError
+
+    def update(self, statistics: Sequence[np.ndarray]) -> None:
+        """Takes the statistics of one batch."""
+        raise NotImplementedError
+
+    def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
+        """The ends of the range, in real units, after all batches.
+
+        Args:
+            bits: width of the grid that the tensor gets.
+            symmetric: whether its zero point is 0 (int16): the grid is then that over the end of
+                the larger magnitude. Others are widened to hold 0.0.
+        """
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Observer":
+        """The observer that `get_config` describes."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class MinMax(Observer):
+    """Least and greatest value seen: `[min x, max x]` (Krishnamoorthi 2018, section 3.1)."""
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+
+    def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The batch's least and greatest value."""
+        return tf.reduce_min(x), tf.reduce_max(x)
+
+    def update(self, statistics: Sequence[np.ndarray]) -> None:
+        """Widens the range to hold the batch's."""
+        low, high = map(float, statistics)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
+        """The ends seen so far, whatever the grid."""
+        del bits, symmetric
+        return self.low, self.high
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class MovingAverage(MinMax):
+    """Mean of the batches' least and greatest values, exponential after `1 / rate` batches.
+
+    `end += max(1 / n, rate) * (end of batch n - end)`: outliers of single batches count for little
+    (Jacob et al. 2018, section 3.1).
+
+    Args:
+        rate: share of a batch in the exponential average, above 0 and at most 1.
+
+    Raises:
+        ValueError: for a rate out of bounds.
+    """
+
+    def __init__(self, rate: float = activations.MOVING_RATE) -> None:
+        super().__init__()
+        if not 0.0 < rate <= 1.0:
+            raise ValueError(f"`rate` must be above 0 and at most 1. Received: rate={rate}.")
+        self.rate = rate
+        self.low = self.high = 0.0
+        self.count = 0
+
+    def update(self, statistics: Sequence[np.ndarray]) -> None:
+        """Moves the ends towards those of the batch."""
+        low, high = map(float, statistics)
+        self.count += 1
+        rate = max(1 / self.count, self.rate)
+        self.low += rate * (low - self.low)
+        self.high += rate * (high - self.high)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"rate": self.rate}
+
+
+class Histogram(MinMax):
+    """Histogram whose width grows by powers of two, so that bins of all batches line up.
+
+    Bin i counts the values in `[-2^e, 2^e]` from `2^e (2 i / BINS - 1)` on, `BINS = 4096`, with the
+    smallest e that holds all values.
+    """
+
+    BINS = 4096
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exponent = -1000
+        self.counts = np.zeros(self.BINS, np.int64)
+
+    def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Ends, counts, and the exponent e of the histogram's width: [-2^e, 2^e]."""
+        largest = tf.maximum(tf.reduce_max(tf.abs(x)), 1e-12)
+        exponent = tf.math.ceil(tf.math.log(largest) / tf.math.log(2.0))
+        bound = 2.0**exponent
+        counts = tf.histogram_fixed_width(x, [-bound, bound], self.BINS, dtype=tf.int64)
+        return tf.reduce_min(x), tf.reduce_max(x), counts, exponent
+
+    def update(self, statistics: Sequence[np.ndarray]) -> None:
+        """Adds the batch's counts, the narrower histogram widened to the other's width."""
+        *ends, counts, exponent = statistics
+        super().update(ends)
+        widest = max(self.exponent, int(exponent))
+        self.counts = self._widen(self.counts, widest - self.exponent) + self._widen(
+            counts, widest - int(exponent)
+        )
+        self.exponent = widest
+
+    def _widen(self, counts: np.ndarray, doublings: int) -> np.ndarray:
+        """The same counts in bins twice as wide, `doublings` times."""
+        # After 12 doublings all is in the middle two bins, and stays there.
+        for _ in range(min(doublings, 13)):
+            merged = counts.reshape(-1, 2).sum(1)
+            counts = np.zeros_like(counts)
+            counts[self.BINS // 4 : 3 * self.BINS // 4] = merged
+        return counts
+
+    @property
+    def centres(self) -> np.ndarray:
+        """The real value in the middle of each bin."""
+        bound = 2.0**self.exponent
+        return (np.arange(self.BINS) + 0.5) * (2 * bound / self.BINS) - bound
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Percentile(Histogram):
+    """Range that leaves out the outermost `100 - percent` % of the values on either side.
+
+    `[F^-1(1 - p), F^-1(p)]`, `p = percent / 100`, F the share of values up to x, to the width of a
+    bin of the histogram (McKinstry et al. 2018, arXiv 1809.04191; Wu et al. 2020, 2004.09602).
+
+    Args:
+        percent: above 50, at most 100.
+
+    Raises:
+        ValueError: for a percentile out of bounds.
+    """
+
+    def __init__(self, percent: float = 99.999) -> None:
+        super().__init__()
+        if not 50.0 < percent <= 100.0:
+            raise ValueError(
+                f"`percent` must be above 50 and at most 100. Received: percent={percent}."
+            )
+        self.percent = percent
+
+    def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
+        """The two percentiles, whatever the grid."""
+        del bits, symmetric
+        share = np.cumsum(self.counts) / self.counts.sum()
+        tail = 1 - self.percent / 100
+        low = self.centres[np.searchsorted(share, tail, side="right")]
+        high = self.centres[np.searchsorted(share, 1 - tail)]
+        return float(max(low, self.low)), float(min(high, self.high))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"percent": self.percent}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class MeanSquaredError(Histogram):
+    """Range whose grid has the least mean squared error on the histogram.
+
+    `argmin over k of sum counts * (x - Q(x))^2`, Q the grid over `[k min x, k max x]` that the
+    tensor would get, x the centres of the bins (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
+
+    Args:
+        steps: how many k are tried, evenly from 1 down to 0.2; at least 1.
+
+    Raises:
+        ValueError: for less than one step.
+    """
+
+    def __init__(self, steps: int = 80) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"`steps` must be at least 1. Received: steps={steps}.")
+        self.steps = steps
+
+    def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
+        """The range of the least error on a grid of this kind."""
+        used = self.counts > 0
+        x, weights = self.centres[used], self.counts[used]
+        low, high = min(self.low, 0.0), max(self.high, 1e-6)
+        shrunk = [(low * k, high * k) for k in np.linspace(1.0, 0.2, self.steps)]
+
+        def error(ends: tuple[float, float]) -> float:
+            if symmetric:
+                ends = activations.symmetric(max(-ends[0], ends[1]), bits)
+            grid = Grid.from_range(*ends, bits=bits)
+            return float(np.sum(weights * (x - grid.dequantize(grid.quantize(x))) ** 2))
+
+        return min(shrunk, key=error)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"steps": self.steps}
+
+
+OBSERVERS: dict[str, type[Observer]] = {
+    "minmax": MinMax,
+    "moving_average": MovingAverage,
+    "percentile": Percentile,
+    "mse": MeanSquaredError,
+}
+
+
+def find(method: str | dict[str, Any] | Observer) -> Observer:
+    """The prototype that `calibrate(method=...)` stands for.
+
+    Raises:
+        ValueError: for anything but a name, a configuration or an instance.
+    """
+    return identifiers.find("method", method, Observer, OBSERVERS)
