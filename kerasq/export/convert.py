@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph, kernels, registry, targets
+from kerasq.export import marks
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Constant, Scale
@@ -24,36 +25,8 @@ from kerasq.wrappers import QuantizeWrapper, target_of
 # Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
 # and gives the shape of the other.
 MARKER = "Zeta"
-# What a mark says in place of an operator, where `table` is all there is.
-CONSTANT = "constant"
 _SCOPE = "kerasq_layer{}_"
 _SCOPES = re.compile(_SCOPE.format(r"(\d+)"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mark:
-    """What a marker says of the tensor behind it.
-
-    Attributes:
-        name: the layer whose output it is; "" where the marker only keeps operators apart.
-        grid: the grid that the tensor lies on; None where it is that of the tensor before it, or
-            the tensor is float.
-        quantizes: whether the layer only puts values onto the grid: QUANTIZE.
-        kernel: the grid of the layer's kernel.
-        bias: the layer's bias codes, int64.
-        op: the operator that makes the tensor, where the converter does not.
-        options: the class of its options, and their values.
-        table: the codes that GATHER picks from, by the input's code; or those of a constant.
-    """
-
-    name: str = ""
-    grid: Grid | None = None
-    quantizes: bool = False
-    kernel: Grid | None = None
-    bias: np.ndarray | None = None
-    op: str = ""
-    options: tuple[str, dict] | None = None
-    table: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +42,7 @@ class Converted:
     """
 
     content: bytes
-    marks: list[Mark]
+    marks: list[marks.Mark]
     layers: list[str]
     target: targets.Target
 
@@ -87,7 +60,7 @@ class Marker:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self.marks: list[Mark] = []
+        self.marks: list[marks.Mark] = []
         self.layers: list[str] = []
         self._outputs = {id(y) for y in model.outputs}
         self._readers: dict[int, list[keras.Layer]] = {}
@@ -95,9 +68,13 @@ class Marker:
             for x in node.inputs:
                 self._readers.setdefault(id(x), []).append(node.layer)
 
-    def _mark(self, x: tf.Tensor, mark: Mark) -> tf.Tensor:
+    def _mark(self, x: tf.Tensor, mark: marks.Mark) -> tf.Tensor:
         self.marks.append(mark)
         return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
+
+    def _mark_float(self, x: tf.Tensor, mark: marks.Mark) -> tf.Tensor:
+        """The tensor marked, where it is float: a marker takes no other types."""
+        return self._mark(x, mark) if x.dtype.is_floating else x
 
     def run(self, node: graph.Node, *args: Any, **kwargs: Any) -> Any:
         """The output of a call, marked."""
@@ -123,16 +100,16 @@ class Marker:
             if len(readers) == 1 and _fuses(readers[0]) and not is_end:
                 return outputs
             return [
-                self._mark(y, Mark(name=graph.tensor_name(symbol))) if y.dtype.is_floating else y
+                self._mark(y, marks.Named(name=graph.tensor_name(symbol)))
+                if y.dtype.is_floating
+                else y
                 for y, symbol in zip(outputs, node.outputs, strict=True)
             ]
 
     def _apart(self, inputs: Any) -> Any:
         """Marks inputs, so that equal operators are not merged, nor `x + x` rewritten."""
         return keras.tree.map_structure(
-            lambda x: (
-                self._mark(x, Mark()) if tf.is_symbolic_tensor(x) and x.dtype.is_floating else x
-            ),
+            lambda x: self._mark_float(x, marks.Separator()) if tf.is_symbolic_tensor(x) else x,
             inputs,
         )
 
@@ -140,28 +117,30 @@ class Marker:
         with tf.init_scope():
             grid = wrapper.grid().numpy()
         if wrapper.rule is registry.QUANTIZE:
-            return self._mark(inputs, Mark(name=wrapper.name, grid=grid, quantizes=True))
+            return self._mark(inputs, marks.Quantized(name=wrapper.name, grid=grid))
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
         if isinstance(wrapper.layer, Constant):
             # Marked is the input: the converter would compute the marker of a constant.
             with tf.init_scope():
                 codes = grid.quantize(wrapper.layer.value.numpy()[None])
-            return self._mark(inputs, Mark(name=wrapper.name, grid=grid, op=CONSTANT, table=codes))
+            return self._mark(inputs, marks.Constant(name=wrapper.name, grid=grid, codes=codes))
         if wrapper.rule.operator == "GATHER":
             with tf.init_scope():
                 (source,) = wrapper.input_grids()
                 table = kernels.lookup_table(wrapper.layer, source, grid).numpy()
             codes = (table + grid.zero_point).astype(grid.dtype)
-            return self._mark(inputs, Mark(name=wrapper.name, grid=grid, op="GATHER", table=codes))
+            return self._mark(inputs, marks.LookedUp(name=wrapper.name, grid=grid, table=codes))
         if wrapper.rule.options is not None:
             options = wrapper.rule.options(wrapper.layer)
-            mark = Mark(name=wrapper.name, grid=grid, op=wrapper.rule.operator, options=options)
+            mark = marks.Emitted(
+                name=wrapper.name, grid=grid, op=wrapper.rule.operator, options=options
+            )
             return self._mark(inputs, mark)
         inputs = self._apart(inputs)
         is_relu = registry.relu_limit(wrapper.layer)[0]
         y = _relu(inputs if is_relu else wrapper.layer(inputs), wrapper, grid, is_relu)
-        return self._mark(y, Mark(name=wrapper.name, grid=grid))
+        return self._mark(y, marks.Computed(name=wrapper.name, grid=grid))
 
     def _kernel(self, wrapper: KernelWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:
         """The layer on constants: weights that lie on their grid already."""
@@ -172,7 +151,7 @@ class Marker:
         x = self._apart(x)
         run = _scale if isinstance(wrapper.layer, Scale) else wrapper.run_on
         y = run(x, tf.constant(kernel), tf.constant(bias, tf.float32))
-        mark = Mark(
+        mark = marks.Weighted(
             name=wrapper.name,
             grid=grid,
             kernel=weights.grid.numpy(),

@@ -14,7 +14,20 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export import signature
 from kerasq.export.builder import Builder
-from kerasq.export.convert import CONSTANT, MARKER, Converted, Mark
+from kerasq.export.convert import MARKER, Converted
+from kerasq.export.marks import (
+    Computed,
+    Constant,
+    Emitted,
+    LookedUp,
+    Made,
+    Mark,
+    Named,
+    OfOperator,
+    Quantized,
+    Separator,
+    Weighted,
+)
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS
@@ -46,14 +59,15 @@ class _Lowering(Builder):
     def __init__(self, model: schema.ModelT, converted: Converted) -> None:
         super().__init__(model, converted.target)
         self.converted = converted
-        self.marks: dict[int, Mark] = {}  # by the tensor before a marker that does not quantize
+        self.marks: dict[int, OfOperator] = {}  # by the tensor before a marker
         for op in self.graph.operators:
-            if self._is_marker(op) and self._is_of_operator(self._mark(op)):
-                mark = self.marks.setdefault(int(op.inputs[0]), self._mark(op))
-                if mark is not self._mark(op):
+            own = self._mark(op) if self._is_marker(op) else None
+            if isinstance(own, OfOperator):
+                mark = self.marks.setdefault(int(op.inputs[0]), own)
+                if mark is not own:
                     raise RuntimeError(
                         "The converter must keep layers apart. Received: one tensor for "
-                        f"{mark.name!r} and {self._mark(op).name!r}."
+                        f"{mark.name!r} and {own.name!r}."
                     )
         for op in reversed(self.graph.operators):
             self._move_mark(op)
@@ -68,10 +82,11 @@ class _Lowering(Builder):
             mark = self.marks.get(int(op.outputs[0])) if len(op.outputs) == 1 else None
             if self._is_marker(op):
                 self._pass(op)
-            elif mark is not None and mark.grid is not None:
-                self._compute(op, mark, mark.grid)
+            elif isinstance(mark, Computed | Weighted):
+                self._compute(op, mark)
             elif (grid := self._moved(op)) is not None:
-                self._compute(op, mark or Mark(name=self._layer_name(op)), grid)
+                name = mark.name if mark is not None else self._layer_name(op)
+                self._compute(op, Computed(name=name, grid=grid))
             else:
                 self._keep(op)
         signature.set_inputs(self, wanted)
@@ -83,15 +98,14 @@ class _Lowering(Builder):
         self.model.description = b"kerasq"
         return flatbuffer.write(self.model)
 
-    def _is_of_operator(self, mark: Mark) -> bool:
-        """Whether an operator before the marker is what computes the layer."""
-        return bool(mark.name) and not mark.quantizes and not mark.op
-
     def _move_mark(self, op: schema.OperatorT) -> None:
-        """Moves a layer's mark in front of operators that only change its shape."""
+        """Moves a layer's mark in front of operators that only change its shape.
+
+        The converter puts a RESHAPE behind the operator of some layers, such as Conv1D.
+        """
         mark = self.marks.get(int(op.outputs[0])) if len(op.outputs) == 1 else None
-        if mark is not None and mark.grid is not None and self._copies(op):
-            self.marks[int(op.outputs[0])] = Mark(name=mark.name)
+        if isinstance(mark, Computed | Weighted) and self._copies(op):
+            self.marks[int(op.outputs[0])] = Named(name=mark.name)
             inner = f"{mark.name}/{self.op(op).lower()}_input"
             self.marks[int(op.inputs[0])] = dataclasses.replace(mark, name=inner)
 
@@ -130,29 +144,35 @@ class _Lowering(Builder):
         return f"{self.converted.layer_of(name) or name}/{self.op(op).lower()}"
 
     def _pass(self, op: schema.OperatorT) -> None:
-        """A marker: the tensor behind it is that before it, or QUANTIZE makes it."""
+        """A marker: the tensor behind it is that before it, or is made from that."""
         source, target, mark = int(op.inputs[0]), int(op.outputs[0]), self._mark(op)
-        if mark.op == CONSTANT and mark.grid is not None and mark.table is not None:
-            self.codes[target] = self.add(mark.name, mark.table.shape, mark.grid, mark.table)
-        elif mark.op and mark.grid is not None:
-            if source not in self.codes:
-                raise ValueError(
-                    f"Layer {mark.name!r} must read integer codes. Received: a float tensor."
-                )
-            code = self.add(mark.name, self.tensor(source).shape, mark.grid)
-            if mark.table is None:
-                self.emit(mark.op, [self.codes[source]], [code], options=mark.options)
-            else:
-                self._look_up(self.codes[source], code, mark.table)
-            self.codes[target] = code
-        elif mark.quantizes and mark.grid is not None:
-            self.codes[target] = self._quantize(source, mark.name, mark.grid)
+        if isinstance(mark, Made):
+            self.codes[target] = self._made(source, mark)
         elif source in self.codes:
             self.codes[target] = self.codes[source]
         else:
             self.reals[target] = self.reals.get(source, source)
-            if mark.name:
+            if not isinstance(mark, Separator):
                 self.rename(self.reals[target], mark.name)
+
+    def _made(self, source: int, mark: Made) -> int:
+        """The integer tensor that a mark asks for, from the tensor before the marker."""
+        match mark:
+            case Constant():
+                return self.add(mark.name, mark.codes.shape, mark.grid, mark.codes)
+            case Quantized():
+                return self._quantize(source, mark.name, mark.grid)
+        if source not in self.codes:
+            raise ValueError(
+                f"Layer {mark.name!r} must read integer codes. Received: a float tensor."
+            )
+        code = self.add(mark.name, self.tensor(source).shape, mark.grid)
+        match mark:
+            case Emitted():
+                self.emit(mark.op, [self.codes[source]], [code], options=mark.options)
+            case LookedUp():
+                self._look_up(self.codes[source], code, mark.table)
+        return code
 
     def _quantize(self, source: int, name: str, grid: Grid) -> int:
         """The tensor on a grid.
@@ -231,7 +251,7 @@ class _Lowering(Builder):
             self.dequantized[code] = real
         return self.dequantized[code]
 
-    def _compute(self, op: schema.OperatorT, mark: Mark, grid: Grid) -> None:
+    def _compute(self, op: schema.OperatorT, mark: Computed | Weighted) -> None:
         """Puts an operator of the marked graph onto integer tensors."""
         kind = self.op(op)
         inputs = [self.codes.get(int(i), int(i)) for i in op.inputs]
@@ -240,54 +260,59 @@ class _Lowering(Builder):
             raise self._no_integer_form(op, mark)
         if OPERATORS[kind].one_grid:
             inputs = [
-                self.requantized(tensor, f"{mark.name}/input_{i}", grid)
+                self.requantized(tensor, f"{mark.name}/input_{i}", mark.grid)
                 for i, tensor in enumerate(inputs)
             ]
-        bits, weight_bits = self.grids[self.codes[data]].bits, 8
+        weight_bits = 8
         if OPERATORS[kind].channels is not None:
-            weight_bits = self._weights(op, inputs, mark, grid)
+            weight_bits = self._weights(op, inputs, mark)
         else:
-            for i, tensor in enumerate(inputs):
-                if tensor not in self.grids and tensor >= 0:
-                    parameter = OPERATORS[kind].parameter or f"input_{i}"
-                    self.rename(tensor, f"{mark.name}/{parameter}")
+            self._name_parameters(kind, inputs, mark.name)
         if kind in ("ADD", "SUB"):
-            op.builtinOptions.potScaleInt16 = False
+            op.builtinOptions.potScaleInt16 = False  # Scales are any real numbers.
+        entry = self.model.operatorCodes[op.opcodeIndex]
+        version = self.target.version(kind, weight_bits, self.grids[self.codes[data]].bits)
+        op.opcodeIndex = flatbuffer.code_index(
+            self.model, entry.builtinCode, max(version, entry.version)
+        )
+        op.inputs = np.array(inputs, np.int32)
+        op.outputs = np.array(self._outputs(op, mark), np.int32)
+        self.ops.append(op)
+
+    def _name_parameters(self, kind: str, inputs: list[int], name: str) -> None:
+        """Names the constants that an operator reads beside its values, such as axes."""
+        for i, tensor in enumerate(inputs):
+            if tensor not in self.grids and tensor >= 0:
+                self.rename(tensor, f"{name}/{OPERATORS[kind].parameter or f'input_{i}'}")
+
+    def _outputs(self, op: schema.OperatorT, mark: Computed | Weighted) -> list[int]:
+        """Integer tensors for the outputs of an operator, each named for its own layer."""
         outputs = []
         for i, old in enumerate(map(int, op.outputs)):
             own = self.marks.get(old, mark).name if len(op.outputs) > 1 else mark.name
-            outputs.append(
-                self.add(
-                    own if i == 0 or old in self.marks else f"{own}:{i}",
-                    self.tensor(old).shape,
-                    grid,
-                )
-            )
+            name = own if i == 0 or old in self.marks else f"{own}:{i}"
+            outputs.append(self.add(name, self.tensor(old).shape, mark.grid))
             self.codes[old] = outputs[-1]
-        op.inputs, op.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-        entry = self.model.operatorCodes[op.opcodeIndex]
-        version = max(self.target.version(kind, weight_bits, bits), entry.version)
-        op.opcodeIndex = flatbuffer.code_index(self.model, entry.builtinCode, version)
-        self.ops.append(op)
+        return outputs
 
-    def _weights(self, op: schema.OperatorT, inputs: list[int], mark: Mark, out: Grid) -> int:
+    def _weights(self, op: schema.OperatorT, inputs: list[int], mark: Computed | Weighted) -> int:
         """Replaces float kernel and bias by codes; returns the kernel's bits.
 
         The bias is int32 at `s_in * s_w[c]`, or int64 under int16 activations.
         """
         kind, grid = self.op(op), self.grids[self.codes[self._data(op)]]
         values = self.constant(inputs[1])
-        if values is None or mark.kernel is None or mark.bias is None:
+        if values is None or not isinstance(mark, Weighted):
             raise self._no_integer_form(op, mark)
         kernel = dataclasses.replace(mark.kernel, axis=OPERATORS[kind].channels)
         scale = np.float32(grid.scale) * np.asarray(kernel.scale, np.float32)
         largest = self.target.limits.multiplier
-        if (scale / out.scale >= largest).any():
+        if (scale / mark.grid.scale >= largest).any():
             raise ValueError(
                 f"The output range of layer {mark.name!r} must not be far narrower than its "
                 f"accumulators: s_in * s_w / s_out must be below {largest}. Received: "
-                f"{np.max(scale / out.scale):.3g}. The layer's output was (almost) constant in "
-                "the data seen: calibrate on other data, remove the layer, or train again at a "
+                f"{np.max(scale / mark.grid.scale):.3g}. The layer's output was (almost) constant "
+                "in the data seen: calibrate on other data, remove the layer, or train again at a "
                 "lower learning rate if training has diverged."
             )
         inputs[1] = self.add(f"{mark.name}/kernel", values.shape, kernel, kernel.quantize(values))
@@ -301,7 +326,7 @@ class _Lowering(Builder):
         ]
         return kernel.bits
 
-    def _no_integer_form(self, op: schema.OperatorT, mark: Mark) -> ValueError:
+    def _no_integer_form(self, op: schema.OperatorT, mark: OfOperator) -> ValueError:
         return ValueError(
             "Every operator must have an integer form. Received: "
             f"{self.op(op)} at {mark.name!r}, which the lowering does not know."

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import kerasq
 from kerasq import graph
-from kerasq.export import convert, lower
+from kerasq.export import convert, lower, marks
 from kerasq.export.signature import Signature
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
@@ -27,7 +27,12 @@ class Traced:
         self.marks = []
 
     def mark(self, x, grid, name="", quantizes=False):
-        self.marks.append(convert.Mark(name=name, grid=grid, quantizes=quantizes))
+        if quantizes:
+            self.marks.append(marks.Quantized(name=name, grid=grid))
+        elif grid is not None:
+            self.marks.append(marks.Computed(name=name, grid=grid))
+        else:
+            self.marks.append(marks.Named(name=name))
         return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
 
     def lower(self, function, shape, input_dtype=None, output_dtype=None):
