@@ -7,8 +7,10 @@ import keras
 from kerasq import graph as graphs
 from kerasq import legacy, registry, targets, unsupported
 from kerasq.fake_quant import RANGE_GRADIENTS
+from kerasq.layers import Scale
 from kerasq.plan import Plan
 from kerasq.prepare import fusion
+from kerasq.prepare.decompose import decompose
 from kerasq.prepare.passes import prepare
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
@@ -135,15 +137,27 @@ def first_and_last(model: keras.Model) -> tuple[str, str]:
     Raises:
         ValueError: for a model without such layers.
     """
-    graph = graphs.read(legacy.rebuild(model) if legacy.is_legacy(model) else model)
-    rules = {node.layer.name: registry.find(node.layer) for node in graph.nodes}
-    names = [name for name, rule in rules.items() if rule is not None and rule.kernel]
+    model = legacy.rebuild(model) if legacy.is_legacy(model) else model
+    graph = graphs.read(model, unsupported.is_closed)
+    floats = frozenset(unsupported.without_kernel(graph, frozenset()))
+    parts = decompose(graph, floats)  # The weights of attention are those of Dense layers.
+    names = [
+        parts.owners[node.layer.name]
+        for node in parts.nodes
+        if node.layer.name not in floats and _has_weights(node.layer)
+    ]
     if not names:
         raise ValueError(
             "`model` must have layers with weights that are quantized. "
             f"Received: model {model.name!r} without any."
         )
     return graph.owners.get(names[0], names[0]), graph.owners.get(names[-1], names[-1])
+
+
+def _has_weights(layer: keras.Layer) -> bool:
+    """Whether a layer multiplies by weights; a Scale stands for constants and statistics."""
+    rule = registry.find(layer)
+    return rule is not None and rule.kernel is not None and not isinstance(layer, Scale)
 
 
 def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:

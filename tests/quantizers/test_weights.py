@@ -366,6 +366,27 @@ def test_only_what_a_layer_of_few_bits_reads_has_few_bits(is_read_narrow, tmp_pa
         assert sum(x.name.endswith("_int2") for x in found.layers) == 1  # that of the input
 
 
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (keras.layers.MultiHeadAttention(2, 4, name="first"), 2),
+        (keras.layers.GroupQueryAttention(4, 2, 1, name="first"), 2),
+        (keras.layers.TimeDistributed(keras.layers.Dense(6), name="first"), 1),
+    ],
+)
+def test_first_and_last_are_in_attention_and_distributed_layers(layer, arguments):
+    x = keras.Input((4, 8), name="x")
+    y = keras.layers.Rescaling(2.0, name="scaled")(x)
+    y = keras.layers.LayerNormalization(name="norm")(layer(*[y] * arguments))
+    y = keras.layers.Dense(3, name="middle")(y)
+    last = keras.layers.TimeDistributed(keras.layers.Dense(2), name="last")
+    model = keras.Model(x, keras.layers.Softmax(name="end")(last(y)))
+    assert kerasq.first_and_last(model) == ("first", "last")
+    kerasq.quantize_model(
+        model, "w4a8", overrides=dict.fromkeys(kerasq.first_and_last(model), "w8a8")
+    )
+
+
 def test_first_and_last_of_a_model_without_weights():
     model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
     with pytest.raises(ValueError, match=r"must have layers with weights.*without any"):
