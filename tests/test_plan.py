@@ -1,5 +1,7 @@
 """The width rule, and that all who tell widths tell the same."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -56,6 +58,17 @@ def test_what_an_operator_reads(op, scheme, width, read):
 )
 def test_what_a_layer_writes(scheme, is_cut, is_read_narrow, written):
     assert written_bits(resolve(scheme), is_cut, is_read_narrow) == written
+
+
+def test_an_operator_that_the_target_does_not_have():
+    operators = {name: op for name, op in LITERT.operators.items() if name != "MEAN"}
+    kernels = {key: kernel for key, kernel in LITERT.kernels.items() if key[0] != "MEAN"}
+    target = dataclasses.replace(LITERT, name="no_mean", operators=operators, kernels=kernels)
+    graph = decompose(graphs.read(networks.mobile()))
+    names = [*(x.name for x in graph.model.operations), *graph.owners.values()]
+    plan = Plan(graph, dict.fromkeys(names, "w8a8"), frozenset(), target)
+    with pytest.raises(ValueError, match=r"the target 'no_mean'.*operator MEAN it does not have"):
+        plan.check_kernels()
 
 
 def test_what_has_no_kernel():
