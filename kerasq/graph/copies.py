@@ -1,0 +1,58 @@
+"""Copies of layers, weights included."""
+
+import inspect
+from typing import Any
+
+import keras
+
+
+def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
+    """A new, unbuilt layer, or operation, with the same configuration, `changes` applied."""
+    if not isinstance(layer, keras.Layer):  # Not all operations have a configuration.
+        operation = object.__new__(type(layer))
+        nodes: dict[str, list] = {"_inbound_nodes": [], "_outbound_nodes": []}
+        operation.__dict__.update({**layer.__dict__, **nodes, **changes})
+        return operation
+    config = {**layer.get_config(), **changes}
+    if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
+        plain = {key: config[key] for key in ("name", "trainable", "dtype")}
+        options = {"output_shape": layer._output_shape, "arguments": layer.arguments}
+        return keras.layers.Lambda(layer.function, **options, **plain)
+    if inspect.isfunction(getattr(layer, "activation", None)) and "activation" not in changes:
+        config["activation"] = layer.activation  # A user's has no name to find it by.
+    try:
+        return type(layer).from_config(config)
+    except TypeError as error:
+        raise ValueError(
+            "A layer must be restorable from its configuration: its constructor must take what "
+            "`get_config` returns, and pass `**kwargs` on. "
+            f"Received: {layer.name!r} ({type(layer).__name__}): {error!s:.200}"
+        ) from error
+
+
+def copy_built(layer: keras.Layer, **changes: Any) -> keras.Layer:
+    """A copy of a layer, weights included, `changes` applied, that belongs to no graph.
+
+    A layer that was called leads to all tensors, layers and weights of the graph it was called in.
+    """
+    new = copy_layer(layer, **changes)
+    if layer.weights:
+        new.build_from_config(layer.get_build_config())
+        set_weights(new, layer)
+    return new
+
+
+def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwargs: Any) -> Any:
+    """Calls a copy of `layer`, configuration changed by `changes`, that has the same weights."""
+    new = copy_layer(layer, **(changes or {}))
+    output = new(*args, **kwargs)
+    set_weights(new, layer)
+    return output
+
+
+def set_weights(layer: Any, source: Any) -> None:
+    """Gives a built layer, or operation, the weights of another."""
+    if isinstance(layer, keras.Layer):
+        layer.set_weights(source.get_weights())
+        if hasattr(layer, "finalize_state"):  # Normalization computes on what it derives.
+            layer.finalize_state()

@@ -1,0 +1,114 @@
+"""Opening models and layers: the Functional model that computes what a call does."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from kerasq.graph.node import distinct_name, symbolic
+
+
+def check(model: Any) -> None:
+    """Raises a ValueError unless `model` is a Keras 3 model that is built."""
+    if not isinstance(model, keras.Model):
+        hint = ""
+        if type(model).__module__.startswith("tensorflow.python.keras"):
+            hint = " This is a model of TensorFlow's own Keras 2: build it with `tf_keras`."
+        raise ValueError(
+            "`model` must be a Keras 3 model (`keras.Model`). "
+            f"Received: {type(model).__module__}.{type(model).__name__}.{hint}"
+        )
+    if not model.built:
+        raise ValueError(
+            "`model` must be built, so that its weights and shapes are known. "
+            f"Received: {type(model).__name__} {model.name!r} without an input shape. "
+            "Start it with `keras.Input(shape)`, call `model.build(input_shape)`, or call it on "
+            "data."
+        )
+
+
+@contextlib.contextmanager
+def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> Iterator[Any]:
+    """A Functional model of the layers themselves that computes what a call of `layer` does.
+
+    Subclassed models and layers are traced: called on symbolic inputs. What Keras notes of that in
+    the layers that they hold is removed in the end.
+
+    Args:
+        layer: a model, or a layer that holds others.
+        args: positional arguments of the call; none for the call it was built for.
+        kwargs: keyword arguments of the call.
+    """
+    own_call = not type(layer).call.__module__.startswith("keras.src.models")
+    if isinstance(layer, keras.Sequential) and not own_call:
+        yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
+    elif hasattr(layer, "operations") and not own_call:
+        yield layer
+    else:
+        inner = [x for x in layer._flatten_layers() if x is not layer]
+        noted = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in inner]
+        try:
+            own = (layer.input,) if hasattr(layer, "operations") else None
+            yield _trace(layer, args or own or _built_for(layer), kwargs or {})
+        finally:
+            for x, inbound, outbound in noted:
+                del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
+
+
+def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
+    """The Functional model of what `layer.call` does with its layers."""
+    args, kwargs = keras.tree.map_structure(
+        lambda x: (
+            keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+            if isinstance(x, keras.KerasTensor)
+            else x
+        ),
+        (args, kwargs),
+    )
+    try:
+        outputs = layer.call(*args, **kwargs)
+        return keras.Model(tensors_of(args, kwargs), outputs, name=layer.name)
+    except Exception as error:
+        raise ValueError(
+            "A subclassed model must run on symbolic inputs, such as `keras.Input` makes. "
+            f"Received: {type(layer).__name__} {layer.name!r}, whose `call` raises "
+            f"{type(error).__name__}: {error!s:.300}\nUse layers and `keras.ops` in it, or build "
+            "the same layers with `keras.Model(inputs, outputs)`."
+        ) from error
+
+
+def _built_for(model: keras.Model) -> tuple:
+    """Symbolic arguments of the shapes that a subclassed model was built for."""
+    config = model.get_build_config() or {}
+    shapes = config.get("shapes_dict") or {"inputs": config.get("input_shape")}
+    if None in shapes.values():
+        raise ValueError(
+            "A subclassed model must know its input shapes. "
+            f"Received: {type(model).__name__} {model.name!r}. Call it on data once."
+        )
+    arguments = []
+    for name, shape in zip(inspect.signature(model.call).parameters, shapes.values(), strict=False):
+        tensors = keras.tree.map_shape_structure(
+            lambda shape: keras.KerasTensor((None, *shape[1:])), _plain(shape)
+        )
+        flat = keras.tree.flatten(tensors)
+        names = [name] if len(flat) == 1 else [f"{name}_{i}" for i in range(len(flat))]
+        if isinstance(tensors, dict) and len(flat) == len(tensors):
+            names = sorted(tensors)
+        inner = {x.name for x in model._flatten_layers()}
+        for tensor, own in zip(flat, names, strict=True):
+            tensor.name = distinct_name(own, inner)
+        arguments.append(tensors)
+    return tuple(arguments)
+
+
+def _plain(shape: Any) -> Any:
+    """A structure of shapes without the dict class that Keras tracks attributes in."""
+    return {key: _plain(x) for key, x in shape.items()} if isinstance(shape, dict) else shape
+
+
+def tensors_of(args: tuple, kwargs: dict) -> Any:
+    """What a Functional model is called on where a layer is called on `args` and `kwargs`."""
+    return args[0] if len(args) == 1 and not symbolic(kwargs) else symbolic((args, kwargs))

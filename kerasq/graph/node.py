@@ -1,0 +1,151 @@
+"""Calls of layers, and the graph that they make up."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One call of a layer, or of an operation of `keras.ops`.
+
+    Attributes:
+        layer: the layer.
+        args: positional arguments of the call, tensors among them.
+        kwargs: keyword arguments of the call.
+        output: what the call returned.
+    """
+
+    layer: keras.Layer
+    args: tuple
+    kwargs: dict
+    output: Any
+
+    @property
+    def name(self) -> str:
+        """That of the layer; of its second call, "<name>_2"."""
+        return tensor_name(self.outputs[0])
+
+    @property
+    def inputs(self) -> list[keras.KerasTensor]:
+        """The tensors among the arguments."""
+        return symbolic((self.args, self.kwargs))
+
+    @property
+    def outputs(self) -> list[keras.KerasTensor]:
+        """The tensors of the output."""
+        return keras.tree.flatten(self.output)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A copy of a model's layers, weights included, with every call in topological order.
+
+    Attributes:
+        model: the copy.
+        nodes: the calls.
+        owners: by name of a layer, that of the user's layer which it is a part or a call of.
+        leaders: by name of a layer, that of the first one it shares its weights with: itself,
+            unless it stands for a further call.
+        parents: by name of a layer, the models that it was in, from the outermost.
+        mixed: by name of a layer of mixed precision, the type that it computed in.
+        refused: by name of a layer that could not be opened, the reason.
+        masked: names of layers that read a mask, which Keras passes beside the tensors.
+        gains: by name of a layer into whose kernel a BatchNormalization was folded, the unit that
+            the kernel is trained in.
+    """
+
+    model: keras.Model
+    nodes: list[Node]
+    owners: dict[str, str]
+    leaders: dict[str, str]
+    parents: dict[str, tuple[keras.Layer, ...]]
+    mixed: dict[str, str]
+    refused: dict[str, str]
+    masked: set[str]
+    gains: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _readers(self) -> dict[int, list[Node]]:
+        """By id of a tensor, the calls that read it."""
+        found: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for tensor in {id(x) for x in node.inputs}:
+                found.setdefault(tensor, []).append(node)
+        return found
+
+    def consumers(self, tensor: keras.KerasTensor) -> list[Node]:
+        """The calls that read `tensor`."""
+        return self._readers.get(id(tensor), [])
+
+    def only_consumer(self, node: Node) -> Node | None:
+        """The one call that reads what `node` returns, if there is no other use of it."""
+        is_output = any(x is node.output for x in keras.tree.flatten(self.model.outputs))
+        consumers = self.consumers(node.output)
+        return consumers[0] if len(consumers) == 1 and not is_output else None
+
+    def free_name(self, name: str, taken: Iterable[str] = ()) -> str:
+        """`name`, with a number behind it if need be: no layer has it, nor is it `taken`."""
+        return distinct_name(name, {*taken, *(layer.name for layer in self.model.operations)})
+
+
+def distinct_name(name: str, taken: set[str]) -> str:
+    """`name`, or the first of "<name>_2", "<name>_3", ... that is not taken."""
+    candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def symbolic(arguments: Any) -> list[keras.KerasTensor]:
+    """The tensors of a graph among the arguments of a call."""
+    flat = keras.tree.flatten(arguments)
+    return [x for x in flat if isinstance(x, keras.KerasTensor) and hasattr(x, "_keras_history")]
+
+
+def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTensor]]:
+    """The layer that made `tensor`, and the inputs of that call."""
+    operation, call, _ = tensor._keras_history
+    return operation, list(operation._inbound_nodes[call].input_tensors)
+
+
+def between(inputs: set[int], outputs: Any) -> list[keras.Layer]:
+    """The layers that lead from tensors, given by id, to `outputs`."""
+    found = []
+    for tensor in symbolic(outputs):
+        if id(tensor) not in inputs:
+            layer, sources = origin(tensor)
+            found += [layer, *between(inputs, sources)]
+    return found
+
+
+def tensor_name(tensor: keras.KerasTensor) -> str:
+    """The name of the layer that makes `tensor`.
+
+    With the number of the call behind it, "<name>_2", from the second on, and that of the output,
+    "<name>:1", from the second on.
+    """
+    operation, call, output = tensor._keras_history
+    name = operation.name if call == 0 else f"{operation.name}_{call + 1}"
+    return f"{name}:{output}" if output else name
+
+
+def calls(model: keras.Model) -> list[Node]:
+    """The calls of layers and operations in a Functional model, in topological order."""
+    place = {id(operation): i for i, operation in enumerate(model.operations)}
+    found = []
+    for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
+        for node in sorted(nodes, key=lambda node: place[id(node.operation)]):
+            if node.input_tensors:
+                found.append(call_of(node.outputs[0]))
+    return found
+
+
+def call_of(tensor: keras.KerasTensor) -> Node:
+    """The call that makes `tensor`."""
+    operation, call, _ = tensor._keras_history
+    node = operation._inbound_nodes[call]
+    output = node.outputs[0] if len(node.outputs) == 1 else list(node.outputs)
+    return Node(operation, tuple(node.arguments.args), dict(node.arguments.kwargs), output)

@@ -1,0 +1,71 @@
+"""Replaying a graph: on symbolic tensors, which builds a model, or on values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasq.graph.node import Graph, Node, calls
+
+
+def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
+    """Builds a model by replaying `graph`, calling `call(node, *args, **kwargs)` for each node.
+
+    `args` and `kwargs` are the node's own, with tensors of the new model in place of the old.
+    The inputs are new and keep their names, shapes and types.
+    """
+    mapped: dict[int, Any] = {}
+
+    def move(x: Any) -> Any:
+        return mapped[id(x)] if isinstance(x, keras.KerasTensor) else x
+
+    for x in keras.tree.flatten(graph.model.inputs):
+        mapped[id(x)] = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+    inputs = keras.tree.map_structure(move, graph.model.input)
+    for node in graph.nodes:
+        compute(node, mapped, call)
+    outputs = keras.tree.map_structure(move, graph.model.output)
+    return keras.Model(inputs, outputs, name=graph.model.name)
+
+
+def is_symbolic() -> bool:
+    """Whether Keras only finds out what shapes a call returns: it computes nothing then."""
+    # The one sign of it is the name of the graph that Keras 3 (3.10 to 3.15) traces the call in.
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    return getattr(graph, "name", "").startswith("scratch_graph")
+
+
+def infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+    """What a layer computes in inference; some, such as RandomFlip, train by default."""
+    if getattr(layer, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}
+    return layer(*args, **kwargs)
+
+
+def run(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> list[Any]:
+    """Runs a quantized model on `inputs`, computing every call by `call(node, *args, **kwargs)`.
+
+    Args:
+        model: a Functional model, as `quantize_model` makes it.
+        inputs: a structure of tensors like `model.input`.
+        call: gets the call, and its arguments with values in place of symbolic tensors.
+
+    Returns:
+        The outputs, in the order of `model.outputs`.
+    """
+    symbols = keras.tree.flatten(model.inputs)
+    values = {id(x): y for x, y in zip(symbols, keras.tree.flatten(inputs), strict=True)}
+    for node in calls(model):
+        compute(node, values, call)
+    return [values[id(y)] for y in keras.tree.flatten(model.outputs)]
+
+
+def compute(node: Node, values: dict[int, Any], call: Callable[..., Any]) -> None:
+    """Adds what `call(node, *args, **kwargs)` returns to `values`, which holds tensors by id."""
+    args, kwargs = keras.tree.map_structure(
+        lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x,
+        (node.args, node.kwargs),
+    )
+    outputs = keras.tree.flatten(call(node, *args, **kwargs))
+    values.update({id(x): y for x, y in zip(node.outputs, outputs, strict=True)})
