@@ -37,9 +37,8 @@ def read_bits(op: str, scheme: Scheme, width: Any) -> Any:
     """
     if scheme.activation_bits == FLOAT_BITS:
         return width
-    if width == FLOAT_BITS:
-        return wanted_bits(op, scheme)
-    return width if reads_as_is(op, scheme, width) else wanted_bits(op, scheme)
+    is_code = width != FLOAT_BITS
+    return width if is_code and reads_as_is(op, scheme, width) else wanted_bits(op, scheme)
 
 
 def wanted_bits(op: str, scheme: Scheme) -> int:
@@ -137,7 +136,6 @@ class Plan:
         self.schemes = schemes
         self.floats = floats
         self._fusions = fusion.find(graph, schemes, floats)
-        self._fused = self._fusions.leaders
         self._widths = {id(x): self.input_bits(x) for x in graph.model.inputs}
         self._calls: dict[int, Call] = {}
         for node in graph.nodes:
@@ -169,7 +167,7 @@ class Plan:
         return "-" if rule is None or layer.name in self.floats else rule.operator
 
     def _kind(self, node: graphs.Node) -> Kind:
-        if id(node) in self._fused:
+        if id(node) in self._fusions.leaders:
             return Kind.FUSED
         if registry.copies(node.layer):
             return Kind.PASS_THROUGH
@@ -187,12 +185,12 @@ class Plan:
             owner=self.owner(node.layer),
             scheme=self.schemes[self.owner(node.layer)],
             reads=tuple(reads),
-            writes=self._writes(node, kind, op, reads),
+            writes=self._writes(node, kind, reads),
             batch_norm=self._fusions.norms.get(id(node)),
             relu=self._fusions.relus.get(id(node)),
         )
 
-    def _writes(self, node: graphs.Node, kind: Kind, op: str, reads: list[int]) -> int:
+    def _writes(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
         layer, scheme = node.layer, self._scheme(node.layer)
         if kind is Kind.FLOAT:
             return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS

@@ -151,7 +151,7 @@ def first_and_last(model: keras.Model) -> tuple[str, str]:
             "`model` must have layers with weights that are quantized. "
             f"Received: model {model.name!r} without any."
         )
-    return graph.owners.get(names[0], names[0]), graph.owners.get(names[-1], names[-1])
+    return names[0], names[-1]
 
 
 def _has_weights(layer: keras.Layer) -> bool:
