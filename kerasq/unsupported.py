@@ -19,7 +19,7 @@ def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) ->
     """
     if isinstance(layer, (keras.Model, keras.layers.Lambda)):
         return False
-    if type(layer).__module__.startswith("keras.src.layers") or registry.find(layer) is not None:
+    if graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None:
         return True
     named = {layer.name: layer}
     return any(s == "float" and fitting(key, named) for key, s in (overrides or {}).items())

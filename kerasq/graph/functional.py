@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kerasq.graph import internals
 from kerasq.graph.node import distinct_name, symbolic
 
 
@@ -41,20 +42,15 @@ def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> 
         args: positional arguments of the call; none for the call it was built for.
         kwargs: keyword arguments of the call.
     """
-    own_call = not type(layer).call.__module__.startswith("keras.src.models")
+    own_call = not internals.is_of_keras(type(layer).call, "models")
     if isinstance(layer, keras.Sequential) and not own_call:
         yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
     elif hasattr(layer, "operations") and not own_call:
         yield layer
     else:
-        inner = [x for x in layer._flatten_layers() if x is not layer]
-        noted = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in inner]
-        try:
-            own = (layer.input,) if hasattr(layer, "operations") else None
+        own = (layer.input,) if hasattr(layer, "operations") else None
+        with internals.unnoted(internals.layers_in(layer)):
             yield _trace(layer, args or own or _built_for(layer), kwargs or {})
-        finally:
-            for x, inbound, outbound in noted:
-                del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
 
 
 def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
@@ -97,7 +93,7 @@ def _built_for(model: keras.Model) -> tuple:
         names = [name] if len(flat) == 1 else [f"{name}_{i}" for i in range(len(flat))]
         if isinstance(tensors, dict) and len(flat) == len(tensors):
             names = sorted(tensors)
-        inner = {x.name for x in model._flatten_layers()}
+        inner = {x.name for x in [model, *internals.layers_in(model)]}
         for tensor, own in zip(flat, names, strict=True):
             tensor.name = distinct_name(own, inner)
         arguments.append(tensors)

@@ -2,14 +2,17 @@
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
 from kerasq.graph.functional import check, opened, tensors_of
-from kerasq.graph.node import Graph, Node, Source, distinct_name, symbolic
+from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, symbolic
+from kerasq.graph.running import compute
 
 
 def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None) -> Graph:
@@ -61,16 +64,19 @@ class _Reading:
     def inline(self, functional: keras.Model, inputs: Any, training: bool | None = None) -> Any:
         """Calls copies of the layers of a Functional model; returns its outputs."""
 
-        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            if training is not None and getattr(operation, "_call_has_training_arg", False):
+        def call(node: Node, *args: Any, **kwargs: Any) -> Any:
+            operation = node.layer
+            if training is not None and internals.takes_training(operation):
                 kwargs = {"training": training, **kwargs}
             return self._call(operation, *args, **kwargs)
 
         if isinstance(inputs, dict) and not isinstance(functional.input, dict):
             inputs = [inputs[x.name] for x in functional.inputs]
-        flat = functional._adjust_input_rank(keras.tree.flatten(inputs))
-        # Keras 3.12 and older have no default for `operation_fn`.
-        return functional._run_through_graph(flat, operation_fn=lambda x: x, call_fn=call)
+        flat = internals.at_rank(functional, keras.tree.flatten(inputs))
+        values = {id(x): y for x, y in zip(functional.inputs, flat, strict=True)}
+        for record in itertools.chain(*internals.levels(functional)):
+            compute(call_of(record.outputs[0]), values, call)
+        return keras.tree.map_structure(lambda x: values[id(x)], functional.output)
 
     def _opens(self, operation: Any) -> bool:
         return isinstance(operation, keras.Layer) and not self._closed(operation)
@@ -94,13 +100,12 @@ class _Reading:
         layer = copy_layer(operation, name=self._name(operation))
         first = self._first.setdefault(id(operation), layer.name)
         args, kwargs = _positional(operation, args, kwargs)
-        masks = [getattr(x, "_keras_mask", None) for x in symbolic((args, kwargs))]
         source = Source(
             name=first,
             weights_of=first,
             models=tuple(self._open),
             training_dtype=layer.compute_dtype if _is_mixed(layer) else "float32",
-            reads_mask=any(mask is not None for mask in masks),
+            reads_mask=any(map(internals.has_mask, symbolic((args, kwargs)))),
             refusal=refusal,
         )
         if _is_mixed(layer):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasq.graph import internals
 from kerasq.graph.node import Graph, Node, Source, between, calls
 
 
@@ -72,7 +73,7 @@ def is_symbolic() -> bool:
 
 def infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     """What a layer computes in inference; some, such as RandomFlip, train by default."""
-    if getattr(layer, "_call_has_training_arg", False):
+    if internals.takes_training(layer):
         kwargs = {**kwargs, "training": False}
     return layer(*args, **kwargs)
 

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import graph as graphs
 from kerasq.fits import as_matrix
 from kerasq.layers import Matmul
 
@@ -121,14 +122,15 @@ def heads(
     """
     key = value if key is None else key
     trainable = layer.trainable
-    factor = 1.0 / math.sqrt(layer._query_dense.kernel.shape[-1])
+    to_query, to_key, to_value, to_output = graphs.projections(layer)
+    factor = 1.0 / math.sqrt(to_query.kernel.shape[-1])
 
     def head(dense: keras.layers.EinsumDense, part: str, x: Any, factor: float = 1.0) -> Any:
         x = _dense(parts, dense, parts.name(name, part), x, trainable, factor)
         return _permute(x, (2, 1, 3), parts.name(name, f"{part}_heads"))
 
-    query = head(layer._query_dense, "query", query, factor)
-    key, value = head(layer._key_dense, "key", key), head(layer._value_dense, "value", value)
+    query = head(to_query, "query", query, factor)
+    key, value = head(to_key, "key", key), head(to_value, "value", value)
     shape, groups = query.shape[1:], key.shape[1]
     is_grouped = shape[0] != groups
     if is_grouped:
@@ -141,4 +143,4 @@ def heads(
     if is_grouped:
         y = _reshape(parts, y, (*shape[:2], y.shape[-1]), parts.name(name, "ungrouped"))
     y = _permute(y, (2, 1, 3), parts.name(name, "merged"))
-    return _dense(parts, layer._output_dense, name, y, trainable)
+    return _dense(parts, to_output, name, y, trainable)
