@@ -25,6 +25,7 @@ def rebuild(model: Any, call: Callable[[Any, tuple, dict], Any]) -> keras.Model:
         for x in model.inputs
     }
     inputs = tf.nest.map_structure(lambda x: values[id(x)], model.input)
+    # By Keras's lists, not from the outputs back: a network can be deeper than Python's stack.
     for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
         for node in (node for node in nodes if not node.is_input):
             args, kwargs = tf.nest.map_structure(

@@ -37,6 +37,7 @@ class Source:
     gain: float = 1.0
 
 
+# Two calls are equal only if they are one: their arguments are dicts and tensors, without a hash.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """One call of a layer, or of an operation of `keras.ops`.
@@ -87,9 +88,10 @@ class Graph:
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:
         """By id of a tensor, the calls that read it."""
+        # A table, since every pass asks for the readers of every call.
         found: dict[int, list[Node]] = {}
         for node in self.nodes:
-            for tensor in {id(x) for x in node.inputs}:
+            for tensor in {id(x) for x in node.inputs}:  # `x * x` reads it once.
                 found.setdefault(tensor, []).append(node)
         return found
 
@@ -99,6 +101,7 @@ class Graph:
 
     def only_consumer(self, node: Node) -> Node | None:
         """The one call that reads what `node` returns, if there is no other use of it."""
+        # What the model returns has a use outside, and must stay what it is.
         is_output = any(x is node.output for x in keras.tree.flatten(self.model.outputs))
         consumers = self.consumers(node.output)
         return consumers[0] if len(consumers) == 1 and not is_output else None
@@ -156,6 +159,8 @@ def tensor_name(tensor: keras.KerasTensor) -> str:
 
 def calls(model: keras.Model) -> list[Node]:
     """The calls of layers and operations in a Functional model, in topological order."""
+    # Calls at one distance from the outputs have an order of Keras's own, which is not that of
+    # `model.layers`; tables and comparisons go by the latter.
     place = {id(operation): i for i, operation in enumerate(model.operations)}
     return [
         call_of(record.outputs[0])
@@ -168,6 +173,7 @@ def call_of(tensor: keras.KerasTensor) -> Node:
     """The call that makes `tensor`."""
     operation, call, _ = internals.history(tensor)
     record = internals.record(operation, call)
+    # Keras keeps a list even of a single output.
     output = record.outputs[0] if len(record.outputs) == 1 else list(record.outputs)
     args, kwargs = record.arguments.args, record.arguments.kwargs
     source = Source(name=operation.name, weights_of=operation.name)
