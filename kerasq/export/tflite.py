@@ -57,7 +57,7 @@ def export_tflite(
         (['FULLY_CONNECTED'], [])
     """
     require_quantized(model)
-    _check_shapes(model, batch_size)
+    check_shapes(model, batch_size)
     signature = _signature(model, input_dtype, output_dtype)
     # Converting takes a while, so all that can be wrong is found before.
     if path is not None:
@@ -73,7 +73,7 @@ def export_tflite(
     return lite
 
 
-def _check_shapes(model: keras.Model, batch_size: int) -> None:
+def check_shapes(model: keras.Model, batch_size: int) -> None:
     """Raises a ValueError unless the shapes of all inputs are known."""
     is_integer = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if not is_integer or batch_size < 1:
@@ -101,7 +101,7 @@ def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | 
         output_dtype=_dtype("output_dtype", output_dtype, output_bits),
         float_inputs=[bits == FLOAT_BITS for bits in input_bits],
         input_names=[x.name for x in model.inputs],
-        output_names=_output_names(model),
+        output_names=output_names(model),
         output_layers=[_maker(y) for y in model.outputs],
     )
 
@@ -155,7 +155,7 @@ def _check_observed(model: keras.Model) -> None:
         )
 
 
-def _output_names(model: keras.Model) -> list[str]:
+def output_names(model: keras.Model) -> list[str]:
     """A distinct name for each output: its key in a dict, or that of the layer that makes it."""
     # A dict of dicts has more outputs than keys, which Keras then names by layer itself.
     if isinstance(model.output, dict) and len(model.output) == len(model.outputs):
