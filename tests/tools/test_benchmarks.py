@@ -3,10 +3,9 @@ import json
 import keras
 import pytest
 
+from tests.processes import ROOT, python
 from tools.benchmarks import contestants, run
 from tools.benchmarks.worker import Failed, Worker
-
-from tests.processes import ROOT, python
 
 
 @pytest.mark.parametrize(
