@@ -66,8 +66,8 @@ def fake_quant(
 
     Since the range is n times the step, it moves n times slower, relative to its size, than the
     step does in LSQ, where steps keep pace with the weights: hardly at 8 bits, where following the
-    noise of the rounding errors only harms, and about as in LSQ at 2. Any other name gives the
-    range no gradient.
+    noise of the rounding errors only harms, and about as in LSQ at 2. "none" gives the range no
+    gradient.
 
     Args:
         x: real values.
@@ -88,7 +88,7 @@ def fake_quant(
             dx, dlow, dhigh = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
                 gradients=upstream, inputs=x, min=low, max=high, **options
             )
-            if gradient not in ("lsq", "clip"):
+            if gradient == "none":
                 return dx, None, None
             if gradient == "lsq":
                 with tf.control_dependencies(
@@ -146,7 +146,7 @@ def fake_quant_per_channel(
         def grad(upstream: tf.Tensor) -> tuple:
             upstream *= gain
             dx = inside(upstream)
-            if gradient not in ("lsq", "clip"):
+            if gradient == "none":
                 return dx, None
             # What moves with `high`, in codes: the ends where x is clipped, LSQ's error inside.
             with tf.control_dependencies([dx]):

@@ -61,9 +61,10 @@ class ActivationQuantizer(keras.layers.Layer):
         relu: whether the tensor is behind a ReLU. An asymmetric range then starts at 0.0 and its
             clamp is the ReLU: there is no `range_min`, and no op for the ReLU.
         limit: what the upper end may not exceed: `max_value` of the ReLU.
-        range_gradient: "lsq", "clip", "none" (the range then follows a moving average while
-            training, until `trainable = False`) or "fixed" (nothing moves it after the first
-            batches: the range of a model's input is a convention with whoever feeds it).
+        range_gradient: "lsq", "clip", or "none": the range then follows a moving average while
+            training, until `trainable = False`.
+        is_input: whether the tensor is an input of the model, whose range is a convention with
+            whoever feeds it: nothing moves it after the first batches.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ActivationQuantizer(keras.layers.Layer):
         relu: bool = False,
         limit: float | None = None,
         range_gradient: str = "lsq",
+        is_input: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,11 +81,12 @@ class ActivationQuantizer(keras.layers.Layer):
         self.relu = relu
         self.limit = limit
         self.range_gradient = range_gradient
+        self.is_input = is_input
         self.fixed = False  # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the range variables."""
-        learned = self.range_gradient in ("lsq", "clip")
+        learned = self._gradient() != "none"
         self.range_min = None
         if not self.relu and not self.symmetric:
             self.range_min = self._scalar("range_min", learned, AtMostZero())
@@ -109,7 +112,16 @@ class ActivationQuantizer(keras.layers.Layer):
             "relu": self.relu,
             "limit": self.limit,
             "range_gradient": self.range_gradient,
+            "is_input": self.is_input,
         }
+
+    def _gradient(self) -> str:
+        """How the range learns; that of an input does not."""
+        return "none" if self.is_input else self.range_gradient
+
+    def _averages(self) -> bool:
+        """Whether the range follows a moving average behind the first batches."""
+        return self.range_gradient == "none" and self.trainable and not self.is_input
 
     @property
     def symmetric(self) -> bool:
@@ -149,10 +161,10 @@ class ActivationQuantizer(keras.layers.Layer):
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range towards that of a batch.
 
-        The mean over the first batches; then, with "none", an exponential average.
+        To the mean over the first batches; then, if at all, by an exponential average.
         """
         seen = self.batches_seen.value
-        floor = MOVING_RATE if self.range_gradient == "none" and self.trainable else 0.0
+        floor = MOVING_RATE if self._averages() else 0.0
         rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
         low, high = self.range()
         if self.symmetric:
@@ -190,11 +202,8 @@ class ActivationQuantizer(keras.layers.Layer):
         """
         if self.fixed:
             return False
-        if self.range_gradient == "none" and self.trainable:
-            return True
-        return (
-            not isinstance(self.batches_seen.value, tf.Variable) or self._batches() < FIRST_BATCHES
-        )
+        is_known = isinstance(self.batches_seen.value, tf.Variable)
+        return self._averages() or not is_known or self._batches() < FIRST_BATCHES
 
     def has_seen_data(self) -> bool:
         """Whether the range means something: known when a function is traced.
@@ -217,7 +226,7 @@ class ActivationQuantizer(keras.layers.Layer):
         low, high = self.range()
         count = math.prod(x.shape[1:]) if None not in x.shape[1:] else 1
         return fake_quant.fake_quant(
-            x, low, high, bits=self.bits, gradient=self.range_gradient, count=count
+            x, low, high, bits=self.bits, gradient=self._gradient(), count=count
         )
 
 
