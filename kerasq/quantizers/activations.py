@@ -53,8 +53,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
     Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
     estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
-    al. 2018), to which "lsq" adds the rounding error inside (Esser et al. 2020, equation 3). The
-    formulas are at `kerasq.fake_quant.fake_quant`.
+    al. 2018, equation 3), to which "lsq" adds the rounding error inside (Esser et al. 2020, section
+    2.1). The formulas are at `kerasq.fake_quant.fake_quant`.
 
     Args:
         bits: width; below 8 the grid is that many levels of int8 codes.
@@ -82,7 +82,8 @@ class ActivationQuantizer(keras.layers.Layer):
         self.limit = limit
         self.range_gradient = range_gradient
         self.is_input = is_input
-        self.fixed = False  # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
+        # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
+        self.fixed = False
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the range variables."""
@@ -100,7 +101,9 @@ class ActivationQuantizer(keras.layers.Layer):
             initializer="zeros",
             trainable=trainable,
             constraint=constraint,
+            # Replicas see other batches: between them the range is their mean.
             aggregation="mean",
+            # Under a policy of mixed precision, bfloat16 could not hold it exactly.
             autocast=False,
         )
 
@@ -139,6 +142,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
+        # The device has no integers of 2 to 7 bits: such codes are some of int8's.
         levels = 2**self.bits if self.bits < 8 else None
         return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
 
@@ -164,6 +168,7 @@ class ActivationQuantizer(keras.layers.Layer):
         To the mean over the first batches; then, if at all, by an exponential average.
         """
         seen = self.batches_seen.value
+        # 1 / (n + 1) makes a running mean of batches, a constant rate an exponential one.
         floor = MOVING_RATE if self._averages() else 0.0
         rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
         low, high = self.range()
@@ -192,6 +197,8 @@ class ActivationQuantizer(keras.layers.Layer):
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Fake-quantized values; in training, the first batches also set the range."""
         if training and self._follows():
+            # In a stateless call assigned values stay tensors: without the stop, gradients of the
+            # range would flow on into the batch.
             self._follow(tf.stop_gradient(x))
         return self.fake_quant(x)
 
@@ -216,14 +223,17 @@ class ActivationQuantizer(keras.layers.Layer):
     def _batches(self) -> float:
         """The value of `batches_seen`, also while a function is traced."""
         strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
+        # Outside of the function that is traced, where a variable of all replicas is one of each.
         with tf.init_scope():
             return float(strategy.experimental_local_results(variable)[0])
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""
+        # A range that starts at 0 cuts as the ReLU does; a symmetric one goes below.
         if self.symmetric:
             x = self.clamp(x)
         low, high = self.range()
+        # LSQ counts the values of a sample, whatever the batch is; sizes may be unknown.
         count = math.prod(x.shape[1:]) if None not in x.shape[1:] else 1
         return fake_quant.fake_quant(
             x, low, high, bits=self.bits, gradient=self._gradient(), count=count
@@ -232,6 +242,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
 def project(value: tf.Tensor, constraint: keras.constraints.Constraint) -> tf.Tensor:
     """A variable's value as its constraint allows it; the gradient is the variable's own."""
+    # Keras applies constraints behind steps, not to first values. Beyond a limit the constraint's
+    # own gradient is 0: a variable there would never come back.
     value = tf.convert_to_tensor(value)
     return fake_quant.straight_through(value, constraint(value))
 
