@@ -17,7 +17,8 @@ from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid
 from kerasq.legacy import load_model
-from kerasq.litert.runtime import Op, Tensor, TFLiteModel
+from kerasq.litert.contents import Op, Tensor
+from kerasq.litert.runtime import TFLiteModel
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary

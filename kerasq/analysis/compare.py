@@ -11,7 +11,7 @@ from kerasq import graph as graphs
 from kerasq import registry, wrappers
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.litert import flatbuffer, runtime
+from kerasq.litert import flatbuffer, values
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, batches, sample_count
@@ -271,7 +271,7 @@ class _Probe:
         calls = [[y.copy() for y in outputs] for outputs in self._lite.calls(fed)]
         count = len(fed[0])
         self._values = [
-            runtime.real(np.concatenate(column)[:count], tensor)
+            values.real(np.concatenate(column)[:count], tensor)
             for column, tensor in zip(zip(*calls, strict=True), self._lite.outputs, strict=True)
         ]
         self._fed = [
