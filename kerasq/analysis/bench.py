@@ -11,7 +11,7 @@ from kerasq.analysis.network import Network
 from kerasq.calibration import calibrate as calibration
 from kerasq.calibration.observers import Observer
 from kerasq.graph import is_lower_better
-from kerasq.litert.runtime import keras_metric
+from kerasq.litert.evaluation import keras_metric
 from kerasq.scheme import resolve
 from kerasq.support.data import batches, labelled_batches
 
