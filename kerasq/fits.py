@@ -18,10 +18,12 @@ def as_matrix(layer: keras.layers.EinsumDense) -> tuple[int, int] | None:
     """
     inputs, output = layer.equation.replace(" ", "").split("->")
     x, kernel = inputs.split(",")
+    # Any number of axes as one sign, so that each sign is an axis to compare.
     x, output = x.replace("...", "."), output.replace("...", ".")
     for count in range(1, len(kernel)):
         taken, made = kernel[:count], kernel[count:]
         if x.endswith(taken) and output == x[: len(x) - count] + made and len(x) > count:
+            # A Dense has one bias a unit: for each place of several axes made, all of them.
             biased = layer.bias_axes is None or layer.bias_axes == made
             return (count, len(made)) if biased and None not in layer.kernel.shape else None
     return None

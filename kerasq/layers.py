@@ -24,6 +24,7 @@ class Scale(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
+        # By the names that layers with a kernel have in Keras, which rules and wrappers look for.
         self.kernel = self.add_weight(name="kernel", shape=input_shape[-1:], initializer="ones")
         if self.use_bias:
             self.bias = self.add_weight(name="bias", shape=input_shape[-1:], initializer="zeros")
@@ -62,6 +63,7 @@ class Constant(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """The values, as one sample."""
+        # One sample, which goes with any number of them: that of the batch is not known here.
         del x
         return keras.ops.expand_dims(self.value, 0)
 
@@ -94,6 +96,7 @@ class Function(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """The function's values."""
+        # Of those that both have, such as relu, only keras.activations's take all arguments.
         home = keras.activations if hasattr(keras.activations, self.function) else keras.ops
         return getattr(home, self.function)(x, **self.arguments)
 
@@ -122,6 +125,7 @@ class Matmul(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         """The products, `(..., m, n)`."""
         a, b = x
+        # TFLiteConverter makes it an option of BATCH_MATMUL, so that nothing moves on the device.
         if self.transpose:
             *head, rows, columns = range(len(b.shape))
             b = keras.ops.transpose(b, (*head, columns, rows))

@@ -5,7 +5,7 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
@@ -17,19 +17,11 @@ from kerasq.support import optional
 
 ops = keras.ops
 
-# What TensorFlow functions in a graph of Keras 2 are in `keras.ops`, by their symbols.
+# What TensorFlow functions in a graph of Keras 2 are in `keras.ops`, by their symbols. What is a
+# lambda has other arguments there, or has them in another order.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "__operators__.add": ops.add,
     "__operators__.getitem": lambda x, key: x[_slices(key)],
-    "__operators__.mul": ops.multiply,
-    "__operators__.neg": ops.negative,
-    "__operators__.pow": ops.power,
-    "__operators__.radd": lambda x, y: ops.add(y, x),
-    "__operators__.rmul": lambda x, y: ops.multiply(y, x),
-    "__operators__.rsub": lambda x, y: ops.subtract(y, x),
-    "__operators__.rtruediv": lambda x, y: ops.divide(y, x),
-    "__operators__.sub": ops.subtract,
-    "__operators__.truediv": ops.divide,
     "compat.v1.squeeze": lambda x, axis=None: ops.squeeze(x, axis),
     "compat.v1.transpose": lambda x, perm=None: ops.transpose(x, perm),
     "cast": lambda x, dtype: ops.cast(x, getattr(dtype, "name", dtype)),
@@ -70,6 +62,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "nn.softplus": ops.softplus,
     "nn.tanh": ops.tanh,
     "reshape": ops.reshape,
+    # TensorFlow wants the sizes of parts, Keras the places between them.
     "split": lambda x, count, axis=0: ops.split(
         x, count if isinstance(count, int) else list(itertools.accumulate(count))[:-1], axis
     ),
@@ -77,7 +70,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "stack": lambda values, axis=0: ops.stack(values, axis),
     "transpose": lambda x, perm=None: ops.transpose(x, perm),
 }
-# Arguments that change nothing here.
+# Arguments that change nothing here: permutations of real tensors have no complex conjugate.
 _IGNORED = ("conjugate", "name", "training")
 _NAMES = {
     "clip_value_max": "high",
@@ -85,7 +78,6 @@ _NAMES = {
     "num_or_size_splits": "count",
     "slice_spec": "key",
 }
-_ARGUMENTS = {"x", "a", "features", "input", "input_tensor", "logits", "tensor", "value", "values"}
 
 
 def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
@@ -135,95 +127,68 @@ def rebuild(model: Any) -> keras.Model:
             "A tf_keras model must be a built Functional or Sequential one. "
             f"Received: {type(model).__name__} {model.name!r}. Rebuild it in Keras 3."
         )
-    return _Rebuilding().run(model)
+    made: dict[int, tuple[Any, Any]] = {}  # by id of a layer, it and what stands for it
 
-
-class _Rebuilding:
-    """Copies of layers in Keras 3; one for all calls of a layer."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, Any] = {}
-
-    def run(self, model: Any) -> keras.Model:
-        new = keras2.rebuild(model, self.call)
-        for old, layer in self.layers.values():
-            if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
-                layer.set_weights(old.get_weights())
-                if hasattr(layer, "finalize_state"):
-                    layer.finalize_state()
-        return new
-
-    def call(self, old: Any, args: tuple, kwargs: dict) -> Any:
-        """Calls what stands for a layer of Keras 2."""
-        if id(old) not in self.layers:
-            self.layers[id(old)] = old, self.make(old)
-        layer = self.layers[id(old)][1]
+    def call(old: Any, args: tuple, kwargs: dict) -> Any:
+        # Once for all its calls, which share its weights.
+        if id(old) not in made:
+            made[id(old)] = old, _equal(old)
+        new = made[id(old)][1]
         kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in _IGNORED}
-        if isinstance(layer, keras.Layer):
-            return layer(*args, **kwargs)
-        # In files all arguments have TensorFlow's names; what has another here goes by place.
-        kwargs = {_NAMES.get(key, key): value for key, value in kwargs.items()}
-        first = [kwargs.pop(key) for key in list(kwargs) if key in _ARGUMENTS]
-        known = inspect.signature(layer).parameters
-        rest = [kwargs.pop(key) for key in list(kwargs) if key not in known]
-        if first and isinstance(first[0], keras.KerasTensor) and args:
-            first, args = list(args), tuple(first)
-        y = layer(*first, *args, *rest, **kwargs)
-        for tensor in keras.tree.flatten(y)[:1]:  # Names of Keras's own may be those of layers.
-            graph.origin(tensor)[0].name = old.name.replace(".", "_")
-        return y
+        return (
+            new(*args, **kwargs) if isinstance(new, keras.Layer) else _apply(new, old, args, kwargs)
+        )
 
-    def make(self, old: Any) -> Any:
-        """What stands for a layer of Keras 2: a layer, or a function."""
-        kind = type(old).__name__
-        if is_legacy(old):
-            return rebuild(old)
-        symbol = getattr(old, "symbol", None) or getattr(old, "function_name", "")
-        if kind in ("TFOpLambda", "SlicingOpLambda"):
-            if symbol in _FUNCTIONS:
-                return _FUNCTIONS[symbol]
-            raise ValueError(
-                "A TensorFlow function in a Keras 2 model must have one in `keras.ops`. "
-                f"Received: tf.{symbol} in layer {old.name!r}. Rebuild the model in Keras 3."
-            )
+    rebuilt = keras2.rebuild(model, call)
+    for old, new in made.values():
+        # Those of a model in this one were set when that was rebuilt.
+        if isinstance(new, keras.Layer) and not isinstance(new, keras.Model):
+            graph.set_weights(new, old)
+    return rebuilt
+
+
+def _apply(function: Callable[..., Any], old: Any, args: tuple, kwargs: dict) -> Any:
+    """Calls a function for a layer of Keras 2 that stands for one of TensorFlow."""
+    # Keras 2 keeps the first argument by place, and in files all others by TensorFlow's names:
+    # what has no such name in `function`, such as "y", goes by place as well.
+    kwargs = {_NAMES.get(key, key): value for key, value in kwargs.items()}
+    known = inspect.signature(function).parameters
+    rest = [kwargs.pop(key) for key in list(kwargs) if key not in known]
+    y = function(*args, *rest, **kwargs)
+    # Names that Keras makes up, such as "add", may be those of layers of the model.
+    for tensor in keras.tree.flatten(y)[:1]:
+        graph.origin(tensor)[0].name = _name(old).replace(".", "_")
+    return y
+
+
+def _equal(old: Any) -> Any:
+    """What stands for a layer of Keras 2: a model, a layer, or a function."""
+    if is_legacy(old):
+        return rebuild(old)
+    if type(old).__name__ not in ("TFOpLambda", "SlicingOpLambda"):
         return _layer(old)
+    symbol = getattr(old, "symbol", None) or getattr(old, "function_name", "")
+    if symbol not in _FUNCTIONS:
+        raise ValueError(
+            "A TensorFlow function in a Keras 2 model must have one in `keras.ops`. "
+            f"Received: tf.{symbol} in layer {old.name!r}. Rebuild the model in Keras 3."
+        )
+    return _FUNCTIONS[symbol]
 
 
 def _layer(old: Any) -> keras.Layer:
     """A layer of Keras 3 with the configuration of one of Keras 2."""
     kind = type(old).__name__
     cls = getattr(keras.layers, kind, None)
-    if type(old).__module__.startswith("tensorflow_model_optimization") or cls is None:
+    if cls is None:
         raise ValueError(
             "A layer of a Keras 2 model must be one that Keras 3 has. "
             f"Received: {old.name!r} ({kind}). Call tfmot's strip_pruning or strip_clustering "
             "first, where it is one of its wrappers; else rebuild the model in Keras 3."
         )
-    known = {"name", "trainable", "dtype"}
-    for base in cls.__mro__:
-        known |= {*inspect.signature(base.__init__).parameters}
-    config = {
-        key: value
-        for key, value in old.get_config().items()
-        if key in known and not key.endswith("_initializer")
-    }
-    if kind == "LeakyReLU":
-        config["negative_slope"] = float(old.alpha)
-    for key in ("activation", "recurrent_activation"):
-        if config.get(key) == "hard_sigmoid":
-            raise ValueError(
-                "The hard sigmoid of Keras 2, clip(0.2 x + 0.5), is not that of Keras 3, "
-                f"relu6(x + 3) / 6. Received: layer {old.name!r}. Replace it, and train again."
-            )
-    config["name"] = old.name.replace("/", "_")  # Keras 3 allows none.
-    config["dtype"] = old.dtype_policy.name
-    if kind == "BatchNormalization":
-        (config["axis"],) = old.axis
-    for key in ("layer", "backward_layer", "cell"):
-        if config.get(key) is not None:
-            inner = getattr(old, "forward_layer", None) if key == "layer" else None
-            inner = _layer(inner or getattr(old, key))
-            config[key] = keras.saving.serialize_keras_object(inner)
+    config = _shared_config(old, cls) | _translated_config(old)
+    for key, inner in _inner_layers(old, config):
+        config[key] = keras.saving.serialize_keras_object(_layer(inner))
     try:
         return cls.from_config(config)
     except (TypeError, ValueError) as error:
@@ -231,6 +196,51 @@ def _layer(old: Any) -> keras.Layer:
             "A layer of a Keras 2 model must be one that Keras 3 makes from its configuration. "
             f"Received: {old.name!r} ({kind}): {error!s:.200}. Rebuild the model in Keras 3."
         ) from error
+
+
+def _shared_config(old: Any, cls: Any) -> dict[str, Any]:
+    """What of the configuration of a layer of Keras 2 means the same to a class of Keras 3."""
+    known = {"name", "trainable", "dtype"}
+    for base in cls.__mro__:  # Constructors pass on by `**kwargs` what their bases take.
+        known |= {*inspect.signature(base.__init__).parameters}
+    # Weights are copied, and some initializers are none of Keras 3.
+    config = {
+        key: value
+        for key, value in old.get_config().items()
+        if key in known and not key.endswith("_initializer")
+    }
+    for key in ("activation", "recurrent_activation"):
+        if config.get(key) == "hard_sigmoid":
+            raise ValueError(
+                "The hard sigmoid of Keras 2, clip(0.2 x + 0.5), is not that of Keras 3, "
+                f"relu6(x + 3) / 6. Received: layer {old.name!r}. Replace it, and train again."
+            )
+    return config
+
+
+def _translated_config(old: Any) -> dict[str, Any]:
+    """What Keras 3 calls otherwise than Keras 2, or takes in another form."""
+    kind = type(old).__name__
+    config = {"name": _name(old), "dtype": old.dtype_policy.name}
+    if kind == "LeakyReLU":
+        config["negative_slope"] = float(old.alpha)
+    if kind == "BatchNormalization":
+        (config["axis"],) = old.axis
+    return config
+
+
+def _inner_layers(old: Any, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The layers inside a wrapper of Keras 2, by their keys in its configuration."""
+    for key in ("layer", "backward_layer", "cell"):
+        if config.get(key) is not None:
+            # Bidirectional runs a copy of its layer, which its configuration does not tell.
+            forward = getattr(old, "forward_layer", None) if key == "layer" else None
+            yield key, forward or getattr(old, key)
+
+
+def _name(old: Any) -> str:
+    """The name of a layer of Keras 2, as Keras 3 allows it: without slashes."""
+    return old.name.replace("/", "_")
 
 
 def _slices(key: Any) -> Any:

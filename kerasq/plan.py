@@ -35,7 +35,7 @@ def read_bits(op: str, scheme: Scheme, width: Any) -> Any:
     Returns:
         The width. Where it is not `width`, a boundary stands between.
     """
-    if scheme.activation_bits == FLOAT_BITS:
+    if scheme.activation_bits == FLOAT_BITS:  # A float layer reads any codes, as real values.
         return width
     is_code = width != FLOAT_BITS
     return width if is_code and reads_as_is(op, scheme, width) else wanted_bits(op, scheme)
@@ -49,7 +49,7 @@ def wanted_bits(op: str, scheme: Scheme) -> int:
 def reads_as_is(op: str, scheme: Scheme, width: int) -> bool:
     """Whether an operator at `scheme` reads integer codes of `width` bits without a boundary."""
     if op in OPERATORS and OPERATORS[op].one_grid:
-        return True
+        return True  # A boundary would round once more, before the operator does.
     wanted = wanted_bits(op, scheme)
     if op == "AVERAGE_POOL_2D" and width < 8:
         return False  # It keeps the grid of its input: averages of few levels want more of them.
@@ -134,6 +134,7 @@ class Plan:
         self.schemes = schemes
         self.floats = floats
         self._fusions = fusion.find(graph, schemes, floats)
+        # In order: what a call reads is what those before it write.
         self._widths = {id(x): self.input_bits(x) for x in graph.model.inputs}
         self._calls: dict[int, Call] = {}
         for node in graph.nodes:
@@ -163,6 +164,7 @@ class Plan:
     def _kind(self, node: graphs.Node) -> Kind:
         if id(node) in self._fusions.into:
             return Kind.FUSED
+        # Before floats: what only moves values keeps their grid, whatever its scheme.
         if registry.copies(node.layer):
             return Kind.PASS_THROUGH
         return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
@@ -191,8 +193,9 @@ class Plan:
         if kind is not Kind.INTEGER or (rule is not None and rule.output == Output.INPUT):
             return reads[0]
         if rule is not None and rule.grids:
-            return scheme.code_bits
+            return scheme.code_bits  # The kernel insists on all codes, such as 0..1 in 1/256.
         is_cut = id(node) in self._fusions.relus or registry.relu_limit(node.layer)[0]
+        # Whoever reads the fused ReLU reads this call: on the device there is one operator.
         end = self._fusions.end(node)
         narrow = any(is_narrow_reader(self._op(x), self._scheme(x)) for x in self._readers(end))
         return written_bits(scheme, is_cut, narrow)
@@ -202,6 +205,7 @@ class Plan:
 
         The rows are then stored as integers: picking quantized rows is quantizing picked ones.
         """
+        # The other way, a QUANTIZE behind it, would store the rows in float.
         rule = registry.find(node.layer)
         if rule is None or rule.operators != ("GATHER",):
             return False
@@ -218,6 +222,7 @@ class Plan:
 
     def check_kernels(self) -> None:
         """Raises a ValueError where a scheme is asked of a layer that has no such kernel."""
+        # After all calls have a record, since the error names neighbours that could take int16.
         for node in self.graph.nodes:
             call, name = self[node], node.source.name
             missing = None
@@ -250,6 +255,7 @@ class Plan:
 
     def _before(self, x: keras.KerasTensor, name: str) -> list[graphs.Node]:
         """The nearest operators before a tensor that belong to other layers."""
+        # None for an input of the model, and for a part of several outputs: they end the search.
         nodes = [node for node in self.graph.nodes if node.output is x]
         if nodes and self._is_other(nodes[0], name):
             return nodes
@@ -269,12 +275,14 @@ class Plan:
         Args:
             named: by key, the names of the layers that it fits.
         """
+        # Layers that only move values have schemes too, which nothing asks for: a user who sets one
+        # expects something to change.
         legal = {x.name for x in self.graph.model.inputs} | self.floats
         legal |= {x.source.name for x in self.graph.nodes if self[x].kind is Kind.INTEGER}
         for key, found in named.items():
             if found and not legal & {*found}:
                 raise ValueError(
                     "`overrides` must name layers that have a grid of their own. "
-                    f"Received: {key!r}, that is {found}, which only move values or are merged "
+                    f"Received: {key!r}, that is {found}, which only move values or are fused "
                     f"into the layer before them. Legal names: {sorted(legal)}."
                 )

@@ -79,18 +79,47 @@ def quantize_model(
         >>> [layer.name for layer in q.layers[2:]]
         ['head']
     """
-    if legacy.is_legacy(model):
-        model = legacy.rebuild(model)
-    if isinstance(model, keras.Model) and ranged(model):
-        raise ValueError(
-            f"`model` must be a float model. Received: {model.name!r}, which is quantized already. "
-            "Quantize the model that it was made from."
-        )
+    model = _float_model(model)
+    # Before anything that takes time.
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
+    plan = _plan(graph, scheme, overrides, batch_norm, target)
+    quantized = wrap(plan, range_gradient, weights)
+    if not ranged(quantized):
+        raise ValueError(
+            "At least one layer must be quantized. Received: a model whose layers all stay float "
+            f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
+        )
+    if any(node.source.training_dtype == "float16" for node in graph.nodes):
+        # By this policy `compile` scales the loss: small gradients are 0 in float16.
+        quantized.dtype_policy = "mixed_float16"
+    return quantized
+
+
+def _float_model(model: Any) -> Any:
+    """The model in Keras 3; a ValueError where it is quantized already."""
+    if legacy.is_legacy(model):
+        return legacy.rebuild(model)
+    if isinstance(model, keras.Model) and ranged(model):
+        raise ValueError(
+            f"`model` must be a float model. Received: {model.name!r}, which is quantized already. "
+            "Quantize the model that it was made from."
+        )
+    return model
+
+
+def _plan(
+    graph: graphs.Graph,
+    scheme: str,
+    overrides: dict[str, str] | None,
+    batch_norm: str,
+    target: targets.Target,
+) -> Plan:
+    """What becomes of each call of the user's graph, once it is prepared."""
+    # A user knows layers, not calls: keys of `overrides` fit no "<name>_2".
     further = {x.layer.name for x in graph.nodes if x.layer.name != x.source.name}
     layers = {x.name: x for x in graph.model.operations if x.name not in further}
     models = {node.layer.name: node.source.models for node in graph.nodes}
@@ -101,15 +130,7 @@ def quantize_model(
     plan = Plan(prepare(graph, floats, skip), schemes, floats, target)
     plan.check_overrides({key: fitting(key, layers) for key in overrides or {}})
     plan.check_kernels()
-    quantized = wrap(plan, range_gradient, weights)
-    if not ranged(quantized):
-        raise ValueError(
-            "At least one layer must be quantized. Received: a model whose layers all stay float "
-            f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
-        )
-    if any(node.source.training_dtype == "float16" for node in graph.nodes):
-        quantized.dtype_policy = "mixed_float16"  # Keras then scales the loss.
-    return quantized
+    return plan
 
 
 def _floats(graph: graphs.Graph, schemes: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
@@ -117,8 +138,11 @@ def _floats(graph: graphs.Graph, schemes: dict[str, str]) -> tuple[dict[str, str
 
     Those without a kernel are printed. A layer that cannot be quantized at all is an error.
     """
+    # A ReLU or BatchNormalization has the scheme of what it becomes part of, "float" as well.
     fused = fusion.find(graph, schemes).into
     lacking = unsupported.without_kernel(graph, unsupported.asked_float(graph, schemes, fused))
+    # What has no remark to print, such as Embedding, stays a float layer of its scheme: the rows
+    # that it picks may become integers.
     schemes = schemes | {name: "float" for name, text in lacking.items() if text}
     floats = unsupported.asked_float(graph, schemes, fused) | {*lacking}
     unsupported.check(graph, floats, fused)
@@ -140,7 +164,8 @@ def first_and_last(model: keras.Model) -> tuple[str, str]:
     model = legacy.rebuild(model) if legacy.is_legacy(model) else model
     graph = graphs.read(model, unsupported.is_closed)
     floats = frozenset(unsupported.without_kernel(graph, frozenset()))
-    parts = decompose(graph, floats)  # The weights of attention are those of Dense layers.
+    # Only then weights of attention, or in a TimeDistributed, are those of layers with a kernel.
+    parts = decompose(graph, floats)
     names = [
         node.source.name
         for node in parts.nodes

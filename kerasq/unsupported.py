@@ -17,6 +17,7 @@ def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) ->
 
     Those stay one that Keras has, that have a rule of their own, or that shall stay float.
     """
+    # A Lambda is Keras's, but what it does is the user's.
     if isinstance(layer, (keras.Model, keras.layers.Lambda)):
         return False
     if graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None:
@@ -35,6 +36,7 @@ def asked_float(
         schemes: names of schemes by layer name.
         fused: by id of a call that is fused, the name of the layer that it becomes part of.
     """
+    # What only moves values is no float layer: between integer ones its values stay codes.
     return frozenset(
         node.layer.name
         for node in graph.nodes
@@ -112,6 +114,7 @@ def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str])
 def _complaint(node: graphs.Node, is_float: bool, is_fused: bool) -> str | None:
     """Why the layer of a call cannot be quantized, or None where it can."""
     layer = node.layer
+    # Before all else: the file would compute something else in float, too.
     if node.source.reads_mask and registry.reads_mask(layer):
         return (
             f"{layer.name!r} ({type(layer).__name__}): reads a mask that Keras "
@@ -122,9 +125,11 @@ def _complaint(node: graphs.Node, is_float: bool, is_fused: bool) -> str | None:
         return None
     if not isinstance(layer, keras.Layer):
         return _operation_complaint(node)
+    # Mixed precision is float32 by now (`graph.read`): what is left has weights of another type.
     if layer.dtype_policy.name != "float32":
         return f"{layer.name!r}: needs dtype 'float32', has {layer.dtype_policy.name!r}"
     if isinstance(layer, keras.layers.BatchNormalization) and not is_fused:
+        # Alone it becomes a Scale, along the last axis.
         rank = len(node.inputs[0].shape)
         if layer.axis not in (-1, rank - 1):
             return f"{layer.name!r} (BatchNormalization): needs axis=-1, has {layer.axis}"
@@ -135,6 +140,7 @@ def _operation_complaint(node: graphs.Node) -> str | None:
     """Why an operation of `keras.ops` cannot be quantized, or None where it can."""
     operation = node.layer
     if registry.copies(operation):
+        # Whoever runs the file chooses the size of its batch.
         if node.outputs[0].shape[:1] == node.inputs[0].shape[:1]:
             return None
         kind = type(operation).__name__

@@ -32,8 +32,9 @@ class _Wrapping:
         self.graph = plan.graph
         self.range_gradient, self.weights = range_gradient, weights
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
+        # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
-        # By name of the leading layer.
+        # By name of the layer whose weights they have (`Source.weights_of`).
         self.wrappers: dict[str, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
 
@@ -102,30 +103,33 @@ class _Wrapping:
         """The wrapper of a layer with a kernel; of a further call, on the first one's weights."""
         layer = node.layer
         options["training_dtype"] = node.source.training_dtype
-        leader = node.source.weights_of
-        if leader in self.wrappers:
-            return KernelWrapper.sharing(self.wrappers[leader], name=layer.name, **options)
+        first = self.wrappers.get(node.source.weights_of)
+        if first is not None:
+            return KernelWrapper.sharing(first, name=layer.name, **options)
         kernel, gain = graphs.copy_built(layer), node.source.gain
-        variable = getattr(kernel, str(registry.rule(layer).kernel))
-        variable.assign(variable / gain)  # A power of two: nothing is rounded.
+        if gain != 1.0:
+            variable = getattr(kernel, str(registry.rule(layer).kernel))
+            variable.assign(variable / gain)  # A power of two: nothing is rounded.
         norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
         wrapper = KernelWrapper(kernel, batch_norm=norm, weights=self.weights, **options)
+        # Built here, as a variable that does not exist yet cannot be assigned.
         wrapper.build(layer.input.shape)
         wrapper.kernel_gain.assign(gain)
-        self.wrappers[leader] = wrapper
+        self.wrappers[node.source.weights_of] = wrapper
         return wrapper
 
     def _plain(self, node: graphs.Node) -> keras.Layer:
         """A copy of a layer that is not wrapped, one for all its calls where it has weights."""
         if not getattr(node.layer, "weights", None):
             return graphs.copy_layer(node.layer)
-        leader = node.source.weights_of
-        if leader not in self.plain:
-            self.plain[leader] = graphs.copy_built(node.layer, name=leader)
-        return self.plain[leader]
+        name = node.source.weights_of
+        if name not in self.plain:
+            self.plain[name] = graphs.copy_built(node.layer, name=name)
+        return self.plain[name]
 
 
 def _reads_indices(layer: keras.Layer) -> bool:
+    """Whether a layer takes integers, in whatever type they come."""
     return isinstance(layer, keras.layers.Embedding)
 
 

@@ -159,6 +159,22 @@ def test_functions_in_a_file(tmp_path):
     np.testing.assert_allclose(new.predict_on_batch(x), old.predict_on_batch(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_functions_called_by_the_names_of_their_arguments(is_file, tmp_path):
+    x = tf_keras.Input((4, 6))
+    y = tf.subtract(y=x, x=3.0) + tf.maximum(x=0.1, y=x) + tf.nn.leaky_relu(features=x, alpha=0.3)
+    y = tf.concat(
+        values=[y, tf.clip_by_value(clip_value_min=-0.5, clip_value_max=0.5, t=y)], axis=2
+    )
+    y, z = tf.split(value=tf.transpose(a=y, perm=[0, 2, 1]), num_or_size_splits=[8, 4], axis=1)
+    y = tf.reshape(tensor=tf.reduce_mean(input_tensor=y, axis=2), shape=[-1, 8, 1])
+    old = tf_keras.Model(x, tf.concat(values=[y * z[:, :1], z], axis=1))
+    old.save(tmp_path / "old.h5")
+    new = kerasq.load_model(tmp_path / "old.h5") if is_file else legacy.rebuild(old)
+    x = data(old)
+    np.testing.assert_allclose(new.predict_on_batch(x), old.predict_on_batch(x), atol=1e-5)
+
+
 def test_the_hard_sigmoid_of_keras_2_is_refused():
     model = tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(2, "hard_sigmoid", name="d")])
     with pytest.raises(ValueError, match=r"is not that of Keras 3.*Received: layer 'd'"):

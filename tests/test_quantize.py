@@ -555,7 +555,7 @@ def test_relu_behind_an_int16_concatenation_is_a_layer_of_its_own():
     assert isinstance(q.get_layer("relu"), L.ReLU)
     q = networks.quantized(model, overrides={"cat": "w8a16", "relu": "w8a16"})
     assert q.get_layer("relu").scheme == "w8a16"
-    with pytest.raises(ValueError, match="merged into the layer before"):
+    with pytest.raises(ValueError, match="fused into the layer before"):
         kerasq.quantize_model(model, overrides={"relu": "float"})
 
 

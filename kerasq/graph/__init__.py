@@ -1,6 +1,6 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
-from kerasq.graph.copies import copy_built, copy_call, copy_layer
+from kerasq.graph.copies import copy_built, copy_call, copy_layer, set_weights
 from kerasq.graph.internals import PlainError, has_mask, is_lower_better, is_of_keras, projections
 from kerasq.graph.node import Graph, Node, Source, call_of, calls, origin, symbolic, tensor_name
 from kerasq.graph.reading import read
@@ -27,6 +27,7 @@ __all__ = [
     "read",
     "rewrite",
     "run",
+    "set_weights",
     "symbolic",
     "tensor_name",
     "transform",

@@ -29,6 +29,7 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
         A layer, or gain and shift where the operation is `gain * x + shift` with constants of shape
         `()` or `(channels,)`; and its input. None where no layer computes the same.
     """
+    # By name: the classes are private to Keras. Integers, such as indices, lie on no grid.
     make = _TABLE.get(type(node.layer).__name__)
     if make is None or any("float" not in x.dtype for x in (*node.inputs, *node.outputs)):
         return None
@@ -41,11 +42,11 @@ def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> C
     def make(node: Node, args: tuple, options: dict) -> Equal | None:
         x, y = args
         if len(symbolic((x, y))) == 2:
-            if not all("float" in z.dtype for z in (x, y)):
-                return None
             return None if layer is None else (layer(**options), [x, y])
         tensor = symbolic((x, y))[0]
         constants = [_constant(v, tensor) if v is not tensor else None for v in (x, y)]
+        # A scale a channel makes gains exact, and is one operator; as a tensor of their own they
+        # are rounded to one grid.
         found = None if all(v is None for v in constants) else scale(*constants)
         if found is not None:
             return found, tensor
@@ -62,6 +63,7 @@ def _constant(value: Any, tensor: keras.KerasTensor) -> np.ndarray | None:
     value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
     if value.size == 1:
         return value.reshape(())
+    # What has more axes than the tensor would give it more by broadcasting.
     is_last = value.size == value.shape[-1] == tensor.shape[-1] and value.ndim <= len(tensor.shape)
     return value.reshape(-1) if is_last else None
 
@@ -72,12 +74,13 @@ def _tensor(value: Any, tensor: keras.KerasTensor, name: str) -> keras.KerasTens
     value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
     rank = len(tensor.shape)
     if value.ndim == rank and value.shape[0] == 1:
-        value = value[0]
+        value = value[0]  # One sample, for any number of them.
     shape = (1,) * (rank - 1 - value.ndim) + value.shape
     fits = all(n in (1, m) for n, m in zip(shape, tensor.shape[1:], strict=False))
     if len(shape) != rank - 1 or not fits or not tensor.dtype.startswith("float"):
         return None
     layer = Constant(shape, name=f"{name}_constant", trainable=trainable, dtype="float32")
+    # A layer of a Functional model must be called on something; this one does not look at it.
     output = layer(tensor)
     layer.set_weights([value.reshape(shape)])
     return output
@@ -111,6 +114,7 @@ def _never(x: Any, y: Any) -> None:
 
 
 def _maximum(node: Node, args: tuple, options: dict) -> Equal | None:
+    # A ReLU is fused into the layer before it. A variable may not stay 0.
     for x, other in (args, args[::-1]):
         is_constant = not symbolic(other) and not isinstance(other, keras.Variable)
         if symbolic(x) and is_constant and np.all(np.asarray(other) == 0.0):
@@ -169,6 +173,7 @@ def _power(node: Node, args: tuple, options: dict) -> Equal | None:
 
 
 def _same(node: Node, args: tuple, options: dict) -> Equal | None:
+    # Casts between float types are what is left of mixed precision: here all is float32.
     is_float = all("float" in x.dtype for x in (node.output, node.inputs[0]))
     return (L.Identity(**options), args[0]) if is_float else None
 
@@ -177,12 +182,13 @@ def _clip(node: Node, args: tuple, options: dict) -> Equal | None:
     low, high = node.layer.x_min, node.layer.x_max
     if None in (low, high) or np.size(low) != 1 or np.size(high) != 1 or symbolic((low, high)):
         return None
-    if low == 0.0 and high > 0.0:
+    if low == 0.0 and high > 0.0:  # Which is fused into the layer before it.
         return L.ReLU(high, **options), args[0]
     return Function("clip", {"x_min": float(low), "x_max": float(high)}, **options), args[0]
 
 
 def _reshape(node: Node, args: tuple, options: dict) -> Equal | None:
+    # Layers leave the axis of the samples alone.
     shape, before = node.output.shape, node.inputs[0].shape
     if shape[0] != before[0] or None in shape[1:] or np.prod(shape[1:]) != np.prod(before[1:]):
         return None
@@ -193,6 +199,7 @@ def _transpose(node: Node, args: tuple, options: dict) -> Equal | None:
     rank = len(node.inputs[0].shape)
     axes = node.layer.axes or tuple(reversed(range(rank)))
     axes = [axis % rank for axis in axes]
+    # Permute counts axes from 1, and moves none to where the samples are.
     return (L.Permute(axes[1:], **options), args[0]) if axes[0] == 0 else None
 
 
@@ -201,7 +208,7 @@ def _reduction(*layers: type) -> Callable:
 
     def make(node: Node, args: tuple, options: dict) -> Equal | None:
         if getattr(node.layer, "initial", None) is not None:
-            return None
+            return None  # Another value in the maximum, which no pooling has.
         rank = len(node.inputs[0].shape)
         axis = node.layer.axis
         axes = sorted(x % rank for x in ([axis] if isinstance(axis, int) else axis or ()))
