@@ -1,7 +1,9 @@
 """kerasq: what you trained is what runs."""
 
 from kerasq.analysis.allocate import Allocation, Point, allocate
-from kerasq.analysis.compare import LayerReport, Report, compare
+from kerasq.analysis.compare import compare
+from kerasq.analysis.latency import latency
+from kerasq.analysis.report import LayerReport, Report
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
 from kerasq.calibration.calibrate import calibrate
@@ -12,6 +14,7 @@ from kerasq.calibration.observers import (
     Observer,
     Percentile,
 )
+from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid
 from kerasq.legacy import load_model
@@ -25,16 +28,21 @@ from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.ternary import Ternary, TrainedTernary
 from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
+from kerasq.training.batches import epoch_batches
+from kerasq.training.curves import plot_curves
 from kerasq.training.distill import distill
 from kerasq.training.distribute import MultiWorkerStrategy
+from kerasq.training.epoch_backup import EpochBackup
 from kerasq.training.freeze import FreezeRanges
 from kerasq.training.inq import IncrementalQuantization
 from kerasq.training.log_ranges import LogRanges
+from kerasq.training.schedule import schedule
 
 __all__ = [
     "Allocation",
     "Binary",
     "DoReFa",
+    "EpochBackup",
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
@@ -63,11 +71,16 @@ __all__ = [
     "calibrate",
     "compare",
     "distill",
+    "epoch_batches",
+    "export_float_tflite",
     "export_tflite",
     "first_and_last",
+    "latency",
     "load_model",
+    "plot_curves",
     "quantize_model",
     "register_layer",
+    "schedule",
     "sensitivity",
     "summary",
 ]

@@ -51,6 +51,11 @@ class Dataset:
         """The number of classes."""
         return len(self.class_names)
 
+    @property
+    def test(self) -> "Samples":
+        """The test images and their labels."""
+        return Samples(self.x_test, self.y_test)
+
     def resized(self, size: int) -> "Dataset":
         """The same images, `size` pixels high and wide (bilinear, smoothed where they shrink)."""
 

@@ -1,6 +1,7 @@
 """Calibration and fine-tuning as all recipes that train do them: flags, and the stages."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from absl import flags
 
 import kerasq
 from kerasq.calibration.observers import OBSERVERS
-from recipes import evaluation, models, results, training
+from kerasq.training.schedule import SCHEDULES
+from recipes import evaluation, results, stages, training
 from recipes.run import Run
 
 CALIBRATION_METHOD = flags.DEFINE_enum(
@@ -17,11 +19,6 @@ CALIBRATION_METHOD = flags.DEFINE_enum(
     None,
     list(OBSERVERS),
     "How the first ranges come from the data. Default: mse below 8 bits, else moving_average.",
-)
-_RANDOMIZE_BATCH_NORM = flags.DEFINE_bool(
-    "randomize_batch_norm",
-    False,
-    "Spread the BatchNormalization statistics (the function stays the same) before quantizing.",
 )
 EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of fine-tuning; 0 exports as calibrated.", 0)
 LEARNING_RATE = flags.DEFINE_float(
@@ -41,7 +38,7 @@ _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Decoupled, on kernels."
 _SCHEDULE = flags.DEFINE_enum(
     "schedule",
     "cosine",
-    list(training.SCHEDULES),
+    list(SCHEDULES),
     "Learning rate: cosine to 0, or a tenth after half of the steps and a hundredth after 3/4.",
 )
 _WARMUP_EPOCHS = flags.DEFINE_integer(
@@ -120,29 +117,17 @@ def _learner(student: keras.Model, teacher: keras.Model) -> keras.Model:
 def train_float(
     run: Run, fit: training.FitSettings, quantize: Callable[[keras.Model], keras.Model]
 ) -> None:
-    """float.keras: see `Run.train_float`. What cannot be fine-tuned is known before as well."""
+    """float.keras: see `stages.train_float`. What cannot be fine-tuned is known before as well."""
 
     def trial(model: keras.Model) -> None:
         training.compile_model(_learner(quantize(model), model), fit, 1)
 
-    run.train_float(trial)
-
-
-def float_model(run: Run) -> keras.Model:
-    """float.keras as it is quantized."""
-    model = run.load("float.keras")
-    if _RANDOMIZE_BATCH_NORM.value:
-        models.randomize_batch_norm(model, run.fit.seed)
-    return model
+    stages.train_float(run, trial)
 
 
 def calibration_settings(run: Run) -> dict[str, Any]:
     """What ranges from data depend on, by flag name."""
-    return {
-        "calibration_method": CALIBRATION_METHOD.value,
-        "randomize_batch_norm": _RANDOMIZE_BATCH_NORM.value,
-        **run.calibration_settings,
-    }
+    return {"calibration_method": CALIBRATION_METHOD.value, **run.calibration_settings}
 
 
 def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depends: Any) -> None:
@@ -153,17 +138,15 @@ def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depend
         quantize: makes a quantized model of it.
         depends: what that depends on, by flag name.
     """
-    method = CALIBRATION_METHOD.value
     run.settings.update(depends, **calibration_settings(run))
 
     def work() -> results.Figures:
         keras.utils.set_random_seed(run.fit.seed)
-        model = float_model(run)
-        quantized = quantize(model)
-        kerasq.calibrate(quantized, run.calibration_batches(), method=method)
-        print(kerasq.summary(quantized))
-        accuracy, outputs = run.score(quantized)
-        results.save_model(quantized, run.path("calibrated.keras"))
+        model = quantize(run.load("float.keras"))
+        kerasq.calibrate(model, run.calibration_batches(), method=CALIBRATION_METHOD.value)
+        print(kerasq.summary(model))
+        accuracy, outputs = run.score(model)
+        results.save_model(model, run.path("calibrated.keras"))
         return {"accuracy": accuracy, **evaluation.distance(run.float_outputs, outputs)}
 
     run.stage("calibrate", ("calibrated.keras",), work)
@@ -176,7 +159,7 @@ def finetune(
     best_from: int = 0,
     **depends: Any,
 ) -> None:
-    """Fine-tunes the calibrated model of a run as the flags say.
+    """finetuned.keras: the calibrated model after some epochs as the flags say, at its best one.
 
     Args:
         run: has been calibrated.
@@ -185,15 +168,32 @@ def finetune(
         best_from: the first epoch, counted from 0, that may be the best one.
         depends: what the result depends on besides, by flag name.
     """
-    freeze = _FREEZE_RANGES_EPOCH.value
-    run.finetune(
-        fit,
-        float_too=_FLOAT_FINETUNE.value,
-        prepare=_learner if _DISTILL_WEIGHT.value else None,
-        callbacks=[*callbacks, *([] if freeze is None else [kerasq.FreezeRanges(freeze)])],
-        best_from=best_from,
+    tuned, freeze = dataclasses.asdict(fit), _FREEZE_RANGES_EPOCH.value
+    run.settings.update(
+        tuned,
         freeze_ranges_epoch=freeze,
         distill_weight=_DISTILL_WEIGHT.value,
         temperature=_TEMPERATURE.value,
         **depends,
     )
+    watchers = [*callbacks]
+    if freeze is not None:
+        watchers.append(kerasq.FreezeRanges(freeze))
+    if run.is_chief:
+        watchers.append(kerasq.LogRanges(run.path("logs") / "finetune"))
+
+    def make() -> keras.Model:
+        return _learner(run.load("calibrated.keras"), run.load("float.keras"))
+
+    stages.train(
+        run, "finetune", make, "finetuned.keras", fit, callbacks=watchers, best_from=best_from
+    )
+    if _FLOAT_FINETUNE.value:  # The same epochs and rates, so that the comparison is fair.
+        stages.train(
+            run,
+            "float_finetune",
+            functools.partial(run.load, "float.keras"),
+            "float_finetuned.keras",
+            dataclasses.replace(fit, restarts=1),
+            settings=run.directory.settings("float") | tuned | {"restarts": 1},
+        )

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 from absl import flags
 
 import kerasq
 from kerasq.training.inq import PARTITIONS, RULES
-from recipes import evaluation, finetune, run, schemes
+from recipes import finetune, run, schemes, stages
 
 _BITS = flags.DEFINE_integer("bits", 5, "Width of the weights.", 2, 5)
 _PORTIONS = flags.DEFINE_list(
@@ -66,6 +67,33 @@ def _portions() -> list[float]:
             "`portions` must be numbers, such as --portions=0.5,0.75,0.875,1.0. "
             f"Received: portions={_PORTIONS.value}."
         ) from None
+
+
+def powers_of_two(job: run.Run) -> dict[str, float]:
+    """Whether the weights in model.tflite are those that were trained, and powers of two.
+
+    Returns:
+        `weights_max_difference` of the exported weights from those of finetuned.keras, and
+        `powers_of_two`, the share (0..1) of exported codes that are 0 or +-2^n.
+    """
+    model = job.load("finetuned.keras")
+    lite = kerasq.TFLiteModel(job.path("model.tflite"))
+    grids = {tensor.name: tensor.grid for tensor in lite.tensors}
+    difference, codes = 0.0, []
+    for layer in model.layers:
+        name = f"{layer.name}/kernel"
+        if (grid := grids.get(name)) is not None:
+            trained, exported = layer.folded_kernel().numpy(), lite.constant(name)
+            stored = grid.dequantize(exported)
+            if grid.axis is not None:  # There is none for a single channel.
+                stored = np.moveaxis(stored, grid.axis, -1)
+            difference = max(difference, np.abs(stored.reshape(trained.shape) - trained).max())
+            codes.append(np.abs(exported.astype(np.int64)).ravel())
+    sizes = np.concatenate(codes)
+    return {
+        "weights_max_difference": float(difference),
+        "powers_of_two": float(np.mean(sizes & (sizes - 1) == 0)),  # One bit, or none, is set.
+    }
 
 
 def main() -> None:
@@ -109,8 +137,8 @@ def main() -> None:
         exponents=_EXPONENTS.value,
         highest_exponent=rule,
     )
-    job.export()
-    job.finish(**evaluation.powers_of_two(job))
+    stages.export(job)
+    stages.finish(job, **powers_of_two(job))
 
 
 if __name__ == "__main__":

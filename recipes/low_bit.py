@@ -36,7 +36,7 @@ from absl import flags
 import kerasq
 from kerasq import scheme
 from kerasq.quantizers.weights import weight_quantizer
-from recipes import finetune, run, schemes
+from recipes import finetune, run, schemes, stages
 
 # `weights` and `range_gradient` of kerasq.quantize_model.
 QUANTIZERS = {
@@ -94,8 +94,8 @@ def main() -> None:
     finetune.train_float(job, fit, quantize)
     finetune.calibrate(job, quantize, **options, ends=_ENDS.value, overrides=overrides)
     finetune.finetune(job, fit)
-    job.export()
-    job.finish(quantizer=_QUANTIZER.value)
+    stages.export(job)
+    stages.finish(job, quantizer=_QUANTIZER.value)
 
 
 if __name__ == "__main__":

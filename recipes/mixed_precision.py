@@ -34,7 +34,7 @@ from absl import flags
 import kerasq
 from kerasq import scheme
 from kerasq.analysis.allocate import COSTS
-from recipes import finetune, run
+from recipes import finetune, run, stages
 
 _BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")
 _CANDIDATES = flags.DEFINE_list(
@@ -118,7 +118,7 @@ def main() -> None:
     options = {"candidates": _candidates(), "budget": _BUDGET.value}
 
     def allocate() -> dict[str, Any]:
-        return {"overrides": overrides(job, finetune.float_model(job))}
+        return {"overrides": overrides(job, job.load("float.keras"))}
 
     def quantize(model: keras.Model) -> keras.Model:
         batch_norm = finetune.BATCH_NORM.value
@@ -132,8 +132,8 @@ def main() -> None:
     job.stage("allocate", ("sensitivity.png",), allocate)
     finetune.calibrate(job, quantize, batch_norm=finetune.BATCH_NORM.value)
     finetune.finetune(job, fit)
-    job.export()
-    job.finish(overrides=job.figures["allocate"]["overrides"])
+    stages.export(job)
+    stages.finish(job, overrides=job.figures["allocate"]["overrides"])
 
 
 if __name__ == "__main__":

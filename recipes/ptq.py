@@ -13,24 +13,154 @@ accuracy.png.
 Example: python recipes/ptq.py --dataset=digits
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Runs from a checkout, as a script and as a module; TensorFlow reads its log level on import.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 from absl import flags
 
 import kerasq
-from recipes import post_training, run, schemes
+from kerasq.calibration.observers import OBSERVERS
+from kerasq.support import files, optional, tables
+from recipes import evaluation, report, results, run, schemes, stages, training
+
+# Types of the weights, by flavour; activations are float.
+FLAVOURS = {"dynamic_range": "int8", "float16": "float16"}
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations of the static models.")
 _OVERRIDES = schemes.overrides_flag()
 for module in (run, schemes):
     flags.adopt_module_key_flags(module)
+
+
+def static(
+    job: run.Run,
+    quantize: Callable[[keras.Model], keras.Model],
+    method: str,
+    reference: Callable[[], np.ndarray],
+) -> None:
+    """static_<method>.tflite: calibrated by that method.
+
+    Args:
+        job: has a float model.
+        quantize: makes a quantized model of it.
+        method: of the calibration.
+        reference: what float.keras makes of the images held out.
+    """
+    target = f"static_{method}.tflite"
+
+    def work() -> results.Figures:
+        model = quantize(job.load("float.keras"))
+        kerasq.calibrate(model, job.calibration_batches(), method=method)
+        lite = kerasq.export_tflite(model, job.path(target))
+        held_out = job.data.parts[1]
+        outputs = training.predict(model, held_out.x)
+        return {
+            "held_out_accuracy": evaluation.accuracy(outputs, held_out),
+            "held_out_sqnr": evaluation.distance(reference(), outputs)["sqnr"],
+            "exact": kerasq.compare(model, lite, x=job.data.x_test[:1000]).exact,
+            **_measured(job, lite),
+        }
+
+    job.stage(f"static_{method}", (target,), work)
+
+
+def converted(job: run.Run, flavour: str) -> None:
+    """<flavour>.tflite: what TensorFlow's converter makes of the float model."""
+    target = f"{flavour}.tflite"
+
+    def work() -> results.Figures:
+        model, weights = job.load("float.keras"), FLAVOURS[flavour]
+        return _measured(job, kerasq.export_float_tflite(model, job.path(target), weights=weights))
+
+    job.stage(flavour, (target,), work)
+
+
+def _measured(job: run.Run, lite: kerasq.TFLiteModel) -> results.Figures:
+    """Accuracy, size, speed, and distance from the float model."""
+    outputs = lite.predict(job.data.x_test)
+    # The float model in turn with each: the machine may have slowed down between two stages.
+    float_ms, ms = kerasq.latency([job.float_tflite, lite], num_threads=job.num_threads)
+    return {
+        "accuracy": evaluation.accuracy(outputs, job.data.test),
+        "bytes": len(lite.content),
+        "ms": ms,
+        "float_bytes": len(job.float_tflite.content),
+        "float_ms": float_ms,
+        **evaluation.distance(job.float_outputs, outputs),
+    }
+
+
+def finish(job: run.Run) -> None:
+    """Picks model.tflite; writes results.json and accuracy.png; prints the table."""
+    if not job.is_chief:
+        return
+    ways = {name: found for name, found in job.figures.items() if name != "float"}
+    statics = [name for name in ways if name.startswith("static_")]
+    best = max(statics, key=lambda x: [ways[x]["held_out_accuracy"], ways[x]["held_out_sqnr"]])
+    files.write_whole(job.path("model.tflite"), job.path(f"{best}.tflite").read_bytes())
+    summary = {
+        "recipe": job.recipe,
+        **report.summarize(job.figures),
+        "tflite_accuracy": ways[best]["accuracy"],
+        "tflite_bytes": ways[best]["bytes"],
+        "best": best,
+        "flavours": ways,
+        "settings": job.settings,
+    }
+    results.write_json(job.path("results.json"), summary)
+    accuracies = {"float": job.figures["float"]["accuracy"]}
+    _plot(job, accuracies | {name: found["accuracy"] for name, found in ways.items()})
+    lines = [_table(accuracies["float"], ways), *report.remarks(summary)]
+    lines.append(f"model.tflite is {best}: the best on the images held out.")
+    print("", *lines, f"Written to {job.directory.path}/", sep="\n")
+
+
+def _table(float_accuracy: float, ways: dict[str, results.Figures]) -> str:
+    """A row for the float model and each way of quantizing it."""
+    first = next(iter(ways.values()))
+    plain = {"accuracy": float_accuracy, "bytes": first["float_bytes"], "ms": first["float_ms"]}
+    percent, decimal = (lambda x: f"{100 * x:.2f} %"), "{:.1f}".format
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "accuracy": ("accuracy", percent),
+        "same class as float": ("float_agreement", percent),
+        "SQNR (dB)": ("sqnr", decimal),
+        "bytes": ("bytes", "{:,}".format),
+        "ms/image": ("ms", "{:.3f}".format),
+        "held out": ("held_out_accuracy", percent),
+        "held out, SQNR (dB)": ("held_out_sqnr", decimal),
+    }
+    rows = [["", *columns]]
+    for name, found in {"float": plain, **ways}.items():
+        cells = (write(found[key]) if key in found else "" for key, write in columns.values())
+        rows.append([name, *cells])
+    return tables.plain(rows)
+
+
+def _plot(job: run.Run, accuracies: dict[str, float]) -> None:
+    """Accuracies to accuracy.png, as dots: bars would have to begin at 0."""
+    figures = optional.load("matplotlib.figure", "plot")
+    figure = figures.Figure(figsize=(7, 1 + 0.35 * len(accuracies)), layout="constrained")
+    axes = figure.subplots()
+    values = [100 * value for value in accuracies.values()]
+    axes.plot(values, list(accuracies), "o")
+    for y, value in enumerate(values):
+        axes.annotate(f"{value:.2f}", (value, y), (8, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    margin = max(0.5, 0.3 * (max(values) - min(values)))
+    axes.set(xlabel="accuracy on the test images (%)")
+    axes.set_xlim(min(values) - 2 * margin, max(values) + 2 * margin)
+    axes.grid(axis="x", alpha=0.3)
+    files.save_figure(figure, job.path("accuracy.png"))
 
 
 def main() -> None:
@@ -41,13 +171,17 @@ def main() -> None:
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)
 
-    job.train_float(quantize)
+    @functools.cache
+    def reference() -> np.ndarray:
+        return training.predict(job.load("float.keras"), job.data.parts[1].x)
+
+    stages.train_float(job, quantize)
     job.settings.update(options, num_threads=job.num_threads, **job.calibration_settings)
-    for method in post_training.METHODS:
-        post_training.static(job, quantize, method)
-    for flavour in post_training.FLAVOURS:
-        post_training.converted(job, flavour)
-    post_training.finish(job)
+    for method in OBSERVERS:
+        static(job, quantize, method, reference)
+    for flavour in FLAVOURS:
+        converted(job, flavour)
+    finish(job)
 
 
 if __name__ == "__main__":

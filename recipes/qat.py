@@ -24,7 +24,7 @@ import keras
 from absl import flags
 
 import kerasq
-from recipes import finetune, run, schemes
+from recipes import finetune, run, schemes, stages
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations, such as w4a8.")
 _OVERRIDES = schemes.overrides_flag()
@@ -52,8 +52,8 @@ def main() -> None:
     finetune.train_float(job, fit, quantize)
     finetune.calibrate(job, quantize, **options)
     finetune.finetune(job, fit)
-    job.export()
-    job.finish()
+    stages.export(job)
+    stages.finish(job)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run directories: stages done once, files written whole, figures as a table and a plot."""
+"""Run directories: stages done once, files written whole."""
 
 import json
 import os
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from kerasq.support.files import save_figure, whole_file
-from recipes.team import Team
+from kerasq.support.files import whole_file
+from recipes import team
 
 Figures = dict[str, Any]
 
@@ -42,20 +43,26 @@ class RunDirectory:
 
     Args:
         path: the folder; made if missing. Workers of a cluster must share it.
-        team: who works together: the chief alone writes.
+        strategy: who works together: the chief alone writes.
         resume: whether to continue what is there; False removes the record of it first.
     """
 
-    def __init__(self, path: str | os.PathLike, team: Team | None = None, resume: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        strategy: tf.distribute.Strategy | None = None,
+        resume: bool = True,
+    ) -> None:
         self.path = Path(path)
-        self.team = team or Team()
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.is_chief = team.is_chief(self.strategy)
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume and self.team.is_chief:
+        if not resume and self.is_chief:
             # The records last: as long as they are there, other flags are refused.
             for folder in ("backup", "logs", "stages"):
                 if (self.path / folder).exists():
                     shutil.rmtree(self.path / folder)
-        self.team.wait()
+        team.wait(self.strategy)
 
     def stage(
         self,
@@ -81,19 +88,19 @@ class RunDirectory:
         Raises:
             ValueError: the stage was started before, or by the chief, with other settings.
         """
-        if self.team.is_chief:
+        if self.is_chief:
             self._claim(name, settings)
-        self.team.wait()
-        if not self.team.is_chief:
+        team.wait(self.strategy)
+        if not self.is_chief:
             self._check(name, settings)
             if together and not self._is_finished(name, artifacts):
                 work()
-            self.team.wait()
+            team.wait(self.strategy)
             return read_json(self._record_path(name))["figures"]
         if self._is_finished(name, artifacts):
             figures = read_json(self._record_path(name))["figures"]
             print(f"{name}: finished before, in {figures['seconds']:.1f} s", flush=True)
-            self.team.wait()
+            team.wait(self.strategy)
             return figures
         print(f"\n== {name} ==", flush=True)
         start = time.perf_counter()
@@ -105,13 +112,17 @@ class RunDirectory:
             raise
         figures["seconds"] = figures.get("seconds", 0.0) + time.perf_counter() - start
         write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
-        self.team.wait()
+        team.wait(self.strategy)
         return figures
 
     def _is_finished(self, name: str, artifacts: tuple[str, ...]) -> bool:
         path = self._record_path(name)
         is_done = path.exists() and "figures" in read_json(path)
         return is_done and all((self.path / artifact).exists() for artifact in artifacts)
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """What a stage was started with."""
+        return read_json(self._record_path(stage))["settings"]
 
     def backup_dir(self, stage: str) -> Path:
         """Where a stage keeps its state between epochs."""
@@ -138,30 +149,3 @@ class RunDirectory:
                 f"Received: {differences} for the stage {name!r} of {self.path}. Choose another "
                 "--out, or start over with --noresume."
             )
-
-
-def plot_curves(path: Path, panels: Mapping[str, Mapping[str, list[float]]]) -> None:
-    """Draws accuracies, or losses, after each epoch to a PNG, a panel for each trained stage.
-
-    Args:
-        path: of the PNG.
-        panels: for each title, the history of that stage (as `recipes.training.fit` returns it).
-    """
-    from matplotlib.figure import Figure
-
-    trained = {title: history for title, history in panels.items() if history.get("loss")}
-    figure = Figure(figsize=(5 * max(1, len(trained)), 4), layout="constrained")
-    for axes, (title, history) in zip(
-        figure.subplots(1, max(1, len(trained)), squeeze=False)[0], trained.items(), strict=False
-    ):
-        name, unit = ("accuracy", 100) if "accuracy" in history else ("loss", 1)
-        for label, prefix in (("training", ""), ("held out", "val_")):
-            values = [unit * value for value in history.get(prefix + name, [])]
-            axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
-        axes.set(title=title, xlabel="epoch", ylabel="top-1 (%)" if unit == 100 else name)
-        if unit == 100:
-            axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_figure(figure, path)

@@ -1,10 +1,9 @@
-"""A run of a recipe: the flags that all recipes share, and the stages that they are made of."""
+"""A run of a recipe: the flags that all recipes share, its data, its folder and its figures."""
 
 import dataclasses
 import functools
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 import kerasq
-from recipes import datasets, evaluation, models, results, training
-from recipes.team import STRATEGIES, Team
+from recipes import datasets, evaluation, models, results, team, training
 
 _DATASET = flags.DEFINE_enum("dataset", "digits", list(datasets.DATASETS), "Data set.")
 _DATA_DIR = flags.DEFINE_string(
@@ -71,20 +69,21 @@ _RESUME = flags.DEFINE_bool(
 _STRATEGY = flags.DEFINE_enum(
     "strategy",
     "none",
-    list(STRATEGIES),
+    list(team.STRATEGIES),
     "What trains together: mirrored, the GPUs of this machine; multi_worker, the processes that "
     "TF_CONFIG names, which must share --out.",
 )
 _REPLICAS = flags.DEFINE_integer(
     "replicas", 1, "Logical CPU devices that --strategy=mirrored trains on, if more than one.", 1
 )
-_FLOAT_ONLY = flags.DEFINE_bool("float_only", False, "Stop after the float stage.")
+FLOAT_ONLY = flags.DEFINE_bool("float_only", False, "Stop after the float stage.")
 _CALIBRATION_STEPS = flags.DEFINE_integer(
     "calibration_steps", 20, "Training batches (not augmented) to calibrate on.", 1
 )
 _NUM_THREADS = flags.DEFINE_integer("num_threads", 1, "Threads latency is measured with.", 1)
 
 _WEIGHT_DECAY = 2e-4  # the gradient of MLPerf Tiny's L2(1e-4) on the kernels
+_GRAY = ("digits", "mnist", "fashion_mnist")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,6 @@ class Run:
         fit: how the float network is trained.
         directory: folder of the artifacts.
         settings: what the newest model depends on, by flag name, as JSON values.
-        float_settings: what float.keras depends on.
         figures: of each stage, by its name.
     """
 
@@ -109,8 +107,7 @@ class Run:
     widen: float
     fit: training.FitSettings
     directory: results.RunDirectory
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    float_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any]
     figures: dict[str, results.Figures] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -119,23 +116,16 @@ class Run:
         logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
         if _DETERMINISTIC.value:
             tf.config.experimental.enable_op_determinism()
-        team = Team(_STRATEGY.value, _REPLICAS.value)
-        digits = _DATASET.value == "digits"
-        small = _DATASET.value in ("digits", "mnist", "fashion_mnist")
-        model = _MODEL.value or ("cnn" if small else "resnet8")
+        strategy = team.strategy(_STRATEGY.value, _REPLICAS.value)
+        if _STRATEGY.value != "none":
+            replicas = strategy.num_replicas_in_sync
+            print(f"--strategy={_STRATEGY.value}: replicas={replicas}", flush=True)
+        model = _MODEL.value or ("cnn" if _DATASET.value in _GRAY else "resnet8")
         if widen != 1.0 and model.endswith(".keras"):
             raise ValueError(
                 "`widen` must be 1 where `model` is a file. "
                 f"Received: widen={widen}, model={model!r}. Give the network by its name."
             )
-        batch_size = _BATCH_SIZE.value or (32 if digits else 128)
-        if batch_size % team.replicas:
-            raise ValueError(
-                "`batch_size` must be a multiple of the number of replicas. Received: batch_size="
-                f"{batch_size}, {team.replicas} replicas. Take {team.replicas} times a number."
-            )
-        if team.strategy is not None:
-            print(f"--strategy={_STRATEGY.value}: replicas={team.replicas}", flush=True)
         out = _OUT.value or f"runs/{recipe}_{_DATASET.value}_{Path(model).stem}"
         return cls(
             recipe=recipe,
@@ -146,23 +136,20 @@ class Run:
             },
             model=model,
             widen=widen,
-            fit=training.FitSettings(
-                epochs=_FLOAT_EPOCHS.value or (20 if digits else 12),
-                batch_size=batch_size,
-                learning_rate=_FLOAT_LEARNING_RATE.value,
-                momentum=_FLOAT_MOMENTUM.value,
-                weight_decay=_WEIGHT_DECAY,
-                augment=_AUGMENT.value,
-                seed=_SEED.value,
-            ),
-            directory=results.RunDirectory(out, team, _RESUME.value),
+            fit=_float_fit(strategy.num_replicas_in_sync),
+            directory=results.RunDirectory(out, strategy, _RESUME.value),
             settings={"recipe": recipe},
         )
 
     @property
-    def team(self) -> Team:
+    def strategy(self) -> tf.distribute.Strategy:
         """Who trains together."""
-        return self.directory.team
+        return self.directory.strategy
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes files and does what is not trained."""
+        return self.directory.is_chief
 
     @functools.cached_property
     def data(self) -> datasets.Dataset:
@@ -191,34 +178,29 @@ class Run:
     def calibration_batches(self) -> tf.data.Dataset:
         """Training images as they are, in batches."""
         plain = dataclasses.replace(self.fit, augment=False)
-        batches, _ = training.training_batches(*self.data.parts[0], plain)
+        batches, _ = training.training_batches(self.data.parts[0], plain)
         return batches.take(_CALIBRATION_STEPS.value)
 
-    def score(self, model: keras.Model) -> tuple[float, Any]:
+    def score(self, model: keras.Model) -> tuple[float, np.ndarray]:
         """The accuracy on the test images, and the outputs."""
-        outputs = training.predict(model, self.data.x_test)
-        return training.accuracy(outputs, self.data.x_test, self.data.y_test), outputs
+        outputs = training.predict(model, self.data.test.x)
+        return evaluation.accuracy(outputs, self.data.test), outputs
 
     @functools.cached_property
     def float_outputs(self) -> np.ndarray:
         """What float.keras makes of the test images."""
-        return training.predict(self.load("float.keras"), self.data.x_test)
+        return training.predict(self.load("float.keras"), self.data.test.x)
 
     @functools.cached_property
-    def float_held_out(self) -> np.ndarray:
-        """What float.keras makes of the images held out."""
-        return training.predict(self.load("float.keras"), self.data.parts[1].x)
-
-    @functools.cached_property
-    def float_tflite(self) -> bytes:
+    def float_tflite(self) -> kerasq.TFLiteModel:
         """float.keras as the plain converter has it."""
-        return evaluation.convert_float(self.load("float.keras"))
+        return kerasq.export_float_tflite(self.load("float.keras"))
 
     def stage(
         self,
         name: str,
         artifacts: tuple[str, ...],
-        work: Callable,
+        work: Callable[[], results.Figures],
         together: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> results.Figures:
@@ -231,145 +213,25 @@ class Run:
         self.figures[name] = found
         return found
 
-    # The stages.
 
-    def train_float(self, trial: Callable[[keras.Model], Any]) -> None:
-        """float.keras: the network, trained, or a trained file, copied.
-
-        Args:
-            trial: called on the network first, so that what cannot be quantized is known before
-                it is trained.
-        """
-        is_file = self.model.endswith(".keras")
-        self.settings.update(self.data_settings, model=self.model, widen=self.widen)
-        if digest := datasets.digest(self.data_settings["dataset"], self.data_settings["data_dir"]):
-            self.settings["data_sha256"] = digest
-        self.settings.update(batch_size=self.fit.batch_size, seed=self.fit.seed)
-        if is_file:
-            self.settings["model_sha256"] = _digest(self.model)
-        else:
-            self.settings.update(
-                float_epochs=self.fit.epochs,
-                float_learning_rate=self.fit.learning_rate,
-                float_momentum=self.fit.momentum,
-                augment=self.fit.augment,
-            )
-
-        def make() -> keras.Model:
-            if is_file:
-                model = load_float_model(self.model, self.data)
-            else:
-                shape, classes = self.data.image_shape, self.data.classes
-                model = models.build(self.model, shape, classes, self.widen)
-                if self.team.is_chief:
-                    model.summary()
-            if not _FLOAT_ONLY.value:
-                trial(model)
-            return model
-
-        self.float_settings.update(self.settings)
-        fit = dataclasses.replace(self.fit, epochs=0) if is_file else self.fit
-        self._train("float", make, "float.keras", fit)
-        if _FLOAT_ONLY.value:
-            self.finish()
-            sys.exit()
-
-    def finetune(
-        self,
-        fit: training.FitSettings,
-        *,
-        float_too: bool = False,
-        prepare: Callable[[keras.Model, keras.Model], keras.Model] | None = None,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
-        best_from: int = 0,
-        **settings: Any,
-    ) -> None:
-        """finetuned.keras: the calibrated model after some epochs, at its best one.
-
-        Args:
-            fit: how it is trained.
-            float_too: whether the float model is trained for as long, in the same way, to compare.
-            prepare: makes of the calibrated model and the float one what is trained in its place.
-            callbacks: of the quantized model's training.
-            best_from: the first epoch that may be the best one.
-            settings: what the result depends on besides `fit`, by flag name.
-        """
-        tuned = dataclasses.asdict(fit)
-        self.settings.update(tuned, **settings)
-
-        def make() -> keras.Model:
-            model = self.load("calibrated.keras")
-            return prepare(model, self.load("float.keras")) if prepare else model
-
-        self._train("finetune", make, "finetuned.keras", fit, callbacks, best_from)
-        if float_too:
-            self._train(
-                "float_finetune",
-                functools.partial(self.load, "float.keras"),
-                "float_finetuned.keras",
-                dataclasses.replace(fit, restarts=1),
-                settings=self.float_settings | tuned | {"restarts": 1},
-            )
-
-    def _train(
-        self,
-        name: str,
-        make: Callable[[], keras.Model],
-        target: str,
-        fit: training.FitSettings,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
-        best_from: int = 0,
-        settings: dict[str, Any] | None = None,
-    ) -> None:
-        """Trains what `make` makes, saves it, and judges the file."""
-
-        def work() -> results.Figures:
-            keras.utils.set_random_seed(fit.seed)
-            with self.team.scope():
-                model = make()
-            found: results.Figures = {"history": {}, "best_epoch": 0}
-            if fit.epochs:
-                found["history"], found["best_epoch"], found["seconds"] = training.fit(
-                    model,
-                    self.data,
-                    fit,
-                    self.directory.backup_dir(name),
-                    callbacks=[*callbacks, *self._log(name)],
-                    best_from=best_from,
-                    log_dir=self.path("logs") / name,
-                    team=self.team,
-                )
-            if self.team.is_chief:
-                results.save_model(getattr(model, "student", model), self.path(target))
-                found["accuracy"], outputs = self.score(self.load(target))
-                if outputs.ndim == 2:
-                    counts = np.bincount(self.data.y_test)
-                    found["majority"] = float(counts.max() / counts.sum())
-            return found
-
-        self.stage(name, (target,), work, together=True, settings=settings)
-
-    def _log(self, name: str) -> list[keras.callbacks.Callback]:
-        is_quantized = name == "finetune" and self.team.is_chief
-        return [kerasq.LogRanges(self.path("logs") / name)] if is_quantized else []
-
-    def export(self, source: str = "finetuned.keras") -> None:
-        """model.tflite, compared with its simulation and, for size and speed, with float.tflite."""
-        self.stage("export", ("model.tflite",), lambda: evaluation.export(self, source))
-        self.settings["num_threads"] = self.num_threads
-        self.stage("latency", ("float.tflite",), lambda: evaluation.latency(self))
-
-    def finish(self, **more: Any) -> None:
-        """results.json, curves.png, and a table of the figures."""
-        if not self.team.is_chief:
-            return
-        summary = {"recipe": self.recipe, **evaluation.summarize(self.figures), **more}
-        summary["replicas"] = self.team.replicas
-        summary["settings"] = self.settings
-        results.write_json(self.path("results.json"), summary)
-        curves = {name: values.get("history", {}) for name, values in self.figures.items()}
-        results.plot_curves(self.path("curves.png"), curves)
-        print(f"\n{evaluation.report(summary)}\nWritten to {self.directory.path}/")
+def _float_fit(replicas: int) -> training.FitSettings:
+    """How the flags want the float network to be trained."""
+    is_small = _DATASET.value == "digits"
+    batch_size = _BATCH_SIZE.value or (32 if is_small else 128)
+    if batch_size % replicas:
+        raise ValueError(
+            "`batch_size` must be a multiple of the number of replicas. Received: batch_size="
+            f"{batch_size}, {replicas} replicas. Take {replicas} times a number."
+        )
+    return training.FitSettings(
+        epochs=_FLOAT_EPOCHS.value or (20 if is_small else 12),
+        batch_size=batch_size,
+        learning_rate=_FLOAT_LEARNING_RATE.value,
+        momentum=_FLOAT_MOMENTUM.value,
+        weight_decay=_WEIGHT_DECAY,
+        augment=_AUGMENT.value,
+        seed=_SEED.value,
+    )
 
 
 def start(main: Callable[[], None]) -> None:
@@ -389,30 +251,3 @@ def start(main: Callable[[], None]) -> None:
             sys.exit("\nInterrupted. The same command goes on from the last finished epoch.")
 
     app.run(guarded)
-
-
-def load_float_model(path: str, data: datasets.Dataset) -> keras.Model:
-    """Loads a .keras file and checks that it takes the data set's images to its classes."""
-    model = keras.models.load_model(path)
-    taken, given = model.input_shape[1:], data.image_shape
-    outputs, named = model.output_shape[-1], data.name != "npz"
-    # An archive may have no image of the last classes.
-    fits = outputs == data.classes if named else outputs >= data.classes
-    if taken != given or not (fits or training.is_autoencoder(model)):
-        raise ValueError(
-            "`model` must take the images of the data set to its classes. Received: a model "
-            f"from {taken} to {outputs} classes for images of {given} in "
-            f"{data.classes} classes. Choose another --dataset or --image_size; build a model for "
-            "any size anew for one, with keras.Input of that shape."
-        )
-    return model
-
-
-def _digest(path: str) -> str:
-    """The first digits of a model file's SHA-256, so that a retrained file is not mistaken."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"`model` must be a .keras file, or a name. Received: model={path!r}, which does not "
-            "exist. Leave the flag out to train a model here."
-        )
-    return datasets.file_digest(path)

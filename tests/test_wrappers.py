@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 import textwrap
 
 import keras
@@ -12,6 +9,7 @@ import kerasq
 from kerasq import wrappers
 from kerasq.kernel_wrapper import KernelWrapper
 from tests import networks
+from tests.processes import python
 
 L = keras.layers
 KERNELS = {
@@ -320,6 +318,7 @@ def test_two_replicas_train_the_same_ranges():
         import kerasq
         from kerasq import wrappers
         from tests import networks
+from tests.processes import python
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         assert strategy.num_replicas_in_sync == 2
         with strategy.scope():
@@ -341,14 +340,7 @@ def test_two_replicas_train_the_same_ranges():
         kerasq.export_tflite(q)
         print("trained")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = python("-c", textwrap.dedent(script))
     assert "trained" in done.stdout, done.stderr[-3000:]
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
@@ -277,27 +276,13 @@ def left_out(content: bytes) -> list[str]:
     return found
 
 
-def _float_tflite(model: keras.Model) -> bytes:
-    """What TFLiteConverter makes of the float model, for one sample."""
-    specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
-    constants = [(v, tf.constant(v.numpy())) for v in model.variables]
-
-    @tf.function(input_signature=specs, autograph=False)
-    def serve(*xs: tf.Tensor) -> tf.Tensor:
-        with keras.StatelessScope(state_mapping=constants):
-            return model(keras.tree.pack_sequence_as(model.input, list(xs)), training=False)
-
-    concrete = serve.get_concrete_function()
-    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert())
-
-
 def measure(row: Row) -> Result:
     """Takes a network down the whole road."""
     keras.utils.set_random_seed(0)
     model = row.make()
     x = samples(model, 32)
     shake(model, x)
-    plain = _float_tflite(model)
+    plain = kerasq.export_float_tflite(model)
     start = time.perf_counter()
     data = [keras.tree.pack_sequence_as(model.input, x)]
     q = kerasq.quantize_model(model)
@@ -314,7 +299,7 @@ def measure(row: Row) -> Result:
         worst=worst.op,
         exact=report.exact,
         agreement=report.argmax_agreement,
-        size=len(lite.content) / len(plain),
+        size=len(lite.content) / len(plain.content),
         partitions=partitions(lite.content),
         left=left_out(lite.content) if partitions(lite.content) > 1 else [],
         seconds=seconds,

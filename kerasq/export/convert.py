@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph, kernels, registry, targets
+from kerasq import graph, registry, targets
 from kerasq.export import marks
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
@@ -80,31 +80,33 @@ class Marker:
         """The output of a call, marked."""
         layer = node.layer
         self.layers.append(node.name)
+        # The converter keeps scopes in the names of tensors, which so lead back to their layer.
         with tf.name_scope(_SCOPE.format(len(self.layers) - 1)):
             if isinstance(layer, QuantizeWrapper):
                 return self._wrapper(layer, *args)
             if registry.is_dropped(layer):
                 return args[0]
-            if not _fuses(layer):
-                args, kwargs = self._apart((args, kwargs))
-            arguments = keras.tree.flatten((args, kwargs))
-            variables = [x for x in arguments if isinstance(x, keras.Variable)]
-            variables += getattr(layer, "variables", [])
-            with tf.init_scope():
-                constants = [(v, tf.constant(v.numpy())) for v in variables]
-            with keras.StatelessScope(state_mapping=constants):
-                outputs = keras.tree.flatten(_infer(layer, *args, **kwargs))
-            readers = self._readers.get(id(node.outputs[0]), [])
-            is_output = id(node.outputs[0]) in self._outputs
-            is_end = is_output or registry.copies(layer)
-            if len(readers) == 1 and _fuses(readers[0]) and not is_end:
-                return outputs
-            return [
-                self._mark(y, marks.Named(name=graph.tensor_name(symbol)))
-                if y.dtype.is_floating
-                else y
-                for y, symbol in zip(outputs, node.outputs, strict=True)
-            ]
+            return self._float(node, args, kwargs)
+
+    def _float(self, node: graph.Node, args: tuple, kwargs: dict) -> list[tf.Tensor]:
+        """The outputs of a layer that is no wrapper."""
+        if not _fuses(node.layer):
+            args, kwargs = self._apart((args, kwargs))
+        outputs = keras.tree.flatten(_infer_on_constants(node.layer, args, kwargs))
+        if self._is_fused_away(node):
+            return outputs
+        return [
+            self._mark_float(y, marks.Named(name=graph.tensor_name(symbol)))
+            for y, symbol in zip(outputs, node.outputs, strict=True)
+        ]
+
+    def _is_fused_away(self, node: graph.Node) -> bool:
+        """Whether the converter makes a call one with the next, which a marker would prevent."""
+        readers = self._readers.get(id(node.outputs[0]), [])
+        is_output = id(node.outputs[0]) in self._outputs
+        if is_output or registry.copies(node.layer):
+            return False
+        return len(readers) == 1 and _fuses(readers[0])
 
     def _apart(self, inputs: Any) -> Any:
         """Marks inputs, so that equal operators are not merged, nor `x + x` rewritten."""
@@ -114,29 +116,18 @@ class Marker:
         )
 
     def _wrapper(self, wrapper: QuantizeWrapper, inputs: Any) -> tf.Tensor:
+        """The output of a layer on a grid, in float, or its input where the lowering makes it."""
+        # Grids are variables of the model; see `_infer_on_constants`.
         with tf.init_scope():
             grid = wrapper.grid().numpy()
         if wrapper.rule is registry.QUANTIZE:
             return self._mark(inputs, marks.Quantized(name=wrapper.name, grid=grid))
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
-        if isinstance(wrapper.layer, Constant):
-            # Marked is the input: the converter would compute the marker of a constant.
-            with tf.init_scope():
-                codes = grid.quantize(wrapper.layer.value.numpy()[None])
-            return self._mark(inputs, marks.Constant(name=wrapper.name, grid=grid, codes=codes))
-        if wrapper.rule.operator == "GATHER":
-            with tf.init_scope():
-                (source,) = wrapper.input_grids()
-                table = kernels.lookup_table(wrapper.layer, source, grid).numpy()
-            codes = (table + grid.zero_point).astype(grid.dtype)
-            return self._mark(inputs, marks.LookedUp(name=wrapper.name, grid=grid, table=codes))
-        if wrapper.rule.options is not None:
-            options = wrapper.rule.options(wrapper.layer)
-            mark = marks.Emitted(
-                name=wrapper.name, grid=grid, op=wrapper.rule.operator, options=options
-            )
-            return self._mark(inputs, mark)
+        if made := _made(wrapper, grid):
+            # Marked is the input: the converter would compute the marker of a constant, and has
+            # no operator of its own for the others.
+            return self._mark(inputs, made)
         inputs = self._apart(inputs)
         is_relu = registry.relu_limit(wrapper.layer)[0]
         y = _relu(inputs if is_relu else wrapper.layer(inputs), wrapper, grid, is_relu)
@@ -144,6 +135,8 @@ class Marker:
 
     def _kernel(self, wrapper: KernelWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:
         """The layer on constants: weights that lie on their grid already."""
+        # The converter may move or merge such constants, but rounds none, so that the lowering
+        # finds each value on the grid of its mark.
         with tf.init_scope():
             weights = wrapper.integer_weights()
             kernel = (weights.codes * weights.grid.scale).numpy()
@@ -158,6 +151,44 @@ class Marker:
             bias=bias.astype(np.int64),
         )
         return self._mark(_relu(y, wrapper, grid), mark)
+
+
+def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:
+    """The mark of a layer that the lowering makes, not the converter; None for any other."""
+    if isinstance(wrapper.layer, Constant):
+        with tf.init_scope():
+            codes = grid.quantize(wrapper.layer.value.numpy()[None])
+        return marks.Constant(name=wrapper.name, grid=grid, codes=codes)
+    if wrapper.rule.operator == "GATHER":
+        return marks.LookedUp(name=wrapper.name, grid=grid, table=_table(wrapper, grid))
+    if wrapper.rule.options is not None:
+        options = wrapper.rule.options(wrapper.layer)
+        operator = wrapper.rule.operator
+        return marks.Emitted(name=wrapper.name, grid=grid, op=operator, options=options)
+    return None
+
+
+def _table(wrapper: QuantizeWrapper, grid: Grid) -> np.ndarray:
+    """What the target's kernel makes of every code of the input: codes, `(256,)`."""
+    with tf.init_scope():
+        (source,) = wrapper.input_grids()
+        every = tf.range(source.qmin, source.qmax + 1, dtype=tf.float32)
+        codes = [every - tf.cast(source.zero_point, tf.float32)]
+        table = wrapper.target.run("GATHER", wrapper.layer, codes, [source], grid).numpy()
+    # Kernels write codes from the zero point on, files from the lowest integer on.
+    return (table + grid.zero_point).astype(grid.dtype)
+
+
+def _infer_on_constants(layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
+    """What a layer computes, its variables as constants: the file has no variables."""
+    arguments = keras.tree.flatten((args, kwargs))
+    variables = [x for x in arguments if isinstance(x, keras.Variable)]
+    variables += getattr(layer, "variables", [])
+    # A function that is being traced cannot read values: they are read outside of it.
+    with tf.init_scope():
+        constants = [(v, tf.constant(v.numpy())) for v in variables]
+    with keras.StatelessScope(state_mapping=constants):
+        return _infer(layer, *args, **kwargs)
 
 
 def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -176,7 +207,11 @@ def _scale(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 
 def _relu(y: tf.Tensor, wrapper: QuantizeWrapper, grid: Grid, always: bool = False) -> tf.Tensor:
-    """The ReLU of a layer; on an asymmetric grid of all codes the range is all of it."""
+    """The ReLU of a layer, where the grid does not do the same.
+
+    An asymmetric grid of all codes starts at 0 behind a ReLU, where the kernel clamps anyway. Grids
+    of int16 have codes below, and those of few levels stand at the upper end of int8.
+    """
     is_cut = grid.bits <= 8 and grid.levels is None
     return tf.nn.relu(y) if always or (wrapper.relu and not is_cut) else y
 
@@ -205,6 +240,7 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
 
     @tf.function(input_signature=specs, autograph=False)
     def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
+        # A function may be traced more than once, and numbers count from 0.
         marker.marks.clear()
         marker.layers.clear()
         inputs = keras.tree.pack_sequence_as(model.input, list(xs))
@@ -216,7 +252,7 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [serve.get_concrete_function()], module
     )
-    converter.allow_custom_ops = True
+    converter.allow_custom_ops = True  # Markers are.
     return Converted(
         content=converter.convert(),
         marks=marker.marks,

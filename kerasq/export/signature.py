@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.litert import flatbuffer
@@ -34,25 +35,38 @@ class Signature:
 def set_inputs(builder: Builder, wanted: Signature) -> None:
     """Gives inputs their type: the QUANTIZE behind one goes, or reads unsigned codes."""
     signature = builder.model.signatureDefs[0]
-    ends = {end.name.decode(): end for end in signature.inputs}
-    signature.inputs = [ends[f"input_{i}"] for i in range(len(ends))]
+    signature.inputs = _in_order(signature.inputs, "input")
     for end, name, is_float in zip(
         signature.inputs, wanted.input_names, wanted.float_inputs, strict=True
     ):
-        real, end.name = end.tensorIndex, name.encode()
-        builder.rename(real, name)
-        if wanted.input_dtype == "float32" or is_float:
-            continue
-        (op,) = (op for op in builder.ops if real in op.inputs)
-        code = int(op.outputs[0])
-        end.tensorIndex = _typed(builder, code, name, wanted.input_dtype)
-        if end.tensorIndex == code:
-            builder.ops = [o for o in builder.ops if o is not op]
-            builder.rename(code, name)
-        else:
-            op.inputs = np.array([end.tensorIndex], np.int32)
-            op.opcodeIndex = flatbuffer.code_index(builder.model, Op.QUANTIZE, 2)
+        end.name = name.encode()
+        builder.rename(end.tensorIndex, name)
+        if wanted.input_dtype != "float32" and not is_float:
+            end.tensorIndex = _integer_input(builder, end.tensorIndex, name, wanted.input_dtype)
     builder.graph.inputs = [end.tensorIndex for end in signature.inputs]
+
+
+def _in_order(ends: list[schema.TensorMapT], kind: str) -> list[schema.TensorMapT]:
+    """The ends of a signature in the model's order; the converter sorts them, "10" before "2"."""
+    by_name = {end.name.decode(): end for end in ends}
+    return [by_name[f"{kind}_{i}"] for i in range(len(by_name))]
+
+
+def _integer_input(builder: Builder, real: int, name: str, dtype: str | None) -> int:
+    """The tensor that takes the codes of an input instead of its values."""
+    # A boundary is all that reads an input on a grid: `quantize_model` puts one there.
+    (op,) = (op for op in builder.ops if real in op.inputs)
+    code = int(op.outputs[0])
+    end = _typed(builder, code, name, dtype)
+    if end == code:
+        builder.ops = [other for other in builder.ops if other is not op]
+        builder.rename(code, name)
+    else:
+        # It read floats, and reads codes from now on, which is another version.
+        op.inputs = np.array([end], np.int32)
+        version = builder.target.version("QUANTIZE", 8, 8)
+        op.opcodeIndex = flatbuffer.code_index(builder.model, Op.QUANTIZE, version)
+    return end
 
 
 def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) -> None:
@@ -64,13 +78,13 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
         tensors: the tensor that stands for a tensor of the marked graph, where it is another.
     """
     signature = builder.model.signatureDefs[0]
-    ends = {end.name.decode(): end for end in signature.outputs}
-    signature.outputs = [ends[f"output_{i}"] for i in range(len(ends))]
+    signature.outputs = _in_order(signature.outputs, "output")
     named: set[int] = set()
     for end, name, layer in zip(
         signature.outputs, wanted.output_names, wanted.output_layers, strict=True
     ):
         code, end.name = tensors.get(end.tensorIndex, end.tensorIndex), name.encode()
+        # A model may give one tensor as two outputs; the first names it.
         if code not in named:
             builder.rename(code, layer)
             named.add(code)
@@ -90,6 +104,7 @@ def _typed(builder: Builder, code: int, name: str, dtype: str | None) -> int:
     if dtype == "float32":
         return flatbuffer.new_tensor(builder.model, name, shape, np.float32)
     grid = builder.grids[code]
+    # int8 codes plus 128: the same steps, counted from 0, so that QUANTIZE rounds nothing.
     unsigned = dataclasses.replace(grid, zero_point=grid.zero_point + 128)
     return flatbuffer.new_tensor(builder.model, name, shape, np.uint8, unsigned)
 
@@ -98,6 +113,7 @@ def distinct_names(builder: Builder) -> None:
     """Numbers names that several tensors have; the last operator's output keeps it as it is."""
     outputs = [int(i) for op in reversed(builder.ops) for i in op.outputs]
     others = [int(i) for op in builder.ops for i in op.inputs if i >= 0]
+    # Tools that look at a model find the result of a layer under its plain name.
     taken: set[str] = set()
     for index in dict.fromkeys(outputs + others):
         name = builder.name(index)

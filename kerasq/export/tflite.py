@@ -56,37 +56,15 @@ def export_tflite(
         >>> [op.name for op in lite.ops], lite.float_ops
         (['FULLY_CONNECTED'], [])
     """
-    is_integer = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-    if not is_integer or batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}."
-        )
     require_quantized(model)
-    input_bits = [_input_bits(model, x) for x in model.inputs]
-    input_dtype = _dtype("input_dtype", input_dtype, input_bits)
-    wrappers = [quantized_by(y) for y in model.outputs]
-    output_bits = [wrapper.bits.code_bits for wrapper in wrappers if wrapper]
-    output_dtype = _dtype("output_dtype", output_dtype, output_bits)
-    for x in model.inputs:
-        if None in x.shape[1:]:
-            raise ValueError(
-                "The shape of a sample must be known, since exported models have fixed shapes. "
-                f"Received: input {x.name!r} of shape {x.shape}. "
-                "Build the model with a fixed `keras.Input(shape=...)`."
-            )
+    check_shapes(model, batch_size)
+    signature = _signature(model, input_dtype, output_dtype)
+    # Converting takes a while, so all that can be wrong is found before.
     if path is not None:
         check_writable(path)
     _check_observed(model)
-    converted = convert(model, int(batch_size))
-    signature = Signature(
-        input_dtype=input_dtype,
-        output_dtype=output_dtype,
-        float_inputs=[bits == FLOAT_BITS for bits in input_bits],
-        input_names=[x.name for x in model.inputs],
-        output_names=_output_names(model),
-        output_layers=[_maker(y) for y in model.outputs],
-    )
-    lite = TFLiteModel(lower(converted, signature))
+    lite = TFLiteModel(lower(convert(model, int(batch_size)), signature))
+    # Kernels check shapes and scales when they are prepared: a file that cannot run is no file.
     lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])
     if path is not None:
         lite.save(path)
@@ -95,8 +73,42 @@ def export_tflite(
     return lite
 
 
+def check_shapes(model: keras.Model, batch_size: int) -> None:
+    """Raises a ValueError unless the shapes of all inputs are known."""
+    is_integer = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if not is_integer or batch_size < 1:
+        raise ValueError(
+            f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}."
+        )
+    for x in model.inputs:
+        if None in x.shape[1:]:
+            raise ValueError(
+                "The shape of a sample must be known, since exported models have fixed shapes. "
+                f"Received: input {x.name!r} of shape {x.shape}. "
+                "Build the model with a fixed `keras.Input(shape=...)`."
+            )
+
+
+def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | None) -> Signature:
+    """Types and names of the ends, as a user asked for them."""
+    input_bits = [_input_bits(model, x) for x in model.inputs]
+    # An output that no wrapper makes is float, and takes any type.
+    output_bits = [
+        wrapper.bits.code_bits for wrapper in map(quantized_by, model.outputs) if wrapper
+    ]
+    return Signature(
+        input_dtype=_dtype("input_dtype", input_dtype, input_bits),
+        output_dtype=_dtype("output_dtype", output_dtype, output_bits),
+        float_inputs=[bits == FLOAT_BITS for bits in input_bits],
+        input_names=[x.name for x in model.inputs],
+        output_names=output_names(model),
+        output_layers=[_maker(y) for y in model.outputs],
+    )
+
+
 def _input_bits(model: keras.Model, x: keras.KerasTensor) -> int:
     """The width of an input's own grid; 32 where it stays float."""
+    # A boundary behind the input; none where all its readers stay float.
     widths = [
         layer.bits.activation_bits
         for layer in model.layers
@@ -129,6 +141,7 @@ def _dtype(name: str, dtype: str | None, widths: list[int]) -> str | None:
 
 
 def _check_observed(model: keras.Model) -> None:
+    """Raises a ValueError where a range is still what it was made with."""
     unseen = [
         name
         for name, quantizer in ranged(model).items()
@@ -142,8 +155,9 @@ def _check_observed(model: keras.Model) -> None:
         )
 
 
-def _output_names(model: keras.Model) -> list[str]:
+def output_names(model: keras.Model) -> list[str]:
     """A distinct name for each output: its key in a dict, or that of the layer that makes it."""
+    # A dict of dicts has more outputs than keys, which Keras then names by layer itself.
     if isinstance(model.output, dict) and len(model.output) == len(model.outputs):
         return sorted(model.output)  # the order in which Keras flattens it
     names: list[str] = []

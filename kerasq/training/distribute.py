@@ -22,7 +22,31 @@ class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
             q = kerasq.quantize_model(keras.models.load_model("float.keras"))
             q.compile("sgd", "sparse_categorical_crossentropy")
         q.fit(batches)  # the same global batches on every worker
+        if strategy.is_chief:
+            kerasq.export_tflite(q, "model.tflite")
+        strategy.wait()  # until the chief has written it
+
+    Attributes:
+        is_chief: whether this worker is the one that writes files and does what is not trained:
+            the cluster's chief, or its first worker where it has none.
     """
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes files, and does what is not trained."""
+        resolver = self.cluster_resolver
+        has_chief = "chief" in resolver.cluster_spec().jobs
+        return (resolver.task_type, resolver.task_id) == (("chief" if has_chief else "worker"), 0)
+
+    def wait(self) -> None:
+        """Returns when all workers have called this.
+
+        Raises:
+            tf.errors.UnavailableError: where one of them has died.
+        """
+        # TensorFlow has no public barrier: a sum over all workers is one.
+        here = self.run(lambda: tf.constant(1.0))
+        self.reduce("SUM", here)
 
     def reduce(self, reduce_op: Any, value: Any, axis: int | None = None) -> Any:
         """As in TensorFlow, of each part of a structure."""

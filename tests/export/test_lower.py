@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ L = keras.layers
 ONE = Grid.from_range(-1.0, 1.0)
 TWO = Grid.from_range(-0.5, 2.0)
 HALF = Grid(scale=np.float32(1 / 128), zero_point=np.int32(0))
+KERNEL = Grid(scale=np.full(2, 1 / 127, "f"), zero_point=np.zeros(2, np.int64), axis=-1)
 
 
 class Traced:
@@ -28,14 +32,16 @@ class Traced:
 
     def mark(self, x, grid, name="", quantizes=False):
         if quantizes:
-            self.marks.append(marks.Quantized(name=name, grid=grid))
-        elif grid is not None:
-            self.marks.append(marks.Computed(name=name, grid=grid))
-        else:
-            self.marks.append(marks.Named(name=name))
+            return self.put(x, marks.Quantized(name=name, grid=grid))
+        if grid is not None:
+            return self.put(x, marks.Computed(name=name, grid=grid))
+        return self.put(x, marks.Named(name=name))
+
+    def put(self, x, mark):
+        self.marks.append(mark)
         return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
 
-    def lower(self, function, shape, input_dtype=None, output_dtype=None):
+    def lower(self, function, shape, input_dtype=None, output_dtype=None, target=LITERT):
         @tf.function(input_signature=[tf.TensorSpec(shape, name="input_0")])
         def serve(x):
             self.marks.clear()
@@ -56,7 +62,7 @@ class Traced:
             output_layers=["layer"],
         )
         converted = convert.Converted(
-            content=converter.convert(), marks=self.marks, layers=[], target=LITERT
+            content=converter.convert(), marks=self.marks, layers=[], target=target
         )
         return TFLiteModel(lower.lower(converted, signature))
 
@@ -154,20 +160,100 @@ def test_a_float_output():
 # What cannot be lowered.
 
 
-def test_an_operator_without_integer_form_is_named():
+def weighted(channels, kernel=KERNEL):
+    return marks.Weighted(name="b", grid=ONE, kernel=kernel, bias=np.zeros(channels, np.int64))
+
+
+WEIGHTS = tf.ones([4, 2])
+CASES = {
+    "SIN at 'b': target 'litert' has no SIN on integers": lambda t, x: t.mark(
+        tf.sin(t.mark(x, ONE, "a", quantizes=True)), ONE, "b"
+    ),
+    "TANH at 'b': it reads '.*input_0:0', which is not on a grid": lambda t, x: t.mark(
+        tf.tanh(x), ONE, "b"
+    ),
+    "FULLY_CONNECTED at 'b': it reads .*, which is not on a grid": lambda t, x: t.put(
+        x @ WEIGHTS, weighted(2)
+    ),
+    "FULLY_CONNECTED at 'b': .* has weights, and the layer gives no grid": lambda t, x: t.mark(
+        t.mark(x, ONE, "a", quantizes=True) @ WEIGHTS, ONE, "b"
+    ),
+    "TANH at 'b': TANH has no weights, and the layer gives a grid for some": lambda t, x: t.put(
+        tf.tanh(t.mark(x, ONE, "a", quantizes=True)), weighted(4)
+    ),
+    "CONV_2D at 'b': its kernel is computed": lambda t, x: t.put(
+        tf.nn.conv2d(
+            tf.reshape(t.mark(x, ONE, "a", quantizes=True), [1, 2, 2, 1]),
+            tf.reshape(tf.sin(x), [2, 2, 1, 1]),
+            1,
+            "VALID",
+        ),
+        weighted(1),
+    ),
+    "CONCATENATION at 'b': it reads .'sine.*, which are not on a grid": lambda t, x: t.mark(
+        tf.concat([t.mark(x, ONE, "a", quantizes=True), t.mark(tf.sin(x), None, "sine")], 1),
+        ONE,
+        "b",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", CASES)
+def test_an_operator_without_integer_form_says_why(reason):
     traced = Traced()
-    text = r"Every operator must have an integer form. Received: SIN at 'b'"
+    text = f"Every operator must have an integer form. Received: {reason}.*scheme 'float'"
     with pytest.raises(ValueError, match=text):
+        traced.lower(lambda x: CASES[reason](traced, x), [1, 4])
+
+
+def test_an_operator_that_the_target_lacks():
+    operators = {name: x for name, x in LITERT.operators.items() if name != "TANH"}
+    kernels = {key: x for key, x in LITERT.kernels.items() if key[0] != "TANH"}
+    small = dataclasses.replace(LITERT, name="small", operators=operators, kernels=kernels)
+    traced = Traced()
+    with pytest.raises(ValueError, match="TANH at 'b': target 'small' has no TANH on integers"):
         traced.lower(
-            lambda x: traced.mark(tf.sin(traced.mark(x, ONE, "a", quantizes=True)), ONE, "b"),
+            lambda x: traced.mark(tf.tanh(traced.mark(x, ONE, "a", quantizes=True)), ONE, "b"),
             [1, 4],
+            target=small,
         )
 
 
-def test_an_integer_operator_on_float_values_is_named():
+def test_an_operator_of_codes_on_float_values_is_named():
     traced = Traced()
-    with pytest.raises(ValueError, match=r"must have an integer form. Received: TANH at 'a'"):
-        traced.lower(lambda x: traced.mark(tf.tanh(x), ONE, "a"), [1, 4])
+    table = marks.LookedUp(name="a", grid=ONE, table=np.zeros(256, np.int8))
+    with pytest.raises(
+        ValueError, match=r"'a' must read integer codes. Received: the float tensor"
+    ):
+        traced.lower(lambda x: traced.put(x, table), [1, 4])
+
+
+REASONS = {
+    "SIN in layer .* stays float: SIN is not known to keep a grid": tf.sin,
+    "CONCATENATION in layer .* stays float: CONCATENATION reads floats": lambda x: tf.concat(
+        [x, tf.sin(x)], 1
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_why_an_operator_stays_float_is_logged(reason, caplog):
+    caplog.set_level("DEBUG", logger="kerasq.export.lower")
+    traced = Traced()
+    traced.lower(lambda x: REASONS[reason](traced.mark(x, ONE, "a", quantizes=True)), [1, 4])
+    assert re.search(reason, caplog.text)
+
+
+def test_an_operator_that_reads_several_grids_stays_float(caplog):
+    caplog.set_level("DEBUG", logger="kerasq.export.lower")
+    traced = Traced()
+
+    def function(x):
+        x = traced.mark(x, ONE, "a", quantizes=True)
+        return tf.concat([x, traced.mark(x, TWO, "b", quantizes=True)], 1)
+
+    assert names(traced.lower(function, [1, 4])).count("DEQUANTIZE") == 2
+    assert "CONCATENATION reads several grids, and none is given for its output" in caplog.text
 
 
 def test_an_operator_that_litert_does_not_have():

@@ -1,14 +1,12 @@
 """Every recipe on the digits, as users start it."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 import types
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,34 +17,22 @@ from absl.testing import flagsaver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kerasq
-from recipes import datasets, evaluation, low_bit, mixed_precision, schemes
+from recipes import datasets, low_bit, mixed_precision, schemes, stages
 from tests import networks
+from tests.processes import ENV, LIMIT, ROOT, python
 
-ROOT = Path(__file__).parents[2]
-ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 MODELS = ("float", "calibrated", "finetuned", "float_finetuned")
 ARTIFACTS = [f"{name}.keras" for name in MODELS]
 ARTIFACTS += ["model.tflite", "float.tflite", "curves.png", "results.json"]
 RECIPES = ("qat", "inq", "low_bit", "mixed_precision", "ptq")
 
 
-def command(recipe, *arguments):
-    return [sys.executable, f"recipes/{recipe}.py", *map(str, arguments)]
-
-
-def run(recipe, *arguments, timeout=120):
-    return subprocess.run(
-        command(recipe, *arguments),
-        cwd=ROOT,
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+def run(recipe, *arguments):
+    return python(f"recipes/{recipe}.py", *arguments)
 
 
 def finished(recipe, out, *arguments):
-    """results.json and the output of a run; a run takes less than two minutes."""
+    """results.json and the output of a run."""
     done = run(recipe, f"--out={out}", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "results.json").read_text()), done.stdout
@@ -72,8 +58,7 @@ def rows():
     """Recipe and flags of each row of docs/results.md."""
     # In a process of its own, as the tool has flags of the same names as the recipes.
     script = "import json; from tools import results; print(json.dumps(results.ROWS))"
-    text = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=ENV, text=True)
-    return list(json.loads(text).values())
+    return list(json.loads(python("-c", script).stdout).values())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -138,13 +123,6 @@ def test_changed_data_are_refused(tmp_path):
     assert first.returncode == 0 and "no better than always answering" in first.stdout
     np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=1 - y)
     assert "for the stage 'float'" in run("qat", *flags).stderr
-
-
-def test_fine_tuning_that_does_harm_is_spoken_of():
-    figures = {"float_accuracy": 0.9, "majority": 0.1, "calibrated_accuracy": 0.88}
-    assert evaluation.remarks(figures | {"finetuned_accuracy": 0.875}) == []
-    (remark,) = evaluation.remarks(figures | {"finetuned_accuracy": 0.5})
-    assert "lost 38.00 points" in remark and "--learning_rate" in remark
 
 
 def test_inq_epochs_and_portions(network, tmp_path):
@@ -238,7 +216,7 @@ def test_budgets(tmp_path, budget, raised):
         ("low_bit", ("--widen=2", "--model=nowhere.keras"), "must be 1 where `model` is a file"),
         ("low_bit", ("--widen=2", "--model=MobileNet"), "must be 1 for networks of keras.app"),
         ("qat", ("--epochs=-1",), "not a non-negative integer"),
-        ("inq", ("--epochs=4", "--warmup_epochs=1"), "Leave these flags out"),
+        ("inq", ("--epochs=4", "--warmup_epochs=1"), "Leave the first two out"),
         ("qat", ("--model=nowhere.keras",), "nowhere.keras"),
     ],
 )
@@ -265,7 +243,7 @@ def test_a_model_fits_the_data(tmp_path):
         data = datasets.Dataset(
             name=name, x_train=x, y_train=y, x_test=x, y_test=y, class_names=names
         )
-        return mixed_precision.run.load_float_model(str(tmp_path / "m.keras"), data)
+        return stages.load_float_model(str(tmp_path / "m.keras"), data)
 
     for name, labels in (("digits", classes), ("npz", classes), ("npz", classes - 1)):
         assert load(name, labels).output_shape[-1] == classes
@@ -342,10 +320,9 @@ def killed_in_an_epoch(recipe, out, flags, epoch):
     """Starts a run and kills it in the middle of the epoch after so many."""
     backup = out / "backup" / "finetune"
     with (out / "log").open("w") as log:
-        process = subprocess.Popen(
-            command(recipe, f"--out={out}", *flags), cwd=ROOT, env=ENV, stdout=log, stderr=log
-        )
-        deadline = time.time() + 90
+        command = [sys.executable, f"recipes/{recipe}.py", f"--out={out}", *flags]
+        process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=log, stderr=log)
+        deadline = time.time() + LIMIT
         while time.time() < deadline and process.poll() is None:
             if list(backup.glob(f"epoch-{epoch:05d}*")):
                 break

@@ -1,7 +1,8 @@
+import types
+
 import pytest
 
 from recipes import results
-from recipes.team import Team
 
 
 def test_stage_runs_once_and_again_without_its_artifact(tmp_path):
@@ -52,9 +53,7 @@ def test_a_stage_that_failed_takes_other_flags(tmp_path):
 
 def test_a_worker_has_the_flags_of_the_chief(tmp_path):
     results.RunDirectory(tmp_path).stage("train", {"seed": 1}, (), lambda: {"loss": 2.0})
-    other = Team()
-    other.is_chief = False
-    worker = results.RunDirectory(tmp_path, other)
+    worker = results.RunDirectory(tmp_path, types.SimpleNamespace(is_chief=False))
     assert worker.stage("train", {"seed": 1}, (), lambda: {})["loss"] == 2.0
     with pytest.raises(ValueError, match=r"which all workers share\. Received: seed=2 \(was 1\)"):
         worker.stage("train", {"seed": 2}, (), lambda: {})
@@ -78,18 +77,3 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         results.write_json(target, {"a": object()})
     assert results.read_json(target) == {"a": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["r.json"]
-
-
-def test_curves_are_drawn_and_untrained_stages_left_out(tmp_path):
-    history = {"accuracy": [0.1, 0.2], "val_accuracy": [0.1, 0.3]}
-    history |= {"loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}
-    results.plot_curves(tmp_path / "c.png", {"float": history, "latency": {}})
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_curves_of_losses_where_there_is_no_accuracy(tmp_path):
-    pictures = []
-    for values in ([2.0, 1.0], [3.0, 0.5]):
-        results.plot_curves(tmp_path / "c.png", {"float": {"loss": values, "val_loss": values}})
-        pictures.append((tmp_path / "c.png").read_bytes())
-    assert pictures[0] != pictures[1]

@@ -1,20 +1,17 @@
 """A recipe in two processes, each of which dies once."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from recipes.team import Team
+from recipes import team
+from tests.processes import ENV, LIMIT, ROOT
 
-ROOT = Path(__file__).parents[2]
-ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 FLAGS = ("--float_epochs=3", "--epochs=8")
 
 
@@ -51,7 +48,7 @@ def test_one_of_two_dies_and_both_start_again(tmp_path):
     backup = tmp_path / "run" / "backup" / "finetune"
     for victim, epochs in ((1, 2), (0, 4)):  # a worker, then the chief
         run, logs = both(tmp_path, f"killed{victim}_")
-        deadline = time.time() + 180
+        deadline = time.time() + LIMIT
         while time.time() < deadline:
             if any(int(path.name[6:11]) >= epochs for path in backup.glob("epoch-*.h5")):
                 break
@@ -60,12 +57,12 @@ def test_one_of_two_dies_and_both_start_again(tmp_path):
         run[victim].send_signal(signal.SIGKILL)
         run[victim].wait()
         # The other one notices by itself, and says what to do.
-        assert run[1 - victim].wait(timeout=60) != 0
+        assert run[1 - victim].wait(timeout=LIMIT) != 0
         assert "Another worker has died. Start all workers again" in logs[1 - victim].read_text()
 
     run, logs = both(tmp_path, "again")
     for worker, log in zip(run, logs, strict=True):
-        assert worker.wait(timeout=240) == 0, log.read_text()[-3000:]
+        assert worker.wait(timeout=LIMIT) == 0, log.read_text()[-3000:]
     assert "Resuming after epoch" in logs[0].read_text()
     assert "Written to" in logs[0].read_text() and "Written to" not in logs[1].read_text()
     record = json.loads((tmp_path / "run" / "stages" / "finetune.json").read_text())
@@ -73,4 +70,4 @@ def test_one_of_two_dies_and_both_start_again(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["tflite_accuracy"] > 0.8 and results["exact"] == 1.0
     with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
-        Team("multi_worker")
+        team.strategy("multi_worker")

@@ -1,16 +1,11 @@
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import pytest
 
+from tests.processes import ROOT, python
 from tools.benchmarks import contestants, run
 from tools.benchmarks.worker import Failed, Worker
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +103,8 @@ def test_peak_memory_of_steps_is_measured():
 def test_command_line(tmp_path):
     """The command runs, prints its tables and writes the figures."""
     path = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tools.benchmarks.run", "--only=import", "--rounds=1"]
-    done = subprocess.run(
-        [*command, f"--json={path}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    flags = ["--only=import", "--rounds=1", f"--json={path}"]
+    done = python("-m", "tools.benchmarks.run", *flags)
     assert "import over tensorflow, keras" in done.stdout
     content = json.loads(path.read_text())
     assert content["rows"][0]["target"] == 1.1 and len(content["rows"][0]["ratios"]) == 1
@@ -126,9 +119,5 @@ def test_command_line(tmp_path):
     ],
 )
 def test_bad_flags_are_named(flag, message):
-    command = [sys.executable, "-m", "tools.benchmarks.run", flag]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=100
-    )
+    done = python("-m", "tools.benchmarks.run", flag)
     assert done.returncode != 0 and message in done.stdout + done.stderr

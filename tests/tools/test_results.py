@@ -1,22 +1,16 @@
 """The table of docs/results.md, from rows of tiny runs."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[2]
-ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+from tests import processes
 
 
 def python(*arguments):
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
+    done = processes.python(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

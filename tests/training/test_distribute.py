@@ -1,16 +1,14 @@
 """Training on several devices and in several processes, as users start it."""
 
 import json
-import os
-import pathlib
 import socket
 import subprocess
 import sys
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[2]
-ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+from tests.processes import ENV, LIMIT, ROOT
+
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -58,7 +56,10 @@ followed = {v.path: v.numpy() for v in follows.weights}
 for v in [*q.weights, *follows.weights]:
     copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
     assert all((copies[0] == c).all() for c in copies), v.path
+if name == "multi_worker":
+    strategy.wait()
 np.savez(out, *q.get_weights(), paths=[v.path for v in q.weights], loss=history["loss"],
+         is_chief=getattr(strategy, "is_chief", True),
          val=history["val_loss"], accuracy=history["accuracy"], **followed)
 """
 
@@ -82,13 +83,13 @@ def trained(name, out, options, workers=1):
             subprocess.Popen(
                 [*command, json.dumps(options)],
                 cwd=ROOT,
-                env=env | {"PYTHONPATH": str(ROOT)},
+                env=env,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
     for process in running:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, errors[-3000:]
     return [dict(np.load(out / f"{name}{i}.npz")) for i in range(workers)]
 
@@ -101,6 +102,7 @@ def test_devices_and_workers_train_what_one_device_trains(tmp_path):
     (worker, other) = trained("multi_worker", tmp_path, options, workers=2)
     assert any(key.endswith("range_max") for key in worker)
     assert any(path.endswith("kernel_range") for path in alone["paths"])
+    assert worker.pop("is_chief") and not other.pop("is_chief")
     for key in worker:  # Ranges that learn, and those that follow the data, included.
         np.testing.assert_array_equal(worker[key], other[key], err_msg=key)
     assert abs(alone["val"][0] - alone["val"][1]) > 0.01  # It trains.

@@ -1,0 +1,47 @@
+"""`latency`: how long models take for one call, beside each other."""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+from ai_edge_litert.interpreter import Interpreter
+
+from kerasq.litert.runtime import KERNELS, TFLiteModel
+
+
+def latency(
+    models: Sequence[TFLiteModel], *, num_threads: int = 1, rounds: int = 200
+) -> list[float]:
+    """Median milliseconds that one call of each model takes on this machine, on its kernels.
+
+    The models take turns, so that a change of the machine's load or clock meets all of them. What
+    their inputs hold, zeros, makes no difference to the kernels.
+
+    Args:
+        models: the models.
+        num_threads: threads of each.
+        rounds: calls of each model.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> (ms,) = kerasq.latency([kerasq.export_float_tflite(model)], rounds=10)
+        >>> ms > 0
+        True
+    """
+    interpreters = [
+        Interpreter(
+            model_content=model.content,
+            num_threads=num_threads,
+            experimental_op_resolver_type=KERNELS[model.kernels],
+        )
+        for model in models
+    ]
+    for interpreter in interpreters:
+        interpreter.allocate_tensors()
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for interpreter, measured in zip(interpreters, times, strict=True):
+            start = time.perf_counter()
+            interpreter.invoke()
+            measured.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(measured) for measured in times]

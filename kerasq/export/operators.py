@@ -1,0 +1,151 @@
+"""Rewrites of operators that the converter wrote: on integers, moved along, or kept in float.
+
+A rewrite takes an operator of the marked graph and appends what stands for it. Where it does not
+apply, it changes nothing and returns the reason.
+"""
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kerasq.export.builder import Builder
+from kerasq.export.marks import Computed, Weighted
+from kerasq.grid import Grid
+from kerasq.litert import flatbuffer
+
+
+def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | None:
+    """An operator without weights, on integer tensors."""
+    if reason := no_integer_form(builder, op):
+        return reason
+    kind = builder.op(op)
+    known = builder.target.operators[kind]
+    if known.channels is not None:
+        return f"{kind} has weights, and the layer gives no grid for them"
+    inputs = integer_inputs(builder, op)
+    if known.one_grid:
+        floats = [_float_name(builder, i) for i in inputs if i not in builder.grids]
+        if floats:
+            return f"it reads {floats}, which are not on a grid"
+        # The kernels compare and copy codes, so a scale apart they would mix up values.
+        inputs = [
+            builder.requantized(tensor, f"{mark.name}/input_{i}", mark.grid)
+            for i, tensor in enumerate(inputs)
+        ]
+    name_parameters(builder, inputs, mark.name, known.parameter)
+    if kind in ("ADD", "SUB"):
+        op.builtinOptions.potScaleInt16 = False  # Scales are any real numbers.
+    put(builder, op, inputs, mark, 8)
+    return None
+
+
+def move(builder: Builder, op: schema.OperatorT) -> str | None:
+    """An operator that only moves codes, or picks among them: its output has its input's grid."""
+    kind = builder.op(op)
+    known = builder.target.operators.get(kind)
+    if known is None or not (known.copies or known.one_grid):
+        return f"{kind} is not known to keep a grid"
+    read = _values(builder, op)
+    if not all(i in builder.codes for i in read):
+        return f"{kind} reads floats"
+    # Without a mark there is no range for an output of its own.
+    grids = [builder.grids[builder.codes[i]] for i in read]
+    if not all(grid.equals(grids[0]) for grid in grids):
+        return f"{kind} reads several grids, and none is given for its output"
+    return compute(builder, op, Computed(name=_moved_name(builder, op), grid=grids[0]))
+
+
+def _values(builder: Builder, op: schema.OperatorT) -> list[int]:
+    """The tensors of the marked graph that must lie on the grid of an operator's output."""
+    is_one_grid = builder.target.operators[builder.op(op)].one_grid
+    return [int(i) for i in op.inputs] if is_one_grid else [data_input(builder, op)]
+
+
+def _moved_name(builder: Builder, op: schema.OperatorT) -> str:
+    """What the output of an operator that moves codes is called: its layer, if it ends one."""
+    output = int(op.outputs[0])
+    if len(op.outputs) == 1 and output in builder.marks:
+        return builder.marks[output].name
+    return f"{builder.layer(output)}/{builder.op(op).lower()}"
+
+
+def keep(builder: Builder, op: schema.OperatorT) -> str | None:
+    """A float operator, as the converter wrote it; what it reads in codes is dequantized."""
+    kind = builder.op(op)
+    if kind == "CUSTOM":
+        custom = builder.model.operatorCodes[op.opcodeIndex].customCode.decode()
+        return f"TensorFlow's {custom} is no operator of LiteRT"
+    op.inputs = np.array([builder.real(int(i)) for i in op.inputs], np.int32)
+    # The converter's names hold the scopes of layers, and tell users nothing.
+    for i in map(int, op.outputs):
+        builder.rename(i, f"{builder.layer(i)}/{kind.lower()}")
+    builder.ops.append(op)
+    return None
+
+
+def data_input(builder: Builder, op: schema.OperatorT) -> int:
+    """The tensor of the marked graph whose values an operator takes."""
+    known = builder.target.operators.get(builder.op(op))
+    return int(op.inputs[known.data if known else 0])
+
+
+def data_grid(builder: Builder, op: schema.OperatorT) -> Grid:
+    """The grid of the values that an operator takes."""
+    return builder.grids[builder.codes[data_input(builder, op)]]
+
+
+def no_integer_form(builder: Builder, op: schema.OperatorT) -> str | None:
+    """Why an operator cannot compute on integers; None if it can."""
+    kind = builder.op(op)
+    if kind not in builder.target.operators:
+        return f"target {builder.target.name!r} has no {kind} on integers"
+    data = data_input(builder, op)
+    if data not in builder.codes:
+        return f"it reads {_float_name(builder, data)!r}, which is not on a grid"
+    return None
+
+
+def _float_name(builder: Builder, index: int) -> str:
+    """The name of the float tensor that stands for one of the marked graph."""
+    return builder.name(builder.reals.get(index, index))
+
+
+def integer_inputs(builder: Builder, op: schema.OperatorT) -> list[int]:
+    """What an operator reads, codes where there are any; the rest are parameters."""
+    return [builder.codes.get(int(i), int(i)) for i in op.inputs]
+
+
+def name_parameters(builder: Builder, inputs: list[int], name: str, parameter: str) -> None:
+    """Names the constants that an operator reads beside its values, such as axes."""
+    for i, tensor in enumerate(inputs):
+        # -1 is an optional input that is left out.
+        if tensor not in builder.grids and tensor >= 0:
+            builder.rename(tensor, f"{name}/{parameter or f'input_{i}'}")
+
+
+def put(
+    builder: Builder,
+    op: schema.OperatorT,
+    inputs: list[int],
+    mark: Computed | Weighted,
+    weight_bits: int,
+) -> None:
+    """Appends an operator of the marked graph, on integer tensors, in the version they need."""
+    written = builder.model.operatorCodes[op.opcodeIndex]
+    bits = data_grid(builder, op).bits
+    # The converter raises versions for options, such as dilation, that widths do not tell of.
+    version = max(builder.target.version(builder.op(op), weight_bits, bits), written.version)
+    op.opcodeIndex = flatbuffer.code_index(builder.model, written.builtinCode, version)
+    op.inputs = np.array(inputs, np.int32)
+    op.outputs = np.array(_outputs(builder, op, mark), np.int32)
+    builder.ops.append(op)
+
+
+def _outputs(builder: Builder, op: schema.OperatorT, mark: Computed | Weighted) -> list[int]:
+    """Integer tensors for the outputs of an operator, each named for its own layer."""
+    outputs = []
+    for i, old in enumerate(map(int, op.outputs)):
+        own = builder.marks.get(old, mark).name if len(op.outputs) > 1 else mark.name
+        name = own if i == 0 or old in builder.marks else f"{own}:{i}"
+        outputs.append(builder.add(name, builder.tensor(old).shape, mark.grid))
+        builder.codes[old] = outputs[-1]
+    return outputs

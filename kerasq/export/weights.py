@@ -1,0 +1,73 @@
+"""Rewrite of operators with weights: float kernel and bias to codes."""
+
+import dataclasses
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kerasq.export.builder import Builder
+from kerasq.export.marks import Weighted
+from kerasq.export.operators import data_grid, integer_inputs, no_integer_form, put
+from kerasq.grid import Grid
+from kerasq.litert import flatbuffer
+
+
+def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | None:
+    """An operator with weights, on integer tensors; the reason, where it has no such form.
+
+    Its bias is int32 at `s_in * s_w[c]`, or int64 under int16 activations.
+
+    Raises:
+        ValueError: where the scales do not fit the kernel.
+    """
+    if reason := no_integer_form(builder, op):
+        return reason
+    kind = builder.op(op)
+    known = builder.target.operators[kind]
+    if known.channels is None:
+        return f"{kind} has no weights, and the layer gives a grid for some"
+    inputs = integer_inputs(builder, op)
+    values = builder.constant(inputs[1])
+    if values is None:
+        return "its kernel is computed, where LiteRT wants a constant"
+    # The layer's kernel has its channels last; the converter has moved them.
+    kernel = dataclasses.replace(mark.kernel, axis=known.channels)
+    grid = data_grid(builder, op)
+    inputs[1] = _kernel(builder, f"{mark.name}/kernel", values, kernel)
+    if builder.target.packs(kind, kernel.bits, grid.bits):
+        flatbuffer.pack_constant(builder.model, builder.tensor(inputs[1]))
+    # A layer without bias gets one: folded zero points and gains need it.
+    inputs[max(2, known.data + 1) :] = [_bias(builder, mark, grid)]
+    put(builder, op, inputs, mark, kernel.bits)
+    return None
+
+
+def _kernel(builder: Builder, name: str, values: np.ndarray, grid: Grid) -> int:
+    """The codes of a kernel: its values lie on the grid, so that nothing is rounded anew."""
+    return builder.add(name, values.shape, grid, grid.quantize(values))
+
+
+def _bias(builder: Builder, mark: Weighted, grid: Grid) -> int:
+    """The codes of a bias, in steps of the accumulators."""
+    # In float32, as the kernels compute it: the file's scale must be the same number.
+    scale = np.float32(grid.scale) * np.asarray(mark.kernel.scale, np.float32)
+    _check_multiplier(builder, mark, scale)
+    steps = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=0)
+    dtype = np.int64 if grid.bits > 8 else np.int32
+    return flatbuffer.new_tensor(
+        builder.model, f"{mark.name}/bias", mark.bias.shape, dtype, steps, mark.bias
+    )
+
+
+def _check_multiplier(builder: Builder, mark: Weighted, scale: np.ndarray) -> None:
+    """Raises a ValueError where a target's kernels cannot hold `s_in * s_w / s_out`."""
+    largest = builder.target.limits.multiplier
+    multiplier = np.max(scale / mark.grid.scale)
+    if multiplier >= largest:
+        raise ValueError(
+            f"The output range of layer {mark.name!r} must not be far narrower than its "
+            f"accumulators: s_in * s_w / s_out must be below {largest}. Received: "
+            f"{multiplier:.3g}. The layer's output was (almost) constant "
+            "in the data seen: calibrate on other data, remove the layer, or train again at a "
+            "lower learning rate if training has diverged."
+        )
