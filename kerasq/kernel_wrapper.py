@@ -89,7 +89,8 @@ class KernelWrapper(QuantizeWrapper):
             found and keras.saving.deserialize_keras_object(found, custom_objects)
             for found in (config.pop("batch_norm", None), config.pop("leader", None))
         )
-        if leader is not None:  # One object, as Keras keeps those that its files name twice.
+        # One object, as Keras keeps those that its files name twice.
+        if leader is not None:
             del config["layer"], config["weights"]
             return cls.sharing(leader, **config)
         return super().from_config(config | {"batch_norm": batch_norm}, custom_objects)
@@ -108,6 +109,7 @@ class KernelWrapper(QuantizeWrapper):
             if not self.batch_norm.built:
                 self.batch_norm.build(self.compute_output_shape(input_shape))
         self._weight_quantizer.start(self.flat_kernel)
+        # A constraint acts inside of the step, behind any optimizer's decay and momentum.
         if isinstance(self._weight_quantizer, PowerOfTwo):
             self.kernel.constraint = _KeepFrozen(self)
         self._kernel_gain = self.add_weight(
@@ -140,6 +142,8 @@ class KernelWrapper(QuantizeWrapper):
 
     def run_on(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """The layer on other weights: `kernel` (channels flattened) and `bias`."""
+        # Layers read their variables themselves: a stateless scope has others in their place, which
+        # gradients flow through, as they would not through an assignment.
         mapping = [(self.kernel, self.rule.unflatten(kernel, self.kernel.shape))]
         if self.bias is not None:
             mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
@@ -166,11 +170,12 @@ class KernelWrapper(QuantizeWrapper):
         if bias is None:
             bias = tf.zeros(self.flat_kernel().shape[-1:])
         in_scale = self.input_grids()[0].scale
+        # Biases are counted in these scales: wider ones keep their codes within the target's limit.
         least = tf.abs(bias) / (in_scale * self.target.limits.bias[self.bits.code_bits])
         codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least=least)
-        bias_codes = tf.round(
-            tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
-        )
+        # Of int16 they have more bits than float32 has.
+        step = tf.cast(in_scale * grid.scale, tf.float64)
+        bias_codes = tf.round(tf.cast(bias, tf.float64) / step)
         return kernels.IntegerWeights(codes, grid, bias_codes)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -196,8 +201,9 @@ class KernelWrapper(QuantizeWrapper):
         """The bias on the grid of the accumulators; None where there is none."""
         if self.bias is None:
             return None
-        step = tf.stop_gradient(in_scale * scale * self.kernel_gain.value)
+        step = in_scale * scale * self.kernel_gain.value
         bias = self.bias.value
+        # No gradient comes back to the step: ranges do not learn from the rounding of biases.
         return fake_quant.straight_through(bias, tf.round(bias / step) * step)
 
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
@@ -205,6 +211,7 @@ class KernelWrapper(QuantizeWrapper):
         flat = self.flat_kernel()
         kernel = self.weight_quantizer.fake_quant(flat, self.kernel_gain.value)
         if self.batch_norm is not None:
+            # Not rounded: the device has another bias, that which folding makes.
             bias = None if self.bias is None else self.bias.value
             training = training and not self.fixed_statistics
             return self.batch_norm(self._run_mixed(inputs, kernel, bias), training=training)
@@ -215,6 +222,7 @@ class KernelWrapper(QuantizeWrapper):
         """`run_on`, computed in `training_dtype`."""
         if self.training_dtype == "float32":
             return self.run_on(x, kernel, bias)
+        # By its policy a layer casts what it reads, its variables included.
         with _POLICY_LOCK:
             self.layer.dtype_policy = f"mixed_{self.training_dtype}"
             try:

@@ -55,6 +55,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         target: str | targets.Target = targets.DEFAULT,
         **kwargs: Any,
     ) -> None:
+        # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
         self.target = targets.find(target)
         self.owner = owner or self.name
@@ -105,6 +106,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; on symbolic tensors, also notes which layers they come from."""
         inputs = graph.symbolic((args, kwargs))
+        # Only symbolic tensors know; those of a step or of eager calls must come from the same.
         if inputs:
             self._producers = _Producers(quantized_by(x) for x in inputs)
             if not self.reads_float and None in self._producers:
@@ -118,6 +120,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer and the range of its output."""
         super().build(input_shape)
+        # Keras loads variables only into what is built, before anything is called.
         if self.output_quantizer is not None:
             self.output_quantizer.build()
 
@@ -125,7 +128,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """The layer's own."""
         try:
             return self.layer.compute_output_shape(input_shape)
-        except NotImplementedError:  # A user's layer: Keras finds out.
+        # A user's layer may not say: Keras finds out, by tracing it.
+        except NotImplementedError:
             return self.layer.compute_output_spec(keras.KerasTensor(input_shape)).shape
 
     def get_config(self) -> dict:
@@ -175,12 +179,14 @@ class QuantizeWrapper(keras.layers.Wrapper):
         smooth = self.run_fake_quant(inputs, training)
         if self.output_quantizer is not None:
             smooth = self.output_quantizer(smooth, training=training)
-        elif self.quantizer is not None:  # Average pooling rounds to the grid of its input.
+        # Average pooling rounds to the grid of its input.
+        elif self.quantizer is not None:
             smooth = self.quantizer.fake_quant(smooth)
         # Fixed grids (softmax, sigmoid, tanh) are left out: a probability that rounds to 0 would
         # get no gradient from a cross-entropy.
         if training:
             return smooth
+        # Inference has a gradient as well: integer kernels have none, so it is that of training.
         return fake_quant.straight_through(smooth, self.run_integer(inputs))
 
     def run_float(self, inputs: Any) -> tf.Tensor:
@@ -208,6 +214,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def _checked_grid(self) -> Grid:
         quantizer = self.output_quantizer
+        # Symbolic calls build the model, which is before any data.
         if quantizer is not None and not quantizer.has_seen_data() and not graph.is_symbolic():
             raise UncalibratedError(
                 f"The range of layer {self.name!r} has seen no data, so its output has no "
@@ -242,7 +249,7 @@ class Boundary(QuantizeWrapper):
     def __init__(
         self, bits: int = 8, is_input: bool = False, range_gradient: str = "lsq", **kwargs: Any
     ) -> None:
-        # Before the quantizer of the output is made.
+        # Before the quantizer of the output is made, which asks for it.
         self.is_input = is_input
         inner = keras.layers.Identity(name=kwargs.get("name"), dtype="float32")
         super().__init__(inner, scheme=f"w8a{bits}", range_gradient=range_gradient, **kwargs)
@@ -284,7 +291,8 @@ def _old_boundary(config: dict) -> Boundary | None:
 def current_config(config: dict) -> dict:
     """A wrapper's configuration in the form of today; version 0.1.0 may have written it."""
     config = dict(config)
-    if config.pop("wide", False):  # It said so of an output that has all 8 bits.
+    # It said so of an output that has all 8 bits.
+    if config.pop("wide", False):
         config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
     return config
 
@@ -306,7 +314,7 @@ class _Producers:
 
 
 def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
-    """The wrapper whose grid `tensor` lies on, found through layers that only copy values.
+    """The wrapper whose grid `tensor` lies on, found through layers that pass values through.
 
     None where the values are float.
     """
