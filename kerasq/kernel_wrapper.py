@@ -37,7 +37,7 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
-        leader: the wrapper of the layer's first call, if this stands for a further one: the
+        weights_of: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
     """
@@ -48,59 +48,59 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: keras.layers.BatchNormalization | None = None,
         weights: Any = "uniform",
         training_dtype: str = "float32",
-        leader: "KernelWrapper | None" = None,
+        weights_of: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
         self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
-        self.leader = leader
+        self.weights_of = weights_of
         # Whether training leaves the statistics of `batch_norm` as they are.
         self.fixed_statistics = False
-        if leader is None:
+        if weights_of is None:
             self._weight_quantizer = weight_quantizers.weight_quantizer(
                 weights, self.bits.weight_bits, self.range_gradient
             )
 
     @classmethod
-    def sharing(cls, leader: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
-        """A wrapper of another call of a layer."""
-        kwargs |= {"batch_norm": leader.batch_norm, "weights": leader.kind}
-        return cls(leader.layer, leader=leader, **kwargs)
+    def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
+        """A wrapper of another call of the layer of `first`."""
+        kwargs |= {"batch_norm": first.batch_norm, "weights": first.kind}
+        return cls(first.layer, weights_of=first, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
         config["weights"] = self.kind
-        config["leader"] = None
-        if self.leader is not None:
+        config["weights_of"] = None
+        if self.weights_of is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
-            shared = {"shared_object_id": id(self.leader)}
-            config["leader"] = keras.saving.serialize_keras_object(self.leader) | shared
+            shared = {"shared_object_id": id(self.weights_of)}
+            config["weights_of"] = keras.saving.serialize_keras_object(self.weights_of) | shared
         return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
         """The wrapper that `get_config` describes."""
         config = current_config(config)
-        batch_norm, leader = (
+        batch_norm, first = (
             found and keras.saving.deserialize_keras_object(found, custom_objects)
-            for found in (config.pop("batch_norm", None), config.pop("leader", None))
+            for found in (config.pop("batch_norm", None), config.pop("weights_of", None))
         )
         # One object, as Keras keeps those that its files name twice.
-        if leader is not None:
+        if first is not None:
             del config["layer"], config["weights"]
-            return cls.sharing(leader, **config)
+            return cls.sharing(first, **config)
         return super().from_config(config | {"batch_norm": batch_norm}, custom_objects)
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, its BatchNormalization and the ranges."""
         super().build(input_shape)
-        if self.leader is not None:
-            if not self.leader.built:
-                self.leader.build(input_shape)
+        if self.weights_of is not None:
+            if not self.weights_of.built:
+                self.weights_of.build(input_shape)
             return
         if self.batch_norm is not None:
             # Statistics of all replicas together, so that they hold the same model.
@@ -119,12 +119,12 @@ class KernelWrapper(QuantizeWrapper):
     @property
     def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
         """What puts the kernel on its grid."""
-        return (self.leader or self)._weight_quantizer
+        return (self.weights_of or self)._weight_quantizer
 
     @property
     def kernel_gain(self) -> keras.Variable:
         """What the kernel is multiplied by."""
-        return (self.leader or self)._kernel_gain
+        return (self.weights_of or self)._kernel_gain
 
     @property
     def kernel(self) -> keras.Variable:

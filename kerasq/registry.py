@@ -143,7 +143,7 @@ def rule(layer: keras.Layer) -> Rule:
     return found
 
 
-def copies(layer: keras.Layer) -> bool:
+def passes_through(layer: keras.Layer) -> bool:
     """Whether a layer only moves or picks values: its output lies on the grid of its input."""
     found = find(layer)
     return found is not None and found.output == Output.PASS_THROUGH
@@ -151,7 +151,7 @@ def copies(layer: keras.Layer) -> bool:
 
 def is_dropped(layer: keras.Layer) -> bool:
     """Whether a layer leaves no operator behind, such as Dropout: its output is its input."""
-    return copies(layer) and not rule(layer).operators
+    return passes_through(layer) and not rule(layer).operators
 
 
 def is_grouped(layer: keras.layers.Layer) -> bool:

@@ -32,7 +32,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: whether a ReLU behind the layer is part of it.
         limit: upper limit of that ReLU, or None.
         range_gradient: gradient of the output's range: "lsq", "clip" or "none".
-        owner: name of the layer of the user's model that this is a part or a call of; by default
+        source: name of the layer of the user's model that this is a part or a call of; by default
             the wrapper's own.
         output_bits: width of the output, where that has a range of its own; by default what
             `kerasq.plan.written_bits` says where a reader wants few bits.
@@ -50,7 +50,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: bool = False,
         limit: float | None = None,
         range_gradient: str = "lsq",
-        owner: str | None = None,
+        source: str | None = None,
         output_bits: int | None = None,
         target: str | targets.Target = targets.DEFAULT,
         **kwargs: Any,
@@ -58,7 +58,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
         self.target = targets.find(target)
-        self.owner = owner or self.name
+        self.source = source or self.name
         self.scheme = scheme
         self.relu = relu
         self.limit = limit
@@ -140,7 +140,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "relu": self.relu,
             "limit": self.limit,
             "range_gradient": self.range_gradient,
-            "owner": self.owner,
+            "source": self.source,
             "output_bits": self.output_quantizer and self.output_quantizer.bits,
             "target": self.target.name,
         }
@@ -148,9 +148,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "QuantizeWrapper":
         """The wrapper that `get_config` describes."""
-        if old := _old_boundary(config):
-            return old
-        return super().from_config(current_config(config), custom_objects)
+        config = current_config(config)
+        return _old_boundary(config) or super().from_config(config, custom_objects)
 
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
@@ -257,7 +256,7 @@ class Boundary(QuantizeWrapper):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         config = super().get_config()
-        kept = ("name", "trainable", "dtype", "range_gradient", "owner", "target")
+        kept = ("name", "trainable", "dtype", "range_gradient", "source", "target")
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
         return {key: config[key] for key in kept} | own
 
@@ -265,7 +264,7 @@ class Boundary(QuantizeWrapper):
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":
         """The boundary that `get_config` describes."""
         del custom_objects
-        return cls(**config)
+        return cls(**current_config(config))
 
 
 # Keras's files number layers by the names of their classes. In files of version 0.1.0 a boundary
@@ -279,7 +278,7 @@ def _old_boundary(config: dict) -> Boundary | None:
     """The boundary that a configuration of a QuantizeWrapper describes; None for another layer."""
     if config["layer"]["class_name"] != "Identity":
         return None
-    kept = {key: config[key] for key in ("name", "trainable", "owner")}
+    kept = {key: config[key] for key in ("name", "trainable", "source")}
     # That of an input was one more gradient.
     is_input = config["range_gradient"] == "fixed"
     if not is_input:
@@ -288,9 +287,13 @@ def _old_boundary(config: dict) -> Boundary | None:
     return _OldBoundary(bits=bits, is_input=is_input, **kept)
 
 
+# Arguments as version 0.1.0 called them.
+_RENAMED = {"leader": "weights_of", "owner": "source"}
+
+
 def current_config(config: dict) -> dict:
     """A wrapper's configuration in the form of today; version 0.1.0 may have written it."""
-    config = dict(config)
+    config = {_RENAMED.get(key, key): value for key, value in config.items()}
     # It said so of an output that has all 8 bits.
     if config.pop("wide", False):
         config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
@@ -321,7 +324,7 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
     layer, inputs = graph.origin(tensor)
     if isinstance(layer, QuantizeWrapper):
         return layer
-    return quantized_by(inputs[0]) if registry.copies(layer) else None
+    return quantized_by(inputs[0]) if registry.passes_through(layer) else None
 
 
 def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:

@@ -45,7 +45,7 @@ class Network:
             if isinstance(wrapper, Boundary) and wrapper.is_input:
                 self.owner[wrapper.name] = str(graph.origin(wrapper.output)[1][0].name)
             elif not isinstance(wrapper, Boundary):
-                self.owner[wrapper.name] = wrapper.owner
+                self.owner[wrapper.name] = wrapper.source
         self.layers = tuple(dict.fromkeys(self.owner.values()))
         # The widths that a tensor may have, and by width its place among them.
         self._widths = sorted({8, 16} | {x.activation_bits for x in schemes} - {FLOAT_BITS})

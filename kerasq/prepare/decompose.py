@@ -61,7 +61,7 @@ class _Decomposition:
 
     def _replace(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
-        if layer.name in self.keep or registry.copies(layer):
+        if layer.name in self.keep or registry.passes_through(layer):
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):
             equal = operations.equal(node, *args, name=layer.name)
