@@ -123,7 +123,7 @@ class KernelWrapper(QuantizeWrapper):
 
     @property
     def kernel_gain(self) -> keras.Variable:
-        """What the kernel is multiplied by."""
+        """What the kernel is multiplied by: a scalar, 1 unless a BatchNormalization was folded."""
         return (self.weights_of or self)._kernel_gain
 
     @property
@@ -133,7 +133,7 @@ class KernelWrapper(QuantizeWrapper):
 
     @property
     def bias(self) -> keras.Variable | None:
-        """The layer's float bias."""
+        """The layer's float bias; None where it has none."""
         return getattr(self.layer, self.rule.bias, None)
 
     def flat_kernel(self) -> tf.Tensor:
@@ -251,7 +251,7 @@ class _KeepFrozen(keras.constraints.Constraint):
         self._wrapper = wrapper
 
     def __call__(self, value: Any) -> Any:
-        """The projected kernel."""
+        """The kernel, its frozen weights at their exact values; same shape."""
         rule = self._wrapper.rule
         kernel = self._wrapper.weight_quantizer.restored(rule.flatten(value))
         return rule.unflatten(kernel, value.shape)

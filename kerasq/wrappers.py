@@ -125,7 +125,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             self.output_quantizer.build()
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """The layer's own."""
+        """The shape that the layer gives; quantization changes none."""
         try:
             return self.layer.compute_output_shape(input_shape)
         # A user's layer may not say: Keras finds out, by tracing it.
@@ -337,7 +337,7 @@ def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
 
 
 def target_of(model: keras.Model) -> targets.Target:
-    """The target of a quantized model."""
+    """The target of a quantized model, which all its wrappers have in common."""
     return next(layer.target for layer in model.layers if isinstance(layer, QuantizeWrapper))
 
 
