@@ -67,7 +67,7 @@ def static(
         return {
             "held_out_accuracy": evaluation.accuracy(outputs, held_out),
             "held_out_sqnr": evaluation.distance(reference(), outputs)["sqnr"],
-            "exact": kerasq.compare(model, lite, x=job.data.x_test[:1000]).exact,
+            "exact": kerasq.compare(model, lite, x=job.data.test.x[:1000]).exact,
             **_measured(job, lite),
         }
 
@@ -87,7 +87,7 @@ def converted(job: run.Run, flavour: str) -> None:
 
 def _measured(job: run.Run, lite: kerasq.TFLiteModel) -> results.Figures:
     """Accuracy, size, speed, and distance from the float model."""
-    outputs = lite.predict(job.data.x_test)
+    outputs = lite.predict(job.data.test.x)
     # The float model in turn with each: the machine may have slowed down between two stages.
     float_ms, ms = kerasq.latency([job.float_tflite, lite], num_threads=job.num_threads)
     return {
