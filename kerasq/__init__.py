@@ -1,8 +1,9 @@
 """kerasq: what you trained is what runs."""
 
 from kerasq.analysis.allocate import Allocation, Point, allocate
-from kerasq.analysis.compare import LayerReport, Report, compare
+from kerasq.analysis.compare import compare
 from kerasq.analysis.latency import latency
+from kerasq.analysis.report import LayerReport, Report
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
 from kerasq.calibration.calibrate import calibrate
@@ -17,7 +18,8 @@ from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid
 from kerasq.legacy import load_model
-from kerasq.litert.runtime import Op, Tensor, TFLiteModel
+from kerasq.litert.contents import Op, Tensor
+from kerasq.litert.runtime import TFLiteModel
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary

@@ -26,16 +26,19 @@ def grid_from_range(
     """`Grid.from_range` on tensors: scale and zero point are float32 tensors."""
     grid = Grid(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis, levels=levels)
     steps = grid.qmax - grid.qmin
+    # In float64, since the file gets the float32 that `Grid.from_range` gives, to the last bit.
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
     scale = (high - low) / steps
-    nudged = tf.floor(tf.clip_by_value(-low / scale, 0.0, float(steps)) + 0.5)
-    zero_point = tf.cast(nudged, tf.float32) + grid.qmin
+    below = tf.clip_by_value(-low / scale, 0.0, float(steps))
+    # Ties go up; tf.round takes them to even.
+    zero_point = tf.cast(tf.floor(below + 0.5), tf.float32) + grid.qmin
     return dataclasses.replace(grid, scale=tf.cast(scale, tf.float32), zero_point=zero_point)
 
 
 @tf.custom_gradient
 def straight_through(smooth: tf.Tensor, exact: tf.Tensor) -> Any:
     """The value of `exact` with the gradient of `smooth` (Bengio et al. 2013)."""
+    # Not smooth + stop_gradient(exact - smooth), whose sum float32 would round off the grid.
     del smooth
     return tf.identity(exact), lambda upstream: (upstream, None)
 
@@ -56,18 +59,18 @@ def fake_quant(
     that 0.0 is on the grid:
 
         dL/dx    = g where low <= x <= high, else 0          (straight-through estimator)
-        dL/dlow  = sum of g where x < low                    ("clip": PACT, Choi et al. 2018)
+        dL/dlow  = sum of g where x < low           ("clip": PACT, Choi et al. 2018, equation 3)
         dL/dhigh = sum of g where x > high
         "lsq" adds -e to dL/dlow and +e to dL/dhigh, e = sum of g * (y - x) / (high - low) inside
-        (Esser et al. 2020, equation 3, by the chain rule through scale = (high - low) / n), and
+        (Esser et al. 2020, section 2.1, by the chain rule through scale = (high - low) / n), and
         multiplies both by n^2 / sqrt(count * n): the range, n steps, moves as LSQ's step size does
         with its own factor (section 2.2). At 8 bits and more it is n / sqrt(count * n), n times
         less: there ranges are wide enough as calibrated.
 
     Since the range is n times the step, it moves n times slower, relative to its size, than the
     step does in LSQ, where steps keep pace with the weights: hardly at 8 bits, where following the
-    noise of the rounding errors only harms, and about as in LSQ at 2. Any other name gives the
-    range no gradient.
+    noise of the rounding errors only harms, and about as in LSQ at 2. "none" gives the range no
+    gradient.
 
     Args:
         x: real values.
@@ -85,15 +88,15 @@ def fake_quant(
         y = tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, **options)
 
         def grad(upstream: tf.Tensor) -> tuple:
+            # One op for all three: the gradients of "clip".
             dx, dlow, dhigh = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
                 gradients=upstream, inputs=x, min=low, max=high, **options
             )
-            if gradient not in ("lsq", "clip"):
+            if gradient == "none":
                 return dx, None, None
             if gradient == "lsq":
-                with tf.control_dependencies(
-                    [dx]
-                ):  # Not in the forward pass: it would take memory.
+                # Behind dx, or TensorFlow may compute it in the forward pass already, and keep it.
+                with tf.control_dependencies([dx]):
                     residual = y - x
                 error = _dot(dx, residual) / (high - low)
                 factor = _lsq_factor(2**bits - 1 - narrow, count, bits)
@@ -139,6 +142,7 @@ def fake_quant_per_channel(
         codes = tf.raw_ops.FakeQuantWithMinMaxArgs(inputs=exact, **grid)
 
         def inside(gradients: tf.Tensor) -> tf.Tensor:
+            """The gradients of values that are not clipped; 0 for the others."""
             return tf.raw_ops.FakeQuantWithMinMaxArgsGradient(
                 gradients=gradients, inputs=exact, **grid
             )
@@ -146,16 +150,20 @@ def fake_quant_per_channel(
         def grad(upstream: tf.Tensor) -> tuple:
             upstream *= gain
             dx = inside(upstream)
-            if gradient not in ("lsq", "clip"):
+            if gradient == "none":
                 return dx, None
             # What moves with `high`, in codes: the ends where x is clipped, LSQ's error inside.
+            followed = exact if gradient == "lsq" else codes
+            # Behind dx, or TensorFlow may compute it in the forward pass already, and keep it.
             with tf.control_dependencies([dx]):
-                slope = upstream * (codes - inside(exact if gradient == "lsq" else codes))
+                slope = upstream * (codes - inside(followed))
+            # A product with ones: sums of columns are faster so than by tf.reduce_sum.
+            total = tf.matmul(tf.ones([1, count]), tf.reshape(slope, [count, -1]))[0]
             factor = 1.0
-            if gradient == "lsq":  # Of |w| there are `largest` steps below 8 bits.
+            if gradient == "lsq":
+                # LSQ's steps for weights are those above 0; at 8 bits both sides count, as above.
                 factor = _lsq_factor(largest if bits < 8 else 2 * largest, count, bits)
-            dhigh = tf.matmul(tf.ones([1, count]), tf.reshape(slope, [count, -1]))[0]
-            return dx, dhigh * (factor / largest)
+            return dx, total * (factor / largest)
 
         return codes * (high * (gain / largest)), grad
 
@@ -164,6 +172,7 @@ def fake_quant_per_channel(
 
 def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """The sum of `a * b`, without the product in memory: the diagonal of a matrix product."""
+    # Two rows are a tenth faster than one or four (TensorFlow 2.21, two cores).
     rows = 2 if any(size is not None and size % 2 == 0 for size in a.shape) else 1
     a, b = tf.reshape(a, [rows, -1]), tf.reshape(b, [rows, -1])
     return tf.linalg.trace(tf.matmul(a, b, transpose_b=True))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 
+# Arrays and tensors compare element by element, which a generated `__eq__` cannot: see `equals`.
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
     """An affine grid of integer codes: `real = scale * (code - zero_point)`.
@@ -76,6 +77,7 @@ class Grid:
         Raises:
             ValueError: where a range does not contain 0, is empty or is not finite.
         """
+        # In float32 the scale of some ranges would differ from the converter's by its last bit.
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError(f"A range must be finite. Received: low={low}, high={high}.")
@@ -84,9 +86,13 @@ class Grid:
                 "A range must contain 0.0, so that zero padding is exact, and must not be empty. "
                 f"Received: low={low}, high={high}. Widen it to include 0.0."
             )
+        # The codes follow from the widths alone, scale and zero point from the codes.
         grid = cls(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis, levels=levels)
-        scale = (high - low) / (grid.qmax - grid.qmin)
-        zero_point = grid.qmin + np.floor(np.clip(-low / scale, 0, grid.qmax - grid.qmin) + 0.5)
+        steps = grid.qmax - grid.qmin
+        scale = (high - low) / steps
+        below = np.clip(-low / scale, 0, steps)
+        # Ties go up; `np.rint` would take every other one down.
+        zero_point = grid.qmin + np.floor(below + 0.5)
         return dataclasses.replace(
             grid, scale=np.float32(scale), zero_point=zero_point.astype(np.int32)
         )
@@ -119,6 +125,7 @@ class Grid:
         return self._real(self.qmax)
 
     def _real(self, code: int) -> np.ndarray:
+        # In float32, for the ends to be values that `dequantize` gives.
         return np.asarray(np.float32(self.scale) * np.float32(code - np.asarray(self.zero_point)))
 
     def _along_axis(self, values: Any, rank: int) -> np.ndarray:
@@ -137,17 +144,21 @@ class Grid:
         """
         x = np.asarray(x, np.float32)
         scale = self._along_axis(np.float32(self.scale), x.ndim)
-        codes = np.rint(x * (np.float32(1) / scale)) + self._along_axis(self.zero_point, x.ndim)
+        # Not x / scale, which float32 rounds to another code near some ties.
+        inverse = np.float32(1) / scale
+        codes = np.rint(x * inverse) + self._along_axis(self.zero_point, x.ndim)
         return np.clip(codes, self.qmin, self.qmax).astype(self.dtype)
 
     def dequantize(self, codes: Any) -> np.ndarray:
         """Real values of codes: `scale * (code - zero_point)`, in float32."""
         codes = np.asarray(codes)
+        # The difference of two int8 codes takes nine bits.
         centred = codes.astype(np.int32) - self._along_axis(self.zero_point, codes.ndim)
         return self._along_axis(np.float32(self.scale), codes.ndim) * centred.astype(np.float32)
 
     def equals(self, other: "Grid | None") -> bool:
         """Whether `other` has the same codes for all values."""
+        # Without `narrow`, which a file does not hold.
         return (
             other is not None
             and (self.bits, self.levels) == (other.bits, other.levels)
@@ -157,6 +168,7 @@ class Grid:
 
     def numpy(self) -> "Grid":
         """The same grid with NumPy arrays in place of tensors."""
+        # The simulation's zero points are floats, as its codes are.
         return dataclasses.replace(
             self,
             scale=np.asarray(self.scale, np.float32),

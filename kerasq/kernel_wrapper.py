@@ -109,7 +109,7 @@ class KernelWrapper(QuantizeWrapper):
                 self.batch_norm.build(self.compute_output_shape(input_shape))
         self._weight_quantizer.start(self.flat_kernel)
         if isinstance(self._weight_quantizer, PowerOfTwo):
-            self.kernel.constraint = _Settled(self)
+            self.kernel.constraint = _KeepFrozen(self)
         self._kernel_gain = self.add_weight(
             name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
         )
@@ -236,8 +236,8 @@ class KernelWrapper(QuantizeWrapper):
         return self._clamped(kernel(total, grid, weights, out)) * out.scale
 
 
-class _Settled(keras.constraints.Constraint):
-    """Puts settled weights of a kernel back to their exact values after each update."""
+class _KeepFrozen(keras.constraints.Constraint):
+    """Puts frozen weights of a kernel back to their exact values after each update."""
 
     def __init__(self, wrapper: KernelWrapper) -> None:
         self._wrapper = wrapper
@@ -245,5 +245,5 @@ class _Settled(keras.constraints.Constraint):
     def __call__(self, value: Any) -> Any:
         """The projected kernel."""
         rule = self._wrapper.rule
-        kernel = self._wrapper.weight_quantizer.settled(rule.flatten(value))
+        kernel = self._wrapper.weight_quantizer.restored(rule.flatten(value))
         return rule.unflatten(kernel, value.shape)

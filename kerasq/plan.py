@@ -99,7 +99,6 @@ class Call:
     Attributes:
         kind: see `Kind`.
         op: the LiteRT operator; "-" where there is none.
-        owner: name of the layer of the user's model that it is a part or a call of.
         scheme: name of its scheme.
         reads: the width at which it reads each of its tensors; `FLOAT_BITS` for float values.
         writes: the width of what it returns. Of a call that stays float: that of the boundary
@@ -110,7 +109,6 @@ class Call:
 
     kind: Kind
     op: str
-    owner: str
     scheme: str
     reads: tuple[int, ...]
     writes: int
@@ -153,18 +151,14 @@ class Plan:
         """The width that an input of the model is quantized at; indices stay as they are."""
         if not x.dtype.startswith("float"):
             return FLOAT_BITS
-        return self._scheme(graphs.origin(x)[0]).code_bits
+        return resolve(self.schemes[graphs.origin(x)[0].name]).code_bits
 
-    def owner(self, layer: keras.Layer) -> str:
-        """The layer of the user's model that a layer, or input, is a part of."""
-        return self.graph.owners.get(layer.name, layer.name)
+    def _scheme(self, node: graphs.Node) -> Scheme:
+        return resolve(self.schemes[node.source.name])
 
-    def _scheme(self, layer: keras.Layer) -> Scheme:
-        return resolve(self.schemes[self.owner(layer)])
-
-    def _op(self, layer: keras.Layer) -> str:
-        rule = registry.find(layer)
-        return "-" if rule is None or layer.name in self.floats else rule.operator
+    def _op(self, node: graphs.Node) -> str:
+        rule = registry.find(node.layer)
+        return "-" if rule is None or node.layer.name in self.floats else rule.operator
 
     def _kind(self, node: graphs.Node) -> Kind:
         if id(node) in self._fusions.leaders:
@@ -174,16 +168,15 @@ class Plan:
         return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
 
     def _call(self, node: graphs.Node) -> Call:
-        kind, op = self._kind(node), self._op(node.layer)
+        kind, op = self._kind(node), self._op(node)
         widths = [self._widths[id(x)] for x in node.inputs]
         reads = widths
         if kind is Kind.INTEGER:
-            reads = [read_bits(op, self._scheme(node.layer), width) for width in widths]
+            reads = [read_bits(op, self._scheme(node), width) for width in widths]
         return Call(
             kind=kind,
             op=op,
-            owner=self.owner(node.layer),
-            scheme=self.schemes[self.owner(node.layer)],
+            scheme=self.schemes[node.source.name],
             reads=tuple(reads),
             writes=self._writes(node, kind, reads),
             batch_norm=self._fusions.norms.get(id(node)),
@@ -191,19 +184,17 @@ class Plan:
         )
 
     def _writes(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
-        layer, scheme = node.layer, self._scheme(node.layer)
+        scheme = self._scheme(node)
         if kind is Kind.FLOAT:
             return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
-        rule = registry.find(layer)
+        rule = registry.find(node.layer)
         if kind is not Kind.INTEGER or (rule is not None and rule.output == Output.INPUT):
             return reads[0]
         if rule is not None and rule.grids:
             return scheme.code_bits
-        is_cut = id(node) in self._fusions.relus or registry.relu_limit(layer)[0]
+        is_cut = id(node) in self._fusions.relus or registry.relu_limit(node.layer)[0]
         end = self._fusions.end(node)
-        narrow = any(
-            is_narrow_reader(self._op(x.layer), self._scheme(x.layer)) for x in self._readers(end)
-        )
+        narrow = any(is_narrow_reader(self._op(x), self._scheme(x)) for x in self._readers(end))
         return written_bits(scheme, is_cut, narrow)
 
     def _is_picked(self, node: graphs.Node) -> bool:
@@ -228,48 +219,48 @@ class Plan:
     def check_kernels(self) -> None:
         """Raises a ValueError where a scheme is asked of a layer that has no such kernel."""
         for node in self.graph.nodes:
-            call = self[node]
+            call, name = self[node], node.source.name
             missing = None
             if call.kind is Kind.INTEGER:
                 missing = lacks(self.target, node.layer, call.op, resolve(call.scheme))
             if missing == "operator":
                 raise ValueError(
                     f"A layer must have an operator of the target {self.target.name!r}. Received: "
-                    f"layer {call.owner!r}, whose operator {call.op} it does not have. Leave it "
+                    f"layer {name!r}, whose operator {call.op} it does not have. Leave it "
                     'in float, with overrides={"<name>": "float"}.'
                 )
             if missing == "groups":
                 raise ValueError(
                     "A convolution in groups must have 8-bit weights. Received: layer "
-                    f"{call.owner!r} at {call.scheme!r}. Give it another scheme."
+                    f"{name!r} at {call.scheme!r}. Give it another scheme."
                 )
             if missing == "int16":
-                near = [x for y in node.inputs for x in self._before(y, call.owner)]
-                near += self._behind(node, call.owner)
-                names = sorted({self[x].owner for x in near if self.target.has_int16(self[x].op)})
+                near = [x for y in node.inputs for x in self._before(y, name)]
+                near += self._behind(node, name)
+                names = {x.source.name for x in near if self.target.has_int16(self[x].op)}
                 raise ValueError(
                     f"A layer at {call.scheme!r} must have an int16 kernel. Received: layer "
-                    f"{call.owner!r}, whose operator {call.op} has none here. Give it 'w8a8' "
-                    f"or 'float', and int16 to a neighbour instead: {names}."
+                    f"{name!r}, whose operator {call.op} has none here. Give it 'w8a8' "
+                    f"or 'float', and int16 to a neighbour instead: {sorted(names)}."
                 )
 
-    def _is_other(self, node: graphs.Node, owner: str) -> bool:
-        """Whether a call is an operator of another layer of the user's than `owner`."""
-        return self[node].kind is Kind.INTEGER and self[node].owner != owner
+    def _is_other(self, node: graphs.Node, name: str) -> bool:
+        """Whether a call is an operator of another layer of the user's than `name`."""
+        return self[node].kind is Kind.INTEGER and node.source.name != name
 
-    def _before(self, x: keras.KerasTensor, owner: str) -> list[graphs.Node]:
+    def _before(self, x: keras.KerasTensor, name: str) -> list[graphs.Node]:
         """The nearest operators before a tensor that belong to other layers."""
         nodes = [node for node in self.graph.nodes if node.output is x]
-        if nodes and self._is_other(nodes[0], owner):
+        if nodes and self._is_other(nodes[0], name):
             return nodes
-        return [found for node in nodes for y in node.inputs for found in self._before(y, owner)]
+        return [found for node in nodes for y in node.inputs for found in self._before(y, name)]
 
-    def _behind(self, node: graphs.Node, owner: str) -> list[graphs.Node]:
+    def _behind(self, node: graphs.Node, name: str) -> list[graphs.Node]:
         """The nearest operators behind a call that belong to other layers."""
         found = []
         for reader in self.graph.consumers(node.output):
-            other = self._is_other(reader, owner)
-            found += [reader] if other else self._behind(reader, owner)
+            other = self._is_other(reader, name)
+            found += [reader] if other else self._behind(reader, name)
         return found
 
     def check_overrides(self, named: dict[Any, Iterable[str]]) -> None:
@@ -279,7 +270,7 @@ class Plan:
             named: by key, the names of the layers that it fits.
         """
         legal = {x.name for x in self.graph.model.inputs} | self.floats
-        legal |= {call.owner for call in self._calls.values() if call.kind is Kind.INTEGER}
+        legal |= {x.source.name for x in self.graph.nodes if self[x].kind is Kind.INTEGER}
         for key, found in named.items():
             if found and not legal & {*found}:
                 raise ValueError(

@@ -91,11 +91,11 @@ def quantize_model(
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
-    layers = {
-        x.name: x for x in graph.model.operations if graph.owners.get(x.name, x.name) == x.name
-    }
-    schemes = per_layer(scheme, overrides, layers, graph.parents)
-    schemes |= {name: schemes[owner] for name, owner in graph.owners.items() if owner in schemes}
+    further = {x.layer.name for x in graph.nodes if x.layer.name != x.source.name}
+    layers = {x.name: x for x in graph.model.operations if x.name not in further}
+    models = {node.layer.name: node.source.models for node in graph.nodes}
+    schemes = per_layer(scheme, overrides, layers, models)
+    schemes |= {node.layer.name: schemes[node.source.name] for node in graph.nodes}
     schemes, floats = _floats(graph, schemes)
     skip = ("fold",) if batch_norm == "keep" else ()
     plan = Plan(prepare(graph, floats, skip), schemes, floats, target)
@@ -107,7 +107,7 @@ def quantize_model(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
             f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
         )
-    if "float16" in graph.mixed.values():
+    if any(node.source.training_dtype == "float16" for node in graph.nodes):
         quantized.dtype_policy = "mixed_float16"  # Keras then scales the loss.
     return quantized
 
@@ -142,7 +142,7 @@ def first_and_last(model: keras.Model) -> tuple[str, str]:
     floats = frozenset(unsupported.without_kernel(graph, frozenset()))
     parts = decompose(graph, floats)  # The weights of attention are those of Dense layers.
     names = [
-        parts.owners[node.layer.name]
+        node.source.name
         for node in parts.nodes
         if node.layer.name not in floats and _has_weights(node.layer)
     ]

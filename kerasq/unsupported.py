@@ -88,9 +88,9 @@ def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str])
     """
     complaints = []
     for node in graph.nodes:
-        found = _complaint(graph, node, node.layer.name in floats, id(node) in fused)
+        found = _complaint(node, node.layer.name in floats, id(node) in fused)
         if found is not None:
-            refusal = graph.refused.get(node.layer.name)
+            refusal = node.source.refusal
             complaints.append(
                 found + (f", and cannot be traced: {refusal:.200}" if refusal else "")
             )
@@ -109,12 +109,10 @@ def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str])
         )
 
 
-def _complaint(
-    graph: graphs.Graph, node: graphs.Node, is_float: bool, is_fused: bool
-) -> str | None:
+def _complaint(node: graphs.Node, is_float: bool, is_fused: bool) -> str | None:
     """Why the layer of a call cannot be quantized, or None where it can."""
     layer = node.layer
-    if layer.name in graph.masked and registry.reads_mask(layer):
+    if node.source.reads_mask and registry.reads_mask(layer):
         return (
             f"{layer.name!r} ({type(layer).__name__}): reads a mask that Keras "
             "passes beside the tensors, which the file does not have; pass it as an "

@@ -44,7 +44,7 @@ class _Wrapping:
             return args[0]
         args, kwargs = self._read(node, call, (args, kwargs))
         if call.kind is not Kind.INTEGER:
-            y = self._plain(layer)(*args, **kwargs)
+            y = self._plain(node)(*args, **kwargs)
             is_behind = call.kind is Kind.FLOAT and call.writes != FLOAT_BITS
             return self._boundary(y, call.writes) if is_behind else y
         relu, limit = registry.relu_limit((call.relu or node).layer)
@@ -54,7 +54,7 @@ class _Wrapping:
             "limit": limit,
             "range_gradient": self.range_gradient,
             "trainable": layer.trainable,
-            "owner": call.owner,
+            "owner": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
         }
@@ -101,11 +101,11 @@ class _Wrapping:
     def _with_kernel(self, node: graphs.Node, call: Call, options: dict) -> KernelWrapper:
         """The wrapper of a layer with a kernel; of a further call, on the first one's weights."""
         layer = node.layer
-        options["training_dtype"] = self.graph.mixed.get(call.owner, "float32")
-        leader = self.graph.leaders[layer.name]
+        options["training_dtype"] = node.source.training_dtype
+        leader = node.source.weights_of
         if leader in self.wrappers:
             return KernelWrapper.sharing(self.wrappers[leader], name=layer.name, **options)
-        kernel, gain = graphs.copy_built(layer), self.graph.gains.get(leader, 1.0)
+        kernel, gain = graphs.copy_built(layer), node.source.gain
         variable = getattr(kernel, str(registry.rule(layer).kernel))
         variable.assign(variable / gain)  # A power of two: nothing is rounded.
         norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
@@ -115,13 +115,13 @@ class _Wrapping:
         self.wrappers[leader] = wrapper
         return wrapper
 
-    def _plain(self, layer: keras.Layer) -> keras.Layer:
+    def _plain(self, node: graphs.Node) -> keras.Layer:
         """A copy of a layer that is not wrapped, one for all its calls where it has weights."""
-        if not getattr(layer, "weights", None):
-            return graphs.copy_layer(layer)
-        leader = self.graph.leaders[layer.name]
+        if not getattr(node.layer, "weights", None):
+            return graphs.copy_layer(node.layer)
+        leader = node.source.weights_of
         if leader not in self.plain:
-            self.plain[leader] = graphs.copy_built(layer, name=leader)
+            self.plain[leader] = graphs.copy_built(node.layer, name=leader)
         return self.plain[leader]
 
 

@@ -39,8 +39,9 @@ class QuantizeWrapper(keras.layers.Wrapper):
         target: whose integer kernels inference computes as, by name or as an object.
     """
 
-    # Whether its inputs may be float values.
+    # Whether its inputs may be float values, and are inputs of the model.
     reads_float = False
+    is_input = False
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
                 relu=relu,
                 limit=limit,
                 range_gradient=range_gradient,
+                is_input=self.is_input,
                 name="output",
                 dtype="float32",
             )
@@ -229,7 +231,7 @@ class Boundary(QuantizeWrapper):
         bits: width of the grid.
         is_input: whether the values are an input of the model. Its range stays as it is after the
             first batches: it is a convention with whoever feeds the model.
-        range_gradient: gradient of the range, unless it is that of an input.
+        range_gradient: gradient of the range, where it is not that of an input.
         **kwargs: `name`, `target` and what `keras.layers.Layer` takes.
     """
 
@@ -240,18 +242,17 @@ class Boundary(QuantizeWrapper):
     def __init__(
         self, bits: int = 8, is_input: bool = False, range_gradient: str = "lsq", **kwargs: Any
     ) -> None:
+        # Before the quantizer of the output is made.
         self.is_input = is_input
         inner = keras.layers.Identity(name=kwargs.get("name"), dtype="float32")
-        gradient = "fixed" if is_input else range_gradient
-        super().__init__(inner, scheme=f"w8a{bits}", range_gradient=gradient, **kwargs)
+        super().__init__(inner, scheme=f"w8a{bits}", range_gradient=range_gradient, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         config = super().get_config()
-        config = {key: config[key] for key in ("name", "trainable", "dtype", "owner", "target")}
-        gradient = "lsq" if self.is_input else self.range_gradient
+        kept = ("name", "trainable", "dtype", "range_gradient", "owner", "target")
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
-        return {**config, **own, "range_gradient": gradient}
+        return {key: config[key] for key in kept} | own
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":
@@ -271,9 +272,13 @@ def _old_boundary(config: dict) -> Boundary | None:
     """The boundary that a configuration of a QuantizeWrapper describes; None for another layer."""
     if config["layer"]["class_name"] != "Identity":
         return None
-    kept = {key: config[key] for key in ("name", "trainable", "owner", "range_gradient")}
-    kept["is_input"] = kept["range_gradient"] == "fixed"
-    return _OldBoundary(bits=scheme.resolve(config["scheme"]).activation_bits, **kept)
+    kept = {key: config[key] for key in ("name", "trainable", "owner")}
+    # That of an input was one more gradient.
+    is_input = config["range_gradient"] == "fixed"
+    if not is_input:
+        kept["range_gradient"] = config["range_gradient"]
+    bits = scheme.resolve(config["scheme"]).activation_bits
+    return _OldBoundary(bits=bits, is_input=is_input, **kept)
 
 
 def current_config(config: dict) -> dict:

@@ -1,5 +1,6 @@
 """Every example in the documentation runs, and generated pages are current."""
 
+import configparser
 import doctest
 import importlib
 import pathlib
@@ -48,6 +49,24 @@ def test_readme_output(tmp_path, monkeypatch, capsys):
     exec(compile(block, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["[]", "True"]
+
+
+def test_readme_names_the_versions_that_setup_allows():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    requirements = setup["options"]["install_requires"]
+    bounds = re.findall(r"^([a-z-]+) >=([\d.]+), <([\d.]+)$", requirements, re.M)
+    lowest = {name: low for name, low, _ in bounds}
+    # The last version below the bound, as far as its parts are bounded: 2.21 below 2.22, 2 below 3.
+    newest = {name: re.sub(r"\d+$", lambda m: str(int(m[0]) - 1), end) for name, _, end in bounds}
+    packages = {"TensorFlow": "tensorflow", "Keras": "keras", "LiteRT": "ai-edge-litert"}
+    for title, name in packages.items():
+        assert f"{title} ({lowest[name]} to {newest[name]})" in readme
+    assert lowest["numpy"] == "2.0" and f"NumPy {newest['numpy']} " in readme
+    versions = re.findall(r":: (3\.\d+)$", setup["metadata"]["classifiers"], re.M)
+    assert setup["options"]["python_requires"] == f">={versions[0]}"
+    assert f"Python {', '.join(versions[:-1])} or {versions[-1]} " in readme
 
 
 @pytest.mark.parametrize("page", [*PAGES, "WORKSPACE.md"])

@@ -60,13 +60,17 @@ def test_what_a_layer_writes(scheme, is_cut, is_read_narrow, written):
     assert written_bits(resolve(scheme), is_cut, is_read_narrow) == written
 
 
+def _schemes(graph, scheme):
+    names = [x.name for x in graph.model.inputs] + [x.source.name for x in graph.nodes]
+    return dict.fromkeys(names, scheme)
+
+
 def test_an_operator_that_the_target_does_not_have():
     operators = {name: op for name, op in LITERT.operators.items() if name != "MEAN"}
     kernels = {key: kernel for key, kernel in LITERT.kernels.items() if key[0] != "MEAN"}
     target = dataclasses.replace(LITERT, name="no_mean", operators=operators, kernels=kernels)
     graph = decompose(graphs.read(networks.mobile()))
-    names = [*(x.name for x in graph.model.operations), *graph.owners.values()]
-    plan = Plan(graph, dict.fromkeys(names, "w8a8"), frozenset(), target)
+    plan = Plan(graph, _schemes(graph, "w8a8"), frozenset(), target)
     with pytest.raises(ValueError, match=r"the target 'no_mean'.*operator MEAN it does not have"):
         plan.check_kernels()
 
@@ -98,8 +102,7 @@ def _narrow(is_whole=True):
 
 def test_records_of_a_network():
     graph = decompose(graphs.read(_narrow()))
-    names = [x.name for x in graph.model.operations]
-    plan = Plan(graph, dict.fromkeys([*names, *graph.owners.values()], "w4a4"), frozenset(), LITERT)
+    plan = Plan(graph, _schemes(graph, "w4a4"), frozenset(), LITERT)
     found = {node.layer.name: plan[node] for node in graph.nodes}
     assert found["a"].reads == (4,) and found["a"].writes == 4
     assert found["a"].relu is not None and found["a_relu"].kind is Kind.FUSED

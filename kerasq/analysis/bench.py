@@ -10,7 +10,7 @@ import tensorflow as tf
 from kerasq.analysis.network import Network
 from kerasq.calibration import calibrate as calibration
 from kerasq.calibration.observers import Observer
-from kerasq.litert.runtime import keras_metric
+from kerasq.litert.evaluation import keras_metric
 from kerasq.scheme import resolve
 from kerasq.support.data import batches, labelled_batches
 

@@ -12,6 +12,7 @@ from kerasq.wrappers import QuantizeWrapper
 
 
 def _inner(layer: keras.Layer) -> keras.Layer:
+    """The layer that a wrapper runs; another layer itself."""
     return layer.layer if isinstance(layer, QuantizeWrapper) else layer
 
 
@@ -67,6 +68,7 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         return 0
     op, target = registry.rule(_inner(layer)).operator, _target(layer)
     bits = 4 if target.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8
+    # Half a byte at the end counts as one. Biases are int32 behind int8, int64 behind int16.
     return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)
 
 
@@ -82,6 +84,8 @@ def _code_bits(layer: keras.Layer, scheme: Scheme) -> int:
 
 
 def _channels(layer: keras.Layer) -> int:
+    """The number of output channels, each with a scale and a bias of its own."""
+    # A transposed kernel has its inputs last; that of a depthwise layer has two axes of channels.
     rule, shape = registry.rule(_inner(layer)), kernel_shape(layer) or ()
     return shape[-2] if rule.transposed else math.prod(shape[len(shape) - rule.channels :])
 
@@ -114,6 +118,7 @@ def accumulator_bits(wrapper: KernelWrapper) -> int:
     weights, grid = wrapper.integer_weights(), wrapper.input_grids()[0].numpy()
     codes = weights.codes.numpy().astype(np.int64)
     codes = codes.reshape(-1, codes.shape[-1])
+    # Each product is the largest at one end of the grid: no need to search among inputs.
     ends = [codes * int(q - grid.zero_point) for q in (grid.qmin, grid.qmax)]
     bias = weights.bias.numpy().astype(np.int64)
     greatest = int((np.maximum(*ends).sum(0) + bias).max())

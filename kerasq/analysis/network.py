@@ -33,7 +33,8 @@ class Network:
         self._narrow: dict[int, dict[str, tuple[float, float]]] = {}
         whole = graph.read(model)
         layers = {x.name: x for x in whole.model.operations}
-        self.settled = settled(overrides, layers, whole.parents)
+        models = {x.layer.name: x.source.models for x in whole.nodes}
+        self.settled = settled(overrides, layers, models)
         floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats)
         # By name of a wrapper, the user's layer that it belongs to. Boundaries behind layers that

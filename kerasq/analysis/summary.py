@@ -5,10 +5,10 @@ import dataclasses
 import keras
 
 from kerasq import graph, registry
-from kerasq.analysis import cost
+from kerasq.analysis import cost, memory
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.rule import Output
-from kerasq.scheme import FLOAT_BITS, resolve
+from kerasq.rule import Output, Rule
+from kerasq.scheme import Scheme, resolve
 from kerasq.support import tables
 from kerasq.wrappers import QuantizeWrapper, quantized_by, ranged, require_quantized
 
@@ -88,6 +88,10 @@ class Summary:
         return sum(layer.bit_operations or 0 for layer in self.layers)
 
     def __str__(self) -> str:
+        return "\n".join([tables.plain(self._rows(), left=4), "", self._peak(), *self._remarks()])
+
+    def _rows(self) -> list[list[str]]:
+        """The table: a header, a row for each layer, the totals."""
         header = ["layer", "operator", "scheme", "output", "activation B", "weight B", "MACs"]
         rows = [[*header, "bit-ops", "acc. bound", "acc. bits"]]
         for x in self.layers:
@@ -97,27 +101,26 @@ class Summary:
             widths = (_number(x.accumulator_bound), flag + _number(x.accumulator_bits))
             rows.append([x.name, x.op, x.scheme, shape, *map(_number, numbers), *widths])
         totals = (self.activation_bytes, self.weight_bytes, self.macs, self.bit_operations)
-        rows.append(["total", "", "", "", *map(_number, totals), "", ""])
-        lines = [
-            tables.plain(rows, left=4),
-            "",
-            f"Peak activation memory: {self.peak_activation_bytes:,} bytes a sample.",
-        ]
+        return [*rows, ["total", "", "", "", *map(_number, totals), "", ""]]
+
+    def _peak(self) -> str:
+        peak = f"Peak activation memory: {self.peak_activation_bytes:,} bytes a sample."
         if any(x.scheme == "float" for x in self.layers):
-            lines[-1] += " Float layers add to it: dequantized inputs, and tensors within a layer."
-        few = [x.name for x in self.layers if x.scheme and x.output_bits < 8]
-        if few:
-            lines.append(
-                "Activations of fewer than 8 bits are int8 codes of which so many are in use: "
-                f"{', '.join(few)}."
-            )
-        unknown = [x.name for x in self.layers if x.macs is None]
-        if unknown:
-            lines.append(f"MACs not counted: {', '.join(unknown)}.")
-        flagged = [x.name for x in self.layers if x.overflows]
-        if flagged:
-            lines.append(f"! int32 accumulators can overflow: {', '.join(flagged)}.")
-        return "\n".join(lines)
+            # The file has DEQUANTIZE operators there, which the Keras model has no layers for.
+            peak += " Float layers add to it: dequantized inputs, and tensors within a layer."
+        return peak
+
+    def _remarks(self) -> list[str]:
+        """What the table cannot show of single layers, where there are such."""
+        named = {
+            # Copies would only repeat the layers that they read.
+            "Activations of fewer than 8 bits are int8 codes of which so many are in use": [
+                x.name for x in self.layers if x.scheme and x.output_bits < 8
+            ],
+            "MACs not counted": [x.name for x in self.layers if x.macs is None],
+            "! int32 accumulators can overflow": [x.name for x in self.layers if x.overflows],
+        }
+        return [f"{text}: {', '.join(names)}." for text, names in named.items() if names]
 
 
 def _number(value: int | None) -> str:
@@ -144,76 +147,61 @@ def summary(model: keras.Model) -> Summary:
     """
     require_quantized(model)
     cost.require_known_shapes(model)
-    seen = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
+    # All of them: the width of a layer's sums follows from the range of the layer before it.
+    is_calibrated = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
     calls = graph.calls(model)
     return Summary(
-        layers=tuple(_layer(node, seen) for node in calls),
-        peak_activation_bytes=_peak(model, calls),
+        layers=tuple(_layer(node, is_calibrated) for node in calls),
+        peak_activation_bytes=memory.peak(model, calls),
     )
 
 
-def _layer(node: graph.Node, seen: bool) -> LayerSummary:
+def _layer(node: graph.Node, is_calibrated: bool) -> LayerSummary:
+    """The costs of one call."""
     layer, source = node.layer, quantized_by(node.outputs[0])
     name = "float" if source is None else source.scheme
-    scheme = resolve(name)
-    is_wrapped = isinstance(layer, QuantizeWrapper)
-    rule = layer.rule if is_wrapped else registry.find(layer)
-    copies = registry.copies(layer)
-    kernel = layer if isinstance(layer, KernelWrapper) else None
-    known = rule is not None and rule.output not in (Output.FLOAT, Output.DECOMPOSED)
+    is_copy = registry.copies(layer)
     return LayerSummary(
         name=node.name,
-        op=rule.op if rule is not None and (is_wrapped or copies) else type(layer).__name__,
-        scheme="" if copies else name,
+        op=_operator(layer),
+        scheme="" if is_copy else name,  # Values that only move are not computed at a width.
         shape=tuple(node.outputs[0].shape[1:]),
-        output_bits=_width(node),
-        activation_bytes=0 if _is_alias(layer) else _bytes(node),
-        weight_bytes=cost.weight_bytes(layer, scheme),
-        macs=cost.macs(layer) if known else None,
-        bit_operations=cost.bit_operations(layer, scheme) if known else None,
-        accumulator_bound=kernel and cost.accumulator_bound(kernel, scheme),
-        accumulator_bits=cost.accumulator_bits(kernel) if kernel and seen else None,
-        accumulator_limit=kernel and kernel.target.limits.accumulator_bits[scheme.code_bits],
+        output_bits=memory.output_bits(node),
+        activation_bytes=memory.output_bytes(node),
+        weight_bytes=cost.weight_bytes(layer, resolve(name)),
+        **_operations(layer, resolve(name)),
+        **_accumulators(layer, resolve(name), is_calibrated),
     )
 
 
-def _width(node: graph.Node) -> int:
-    """Bits of what a call returns; copies have those of what they read."""
-    source = quantized_by(node.outputs[0])
-    return FLOAT_BITS if source is None else source.output_bits
+def _rule(layer: keras.Layer) -> Rule | None:
+    """The row of a layer; of a wrapper its own, as boundaries stand for no layer of Keras."""
+    return layer.rule if isinstance(layer, QuantizeWrapper) else registry.find(layer)
 
 
-def _bytes(node: graph.Node) -> int:
-    """Bytes of what a call returns."""
-    return sum(cost.activation_bytes(y, _width(node)) for y in node.outputs)
+def _operator(layer: keras.Layer) -> str:
+    """The operator that computes a layer; the class of one that stays float."""
+    rule = _rule(layer)
+    # Float layers become what the converter chooses, often several operators.
+    is_integer = isinstance(layer, QuantizeWrapper) or registry.copies(layer)
+    return rule.op if rule is not None and is_integer else type(layer).__name__
 
 
-def _is_alias(layer: keras.Layer) -> bool:
-    """Whether the output is the input's memory: reshapes, and what is dropped."""
-    return registry.copies(layer) and registry.rule(layer).operators in ((), ("RESHAPE",))
+def _operations(layer: keras.Layer, scheme: Scheme) -> dict[str, int | None]:
+    """MACs and bit-operations; None where the rule does not say what a layer multiplies."""
+    rule = _rule(layer)
+    if rule is None or rule.output in (Output.FLOAT, Output.DECOMPOSED):
+        return {"macs": None, "bit_operations": None}
+    return {"macs": cost.macs(layer), "bit_operations": cost.bit_operations(layer, scheme)}
 
 
-def _peak(model: keras.Model, calls: list[graph.Node]) -> int:
-    """The most bytes alive at once, in the order of the calls."""
-
-    def memory(tensor: keras.KerasTensor) -> int:
-        """The id of the tensor whose memory this one is: the first of a call's outputs."""
-        layer, inputs = graph.origin(tensor)
-        if inputs and _is_alias(layer):
-            return memory(inputs[0])
-        return id(graph.call_of(tensor).outputs[0])
-
-    size = {id(node.outputs[0]): _bytes(node) for node in calls if not _is_alias(node.layer)}
-    last = {}
-    for step, node in enumerate(calls):
-        for x in node.inputs:
-            last[memory(x)] = step
-        last.setdefault(memory(node.outputs[0]), step)
-    for y in model.outputs:
-        last[memory(y)] = len(calls)
-    peak, alive = 0, set()
-    for step, node in enumerate(calls):
-        alive.add(memory(node.outputs[0]))
-        peak = max(peak, sum(size.get(tensor, 0) for tensor in alive))
-        alive = {tensor for tensor in alive if last[tensor] > step}
-    return peak
+def _accumulators(layer: keras.Layer, scheme: Scheme, is_calibrated: bool) -> dict[str, int | None]:
+    """Bound, need and limit of the accumulators of a layer with a kernel."""
+    if not isinstance(layer, KernelWrapper):
+        return dict.fromkeys(("accumulator_bound", "accumulator_bits", "accumulator_limit"))
+    return {
+        "accumulator_bound": cost.accumulator_bound(layer, scheme),
+        "accumulator_bits": cost.accumulator_bits(layer) if is_calibrated else None,
+        # To kernels, activations of few bits are int8 codes.
+        "accumulator_limit": layer.target.limits.accumulator_bits[scheme.code_bits],
+    }

@@ -1,14 +1,14 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
 from kerasq.graph.copies import copy_built, copy_call, copy_layer
-from kerasq.graph.node import Graph, Node, between, call_of, calls, origin, symbolic, tensor_name
+from kerasq.graph.node import Graph, Node, Source, call_of, calls, origin, symbolic, tensor_name
 from kerasq.graph.reading import read
-from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run
+from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run, transform
 
 __all__ = [
     "Graph",
     "Node",
-    "between",
+    "Source",
     "call_of",
     "calls",
     "compute",
@@ -23,4 +23,5 @@ __all__ = [
     "run",
     "symbolic",
     "tensor_name",
+    "transform",
 ]

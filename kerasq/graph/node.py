@@ -9,6 +9,32 @@ from typing import Any
 import keras
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a call keeps of the user's layer that it stands for, whatever passes make of it.
+
+    Attributes:
+        name: that of the user's layer, of which this is a call, or a part of one.
+        weights_of: name of the layer whose weights it has: its own, or the one that stands for the
+            first call of the same user's layer.
+        models: the nested models that the user's layer is in, from the outermost.
+        training_dtype: what the user's layer computes in: "float32", or what its policy of mixed
+            precision says.
+        reads_mask: whether it reads a mask, which Keras passes beside the tensors.
+        refusal: why the user's layer could not be opened; "" where it could, or is to stay closed.
+        gain: the unit that its kernel is trained in: 1, unless a BatchNormalization was folded
+            into it (`kerasq.prepare.batch_norm`).
+    """
+
+    name: str
+    weights_of: str
+    models: tuple[keras.Layer, ...] = ()
+    training_dtype: str = "float32"
+    reads_mask: bool = False
+    refusal: str = ""
+    gain: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """One call of a layer, or of an operation of `keras.ops`.
@@ -18,12 +44,15 @@ class Node:
         args: positional arguments of the call, tensors among them.
         kwargs: keyword arguments of the call.
         output: what the call returned.
+        source: what it stands for in the user's model; in a graph that no pass has been over,
+            such as that of a quantized model, its own layer.
     """
 
     layer: keras.Layer
     args: tuple
     kwargs: dict
     output: Any
+    source: Source
 
     @property
     def name(self) -> str:
@@ -47,27 +76,11 @@ class Graph:
 
     Attributes:
         model: the copy.
-        nodes: the calls.
-        owners: by name of a layer, that of the user's layer which it is a part or a call of.
-        leaders: by name of a layer, that of the first one it shares its weights with: itself,
-            unless it stands for a further call.
-        parents: by name of a layer, the models that it was in, from the outermost.
-        mixed: by name of a layer of mixed precision, the type that it computed in.
-        refused: by name of a layer that could not be opened, the reason.
-        masked: names of layers that read a mask, which Keras passes beside the tensors.
-        gains: by name of a layer into whose kernel a BatchNormalization was folded, the unit that
-            the kernel is trained in.
+        nodes: the calls, each of a layer of its own.
     """
 
     model: keras.Model
     nodes: list[Node]
-    owners: dict[str, str]
-    leaders: dict[str, str]
-    parents: dict[str, tuple[keras.Layer, ...]]
-    mixed: dict[str, str]
-    refused: dict[str, str]
-    masked: set[str]
-    gains: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:
@@ -111,13 +124,21 @@ def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTens
     return operation, list(operation._inbound_nodes[call].input_tensors)
 
 
-def between(inputs: set[int], outputs: Any) -> list[keras.Layer]:
-    """The layers that lead from tensors, given by id, to `outputs`."""
-    found = []
+def between(inputs: Any, outputs: Any) -> list[Node]:
+    """The calls that lead from the tensors `inputs` to `outputs`, in topological order."""
+    found: list[Node] = []
+    known = {id(x) for x in symbolic(inputs)}
+
+    def visit(tensor: keras.KerasTensor) -> None:
+        if id(tensor) not in known:
+            node = call_of(tensor)
+            known.update(map(id, node.outputs))
+            for x in node.inputs:
+                visit(x)
+            found.append(node)
+
     for tensor in symbolic(outputs):
-        if id(tensor) not in inputs:
-            layer, sources = origin(tensor)
-            found += [layer, *between(inputs, sources)]
+        visit(tensor)
     return found
 
 
@@ -148,4 +169,5 @@ def call_of(tensor: keras.KerasTensor) -> Node:
     operation, call, _ = tensor._keras_history
     node = operation._inbound_nodes[call]
     output = node.outputs[0] if len(node.outputs) == 1 else list(node.outputs)
-    return Node(operation, tuple(node.arguments.args), dict(node.arguments.kwargs), output)
+    source = Source(name=operation.name, weights_of=operation.name)
+    return Node(operation, tuple(node.arguments.args), dict(node.arguments.kwargs), output, source)

@@ -9,7 +9,7 @@ import keras
 
 from kerasq.graph.copies import copy_layer, set_weights
 from kerasq.graph.functional import check, opened, tensors_of
-from kerasq.graph.node import Graph, Node, distinct_name, symbolic
+from kerasq.graph.node import Graph, Node, Source, distinct_name, symbolic
 
 
 def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None) -> Graph:
@@ -17,8 +17,8 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
 
     Nested models are opened: their layers become the graph's own. Where layers have one name, that
     of an inner one gets the name of its model in front. Each call of a layer that is called more
-    than once has a copy of its own, the second "<name>_2", led by the first. Layers of mixed
-    precision compute in float32 in the copy.
+    than once has a copy of its own, the second "<name>_2". Layers of mixed precision compute in
+    float32 in the copy. What else the copies do not show is in `Node.source`.
 
     Args:
         model: a built Sequential or Functional model, or a subclassed one whose `call` runs on
@@ -38,21 +38,7 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
             functional.input,
         )
         outputs = reading.inline(functional, inputs)
-    mixed = {x.layer.name: x.layer.compute_dtype for x in reading.nodes if _is_mixed(x.layer)}
-    for node in reading.nodes:
-        if node.layer.name in mixed:
-            node.layer.dtype_policy = "float32"
-    copy = keras.Model(inputs, outputs, name=model.name)
-    return Graph(
-        model=copy,
-        nodes=reading.nodes,
-        owners=reading.owners,
-        leaders=reading.owners,
-        parents=reading.parents,
-        mixed=mixed,
-        refused=reading.refused,
-        masked=reading.masked,
-    )
+    return Graph(keras.Model(inputs, outputs, name=model.name), reading.nodes)
 
 
 class _Reading:
@@ -60,13 +46,9 @@ class _Reading:
 
     def __init__(self, closed: Callable[[keras.Layer], bool]) -> None:
         self.nodes: list[Node] = []
-        self.owners: dict[str, str] = {}
-        self.parents: dict[str, tuple[keras.Layer, ...]] = {}
         self._closed = closed
         self._open: list[keras.Layer] = []
         self._first: dict[int, str] = {}  # by id of a layer, the name of its first copy
-        self.refused: dict[str, str] = {}
-        self.masked: set[str] = set()
         self._names: set[str] = set()
         self._reserved: set[int] = set()
 
@@ -109,17 +91,23 @@ class _Reading:
                     output = self.inline(functional, inputs, kwargs.get("training"))
                     self._open.pop()
                     return output
-        name = self._name(operation)
-        if refusal:
-            self.refused[name] = refusal
-        layer = copy_layer(operation, name=name)
+        layer = copy_layer(operation, name=self._name(operation))
+        first = self._first.setdefault(id(operation), layer.name)
         args, kwargs = _positional(operation, args, kwargs)
-        if any(getattr(x, "_keras_mask", None) is not None for x in symbolic((args, kwargs))):
-            self.masked.add(name)
+        masks = [getattr(x, "_keras_mask", None) for x in symbolic((args, kwargs))]
+        source = Source(
+            name=first,
+            weights_of=first,
+            models=tuple(self._open),
+            training_dtype=layer.compute_dtype if _is_mixed(layer) else "float32",
+            reads_mask=any(mask is not None for mask in masks),
+            refusal=refusal,
+        )
+        if _is_mixed(layer):
+            layer.dtype_policy = "float32"
         output = layer(*args, **kwargs)
         set_weights(layer, operation)
-        self.nodes.append(Node(layer, args, kwargs, output))
-        self.parents[name] = tuple(self._open)
+        self.nodes.append(Node(layer, args, kwargs, output, source))
         return output
 
     def _name(self, operation: Any) -> str:
@@ -130,7 +118,6 @@ class _Reading:
             if name in self._names:
                 name = f"{self._open[-1].name}_{name}"
             name = distinct_name(name, self._names)
-        self.owners[name] = self._first.setdefault(id(operation), name)
         self._names.add(name)
         return name
 

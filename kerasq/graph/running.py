@@ -1,12 +1,14 @@
 """Replaying a graph: on symbolic tensors, which builds a model, or on values."""
 
+import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kerasq.graph.node import Graph, Node, calls
+from kerasq.graph.node import Graph, Node, Source, between, calls
 
 
 def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
@@ -27,6 +29,38 @@ def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
         compute(node, mapped, call)
     outputs = keras.tree.map_structure(move, graph.model.output)
     return keras.Model(inputs, outputs, name=graph.model.name)
+
+
+def transform(
+    graph: Graph,
+    call: Callable[..., Any],
+    source: Callable[[Node], Source] = operator.attrgetter("source"),
+) -> Graph:
+    """The graph of what `call(node, *args, **kwargs)` makes of each node, as in `rewrite`.
+
+    Args:
+        graph: the graph; it is not changed.
+        call: calls new layers on the arguments that it gets, and returns the last one's output.
+        source: the record that the new calls get, but for whose weights they have.
+    """
+    nodes: list[Node] = []
+    first: dict[str, list[str]] = {}  # by `weights_of` of an old call, the layers of its first one
+
+    def record(node: Node, *args: Any, **kwargs: Any) -> Any:
+        output = call(node, *args, **kwargs)
+        made = between((args, kwargs), output)
+        names = owners = [new.layer.name for new in made]
+        # What a layer without weights becomes may have constant ones, such as Rescaling: nothing
+        # is trained there, so each call has its own.
+        if getattr(node.layer, "weights", None):
+            owners = first.setdefault(node.source.weights_of, names)
+        nodes.extend(
+            dataclasses.replace(new, source=dataclasses.replace(source(node), weights_of=owner))
+            for new, owner in zip(made, owners, strict=True)
+        )
+        return output
+
+    return Graph(rewrite(graph, record), nodes)
 
 
 def is_symbolic() -> bool:

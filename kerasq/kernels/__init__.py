@@ -11,7 +11,6 @@ Which function an operator runs on at which width is the target's to say (`keras
 
 from kerasq.kernels.accumulators import IntegerWeights, accumulate
 from kerasq.kernels.codes import centre, clip, quantize, quantize_weights
-from kerasq.kernels.int8 import lookup_table
 from kerasq.kernels.kernel import AccumulatorKernel, Kernel
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "accumulate",
     "centre",
     "clip",
-    "lookup_table",
     "quantize",
     "quantize_weights",
 ]

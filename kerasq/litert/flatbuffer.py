@@ -24,6 +24,7 @@ NUMPY_TYPES = {
     Type.INT64: np.int64,
     Type.BOOL: np.bool_,
 }
+# Of the two types that NumPy holds as int8 the later one wins: arrays are stored as INT8.
 _TYPES = {np.dtype(value): key for key, value in NUMPY_TYPES.items()}
 _BITS = {Type.INT4: 4, Type.INT8: 8, Type.UINT8: 8}
 _TYPE_NAMES = {code: name.lower() for name, code in vars(Type).items() if name[0] != "_"}
@@ -75,14 +76,18 @@ def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
 
 def pack(codes: np.ndarray) -> np.ndarray:
     """Four-bit codes two in a byte, the first in the lower half, as LiteRT reads INT4."""
-    flat = np.append(codes.ravel(), np.zeros(codes.size % 2, np.int8)).astype(np.uint8) & 15
-    return flat[0::2] | flat[1::2] << 4
+    # An odd number of codes leaves half a byte over.
+    even = np.append(codes.ravel(), np.zeros(codes.size % 2, np.int8))
+    # In two's complement the lower half of a negative code says all of it.
+    halves = even.astype(np.uint8) & 15
+    return halves[0::2] | halves[1::2] << 4
 
 
 def unpack(content: bytes, count: int) -> np.ndarray:
     """What `pack` packed, as int8."""
     packed: np.ndarray = np.frombuffer(content, np.uint8)
-    codes = np.stack([packed & 15, packed >> 4], -1).ravel()[:count].astype(np.int8)
+    halves = np.stack([packed & 15, packed >> 4], -1).ravel()
+    codes = halves[:count].astype(np.int8)
     return np.where(codes > 7, codes - 16, codes).astype(np.int8)
 
 
@@ -107,13 +112,15 @@ def new_tensor(
     tensor.name = name.encode()
     tensor.shape = np.asarray(shape, np.int32)
     tensor.type = _TYPES[np.dtype(dtype)]
+    # The shape of a scalar is empty, as is one that is not known: this tells them apart.
     tensor.hasRank = True
+    # Buffer 0 is that of tensors without data, by the schema's convention.
     tensor.buffer = 0
     if grid is not None:
         set_grid(tensor, grid)
     if values is not None:
         buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values, dtype).tobytes(), np.uint8)
+        buffer.data = np.frombuffer(np.asarray(values, dtype).tobytes(), np.uint8)
         model.buffers.append(buffer)
         tensor.buffer = len(model.buffers) - 1
     tensors = model.subgraphs[0].tensors
@@ -140,10 +147,12 @@ def grid_of(tensor: schema.TensorT) -> Grid | None:
     parameters = tensor.quantization
     if parameters is None or parameters.scale is None or len(parameters.scale) == 0:
         return None
+    # Grids have 16 bits at most: of a bias, which is int32, only scale and axis are meant.
     bits = _BITS.get(tensor.type, 16)
     offset = 2 ** (bits - 1) if tensor.type in (Type.UINT8, Type.UINT16) else 0
     scale = np.asarray(parameters.scale, np.float32)
     zero_point = np.asarray(parameters.zeroPoint, np.int64).astype(np.int32) - offset
+    # A file does not tell a tensor of one channel from one without channels.
     if len(scale) == 1:
         return Grid(scale=scale[0], zero_point=zero_point[0], bits=bits)
     return Grid(scale=scale, zero_point=zero_point, bits=bits, axis=parameters.quantizedDimension)
@@ -180,6 +189,7 @@ def code_index(model: schema.ModelT, code: int, version: int) -> int:
             return index
     entry = schema.OperatorCodeT()
     entry.builtinCode, entry.version = code, version
+    # Runtimes from before this field grew to 32 bits read the old one, which has 8.
     entry.deprecatedBuiltinCode = min(code, Op.PLACEHOLDER_FOR_GREATER_OP_CODES)
     model.operatorCodes.append(entry)
     return len(model.operatorCodes) - 1
@@ -192,35 +202,55 @@ def prune(model: schema.ModelT) -> None:
 
     Constants of equal bytes, such as the kernel of a layer that is called twice, become one buffer.
     """
+    _prune_tensors(model)
+    _prune_operator_codes(model)
+    # Behind the tensors, since constants that only dropped ones had are dropped with them.
+    _prune_buffers(model)
+    # Its min_runtime_version is that of the float model, not of the operators that are here now.
+    model.metadata = []
+
+
+def _prune_tensors(model: schema.ModelT) -> None:
+    """Drops tensors of the first subgraph that are no end of it or of an operator."""
     graph = model.subgraphs[0]
     used = {*graph.inputs, *graph.outputs}
     for op in graph.operators:
         used.update(op.inputs, op.outputs)
     kept = sorted(int(i) for i in used if i >= 0)
+    # -1 stands for an optional input that is absent, and must stay in its place.
     place = {old: new for new, old in enumerate(kept)} | {-1: -1}
     graph.tensors = [graph.tensors[i] for i in kept]
-    graph.inputs, graph.outputs = (
-        np.array([place[int(i)] for i in ends], np.int32) for ends in (graph.inputs, graph.outputs)
-    )
-    for op in graph.operators:
-        op.inputs = np.array([place[int(i)] for i in op.inputs], np.int32)
-        op.outputs = np.array([place[int(i)] for i in op.outputs], np.int32)
-    ops = [op for subgraph in model.subgraphs for op in subgraph.operators]
-    codes = sorted({op.opcodeIndex for op in ops})
-    for op in ops:
-        op.opcodeIndex = codes.index(op.opcodeIndex)
-    model.operatorCodes = [model.operatorCodes[i] for i in codes]
+    for ends in (graph, *graph.operators):
+        ends.inputs = _renumbered(ends.inputs, place)
+        ends.outputs = _renumbered(ends.outputs, place)
     for signature in model.signatureDefs:
         for end in (*signature.inputs, *signature.outputs):
             end.tensorIndex = place[end.tensorIndex]
-    first: dict[bytes, int] = {}
+
+
+def _renumbered(indices: Any, place: dict[int, int]) -> np.ndarray:
+    return np.array([place[int(i)] for i in indices], np.int32)
+
+
+def _prune_operator_codes(model: schema.ModelT) -> None:
+    """Drops operator codes that no operator of any subgraph has: the table is the file's."""
+    ops = [op for subgraph in model.subgraphs for op in subgraph.operators]
+    kept = sorted({op.opcodeIndex for op in ops})
+    for op in ops:
+        op.opcodeIndex = kept.index(op.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[i] for i in kept]
+
+
+def _prune_buffers(model: schema.ModelT) -> None:
+    """Makes one buffer of constants that are equal, and drops those without a tensor."""
     tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    first: dict[bytes, int] = {}
     for tensor in tensors:
         data = model.buffers[tensor.buffer].data
         if data is not None and len(data):
             tensor.buffer = first.setdefault(bytes(data), tensor.buffer)
-    buffers = sorted({0, *(tensor.buffer for tensor in tensors)})
+    # The schema keeps buffer 0 for tensors without data, so it stays, and stays empty.
+    kept = sorted({0, *(tensor.buffer for tensor in tensors)})
     for tensor in tensors:
-        tensor.buffer = buffers.index(tensor.buffer)
-    model.buffers = [model.buffers[i] for i in buffers]
-    model.metadata = []
+        tensor.buffer = kept.index(tensor.buffer)
+    model.buffers = [model.buffers[i] for i in kept]

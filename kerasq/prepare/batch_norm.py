@@ -31,10 +31,10 @@ def pairs(graph: graphs.Graph) -> list[tuple[graphs.Node, graphs.Node]]:
         ):
             found.append((node, after))
     norms: dict[str, set] = {}
-    behind = {id(node): graph.leaders[after.layer.name] for node, after in found}
+    behind = {id(node): after.source.weights_of for node, after in found}
     for node in graph.nodes:
-        norms.setdefault(graph.leaders[node.layer.name], set()).add(behind.get(id(node)))
-    return [pair for pair in found if len(norms[graph.leaders[pair[0].layer.name]]) == 1]
+        norms.setdefault(node.source.weights_of, set()).add(behind.get(id(node)))
+    return [pair for pair in found if len(norms[pair[0].source.weights_of]) == 1]
 
 
 def gain_and_bias(
@@ -60,8 +60,8 @@ def gain_and_bias(
 def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Graph:
     """Returns an equal graph in which each BatchNormalization is part of the kernel before it.
 
-    The layer before it gets a bias, and the kernel that counts in inference. `Graph.gains` has, by
-    name of a layer, the unit to train that kernel in: see `_unit`.
+    The layer before it gets a bias, and the kernel that counts in inference. `Source.gain` of its
+    calls is the unit to train that kernel in: see `_unit`.
 
     Args:
         graph: the graph; it is not changed.
@@ -69,21 +69,20 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
     """
     norms = {id(node): norm for node, norm in pairs(graph) if node.layer.name not in keep}
     folded = {id(norm) for norm in norms.values()}
-    gains: dict[str, float] = {}
 
     def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         if id(node) in folded:
             return args[0]
         if id(node) not in norms:
             return graphs.copy_call(node.layer, *args, **kwargs)
-        norm = norms[id(node)].layer
-        gains[graph.leaders[node.layer.name]] = _unit(node.layer, norm)
-        return _folded(node.layer, norm)(*args, **kwargs)
+        return _folded(node.layer, norms[id(node)].layer)(*args, **kwargs)
 
-    new = graphs.read(graphs.rewrite(graph, call))
-    return dataclasses.replace(
-        new, owners=graph.owners, leaders=graph.leaders, mixed=graph.mixed, gains=gains
-    )
+    def source(node: graphs.Node) -> graphs.Source:
+        if id(node) not in norms:
+            return node.source
+        return dataclasses.replace(node.source, gain=_unit(node.layer, norms[id(node)].layer))
+
+    return graphs.transform(graph, call, source)
 
 
 def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.Layer:

@@ -1,6 +1,5 @@
 """One operation a layer: what stands for several integer kernels becomes several layers."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -55,27 +54,10 @@ class _Decomposition:
         self.keep = keep
         self.alone = alone
         self.names: set[str] = set()
-        self.owners: dict[str, str] = {}
-        self.leaders: dict[str, str] = {}
-        self.parts: dict[str, list[str]] = {}  # by name of a layer that leads others
 
     def run(self) -> graphs.Graph:
         """The new graph."""
-        new = graphs.read(graphs.rewrite(self.graph, self._call))
-        return dataclasses.replace(
-            new, owners=self.owners, leaders=self.leaders, mixed=self.graph.mixed
-        )
-
-    def _call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
-        before = {id(x) for x in graphs.symbolic((args, kwargs))}
-        output = self._replace(node, *args, **kwargs)
-        names = [layer.name for layer in graphs.between(before, output)]
-        self.owners.update(dict.fromkeys(names, self.graph.owners[node.layer.name]))
-        first = names
-        if getattr(node.layer, "weights", None):
-            first = self.parts.setdefault(self.graph.leaders[node.layer.name], names)
-        self.leaders.update(zip(names, first, strict=True))
-        return output
+        return graphs.transform(self.graph, self._replace)
 
     def _replace(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer

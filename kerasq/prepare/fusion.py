@@ -66,7 +66,7 @@ def _relu_behind(
         return None
     if rule is None or rule.output != Output.LEARNED or registry.relu_limit(node.layer)[0]:
         return None
-    scheme = schemes.get(graph.owners.get(node.layer.name, node.layer.name))
+    scheme = schemes.get(node.source.name)
     has_clamp = scheme is None or resolve(scheme).activation_bits in (8, FLOAT_BITS)
     is_plain = registry.activation_name(node.layer) in ("linear", "elu")
     return relu if is_plain and (fuses_relu(rule.operator) or has_clamp) else None

@@ -53,17 +53,18 @@ class ActivationQuantizer(keras.layers.Layer):
 
     Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
     estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
-    al. 2018), to which "lsq" adds the rounding error inside (Esser et al. 2020, equation 3). The
-    formulas are at `kerasq.fake_quant.fake_quant`.
+    al. 2018, equation 3), to which "lsq" adds the rounding error inside (Esser et al. 2020, section
+    2.1). The formulas are at `kerasq.fake_quant.fake_quant`.
 
     Args:
         bits: width; below 8 the grid is that many levels of int8 codes.
         relu: whether the tensor is behind a ReLU. An asymmetric range then starts at 0.0 and its
             clamp is the ReLU: there is no `range_min`, and no op for the ReLU.
         limit: what the upper end may not exceed: `max_value` of the ReLU.
-        range_gradient: "lsq", "clip", "none" (the range then follows a moving average while
-            training, until `trainable = False`) or "fixed" (nothing moves it after the first
-            batches: the range of a model's input is a convention with whoever feeds it).
+        range_gradient: "lsq", "clip", or "none": the range then follows a moving average while
+            training, until `trainable = False`.
+        is_input: whether the tensor is an input of the model, whose range is a convention with
+            whoever feeds it: nothing moves it after the first batches.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ActivationQuantizer(keras.layers.Layer):
         relu: bool = False,
         limit: float | None = None,
         range_gradient: str = "lsq",
+        is_input: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,11 +81,13 @@ class ActivationQuantizer(keras.layers.Layer):
         self.relu = relu
         self.limit = limit
         self.range_gradient = range_gradient
-        self.fixed = False  # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
+        self.is_input = is_input
+        # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
+        self.fixed = False
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the range variables."""
-        learned = self.range_gradient in ("lsq", "clip")
+        learned = self._gradient() != "none"
         self.range_min = None
         if not self.relu and not self.symmetric:
             self.range_min = self._scalar("range_min", learned, AtMostZero())
@@ -97,7 +101,9 @@ class ActivationQuantizer(keras.layers.Layer):
             initializer="zeros",
             trainable=trainable,
             constraint=constraint,
+            # Replicas see other batches: between them the range is their mean.
             aggregation="mean",
+            # Under a policy of mixed precision, bfloat16 could not hold it exactly.
             autocast=False,
         )
 
@@ -109,7 +115,16 @@ class ActivationQuantizer(keras.layers.Layer):
             "relu": self.relu,
             "limit": self.limit,
             "range_gradient": self.range_gradient,
+            "is_input": self.is_input,
         }
+
+    def _gradient(self) -> str:
+        """How the range learns; that of an input does not."""
+        return "none" if self.is_input else self.range_gradient
+
+    def _averages(self) -> bool:
+        """Whether the range follows a moving average behind the first batches."""
+        return self.range_gradient == "none" and self.trainable and not self.is_input
 
     @property
     def symmetric(self) -> bool:
@@ -127,6 +142,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
+        # The device has no integers of 2 to 7 bits: such codes are some of int8's.
         levels = 2**self.bits if self.bits < 8 else None
         return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
 
@@ -149,10 +165,11 @@ class ActivationQuantizer(keras.layers.Layer):
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range towards that of a batch.
 
-        The mean over the first batches; then, with "none", an exponential average.
+        To the mean over the first batches; then, if at all, by an exponential average.
         """
         seen = self.batches_seen.value
-        floor = MOVING_RATE if self.range_gradient == "none" and self.trainable else 0.0
+        # 1 / (n + 1) makes a running mean of batches, a constant rate an exponential one.
+        floor = MOVING_RATE if self._averages() else 0.0
         rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
         low, high = self.range()
         if self.symmetric:
@@ -180,6 +197,8 @@ class ActivationQuantizer(keras.layers.Layer):
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Fake-quantized values; in training, the first batches also set the range."""
         if training and self._follows():
+            # In a stateless call assigned values stay tensors: without the stop, gradients of the
+            # range would flow on into the batch.
             self._follow(tf.stop_gradient(x))
         return self.fake_quant(x)
 
@@ -190,11 +209,8 @@ class ActivationQuantizer(keras.layers.Layer):
         """
         if self.fixed:
             return False
-        if self.range_gradient == "none" and self.trainable:
-            return True
-        return (
-            not isinstance(self.batches_seen.value, tf.Variable) or self._batches() < FIRST_BATCHES
-        )
+        is_known = isinstance(self.batches_seen.value, tf.Variable)
+        return self._averages() or not is_known or self._batches() < FIRST_BATCHES
 
     def has_seen_data(self) -> bool:
         """Whether the range means something: known when a function is traced.
@@ -207,22 +223,27 @@ class ActivationQuantizer(keras.layers.Layer):
     def _batches(self) -> float:
         """The value of `batches_seen`, also while a function is traced."""
         strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
+        # Outside of the function that is traced, where a variable of all replicas is one of each.
         with tf.init_scope():
             return float(strategy.experimental_local_results(variable)[0])
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""
+        # A range that starts at 0 cuts as the ReLU does; a symmetric one goes below.
         if self.symmetric:
             x = self.clamp(x)
         low, high = self.range()
+        # LSQ counts the values of a sample, whatever the batch is; sizes may be unknown.
         count = math.prod(x.shape[1:]) if None not in x.shape[1:] else 1
         return fake_quant.fake_quant(
-            x, low, high, bits=self.bits, gradient=self.range_gradient, count=count
+            x, low, high, bits=self.bits, gradient=self._gradient(), count=count
         )
 
 
 def project(value: tf.Tensor, constraint: keras.constraints.Constraint) -> tf.Tensor:
     """A variable's value as its constraint allows it; the gradient is the variable's own."""
+    # Keras applies constraints behind steps, not to first values. Beyond a limit the constraint's
+    # own gradient is 0: a variable there would never come back.
     value = tf.convert_to_tensor(value)
     return fake_quant.straight_through(value, constraint(value))
 

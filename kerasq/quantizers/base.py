@@ -67,6 +67,7 @@ class WeightQuantizer(keras.layers.Layer):
             kernel: returns the float kernel, `(..., channels)`, when a variable is initialized.
         """
         del kernel
+        # Nobody calls this layer, and Keras loads no variables into one that is not built.
         self.built = True
 
     def parameter(
@@ -76,8 +77,11 @@ class WeightQuantizer(keras.layers.Layer):
         return self.add_weight(
             name=name,
             shape=shape,
+            # Keras says which shape and type it wants, which the value has anyway.
             initializer=lambda *_, **__: value(),
+            # Replicas see other gradients: between them the value is their mean.
             aggregation="mean",
+            # Under a policy of mixed precision, bfloat16 could not hold it exactly.
             autocast=False,
             **options,
         )
@@ -95,6 +99,7 @@ class WeightQuantizer(keras.layers.Layer):
 
     def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
         """`gain * scale * codes`, same shape, with the gradient of `gain * smooth(kernel)`."""
+        # No gradient comes back to codes and scale: they may take any means and signs.
         exact = self.codes(kernel) * self.scale(kernel)
         return gain * fake_quant.straight_through(self.smooth(kernel), exact)
 
@@ -118,13 +123,16 @@ class WeightQuantizer(keras.layers.Layer):
             least: no scale is below it, `(channels,)`; codes are rounded again where one would be.
         """
         own = self.scale(kernel) * tf.abs(gain)
+        # Nor may it be 0, as it would be where a BatchNormalization has switched a channel off.
+        least = tf.maximum(least, NARROWEST / 127)
         grid = Grid(
-            scale=tf.maximum(tf.maximum(own, least), NARROWEST / 127),
+            scale=tf.maximum(own, least),
             zero_point=tf.zeros_like(own),
             bits=self.code_bits,
             narrow=True,
             axis=-1,
         )
+        # 1 in nearly all channels. In float64, whose quotients no graph optimizer rearranges.
         ratio = tf.cast(own, tf.float64) / tf.cast(grid.scale, tf.float64)
         codes = tf.cast(self.codes(kernel) * tf.sign(gain), tf.float64)
         return kernels.clip(tf.round(codes * ratio), grid), grid

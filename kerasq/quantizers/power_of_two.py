@@ -26,8 +26,8 @@ class PowerOfTwo(WeightQuantizer):
     The scale is 2^(n1 - 6), so that all of them, and what is not frozen yet, are int8 codes. int8
     holds seven exponents, 2^0 to 2^6, so that at 5 bits the smallest of INQ's eight is left out.
 
-    dL/dw = g, the incoming gradient, for weights that are free, and 0 for frozen ones (section 3.2,
-    the mask T). There is no range that learns.
+    dL/dw = g, the incoming gradient, for weights that are free (straight-through), and 0 for frozen
+    ones. There is no range that learns.
     """
 
     widths = range(2, 6)
@@ -38,7 +38,7 @@ class PowerOfTwo(WeightQuantizer):
         return 8
 
     def start(self, kernel: Callable[[], tf.Tensor]) -> None:
-        """Creates `exponent`, n1 of each channel, and `frozen`, the codes that are settled."""
+        """Creates `exponent`, n1 of each channel, and `frozen`, the codes that stay."""
         shape = kernel().shape
         self.exponent = self.parameter(
             "exponent", shape[-1:], value=lambda: highest_exponent(kernel()), trainable=False
@@ -55,7 +55,7 @@ class PowerOfTwo(WeightQuantizer):
         return _power(self.exponent.value - (_EXPONENTS - 1))
 
     def is_frozen(self) -> tf.Tensor:
-        """Which weights are settled."""
+        """Which weights stay at a power of two."""
         return self.frozen.value != FREE
 
     def powers(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -63,22 +63,23 @@ class PowerOfTwo(WeightQuantizer):
         size = tf.abs(kernel) / self.scale(kernel)
         span = min(2 ** (self.bits - 2), _EXPONENTS)
         lowest = _EXPONENTS - span
+        # 3/4 2^n <= size < 3/2 2^n means n <= log2(size / 0.75) < n + 1; 0 has no logarithm.
         exponent = _floor_log2(tf.maximum(size, 1e-30) / 0.75)
         exponent = tf.clip_by_value(exponent, float(lowest), float(_EXPONENTS - 1))
         codes = tf.where(size < 2.0**lowest / 2, 0.0, _power(exponent))
         return tf.sign(kernel) * codes
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
-        """What is settled, and the nearest int8 code of the rest."""
+        """What is frozen, and the nearest int8 code of the rest."""
         free = tf.clip_by_value(tf.round(kernel / self.scale(kernel)), -127.0, 127.0)
         return tf.where(self.is_frozen(), self.frozen.value, free)
 
     def smooth(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Settled weights get no gradient."""
+        """The kernel, whose frozen weights get no gradient."""
         return tf.where(self.is_frozen(), tf.stop_gradient(kernel), kernel)
 
-    def settled(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The kernel, its settled weights at their exact values: undoes decay and momentum."""
+    def restored(self, kernel: tf.Tensor) -> tf.Tensor:
+        """The kernel, its frozen weights at their exact values: undoes decay and momentum."""
         exact = self.frozen.value * self.scale(kernel)
         return tf.where(self.is_frozen(), exact, kernel)
 
@@ -94,6 +95,6 @@ def _power(exponent: tf.Tensor) -> tf.Tensor:
 
 
 def highest_exponent(kernel: tf.Tensor) -> tf.Tensor:
-    """`n1 = floor(log2(4 s / 3))` of each channel, s its largest magnitude (equation 3)."""
+    """`n1 = floor(log2(4 s / 3))` of each channel, s its largest magnitude."""
     largest = tf.maximum(tf.reduce_max(tf.abs(kernel), inner_axes(kernel)), NARROWEST)
     return _floor_log2(largest * 4.0 / 3.0)

@@ -12,13 +12,15 @@ from kerasq.quantizers.base import WeightQuantizer, inner_axes, step_of
 
 @keras.saving.register_keras_serializable("kerasq")
 class Ternary(WeightQuantizer):
-    """TWN: -a, 0 and a, a channel (Li & Liu 2016, equations 5 and 6).
+    """TWN: -a, 0 and a, a channel (Li & Liu 2016, arXiv 1605.04711).
 
-    Zero where `|w| <= threshold * mean |w|`; `a` is the mean magnitude of the others. dL/dw = g,
-    the incoming gradient (straight-through): `a` counts as a constant, and no range learns.
+    Zero where `|w| <= threshold * mean |w|` (equation 3); `a` is the mean magnitude of the others
+    (equation 5). dL/dw = g, the incoming gradient (straight-through): `a` counts as a constant, and
+    no range learns.
 
     Args:
-        threshold: share of the mean magnitude; 0.7 is the paper's, for normal weights.
+        threshold: share of the mean magnitude; 0.7 is the paper's rule of thumb, 0.75 in its third
+            version.
         **kwargs: see `WeightQuantizer`.
     """
 
@@ -39,20 +41,19 @@ class Ternary(WeightQuantizer):
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """`a`, the mean magnitude of what is not 0, `(channels,)`."""
-        return tf.maximum(
-            tf.stop_gradient(_mean_where(kernel, self.codes(kernel) != 0.0)), NARROWEST
-        )
+        # An empty channel has no such weights, and no scale may be 0.
+        return tf.maximum(_mean_where(kernel, self.codes(kernel) != 0.0), NARROWEST)
 
 
 @keras.saving.register_keras_serializable("kerasq")
 class TrainedTernary(WeightQuantizer):
-    """TTQ: -n, 0 and p, both learned, a channel (Zhu et al. 2017, section 4: a layer).
+    """TTQ: -n, 0 and p, both learned, a channel (Zhu et al. 2017, where it is a layer).
 
-    Zero where `|w| <= threshold * max |w|` (equation 9). The smaller of n and p is rounded to a
+    Zero where `|w| <= threshold * max |w|`. The smaller of n and p is rounded to a
     127th of the larger one, since codes are symmetric: p = 127 and n = round(127 n / p), or the
     other way round.
 
-    Gradients, with g the incoming one (equations 7 and 8, weights in units of their largest
+    Gradients, with g the incoming one (as in the paper, whose weights are in units of their largest
     magnitude): dL/dw = g p / max |w| where w_q = p, g n / max |w| where it is -n, and g where it is
     0; dL/dp is the sum of g where w_q = p, dL/dn that of -g where it is -n.
 
@@ -78,10 +79,13 @@ class TrainedTernary(WeightQuantizer):
 
     def start(self, kernel: Callable[[], tf.Tensor]) -> None:
         """Creates `positive` and `negative`, the two magnitudes of each channel."""
-        for name, sign in (("positive", 1.0), ("negative", -1.0)):
-            value = lambda sign=sign: _mean_where(kernel(), self._signs(kernel()) == sign)  # noqa: E731
-            shape = (kernel().shape[-1],)
-            setattr(self, name, self.parameter(name, shape, value=value, constraint=UpperEnd()))
+
+        def mean_of(sign: float) -> Callable[[], tf.Tensor]:
+            return lambda: _mean_where(kernel(), self._signs(kernel()) == sign)
+
+        options = {"shape": kernel().shape[-1:], "constraint": UpperEnd()}
+        self.positive = self.parameter("positive", value=mean_of(1.0), **options)
+        self.negative = self.parameter("negative", value=mean_of(-1.0), **options)
         super().start(kernel)
 
     def _signs(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -93,24 +97,29 @@ class TrainedTernary(WeightQuantizer):
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """A 127th of the larger magnitude."""
-        return step_of(tf.stop_gradient(tf.maximum(*self._magnitudes())), 127)
+        return step_of(tf.maximum(*self._magnitudes()), 127)
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
         """-127..127, three of them a channel."""
-        positive, negative = (tf.round(v / self.scale(kernel)) for v in self._magnitudes())
+        step = self.scale(kernel)
+        positive, negative = (tf.round(v / step) for v in self._magnitudes())
         signs = self._signs(kernel)
-        return tf.where(signs > 0.0, positive, tf.where(signs < 0.0, -negative, 0.0))
+        below = tf.where(signs < 0.0, -negative, 0.0)
+        return tf.where(signs > 0.0, positive, below)
 
     def smooth(self, kernel: tf.Tensor) -> tf.Tensor:
         """p, 0 and -n with the gradients that the class states."""
         positive, negative = self._magnitudes()
         signs = self._signs(kernel)
         above, below = (tf.cast(signs == sign, kernel.dtype) for sign in (1.0, -1.0))
+        # The masks have no gradient: this gives p and n theirs, and the weights none.
+        magnitudes = above * positive - below * negative
         largest = tf.maximum(tf.reduce_max(tf.abs(kernel), inner_axes(kernel)), NARROWEST)
-        slope = tf.stop_gradient(above * positive + below * negative) / largest
+        slope = (above * positive + below * negative) / largest
         slope = tf.where(signs == 0.0, 1.0, slope)
-        smooth = above * positive - below * negative
-        return smooth + tf.stop_gradient(slope) * (kernel - tf.stop_gradient(kernel))
+        # 0 with the gradient `slope`, a constant: that of the weights alone.
+        weights = tf.stop_gradient(slope) * (kernel - tf.stop_gradient(kernel))
+        return magnitudes + weights
 
 
 def _signs(kernel: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
@@ -122,4 +131,5 @@ def _mean_where(kernel: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
     """The mean magnitude, a channel, of the weights that are chosen."""
     count = tf.reduce_sum(tf.cast(chosen, kernel.dtype), inner_axes(kernel))
     total = tf.reduce_sum(tf.where(chosen, tf.abs(kernel), 0.0), inner_axes(kernel))
+    # 0 where none is chosen.
     return total / tf.maximum(count, 1.0)

@@ -22,9 +22,9 @@ class Uniform(WeightQuantizer):
     weights: -1, 0, 1 at 2 bits.
 
     Gradients, with g the incoming one: dL/dw = g where |w| <= high, else 0. dL/dhigh is the sum of
-    `g sign(w)` where |w| > high ("clip": PACT, Choi et al. 2018); "lsq" adds the sum of
-    `g (w_q - w) / high` inside, and scales by LSQ's factor (Esser et al. 2020, equation 3 and
-    section 2.2; `kerasq.fake_quant.fake_quant`). Under "none", high follows the weights.
+    `g sign(w)` where |w| > high ("clip": PACT, Choi et al. 2018, equation 3); "lsq" adds the sum of
+    `g (w_q - w) / high` inside, and scales by LSQ's factor (Esser et al. 2020, sections 2.1 and
+    2.2; `kerasq.fake_quant.fake_quant`). Under "none", high follows the weights.
     """
 
     widths = range(2, 9)
@@ -43,7 +43,7 @@ class Uniform(WeightQuantizer):
     def range(self, kernel: tf.Tensor) -> tf.Tensor:
         """The range of each channel; under "none" it follows the weights."""
         if self.range_gradient == "none":
-            return tf.stop_gradient(weight_range(kernel, self.bits))
+            return weight_range(kernel, self.bits)
         return project(self.kernel_range.value, UpperEnd())
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -60,9 +60,11 @@ class Uniform(WeightQuantizer):
         self, kernel: tf.Tensor, gain: tf.Tensor, *, least: tf.Tensor
     ) -> tuple[tf.Tensor, Grid]:
         """Codes and grid as in the base, but the product is rounded once, from float64."""
+        # A gain of 0 leaves no range.
         high = tf.maximum(self.range(kernel) * tf.abs(gain), NARROWEST)
         grid = fake_quant.grid_from_range(-high, high, self.bits, narrow=True, axis=-1)
         grid = dataclasses.replace(grid, scale=tf.maximum(grid.scale, least))
+        # In float32 the product could be rounded onto a tie, or over it.
         exact = tf.cast(kernel, tf.float64) * tf.cast(gain, tf.float64)
         return kernels.quantize_weights(exact, grid), grid
 
@@ -80,6 +82,7 @@ def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
     levels = 2.0 ** (bits - 1) - 1
     shares = tf.linspace(0.3, 1.0, 36)
 
+    # For one share at a time: all at once would take 36 times the kernel's memory.
     def error(share: tf.Tensor) -> tf.Tensor:
         step = largest * share / levels
         quantized = tf.clip_by_value(tf.round(kernel / step), -levels, levels) * step

@@ -48,6 +48,8 @@ def weight_quantizer(
         ValueError: for a width that there is not.
     """
     prototype = find(weights)
+    # `weights` is one for the whole model, where some layers may have 1 or 8 bits: a kind for few
+    # bits leaves them to those that there are for these.
     if bits not in prototype.widths and bits in (1, 8):
         prototype = Binary() if bits == 1 else Uniform()
     if bits not in prototype.widths:
@@ -56,5 +58,6 @@ def weight_quantizer(
             f"Weights of kind {kind!r} must have a width in {[*prototype.widths]}. "
             f"Received: {bits} bits. Choose another scheme, or other `weights`."
         )
+    # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
     own = {"bits": bits, "range_gradient": range_gradient, "name": "weights", "dtype": "float32"}
     return type(prototype).from_config(prototype.get_config() | own)

@@ -29,6 +29,7 @@ def batches(
         raise ValueError(
             f"`steps` must be an integer of at least 1, or None for all. Received: steps={steps!r}."
         )
+    # Counted as they come: generators have no length.
     count = -1
     for count, x in enumerate(_raw(model, data, batch_size, steps)):
         yield _checked(model, x, count)
@@ -57,17 +58,9 @@ def labelled_batches(
     if isinstance(data, tuple) and len(data) == 2:
         x, y = data
         samples = sample_count(model, x)
-        if samples is not None:
-            if any(len(z) != samples for z in keras.tree.flatten(y)):
-                lengths = [len(z) for z in keras.tree.flatten(y)]
-                raise ValueError(
-                    "`data` must hold as many labels as samples. "
-                    f"Received: {samples} samples, labels {lengths}."
-                )
-            starts = range(0, samples, model.inputs[0].shape[0] or batch_size)
-            labels = (
-                keras.tree.map_structure(lambda z, i=i: z[i : i + starts.step], y) for i in starts
-            )
+        if samples is not None:  # Otherwise the tuple holds two batches `(x, y)`.
+            labels = _labels(y, samples, _batch_size(model, batch_size))
+            # Not strict: `steps` ends the samples before the labels.
             yield from zip(batches(model, x, batch_size, steps), labels, strict=False)
             return
     for index, batch in enumerate(itertools.islice(_iterable(data), steps)):
@@ -79,22 +72,39 @@ def labelled_batches(
         yield _checked(model, batch[0], index), keras.tree.map_structure(np.asarray, batch[1])
 
 
+def _labels(y: Any, samples: int, batch_size: int) -> Iterator[Any]:
+    """Arrays of labels, cut where `batches` cuts the samples.
+
+    Raises:
+        ValueError: where there are not as many as samples.
+    """
+    lengths = [len(z) for z in keras.tree.flatten(y)]
+    if any(length != samples for length in lengths):
+        raise ValueError(
+            "`data` must hold as many labels as samples. "
+            f"Received: {samples} samples, labels {lengths}."
+        )
+    for i in range(0, samples, batch_size):
+        yield keras.tree.map_structure(lambda z, i=i: z[i : i + batch_size], y)
+
+
 def batch_spec(tensors: Any) -> Any:
     """The signature of a traced function that takes batches of any size of `tensors`."""
+    # The last batch may be smaller: with its size in the signature it would be traced again.
+    # Indices are float32 as well, like all that `batches` yields; Keras's Embedding casts them.
     return keras.tree.map_structure(
         lambda x: tf.TensorSpec((None, *x.shape[1:]), tf.float32, name=x.name), tensors
     )
 
 
 def sample_count(model: keras.Model, data: Any) -> int | None:
-    """How many samples arrays that hold all the data have; None for an iterable of batches."""
-    leaves = [data]
-    if isinstance(data, dict) or (
-        isinstance(data, (list, tuple))
-        and len(data) == len(model.inputs)
-        and isinstance(model.input, (list, tuple))
-    ):
-        leaves = keras.tree.flatten(data)
+    """How many samples arrays that hold all the data have; None for an iterable of batches.
+
+    Raises:
+        ValueError: where the inputs have different numbers of samples.
+    """
+    leaves = keras.tree.flatten(data) if _is_all_inputs(model, data) else [data]
+    # By what arrays have, so that those of NumPy, TensorFlow and others count, and datasets do not.
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         return None
     lengths = {len(leaf) if len(leaf.shape) else 0 for leaf in leaves}
@@ -105,7 +115,21 @@ def sample_count(model: keras.Model, data: Any) -> int | None:
     return lengths.pop()
 
 
+def _is_all_inputs(model: keras.Model, data: Any) -> bool:
+    """Whether a structure holds one array an input; a list may hold batches as well."""
+    if isinstance(data, dict):
+        return True
+    # Only a model whose input is a list takes one, and of two batches for a model of two inputs
+    # nothing tells: Keras's `fit` takes those for the inputs, too.
+    return (
+        isinstance(data, (list, tuple))
+        and isinstance(model.input, (list, tuple))
+        and len(data) == len(model.inputs)
+    )
+
+
 def _by_name(x: dict, names: list[str]) -> list:
+    """The values of a dictionary in the order of the model's inputs."""
     missing = [name for name in names if name not in x]
     if missing:
         raise ValueError(
@@ -115,13 +139,20 @@ def _by_name(x: dict, names: list[str]) -> list:
 
 
 def _iterable(data: Any) -> Iterable:
-    """The batches; a PyDataset has no end of its own."""
+    """The batches of a dataset, once through."""
     if isinstance(data, keras.utils.PyDataset):
+        # In Keras 3.10 it has no `__iter__`: Python would count indices up until an IndexError.
         return (data[i] for i in range(len(data)))
     return data
 
 
+def _batch_size(model: keras.Model, batch_size: int) -> int:
+    """The size that arrays are cut to: the model's own, where that is fixed."""
+    return model.inputs[0].shape[0] or batch_size
+
+
 def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> Iterator[Any]:
+    """Batches without labels, as they come."""
     if data is None or isinstance(data, str):
         raise ValueError(
             "`data` must be an array or an iterable of batches. "
@@ -129,7 +160,7 @@ def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> I
         )
     samples = sample_count(model, data)
     if samples is not None:
-        batch_size = model.inputs[0].shape[0] or batch_size
+        batch_size = _batch_size(model, batch_size)
         for i in range(0, samples, batch_size)[:steps]:
             yield keras.tree.map_structure(lambda x, i=i: x[i : i + batch_size], data)
         return
@@ -138,7 +169,13 @@ def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> I
 
 
 def _checked(model: keras.Model, x: Any, index: int) -> Any:
+    """A batch as float32 arrays in the structure of the model's input.
+
+    Raises:
+        ValueError: see `batches`.
+    """
     expected = keras.tree.flatten(model.inputs)
+    # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
     if isinstance(x, dict) and not isinstance(model.input, dict):
         x = _by_name(x, [symbol.name for symbol in expected])
     leaves = [np.asarray(leaf, np.float32) for leaf in keras.tree.flatten(x)]
@@ -147,21 +184,27 @@ def _checked(model: keras.Model, x: Any, index: int) -> Any:
             f"`data` must hold {len(expected)} input(s) a batch. Received: {len(leaves)}."
         )
     for leaf, symbol in zip(leaves, expected, strict=True):
-        fits = leaf.ndim == len(symbol.shape) and all(
-            want in (None, have) for want, have in zip(symbol.shape, leaf.shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"`data` must have the shape of model input {symbol.name!r}, {symbol.shape}. "
-                f"Received: a batch of shape {leaf.shape}."
-            )
-        if not len(leaf):
-            raise ValueError(
-                f"`data` must hold at least one sample a batch. Received: none in batch {index}."
-            )
-        if not np.isfinite(leaf).all():
-            raise ValueError(
-                f"`data` must be finite. Received: NaN or infinity in batch {index}, "
-                f"input {symbol.name!r}. Remove those samples."
-            )
+        _check_values(leaf, symbol, index)
     return keras.tree.pack_sequence_as(model.input, leaves)
+
+
+def _check_values(leaf: np.ndarray, symbol: keras.KerasTensor, index: int) -> None:
+    """Raises a ValueError where an array is not what an input of the model takes."""
+    fits = leaf.ndim == len(symbol.shape) and all(
+        want in (None, have) for want, have in zip(symbol.shape, leaf.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`data` must have the shape of model input {symbol.name!r}, {symbol.shape}. "
+            f"Received: a batch of shape {leaf.shape}."
+        )
+    if not len(leaf):
+        raise ValueError(
+            f"`data` must hold at least one sample a batch. Received: none in batch {index}."
+        )
+    # One NaN would stay in every range that is an average.
+    if not np.isfinite(leaf).all():
+        raise ValueError(
+            f"`data` must be finite. Received: NaN or infinity in batch {index}, "
+            f"input {symbol.name!r}. Remove those samples."
+        )

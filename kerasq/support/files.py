@@ -12,6 +12,7 @@ def check_writable(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"The path must name a file. Received: directory {str(path)!r}.")
+    # `os.replace` would put a file in the place of a device, such as /dev/null.
     if path.exists() and not path.is_file():
         raise OSError(f"The path must name a regular file. Received: {str(path)!r}.")
     if not path.parent.is_dir():
@@ -33,9 +34,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     check_writable(path)
     path = pathlib.Path(path).resolve()  # A link stays a link.
+    # On the same file system, where a rename is one step, and of this process alone.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
+        # The content before the name: after a power cut the file would else be there, but empty.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         if path.exists():
@@ -49,6 +52,7 @@ def save_figure(figure: Any, path: str | os.PathLike | None) -> None:
     """Writes a matplotlib figure as PNG; nothing where `path` is None."""
     if path is not None:
         with whole_file(path) as temporary:
+            # Whatever the suffix is, which matplotlib would go by.
             figure.savefig(temporary, format="png", dpi=120)
 
 

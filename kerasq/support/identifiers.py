@@ -23,6 +23,7 @@ def find(argument: str, identifier: Any, base: type[T], named: dict[str, type[T]
     if isinstance(identifier, str) and identifier in named:
         return named[identifier]()
     found = identifier
+    # Of a dictionary without a class Keras makes a dictionary: it is refused below, with advice.
     if isinstance(identifier, dict) and "class_name" in identifier:
         found = keras.saving.deserialize_keras_object(identifier)
     if not isinstance(found, base):

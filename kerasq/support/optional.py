@@ -12,6 +12,7 @@ def load(module: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(module)
+    # Any ImportError: a package that is there may lack one of its own dependencies.
     except ImportError as error:
         package = module.partition(".")[0]
         raise ImportError(

@@ -25,6 +25,11 @@ def quantizer(low=None, high=None, **options):
     return made
 
 
+LEARNED = [{"range_gradient": "lsq"}, {"range_gradient": "clip"}]
+INPUT = [{"is_input": True}, {"is_input": True, "range_gradient": "none"}]
+KINDS = [*LEARNED, *INPUT, {"range_gradient": "none"}]
+
+
 def ends(made):
     return tuple(float(end) for end in made.range())
 
@@ -37,10 +42,10 @@ def seeded_batches(count, seed=0):
     ]
 
 
-@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none", "fixed"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("in_function", [False, True])
-def test_the_first_batches_set_the_range_to_their_mean(range_gradient, in_function):
-    made = quantizer(range_gradient=range_gradient)
+def test_the_first_batches_set_the_range_to_their_mean(kind, in_function):
+    made = quantizer(**kind)
     run = tf.function(made) if in_function else made
     data = seeded_batches(FIRST_BATCHES)
     for i, x in enumerate(data, start=1):
@@ -50,10 +55,10 @@ def test_the_first_batches_set_the_range_to_their_mean(range_gradient, in_functi
         assert made.batches_seen.numpy() == i
 
 
-@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "fixed"])
+@pytest.mark.parametrize("kind", [*LEARNED, *INPUT])
 @pytest.mark.parametrize("in_function", [False, True])
-def test_later_batches_leave_the_range_alone(range_gradient, in_function):
-    made = quantizer(range_gradient=range_gradient)
+def test_later_batches_leave_the_range_alone(kind, in_function):
+    made = quantizer(**kind)
     run = tf.function(made) if in_function else made
     for x in seeded_batches(FIRST_BATCHES):
         run(tf.constant(x), training=True)
@@ -111,9 +116,9 @@ def test_trainable_false_freezes_the_moving_average():
     np.testing.assert_allclose(ends(made), (-1.49, 1.49), rtol=1e-6)
 
 
-@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none", "fixed"])
-def test_only_training_moves_the_range(range_gradient):
-    made = quantizer(range_gradient=range_gradient)
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_training_moves_the_range(kind):
+    made = quantizer(**kind)
     made(tf.constant([[-1.0, 2.0]]), training=False)
     made(tf.constant([[-1.0, 2.0]]))
     assert made.batches_seen.numpy() == 0
@@ -129,15 +134,22 @@ def test_a_calibrated_range_is_not_set_again(range_gradient):
     np.testing.assert_allclose(ends(made), (-1 - 8 * moved, 3 + 6 * moved), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("range_gradient", "trainable"),
-    [("lsq", 2), ("clip", 2), ("none", 0), ("fixed", 0)],
-)
-def test_which_variables_train(range_gradient, trainable):
-    assert len(quantizer(range_gradient=range_gradient).trainable_variables) == trainable
-    behind_relu = quantizer(range_gradient=range_gradient, relu=True)
-    assert len(behind_relu.trainable_variables) == trainable // 2
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_variables_train(kind):
+    learned = kind in LEARNED
+    assert len(quantizer(**kind).trainable_variables) == (2 if learned else 0)
+    behind_relu = quantizer(**kind, relu=True)
+    assert len(behind_relu.trainable_variables) == (1 if learned else 0)
     assert behind_relu.range_min is None
+
+
+@pytest.mark.parametrize("kind", INPUT)
+def test_the_range_of_an_input_stays_when_layers_are_unfrozen(kind):
+    made = quantizer(-1.0, 1.0, **kind)
+    made.trainable = False
+    made.trainable = True
+    made(tf.constant([[-50.0, 50.0]]), training=True)
+    assert ends(made) == (-1.0, 1.0)
 
 
 def test_clamp_is_the_relu():
@@ -258,10 +270,11 @@ def test_lsq_divides_by_the_values_of_a_sample():
 
 
 def test_options_come_back_from_the_configuration():
-    made = ActivationQuantizer(bits=4, relu=True, limit=6.0, range_gradient="clip", name="q")
+    options = {"bits": 4, "relu": True, "limit": 6.0, "range_gradient": "clip", "is_input": True}
+    made = ActivationQuantizer(**options, name="q")
     again = ActivationQuantizer.from_config(made.get_config())
     assert again.get_config() == made.get_config()
-    assert (again.bits, again.relu, again.limit, again.range_gradient) == (4, True, 6.0, "clip")
+    assert {key: getattr(again, key) for key in options} == options
 
 
 def test_constraints_project():

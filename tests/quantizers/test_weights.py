@@ -242,7 +242,7 @@ def test_frozen_weights_are_exact_and_get_no_gradient():
         loss = tf.reduce_sum(quantizer.fake_quant(x) * tf.range(1.0, 8.0))
     gradient = tape.gradient(loss, x).numpy()
     assert (gradient[mask] == 0).all() and (gradient[~mask] != 0).all()
-    drifted = quantizer.settled(tf.constant(w + 0.01)).numpy()
+    drifted = quantizer.restored(tf.constant(w + 0.01)).numpy()
     powers = quantizer.powers(tf.constant(w)) * quantizer.scale(tf.constant(w))
     np.testing.assert_array_equal(drifted[mask], powers.numpy()[mask])
     np.testing.assert_array_equal(drifted[~mask], (w + np.float32(0.01))[~mask])

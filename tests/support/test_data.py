@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasq.support.data import batches, sample_count
+from kerasq.support.data import batches, labelled_batches, sample_count
 
 
 @pytest.fixture
@@ -228,3 +228,30 @@ def test_a_list_is_the_inputs_of_a_model_that_takes_a_list():
 def test_steps_are_at_least_one(model, steps):
     with pytest.raises(ValueError, match=rf"at least 1, or None for all.*steps={steps}"):
         list(batches(model, samples(3), steps=steps))
+
+
+@pytest.mark.parametrize(("own", "batch_size"), [(None, 4), (4, 7)])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_labels_are_cut_where_the_samples_are(own, batch_size, steps):
+    """Where the model has a batch size of its own, that counts."""
+    image = keras.Input((3,), batch_size=own, name="x")
+    model = keras.Model(image, keras.layers.Dense(1)(image))
+    x, y = samples(12), np.arange(12)
+    found = list(labelled_batches(model, (x, y), batch_size=batch_size, steps=steps))
+    assert [len(labels) for _, labels in found] == [4, 4, 4][:steps]
+    for batch, labels in found:
+        np.testing.assert_array_equal(batch[:, 0], 3 * labels)
+
+
+def test_a_tuple_of_two_labelled_batches(model):
+    pair = (samples(2), np.zeros(2))
+    found = list(labelled_batches(model, (pair, (samples(3), {"a": [1, 2, 3]}))))
+    assert [len(x) for x, _ in found] == [2, 3]
+    np.testing.assert_array_equal(found[1][1]["a"], [1, 2, 3])
+
+
+def test_labels_that_are_missing_or_too_few(model):
+    with pytest.raises(ValueError, match=r"as many labels as samples.*4 samples, labels \[3\]"):
+        list(labelled_batches(model, (samples(4), np.zeros(3))))
+    with pytest.raises(ValueError, match=r"must hold labels.*batch 0 is ndarray"):
+        list(labelled_batches(model, [samples(4)]))

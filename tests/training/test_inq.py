@@ -211,7 +211,7 @@ def test_what_is_not_frozen_yet_is_said_and_averages_move_nothing(capsys):
         assert (said or "") in text and ("powers of two" in text) == bool(said)
         for wrapper in inq.wrappers:
             kernel, quantizer = wrapper.flat_kernel(), wrapper.weight_quantizer
-            np.testing.assert_array_equal(kernel, quantizer.settled(kernel))
+            np.testing.assert_array_equal(kernel, quantizer.restored(kernel))
 
 
 def test_scaled_losses():

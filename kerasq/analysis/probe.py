@@ -1,0 +1,107 @@
+"""`Probe`: the integer model, opened up, so that the value of every layer can be read."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq import graph as graphs
+from kerasq import registry
+from kerasq.grid import Grid
+from kerasq.litert import flatbuffer, values
+from kerasq.litert.runtime import TFLiteModel
+
+
+class Probe:
+    """The integer model with every tensor that a layer computes as an output.
+
+    Args:
+        model: the quantized Keras model, whose layers are looked for.
+        lite: its export.
+
+    Attributes:
+        index: by name of a layer's output, its place among the outputs.
+        ops: by name of a tensor, the operator that computes it.
+        samples: how many samples have been run.
+    """
+
+    def __init__(self, model: keras.Model, lite: TFLiteModel) -> None:
+        self._inputs = [graphs.origin(x)[0].name for x in model.inputs]
+        self._own = len(lite.outputs)
+        names = {graphs.tensor_name(y) for node in graphs.calls(model) for y in node.outputs}
+        content = _with_outputs(lite.content, names)
+        self._lite = TFLiteModel(content, lite.num_threads, kernels=lite.kernels)
+        self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
+        self.ops = {name: op.name for op in lite.ops for name in op.outputs}
+        self.samples = 0
+        self._values: list[np.ndarray] = []
+        self._fed: list[np.ndarray] = []
+
+    def has(self, name: str) -> bool:
+        """Whether a layer's output is a tensor of the integer model."""
+        return name in self.index
+
+    def grid(self, name: str) -> Grid | None:
+        """The grid of a layer's output."""
+        return self._lite.outputs[self.index[name]].grid
+
+    def dtype(self, name: str) -> str:
+        """The type of a layer's output."""
+        return self._lite.outputs[self.index[name]].dtype.name
+
+    def run(self, data: Any) -> None:
+        """Runs a batch and keeps the real value of every tensor."""
+        fed = self._lite.columns(keras.tree.flatten(data))
+        calls = [[y.copy() for y in outputs] for outputs in self._lite.calls(fed)]
+        count = len(fed[0])
+        # The last call was filled up to the file's batch size.
+        self._values = [
+            values.real(np.concatenate(column)[:count], tensor)
+            for column, tensor in zip(zip(*calls, strict=True), self._lite.outputs, strict=True)
+        ]
+        # Layers that read an input compute on the values of its codes.
+        self._fed = [
+            tensor.grid.dequantize(tensor.grid.quantize(x)) if tensor.grid is not None else x
+            for x, tensor in zip(fed, self._lite.inputs, strict=True)
+        ]
+        self.samples += count
+
+    def outputs(self) -> list[np.ndarray]:
+        """The real values of the model's own outputs."""
+        return self._values[: self._own]
+
+    def knows(self, tensor: keras.KerasTensor) -> bool:
+        """Whether the integer model has a value for a tensor of the Keras model."""
+        layer, inputs = graphs.origin(tensor)
+        if self.has(graphs.tensor_name(tensor)) or isinstance(layer, keras.layers.InputLayer):
+            return True
+        return registry.copies(layer) and self.knows(inputs[0])
+
+    def value(self, tensor: keras.KerasTensor) -> np.ndarray:
+        """The real value that the integer model has for a tensor of the Keras model."""
+        layer, inputs = graphs.origin(tensor)
+        name = graphs.tensor_name(tensor)
+        if self.has(name):
+            found = self._values[self.index[name]]
+        elif isinstance(layer, keras.layers.InputLayer):
+            found = self._fed[self._inputs.index(layer.name)]
+        else:  # A layer that the converter dropped, such as Dropout: what it read.
+            found = self.value(inputs[0])
+        return found.reshape(-1, *tensor.shape[1:])
+
+
+def _with_outputs(content: bytes, names: set[str]) -> bytes:
+    """A file whose outputs are its own and then every computed tensor of these names.
+
+    An interpreter uses the memory of other tensors again, and those between two operators that
+    XNNPACK's delegate runs are never written.
+    """
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[0]
+    computed = [int(i) for op in graph.operators for i in op.outputs]
+    found = [i for i in computed if graph.tensors[i].name.decode() in names]
+    extra = [i for i in found if i not in graph.outputs]
+    graph.outputs = np.array([*graph.outputs, *extra], np.int32)
+    # The signature has no names for the new outputs; without one, tensors go by their own.
+    model.signatureDefs = []
+    return flatbuffer.write(model)

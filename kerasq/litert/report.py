@@ -1,0 +1,86 @@
+"""The export report: what a .tflite file holds, in words."""
+
+import collections
+
+import numpy as np
+
+from kerasq.litert.contents import Contents, Tensor
+from kerasq.litert.operators import OPERATORS
+from kerasq.support import tables
+
+
+def report(contents: Contents) -> str:
+    """Operators with their types, inputs and outputs, sizes, then `remarks`."""
+    rows = [["output", "operator", "type", "weights", "bytes"]]
+    for op in contents.ops:
+        output, kernel = contents.by_name[op.outputs[0]], contents.kernel(op)
+        stored = size = ""
+        if kernel is not None:
+            stored = f"{kernel.type}, {kernel.codes}" if kernel.codes else kernel.type
+            size = f"{kernel.bytes:,}"
+        rows.append([output.name, op.name, output.type, stored, size])
+    total, constants = contents.byte_count, contents.constant_bytes
+    lines = [
+        tables.plain(rows, left=4),
+        "",
+        f"Input {', '.join(map(_end, contents.inputs))}.",
+        f"Output {', '.join(map(_end, contents.outputs))}.",
+        f"{total:,} bytes, {constants:,} of them weights and constants.",
+    ]
+    if not contents.float_ops():
+        lines.append("Integer only.")
+    return "\n".join([*lines, *remarks(contents)])
+
+
+def remarks(contents: Contents) -> list[str]:
+    """What computes in float, and which weights are stored wider than they are; a line each."""
+    lines = []
+    if floats := _float_layers(contents):
+        layers = [f"{layer} ({_counted(ops)})" for layer, ops in floats.items()]
+        lines.append(f"Float operators: {'; '.join(layers)}.")
+    if unpacked := _unpacked(contents):
+        lines.append(
+            "Weights stored wider than they are, for want of a narrower kernel: "
+            f"{'; '.join(unpacked)}."
+        )
+    return lines
+
+
+def _float_layers(contents: Contents) -> dict[str, list[str]]:
+    """The float operators, by the layer that they come from."""
+    floats: dict[str, list[str]] = {}
+    for op in contents.float_ops():
+        # The converter names what is inside of a layer "<layer>/<operation>".
+        layer = op.outputs[0].split("/")[0]
+        floats.setdefault(layer, []).append(op.name)
+    return floats
+
+
+def _unpacked(contents: Contents) -> list[str]:
+    """The weights that fewer bits would hold, with the kernel that wants them wider."""
+    found = []
+    for op in contents.ops:
+        kernel = contents.kernel(op)
+        if kernel is not None and kernel.codes:
+            # Whether a kernel reads packed weights hangs on the type that it reads beside them.
+            data = contents.by_name[op.inputs[OPERATORS[op.name].data]]
+            codes = f"{kernel.codes} as {kernel.type}"
+            found.append(f"{op.outputs[0]} ({codes}, {op.name} on {data.type})")
+    return found
+
+
+def _end(tensor: Tensor) -> str:
+    """An input or output: its name and type, and scale and zero point."""
+    if tensor.grid is None:
+        return f"{tensor.name}: {tensor.type}"
+    # As in the file, whose unsigned codes lie 128 above those of the grid.
+    zero_point = int(tensor.grid.zero_point) + (128 if tensor.dtype == np.uint8 else 0)
+    # float32 prints as many digits as lead back to it; as a Python float it would have 17.
+    scale = str(np.float32(tensor.grid.scale))
+    return f"{tensor.name}: {tensor.type}, scale {scale}, zero point {zero_point}"
+
+
+def _counted(names: list[str]) -> str:
+    """Each name once, with the number of times it is there."""
+    counts = collections.Counter(names)
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
