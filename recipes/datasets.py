@@ -213,18 +213,22 @@ def _files(split: Path) -> dict[str, list[Path]]:
             "An image folder must have the sub-folders train/ and test/, each with one folder "
             f"for a class. Received: data_dir={str(split.parent)!r} without {split.name}/."
         )
-    found = {
-        folder.name: sorted(f for f in folder.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES)
-        for folder in sorted(split.iterdir())
-        if folder.is_dir()
-    }
-    empty = [name for name, files in found.items() if not files]
-    if empty or not found:
+    found = {x.name: _images_in(x) for x in sorted(split.iterdir()) if x.is_dir()}
+    if not found:
         raise ValueError(
-            f"{split.name}/ must have one sub-folder for each class, which must hold images "
-            f"({', '.join(_IMAGE_SUFFIXES)}). Received: {split} with "
-            f"{', '.join(empty) + ' without any' if empty else 'no sub-folders'}. Move the images "
-            "of a class to a folder named after it."
+            f"{split.name}/ must have one sub-folder for each class. Received: {split} with no "
+            "sub-folders. Move the images of a class to a folder named after it."
+        )
+    return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images of a class, sorted."""
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    if not found:
+        raise ValueError(
+            f"A class folder must hold images ({', '.join(_IMAGE_SUFFIXES)}). Received: {folder} "
+            "without any. Remove the folder or fill it."
         )
     return found
 
