@@ -124,8 +124,10 @@ class Benchmark:
         try:
             for _ in track(range(count), count, "round") if count > 1 else range(count):
                 for name, contestant in contestants.items():
+                    # In turns, so that a machine that gets slower hits all of them.
                     if name not in found.failures:
                         self._turn(found, workers, name, contestant, repetitions)
+                        # A peak was taken while the process prepared: it would be repeated.
                         if fresh and name in workers:
                             workers.pop(name).close()
         finally:

@@ -83,7 +83,7 @@ def _steps(bench: Benchmark, policy: str, xla: bool) -> None:
                 bench.rows.append(Row(f"step, BatchNorm kept, over {peer}", case, ratios))
             over_tfmot.append(found.ratios("kerasq", "tfmot"))
     if len(over_tfmot) < len(NETWORKS) * len(BATCHES):
-        return
+        return  # The target is for all of them.
     means = [float(np.exp(np.mean(np.log(r)))) for r in zip(*over_tfmot, strict=False)]
     bench.rows.append(Row("step over tfmot", f"geometric mean of the four{setting}", means, 0.7))
 
@@ -144,6 +144,7 @@ def deployment(bench: Benchmark) -> None:
                 name: (function, {"network": network, "path": paths[name]})
                 for name, function in exports.items()
             }
+            # Contestants leave their files behind, which are compared below.
             found = bench.compare(f"{network}, export", contestants, rounds=min(bench.rounds, 3))
             target = 1.25 if network == "mobilenet_v2" else None
             ratios = found.ratios("kerasq", "bare converter")
