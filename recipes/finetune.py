@@ -127,7 +127,8 @@ def train_float(
 
 def calibration_settings(run: Run) -> dict[str, Any]:
     """What ranges from data depend on, by flag name."""
-    return {"calibration_method": CALIBRATION_METHOD.value, **run.calibration_settings}
+    method, steps = CALIBRATION_METHOD.value, run.calibration_steps
+    return {"calibration_method": method, "calibration_steps": steps}
 
 
 def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depends: Any) -> None:

@@ -166,7 +166,7 @@ def _plot(job: run.Run, accuracies: dict[str, float]) -> None:
 def main() -> None:
     """Float, then each way of quantizing it."""
     job = run.Run.from_flags("ptq")
-    options = {"scheme": _SCHEME.value, "overrides": schemes.overrides(_OVERRIDES.value)}
+    options = {"scheme": _SCHEME.value, "overrides": _OVERRIDES.value}
 
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)
@@ -176,7 +176,8 @@ def main() -> None:
         return training.predict(job.load("float.keras"), job.data.parts[1].x)
 
     stages.train_float(job, quantize)
-    job.settings.update(options, num_threads=job.num_threads, **job.calibration_settings)
+    job.settings.update(options, calibration_steps=job.calibration_steps)
+    job.settings.update(num_threads=job.num_threads)
     for method in OBSERVERS:
         static(job, quantize, method, reference)
     for flavour in FLAVOURS:
