@@ -252,21 +252,13 @@ def ai_edge_int8(network: str, path: str) -> Call:
 
 
 def latency(path: str, threads: int) -> Call:
-    """Seconds for one sample, the mean over a tenth of a second."""
-    from ai_edge_litert.interpreter import Interpreter
+    """Seconds for one sample, the median over a tenth of a second."""
+    import kerasq
 
-    interpreter = Interpreter(path, num_threads=threads)
-    interpreter.allocate_tensors()
-    for end in interpreter.get_input_details():
-        interpreter.set_tensor(end["index"], np.zeros(end["shape"], end["dtype"]))
-    one = _seconds(interpreter.invoke)
-    one()
-    count = max(1, round(0.1 / one()))
-
-    def run() -> float:
-        return _seconds(lambda: [interpreter.invoke() for _ in range(count)])() / count
-
-    return run
+    model = kerasq.TFLiteModel(path)
+    (first,) = kerasq.latency([model], num_threads=threads, rounds=3)
+    rounds = max(1, round(100 / first))
+    return lambda: kerasq.latency([model], num_threads=threads, rounds=rounds)[0] / 1e3
 
 
 def imports(modules: str) -> Call:
