@@ -111,6 +111,7 @@ def digest(name: str, data_dir: str | os.PathLike | None) -> str:
     path = _required_path(name, data_dir)
     if name == "npz" and path.is_file():
         return file_digest(path)
+    # Not of the content of images, which would all have to be read.
     found = path.glob("*/*/*") if name == "image_folder" else ()
     listed = sorted(f"{file.relative_to(path)} {file.stat().st_size}" for file in found)
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16] if listed else ""
@@ -197,7 +198,7 @@ def _image_folder(path: Path, size: int | None = None) -> Dataset:
             f"{', '.join(train)} and {', '.join(test)} in {path}."
         )
     (x_train, gray), (x_test, gray_too) = (_read_all(found, size) for found in (train, test))
-    if gray and gray_too:
+    if gray and gray_too:  # Copies, as views would keep the images in colour in memory.
         x_train, x_test = (np.ascontiguousarray(x[..., :1]) for x in (x_train, x_test))
     y_train, y_test = (
         np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
@@ -238,7 +239,7 @@ def _read_all(classes: dict[str, list[Path]], size: int | None) -> tuple[np.ndar
     files = [file for found in classes.values() for file in found]
     first, gray = _read(files[0], size)
     images = np.empty((len(files), *first.shape), "uint8")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock.
         pixels = pool.map(functools.partial(_read, size=size), files)
         for i, (image, is_gray) in enumerate(track(pixels, len(files), "image")):
             if image.shape != first.shape:

@@ -90,7 +90,7 @@ def settings(run: Run, restarts: int = 1) -> training.FitSettings:
         label_smoothing=_LABEL_SMOOTHING.value,
         restarts=restarts,
     )
-    training.schedule(found, 1)  # Fails here, not after hours of training.
+    training.schedule(found, 1)  # What cannot be fails here, not after hours of training.
     freeze = _FREEZE_RANGES_EPOCH.value
     if freeze and freeze >= found.epochs:
         raise ValueError(
@@ -189,7 +189,8 @@ def finetune(
     stages.train(
         run, "finetune", make, "finetuned.keras", fit, callbacks=watchers, best_from=best_from
     )
-    if _FLOAT_FINETUNE.value:  # The same epochs and rates, so that the comparison is fair.
+    if _FLOAT_FINETUNE.value:
+        # The same epochs and rates, so that the comparison is fair; restarts are for portions.
         stages.train(
             run,
             "float_finetune",

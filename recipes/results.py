@@ -93,7 +93,7 @@ class RunDirectory:
             write_json(path, {"settings": dict(settings)})
         team.wait(self.strategy)
         self._check(name, settings)
-        is_done = "figures" in read_json(path) and all((self.path / x).exists() for x in artifacts)
+        is_done = self._is_finished(name, artifacts)
         if not is_done and self.is_chief:
             self._do(name, settings, work)
         elif not is_done and together:
@@ -117,6 +117,10 @@ class RunDirectory:
         figures["seconds"] = figures.get("seconds", 0.0) + time.perf_counter() - start
         write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
 
+    def _is_finished(self, name: str, artifacts: tuple[str, ...]) -> bool:
+        has_figures = "figures" in read_json(self._record_path(name))
+        return has_figures and all((self.path / artifact).exists() for artifact in artifacts)
+
     def settings(self, stage: str) -> dict[str, Any]:
         """What a stage was started with."""
         return read_json(self._record_path(stage))["settings"]
@@ -129,6 +133,7 @@ class RunDirectory:
         return self.path / "stages" / f"{name}.json"
 
     def _check(self, name: str, settings: Mapping[str, Any]) -> None:
+        # As JSON gives them back: tuples are lists there.
         before, now = self.settings(name), json.loads(json.dumps(dict(settings)))
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:

@@ -83,7 +83,7 @@ _CALIBRATION_STEPS = flags.DEFINE_integer(
 _NUM_THREADS = flags.DEFINE_integer("num_threads", 1, "Threads latency is measured with.", 1)
 
 _WEIGHT_DECAY = 2e-4  # the gradient of MLPerf Tiny's L2(1e-4) on the kernels
-_GRAY = ("digits", "mnist", "fashion_mnist")
+_GRAY = ("digits", "mnist", "fashion_mnist")  # small images, for which "cnn" is enough
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,7 @@ class Run:
         logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
         if _DETERMINISTIC.value:
             tf.config.experimental.enable_op_determinism()
+        # First of all: devices are cut up, and clusters joined, before TensorFlow computes.
         strategy = team.strategy(_STRATEGY.value, _REPLICAS.value)
         if _STRATEGY.value != "none":
             replicas = strategy.num_replicas_in_sync
@@ -240,6 +241,7 @@ def start(main: Callable[[], None]) -> None:
         except ImportError as error:
             sys.exit(f"\n{error}. Recipes need more packages: pip install '.[recipes]'")
         except tf.errors.UnavailableError as error:
+            # One of a cluster alone cannot go on: its collective operations wait for the others.
             again = "Start all workers again with the same command, to go on from the last epoch."
             sys.exit(f"\n{error.message:.400}\n\nAnother worker has died. {again}")
         except KeyboardInterrupt:
