@@ -216,11 +216,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return self.grid()
 
 
-class UncalibratedError(ValueError):
+class UncalibratedError(graph.PlainError, ValueError):
     """A quantized model was run before its ranges came from data."""
-
-    # Keras then adds no pages about the layers and tensors of the call.
-    _keras_call_info_injected = True
 
 
 @keras.saving.register_keras_serializable("kerasq")

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kerasq.analysis.network import Network
 from kerasq.calibration import calibrate as calibration
 from kerasq.calibration.observers import Observer
+from kerasq.graph import is_lower_better
 from kerasq.litert.evaluation import keras_metric
 from kerasq.scheme import resolve
 from kerasq.support.data import batches, labelled_batches
@@ -38,7 +39,7 @@ def _check_metric(metric: Any) -> None:
             f"`metric` must be {SQNR!r}, a Keras metric or its name, or a function of labels and "
             f"outputs. Received: metric={metric!r}."
         )
-    if getattr(found, "_direction", None) == "down":
+    if is_lower_better(found):
         raise ValueError(
             f"`metric` must grow as the model gets better. Received: metric={metric!r}, which "
             "falls. Give a function that returns its negative."

@@ -14,7 +14,7 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert.operators import multiplies
 from kerasq.quantize import quantize_model
 from kerasq.quantizers import activations
-from kerasq.scheme import FLOAT_BITS, Scheme, resolve, settled
+from kerasq.scheme import FLOAT_BITS, Scheme, overridden, resolve
 from kerasq.support.data import batch_spec
 from kerasq.wrappers import Boundary, QuantizeWrapper, ranged
 
@@ -34,7 +34,7 @@ class Network:
         whole = graph.read(model)
         layers = {x.name: x for x in whole.model.operations}
         models = {x.layer.name: x.source.models for x in whole.nodes}
-        self.settled = settled(overrides, layers, models)
+        self.settled = overridden(overrides, layers, models)
         floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats)
         # By name of a wrapper, the user's layer that it belongs to. Boundaries behind layers that
