@@ -39,7 +39,7 @@ def asked_float(
         node.layer.name
         for node in graph.nodes
         if schemes[fused.get(id(node), node.layer.name)] == "float"
-        and not registry.copies(node.layer)
+        and not registry.passes_through(node.layer)
     )
 
 
@@ -134,7 +134,7 @@ def _complaint(node: graphs.Node, is_float: bool, is_fused: bool) -> str | None:
 def _operation_complaint(node: graphs.Node) -> str | None:
     """Why an operation of `keras.ops` cannot be quantized, or None where it can."""
     operation = node.layer
-    if registry.copies(operation):
+    if registry.passes_through(operation):
         if node.outputs[0].shape[:1] == node.inputs[0].shape[:1]:
             return None
         kind = type(operation).__name__

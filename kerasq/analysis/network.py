@@ -116,7 +116,7 @@ def _owner(wrapper: QuantizeWrapper) -> str | None:
     None for a boundary behind a layer that stays float: its readers put the values on grids.
     """
     if not isinstance(wrapper, Boundary):
-        return wrapper.owner
+        return wrapper.source
     return str(graph.origin(wrapper.output)[1][0].name) if wrapper.is_input else None
 
 

@@ -84,7 +84,7 @@ def ends_in_softmax(model: keras.Model) -> bool:
 def _last(model: keras.Model) -> keras.Layer:
     """The layer that makes the first output, before those that only move values."""
     layer, inputs = graph.origin(model.outputs[0])
-    while registry.copies(layer):
+    while registry.passes_through(layer):
         layer, inputs = graph.origin(inputs[0])
     return layer
 
