@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from kerasq.graph import has_mask
+
 L = keras.layers
 # What a distributed Dense may be followed by.
 _KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
@@ -67,15 +69,16 @@ def _is_plain_sequence(x: Any) -> bool:
         isinstance(x, keras.KerasTensor)
         and len(x.shape) == 3
         and None not in x.shape[1:]
-        and getattr(x, "_keras_mask", None) is None
+        and not has_mask(x)
     )
 
 
 def _scores_by_dot(layer: keras.Layer) -> bool:
     """Whether an attention layer is made of dot products alone: no window, gate or other score."""
-    # Keras 3 has these under other names from class to class.
+    # The attributes have other names from class to class; Keras 3.10 has no windows and gates.
+    config = layer.get_config()
     return (
-        getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None)) is None
-        and not getattr(layer, "use_gate", getattr(layer, "_use_gate", False))
-        and getattr(layer, "score_mode", "dot") == "dot"
+        config.get("sliding_window") is None
+        and not config.get("use_gate")
+        and config.get("score_mode", "dot") == "dot"
     )

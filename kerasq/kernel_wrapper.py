@@ -8,10 +8,12 @@ import keras
 import tensorflow as tf
 
 from kerasq import fake_quant, kernels
+from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.power_of_two import PowerOfTwo
-from kerasq.quantizers.uniform import weight_range
+from kerasq.quantizers.uniform import Uniform
+from kerasq.scheme import Scheme
 from kerasq.wrappers import QuantizeWrapper, current_config
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
@@ -166,13 +168,18 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
+        return self._weights_at(self.bits, self.weight_quantizer, self.input_grids()[0].scale)
+
+    def _weights_at(
+        self, bits: Scheme, quantizer: weight_quantizers.WeightQuantizer, in_scale: tf.Tensor
+    ) -> kernels.IntegerWeights:
+        """The kernel and bias at a scheme, on codes of that quantizer."""
         gain, bias = self._gain_and_bias()
         if bias is None:
             bias = tf.zeros(self.flat_kernel().shape[-1:])
-        in_scale = self.input_grids()[0].scale
         # Biases are counted in these scales: wider ones keep their codes within the target's limit.
-        least = tf.abs(bias) / (in_scale * self.target.limits.bias[self.bits.code_bits])
-        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least=least)
+        least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits])
+        codes, grid = quantizer.integer(self.flat_kernel(), gain, least=least)
         # Of int16 they have more bits than float32 has.
         step = tf.cast(in_scale * grid.scale, tf.float64)
         bias_codes = tf.round(tf.cast(bias, tf.float64) / step)
@@ -183,19 +190,6 @@ class KernelWrapper(QuantizeWrapper):
         kernel = self.flat_kernel() * self.kernel_gain.value
         y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
-
-    def run_quantized(self, inputs: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor:
-        """The float layer with kernel and bias as quantization to other widths starts with them.
-
-        BatchNormalization must be folded.
-        """
-        high = weight_range(self.flat_kernel(), bits)
-        kernel = fake_quant.fake_quant_per_channel(
-            self.flat_kernel(), high, bits=bits, gradient="none", gain=self.kernel_gain.value
-        )
-        return self.run_on(
-            inputs, kernel, self._rounded_bias(high / (2 ** (bits - 1) - 1), in_scale)
-        )
 
     def _rounded_bias(self, scale: tf.Tensor, in_scale: tf.Tensor) -> tf.Tensor | None:
         """The bias on the grid of the accumulators; None where there is none."""
@@ -230,10 +224,19 @@ class KernelWrapper(QuantizeWrapper):
             finally:
                 self.layer.dtype_policy = "float32"
 
-    def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Integer accumulators, then the operator's way back to the codes of the output."""
-        grid, out = self.input_grids()[0], self._checked_grid()
-        weights = self.integer_weights()
+    def run_on_grids(
+        self, inputs: tf.Tensor, grids: list[Grid], out: Grid, bits: Scheme | None = None
+    ) -> tf.Tensor:
+        """Integer accumulators, then the operator's way back to the codes of the output.
+
+        At another scheme than the wrapper's own, weights are as quantization starts with them:
+        uniform, over the range that `weight_range` finds.
+        """
+        (grid,) = grids
+        quantizer = self.weight_quantizer
+        if bits is not None:
+            quantizer = Uniform(bits.weight_bits, range_gradient="none")
+        weights = self._weights_at(bits or self.bits, quantizer, grid.scale)
         total = kernels.accumulate(
             lambda codes: self.run_on(codes, weights.codes, None),
             kernels.centre(inputs, grid),

@@ -11,6 +11,8 @@ from typing import Any
 import h5py
 import keras
 
+from kerasq import graph
+from kerasq.graph import keras2
 from kerasq.support import optional
 
 ops = keras.ops
@@ -128,7 +130,7 @@ def rebuild(model: Any) -> keras.Model:
     Raises:
         ValueError: for subclassed models, and layers or functions that Keras 3 does not have.
     """
-    if not getattr(model, "_is_graph_network", False):
+    if not keras2.is_functional(model):
         raise ValueError(
             "A tf_keras model must be a built Functional or Sequential one. "
             f"Received: {type(model).__name__} {model.name!r}. Rebuild it in Keras 3."
@@ -143,26 +145,7 @@ class _Rebuilding:
         self.layers: dict[int, Any] = {}
 
     def run(self, model: Any) -> keras.Model:
-        import tensorflow as tf
-
-        values = {
-            id(x): keras.Input(
-                batch_shape=tuple(x.shape), dtype=x.dtype.name, name=x.node.layer.name
-            )
-            for x in model.inputs
-        }
-        inputs = tf.nest.map_structure(lambda x: values[id(x)], model._nested_inputs)
-        for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
-            for node in nodes:
-                if not node.is_input:
-                    args, kwargs = tf.nest.map_structure(
-                        lambda x: values.get(id(x), x), (node.call_args, node.call_kwargs)
-                    )
-                    outputs = tf.nest.flatten(self.call(node.layer, args, kwargs))
-                    old = tf.nest.flatten(node.outputs)
-                    values.update({id(x): y for x, y in zip(old, outputs, strict=True)})
-        outputs = tf.nest.map_structure(lambda x: values[id(x)], model._nested_outputs)
-        new = keras.Model(inputs, outputs, name=model.name)
+        new = keras2.rebuild(model, self.call)
         for old, layer in self.layers.values():
             if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
                 layer.set_weights(old.get_weights())
@@ -187,7 +170,7 @@ class _Rebuilding:
             first, args = list(args), tuple(first)
         y = layer(*first, *args, *rest, **kwargs)
         for tensor in keras.tree.flatten(y)[:1]:  # Names of Keras's own may be those of layers.
-            tensor._keras_history.operation.name = old.name.replace(".", "_")
+            graph.origin(tensor)[0].name = old.name.replace(".", "_")
         return y
 
     def make(self, old: Any) -> Any:
@@ -233,7 +216,7 @@ def _layer(old: Any) -> keras.Layer:
                 f"relu6(x + 3) / 6. Received: layer {old.name!r}. Replace it, and train again."
             )
     config["name"] = old.name.replace("/", "_")  # Keras 3 allows none.
-    config["dtype"] = old._dtype_policy.name
+    config["dtype"] = old.dtype_policy.name
     if kind == "BatchNormalization":
         (config["axis"],) = old.axis
     for key in ("layer", "backward_layer", "cell"):

@@ -161,7 +161,7 @@ class Plan:
         return "-" if rule is None or node.layer.name in self.floats else rule.operator
 
     def _kind(self, node: graphs.Node) -> Kind:
-        if id(node) in self._fusions.leaders:
+        if id(node) in self._fusions.into:
             return Kind.FUSED
         if registry.passes_through(node.layer):
             return Kind.PASS_THROUGH

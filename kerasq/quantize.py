@@ -117,7 +117,7 @@ def _floats(graph: graphs.Graph, schemes: dict[str, str]) -> tuple[dict[str, str
 
     Those without a kernel are printed. A layer that cannot be quantized at all is an error.
     """
-    fused = fusion.find(graph, schemes).leaders
+    fused = fusion.find(graph, schemes).into
     lacking = unsupported.without_kernel(graph, unsupported.asked_float(graph, schemes, fused))
     schemes = schemes | {name: "float" for name, text in lacking.items() if text}
     floats = unsupported.asked_float(graph, schemes, fused) | {*lacking}

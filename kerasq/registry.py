@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kerasq.graph import is_of_keras
 from kerasq.grid import Grid
 from kerasq.layer_rules import ACTIVATIONS, LAYERS, NEAREST, OPERATIONS
 from kerasq.layers import Function
@@ -69,9 +70,8 @@ def register_layer(
 
 def _model_rule(cls: Any, op: str) -> Rule:
     """The rule of the table whose operator a class of the user's becomes."""
-    if not (isinstance(cls, type) and issubclass(cls, keras.layers.Layer)) or (
-        cls.__module__.startswith("keras.src")
-    ):
+    is_layer = isinstance(cls, type) and issubclass(cls, keras.layers.Layer)
+    if not is_layer or is_of_keras(cls):
         raise ValueError(f"`cls` must be a layer class of your own. Received: {cls!r}.")
     # What is decomposed, fused or float is no operator that a class could become.
     computed = (Output.LEARNED, Output.INPUT, Output.PASS_THROUGH, Output.FIXED)

@@ -28,9 +28,10 @@ class Scheme:
         return max(8, self.activation_bits)
 
 
-FLOAT_BITS = 32
+FLOAT_BITS = 32  # Float values have a width too, so that a width is always an integer.
 # The schemes that LiteRT has kernels of; narrower ones run on these, as int8 codes.
 SCHEMES = ("w8a8", "w8a16", "w4a8", "w4a16", "float")
+# 16 is the one width of activations over 8 that LiteRT has kernels of; all narrower ones fit int8.
 _NAME = re.compile(r"w([1-8])a([2-8]|16)")
 RULE = (
     'A scheme must be "float" or "w<bits>a<bits>", such as "w8a8" or "w4a16": weights of 1 to 8 '
@@ -61,7 +62,7 @@ def per_layer(
     default: str,
     overrides: Mapping[Any, str] | None,
     layers: dict[str, keras.layers.Layer],
-    parents: Mapping[str, tuple[keras.layers.Layer, ...]] | None = None,
+    models: Mapping[str, tuple[keras.layers.Layer, ...]] | None = None,
 ) -> dict[str, str]:
     """The scheme of each layer: `default`, or what `overrides` says.
 
@@ -74,7 +75,7 @@ def per_layer(
         default: the scheme of all others.
         overrides: schemes by key.
         layers: the layers by name.
-        parents: by name of a layer, the models that it is nested in, from the outermost.
+        models: by name of a layer, the models that it is nested in, from the outermost.
 
     Raises:
         ValueError: for an unknown scheme, or a key that fits no layer.
@@ -86,30 +87,34 @@ def per_layer(
             f"Received: overrides={overrides!r}."
         )
     resolve(default)
-    return dict.fromkeys(layers, default) | settled(overrides, layers, parents)
+    return dict.fromkeys(layers, default) | overridden(overrides, layers, models)
 
 
-def settled(
+def overridden(
     overrides: Mapping[Any, str] | None,
     layers: dict[str, keras.layers.Layer],
-    parents: Mapping[str, tuple[keras.layers.Layer, ...]] | None = None,
+    models: Mapping[str, tuple[keras.layers.Layer, ...]] | None = None,
 ) -> dict[str, str]:
-    """The schemes of the layers that `overrides` names, as in `per_layer`."""
-    chains = {name: [x.name for x in (parents or {}).get(name, ())] for name in layers}
-    nests = {x.name: x for chain in (parents or {}).values() for x in chain}
-    found = _named(overrides, nests | layers)
-    nearest = {
-        name: [found[x] for x in (name, *reversed(chain)) if x in found]
-        for name, chain in chains.items()
-    }
-    return {name: schemes[0] for name, schemes in nearest.items() if schemes}
+    """The schemes of the layers that `overrides` names, as in `per_layer`, and of no others."""
+    models = models or {}
+    nested = {model.name: model for around in models.values() for model in around}
+    # A key that is the name of a layer and of a model is the layer's.
+    schemes = _by_name(overrides, nested | layers)
+    found = {}
+    for name in layers:
+        # From the outermost model to the layer itself: what is nearer to it overwrites.
+        for key in (*(model.name for model in models.get(name, ())), name):
+            if key in schemes:
+                found[name] = schemes[key]
+    return found
 
 
-def _named(
+def _by_name(
     overrides: Mapping[Any, str] | None, layers: dict[str, keras.layers.Layer]
 ) -> dict[str, str]:
     """The schemes of the layers and models that keys of `overrides` fit."""
     schemes: dict[str, str] = {}
+    # Later keys overwrite earlier ones, and sorting leaves keys of one rank in the user's order.
     for key, scheme in sorted((overrides or {}).items(), key=lambda item: _rank(item[0], layers)):
         if not is_scheme(scheme):
             raise ValueError(f"{RULE} Received: overrides={{{key!r}: {scheme!r}}}.")
@@ -135,6 +140,6 @@ def _rank(key: Any, layers: dict[str, keras.layers.Layer]) -> int:
 
 
 def _fits(key: Any, name: str, layer: keras.layers.Layer) -> bool:
-    if isinstance(key, str):
+    if isinstance(key, str):  # Keras's names differ by case, which `fnmatch` ignores on Windows.
         return name == key or fnmatch.fnmatchcase(name, key)
     return isinstance(key, type) and isinstance(layer, key)

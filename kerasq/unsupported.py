@@ -19,26 +19,26 @@ def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) ->
     """
     if isinstance(layer, (keras.Model, keras.layers.Lambda)):
         return False
-    if type(layer).__module__.startswith("keras.src.layers") or registry.find(layer) is not None:
+    if graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None:
         return True
     named = {layer.name: layer}
     return any(s == "float" and fitting(key, named) for key, s in (overrides or {}).items())
 
 
 def asked_float(
-    graph: graphs.Graph, schemes: dict[str, str], leaders: Mapping[int, str]
+    graph: graphs.Graph, schemes: dict[str, str], fused: Mapping[int, str]
 ) -> frozenset[str]:
     """Names of the layers that shall stay float, and of what would be fused with them.
 
     Args:
         graph: the user's graph.
         schemes: names of schemes by layer name.
-        leaders: see `kerasq.prepare.fusion.Fusions`.
+        fused: by id of a call that is fused, the name of the layer that it becomes part of.
     """
     return frozenset(
         node.layer.name
         for node in graph.nodes
-        if schemes.get(leaders.get(id(node), node.layer.name)) == "float"
+        if schemes[fused.get(id(node), node.layer.name)] == "float"
         and not registry.passes_through(node.layer)
     )
 
@@ -84,7 +84,7 @@ def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str])
     Args:
         graph: the user's graph.
         floats: names of layers that stay float.
-        fused: by id, the calls that become part of the call before them.
+        fused: by id of a call that is fused, the name of the layer that it becomes part of.
     """
     complaints = []
     for node in graph.nodes:

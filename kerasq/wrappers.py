@@ -201,6 +201,20 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """What the integer kernel computes, as real values on the output's grid."""
         grids = self.input_grids()
         out = grids[0] if self.rule.output == registry.Output.INPUT else self._checked_grid()
+        return self.run_on_grids(inputs, grids, out)
+
+    def run_on_grids(
+        self, inputs: Any, grids: list[Grid], out: Grid, bits: scheme.Scheme | None = None
+    ) -> tf.Tensor:
+        """What the integer kernel computes between any grids, as real values.
+
+        Args:
+            inputs: real values on `grids`; where there are none, float values.
+            grids: those of the inputs.
+            out: that of the output.
+            bits: the scheme; by default the wrapper's own.
+        """
+        del bits  # Grids say it all, but for weights.
         codes = keras.tree.flatten(inputs)
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
@@ -222,11 +236,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return self.grid()
 
 
-class UncalibratedError(ValueError):
+class UncalibratedError(graph.PlainError, ValueError):
     """A quantized model was run before its ranges came from data."""
-
-    # Keras then adds no pages about the layers and tensors of the call.
-    _keras_call_info_injected = True
 
 
 @keras.saving.register_keras_serializable("kerasq")

@@ -87,6 +87,64 @@ def test_no_imports_run_in_a_circle():
     list(graphlib.TopologicalSorter(graph).static_order())  # Raises a CycleError.
 
 
+# The modules that may read names that Keras, or TensorFlow, keeps private.
+INTERNALS = {"kerasq.graph.internals", "kerasq.graph.keras2"}
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _defined(tree):
+    """The private names that a file defines: functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr if _owner(node) in ("self", "cls") else ""
+
+
+def _owner(node):
+    return node.value.id if isinstance(node.value, ast.Name) else ""
+
+
+def _foreign(path, tree, ours):
+    """The private names that a file reads and that are not its own.
+
+    Of `self`, a name may be that of a base class, in another file of ours.
+    """
+    own = {*_defined(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            known = ours if _owner(node) in ("self", "cls") else own
+            if node.attr not in known:
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+            for name in (x.value for x in node.args if isinstance(x, ast.Constant)):
+                if isinstance(name, str) and _is_private(name) and name not in own:
+                    yield node.lineno, ast.unparse(node)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for name in (getattr(node, "module", None), *(x.name for x in node.names)):
+                if str(name).startswith(("keras.src", "tensorflow.python")):
+                    yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("keras.src"):
+            yield node.lineno, ast.unparse(node)
+
+
+def test_one_module_knows_what_keras_keeps_private():
+    trees = {
+        name: ast.parse(path.read_text())
+        for name, path in _modules("kerasq").items()
+        if name not in INTERNALS
+    }
+    ours = {name for tree in trees.values() for name in _defined(tree)}
+    assert not [name for name in ours if name.startswith("_keras")]
+    found = {name: [*_foreign(name, tree, ours)] for name, tree in trees.items()}
+    assert not {name: places for name, places in found.items() if places}
+
+
 @pytest.mark.parametrize("name", [name for name in _modules("kerasq") if "__init__" not in name])
 def test_no_function_shadows_its_module(name):
     module = importlib.import_module(name)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import targets
 from kerasq.analysis import cost
 from kerasq.analysis import sensitivity as sensitivities
 from kerasq.analysis.bench import SQNR, Bench, metric_name
@@ -185,7 +186,16 @@ def allocate(
     _check_budget(budget, unit, metric, sensitivity)
     cost.require_known_shapes(model)
     if sensitivity is None or data is not None:
-        bench = Bench(model, data, candidates, metric, overrides, steps, method)
+        bench = Bench(
+            model,
+            data,
+            candidates=candidates,
+            metric=metric,
+            overrides=overrides,
+            steps=steps,
+            method=method,
+            target=targets.DEFAULT,
+        )
         sensitivity = sensitivity or sensitivities.table(bench)
     else:
         bench = None
@@ -229,7 +239,7 @@ class _Program:
         bench: Bench | None,
     ) -> None:
         self.bench = bench
-        network = bench.network if bench else Network(model, [], overrides)
+        network = bench.network if bench else Network(model, [], overrides, targets.DEFAULT)
         self.table, self.unit = table, unit
         self.floats = {n: s for n, s in network.settled.items() if s == "float"}
         schemes = [resolve(name) for name in table.candidates]

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import targets
 from kerasq.analysis.bench import SQNR, Bench
 from kerasq.analysis.network import Network
 from kerasq.calibration.observers import Observer
@@ -186,9 +187,9 @@ def sensitivity(
 ) -> Sensitivity:
     """Measures each layer alone: the loss when it is quantized, the gain when it is raised.
 
-    Layers run on fake-quantized weights, inputs and outputs (and biases on their grids). One traced
-    graph holds all schemes of all layers, so that the cost is that of
-    `2 * layers * candidates * steps` batches.
+    Layers run as integer kernels or in float, so that each figure is that of the model that
+    `quantize_model` and `calibrate` make with these schemes. One traced graph holds all schemes of
+    all layers: the cost is that of `2 * layers * candidates * steps` batches.
 
     Args:
         model: the float model; it is not changed.
@@ -215,7 +216,17 @@ def sensitivity(
         >>> table.layers, table.candidates
         (('d', 'x'), ('w8a8', 'w8a16', 'float'))
     """
-    return table(Bench(model, data, candidates, metric, overrides, steps, method))
+    bench = Bench(
+        model,
+        data,
+        candidates=candidates,
+        metric=metric,
+        overrides=overrides,
+        steps=steps,
+        method=method,
+        target=targets.DEFAULT,
+    )
+    return table(bench)
 
 
 def table(bench: Bench) -> Sensitivity:

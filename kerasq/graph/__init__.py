@@ -1,6 +1,7 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
 from kerasq.graph.copies import copy_built, copy_call, copy_layer
+from kerasq.graph.internals import PlainError, has_mask, is_lower_better, is_of_keras, projections
 from kerasq.graph.node import Graph, Node, Source, call_of, calls, origin, symbolic, tensor_name
 from kerasq.graph.reading import read
 from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run, transform
@@ -8,6 +9,7 @@ from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run, tran
 __all__ = [
     "Graph",
     "Node",
+    "PlainError",
     "Source",
     "call_of",
     "calls",
@@ -15,9 +17,13 @@ __all__ = [
     "copy_built",
     "copy_call",
     "copy_layer",
+    "has_mask",
     "infer",
+    "is_lower_better",
+    "is_of_keras",
     "is_symbolic",
     "origin",
+    "projections",
     "read",
     "rewrite",
     "run",

@@ -5,18 +5,17 @@ from typing import Any
 
 import keras
 
+from kerasq.graph import internals
+
 
 def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
     """A new, unbuilt layer, or operation, with the same configuration, `changes` applied."""
-    if not isinstance(layer, keras.Layer):  # Not all operations have a configuration.
-        operation = object.__new__(type(layer))
-        nodes: dict[str, list] = {"_inbound_nodes": [], "_outbound_nodes": []}
-        operation.__dict__.update({**layer.__dict__, **nodes, **changes})
-        return operation
+    if not isinstance(layer, keras.Layer):
+        return internals.uncalled(layer, **changes)
     config = {**layer.get_config(), **changes}
     if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
         plain = {key: config[key] for key in ("name", "trainable", "dtype")}
-        options = {"output_shape": layer._output_shape, "arguments": layer.arguments}
+        options = {"output_shape": internals.output_shape(layer), "arguments": layer.arguments}
         return keras.layers.Lambda(layer.function, **options, **plain)
     if inspect.isfunction(getattr(layer, "activation", None)) and "activation" not in changes:
         config["activation"] = layer.activation  # A user's has no name to find it by.

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kerasq.graph import internals
 from kerasq.graph.node import distinct_name, symbolic
 
 
@@ -41,24 +42,23 @@ def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> 
         args: positional arguments of the call; none for the call it was built for.
         kwargs: keyword arguments of the call.
     """
-    own_call = not type(layer).call.__module__.startswith("keras.src.models")
-    if isinstance(layer, keras.Sequential) and not own_call:
+    has_graph = hasattr(layer, "operations")
+    # A subclass of Sequential or Functional may have a `call` of its own, which then counts.
+    has_own_call = not internals.is_of_keras(type(layer).call, "models")
+    if isinstance(layer, keras.Sequential) and not has_own_call:
+        # The graph of a Sequential is in a private model inside it; this is an equal one.
         yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
-    elif hasattr(layer, "operations") and not own_call:
+    elif has_graph and not has_own_call:
         yield layer
     else:
-        inner = [x for x in layer._flatten_layers() if x is not layer]
-        noted = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in inner]
-        try:
-            own = (layer.input,) if hasattr(layer, "operations") else None
+        own = (layer.input,) if has_graph else ()
+        with internals.unnoted(internals.layers_in(layer)):
             yield _trace(layer, args or own or _built_for(layer), kwargs or {})
-        finally:
-            for x, inbound, outbound in noted:
-                del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
 
 
 def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
     """The Functional model of what `layer.call` does with its layers."""
+    # On tensors without a past: those of the arguments lead back through the caller's graph.
     args, kwargs = keras.tree.map_structure(
         lambda x: (
             keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
@@ -68,9 +68,10 @@ def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
         (args, kwargs),
     )
     try:
+        # Not `layer(...)`: Keras would then note one call of the layer, none of those in it.
         outputs = layer.call(*args, **kwargs)
         return keras.Model(tensors_of(args, kwargs), outputs, name=layer.name)
-    except Exception as error:
+    except Exception as error:  # `call` is the user's code, and may raise anything.
         raise ValueError(
             "A subclassed model must run on symbolic inputs, such as `keras.Input` makes. "
             f"Received: {type(layer).__name__} {layer.name!r}, whose `call` raises "
@@ -82,26 +83,35 @@ def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
 def _built_for(model: keras.Model) -> tuple:
     """Symbolic arguments of the shapes that a subclassed model was built for."""
     config = model.get_build_config() or {}
+    # Keras writes several arguments as a dict by name, a single one without its name.
     shapes = config.get("shapes_dict") or {"inputs": config.get("input_shape")}
     if None in shapes.values():
         raise ValueError(
             "A subclassed model must know its input shapes. "
             f"Received: {type(model).__name__} {model.name!r}. Call it on data once."
         )
-    arguments = []
-    for name, shape in zip(inspect.signature(model.call).parameters, shapes.values(), strict=False):
-        tensors = keras.tree.map_shape_structure(
-            lambda shape: keras.KerasTensor((None, *shape[1:])), _plain(shape)
-        )
-        flat = keras.tree.flatten(tensors)
-        names = [name] if len(flat) == 1 else [f"{name}_{i}" for i in range(len(flat))]
-        if isinstance(tensors, dict) and len(flat) == len(tensors):
-            names = sorted(tensors)
-        inner = {x.name for x in model._flatten_layers()}
-        for tensor, own in zip(flat, names, strict=True):
-            tensor.name = distinct_name(own, inner)
-        arguments.append(tensors)
-    return tuple(arguments)
+    names = inspect.signature(model.call).parameters
+    taken = {x.name for x in [model, *internals.layers_in(model)]}
+    return tuple(
+        _argument(name, shape, taken)
+        for name, shape in zip(names, shapes.values(), strict=False)  # Others have defaults.
+    )
+
+
+def _argument(name: str, shape: Any, taken: set[str]) -> Any:
+    """Symbolic tensors of a structure of shapes, called `name`, by their keys, or by numbers."""
+    # The batch that it was built on was some batch: the size of another may differ.
+    tensors = keras.tree.map_shape_structure(
+        lambda shape: keras.KerasTensor((None, *shape[1:])), _plain(shape)
+    )
+    flat = keras.tree.flatten(tensors)
+    names = [name] if len(flat) == 1 else [f"{name}_{i}" for i in range(len(flat))]
+    if isinstance(tensors, dict) and len(flat) == len(tensors):
+        names = sorted(tensors)  # The order in which Keras flattens a dict.
+    for tensor, own in zip(flat, names, strict=True):
+        # Inputs become layers, and Keras wants a name of its own for every layer of a model.
+        tensor.name = distinct_name(own, taken)
+    return tensors
 
 
 def _plain(shape: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from kerasq.graph import internals
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -35,6 +37,7 @@ class Source:
     gain: float = 1.0
 
 
+# Two calls are equal only if they are one: their arguments are dicts and tensors, without a hash.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """One call of a layer, or of an operation of `keras.ops`.
@@ -85,9 +88,10 @@ class Graph:
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:
         """By id of a tensor, the calls that read it."""
+        # A table, since every pass asks for the readers of every call.
         found: dict[int, list[Node]] = {}
         for node in self.nodes:
-            for tensor in {id(x) for x in node.inputs}:
+            for tensor in {id(x) for x in node.inputs}:  # `x * x` reads it once.
                 found.setdefault(tensor, []).append(node)
         return found
 
@@ -97,6 +101,7 @@ class Graph:
 
     def only_consumer(self, node: Node) -> Node | None:
         """The one call that reads what `node` returns, if there is no other use of it."""
+        # What the model returns has a use outside, and must stay what it is.
         is_output = any(x is node.output for x in keras.tree.flatten(self.model.outputs))
         consumers = self.consumers(node.output)
         return consumers[0] if len(consumers) == 1 and not is_output else None
@@ -114,14 +119,13 @@ def distinct_name(name: str, taken: set[str]) -> str:
 
 def symbolic(arguments: Any) -> list[keras.KerasTensor]:
     """The tensors of a graph among the arguments of a call."""
-    flat = keras.tree.flatten(arguments)
-    return [x for x in flat if isinstance(x, keras.KerasTensor) and hasattr(x, "_keras_history")]
+    return [x for x in keras.tree.flatten(arguments) if internals.is_made(x)]
 
 
 def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTensor]]:
     """The layer that made `tensor`, and the inputs of that call."""
-    operation, call, _ = tensor._keras_history
-    return operation, list(operation._inbound_nodes[call].input_tensors)
+    operation, call, _ = internals.history(tensor)
+    return operation, list(internals.record(operation, call).input_tensors)
 
 
 def between(inputs: Any, outputs: Any) -> list[Node]:
@@ -148,26 +152,29 @@ def tensor_name(tensor: keras.KerasTensor) -> str:
     With the number of the call behind it, "<name>_2", from the second on, and that of the output,
     "<name>:1", from the second on.
     """
-    operation, call, output = tensor._keras_history
+    operation, call, output = internals.history(tensor)
     name = operation.name if call == 0 else f"{operation.name}_{call + 1}"
     return f"{name}:{output}" if output else name
 
 
 def calls(model: keras.Model) -> list[Node]:
     """The calls of layers and operations in a Functional model, in topological order."""
+    # Calls at one distance from the outputs have an order of Keras's own, which is not that of
+    # `model.layers`; tables and comparisons go by the latter.
     place = {id(operation): i for i, operation in enumerate(model.operations)}
-    found = []
-    for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
-        for node in sorted(nodes, key=lambda node: place[id(node.operation)]):
-            if node.input_tensors:
-                found.append(call_of(node.outputs[0]))
-    return found
+    return [
+        call_of(record.outputs[0])
+        for level in internals.levels(model)
+        for record in sorted(level, key=lambda record: place[id(record.operation)])
+    ]
 
 
 def call_of(tensor: keras.KerasTensor) -> Node:
     """The call that makes `tensor`."""
-    operation, call, _ = tensor._keras_history
-    node = operation._inbound_nodes[call]
-    output = node.outputs[0] if len(node.outputs) == 1 else list(node.outputs)
+    operation, call, _ = internals.history(tensor)
+    record = internals.record(operation, call)
+    # Keras keeps a list even of a single output.
+    output = record.outputs[0] if len(record.outputs) == 1 else list(record.outputs)
+    args, kwargs = record.arguments.args, record.arguments.kwargs
     source = Source(name=operation.name, weights_of=operation.name)
-    return Node(operation, tuple(node.arguments.args), dict(node.arguments.kwargs), output, source)
+    return Node(operation, tuple(args), dict(kwargs), output, source)

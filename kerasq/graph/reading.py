@@ -2,14 +2,17 @@
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
 from kerasq.graph.functional import check, opened, tensors_of
-from kerasq.graph.node import Graph, Node, Source, distinct_name, symbolic
+from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, symbolic
+from kerasq.graph.running import compute
 
 
 def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None) -> Graph:
@@ -47,13 +50,14 @@ class _Reading:
     def __init__(self, closed: Callable[[keras.Layer], bool]) -> None:
         self.nodes: list[Node] = []
         self._closed = closed
-        self._open: list[keras.Layer] = []
-        self._first: dict[int, str] = {}  # by id of a layer, the name of its first copy
+        self._open: list[keras.Layer] = []  # the models that the call at hand is in
+        self._first: dict[int, str] = {}  # by id of a user's layer, the name of its first copy
         self._names: set[str] = set()
-        self._reserved: set[int] = set()
+        self._reserved: set[int] = set()  # ids of the outermost layers
 
     def reserve(self, functional: keras.Model) -> None:
         """Keeps the names of the outermost layers for them."""
+        # An inner layer of that name may be called earlier, and would get it otherwise.
         outermost = [x for x in functional.operations if not self._opens(x)]
         self._reserved = {id(x) for x in outermost}
         self._names = {x.name for x in outermost}
@@ -61,16 +65,21 @@ class _Reading:
     def inline(self, functional: keras.Model, inputs: Any, training: bool | None = None) -> Any:
         """Calls copies of the layers of a Functional model; returns its outputs."""
 
-        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            if training is not None and getattr(operation, "_call_has_training_arg", False):
+        def call(node: Node, *args: Any, **kwargs: Any) -> Any:
+            # Keras passes the `training` of a model's call on to its layers, in a context that is
+            # gone once the layers stand in one graph.
+            if training is not None and internals.takes_training(node.layer):
                 kwargs = {"training": training, **kwargs}
-            return self._call(operation, *args, **kwargs)
+            return self._call(node.layer, *args, **kwargs)
 
+        # Keras takes a dict by the names of the inputs for any structure of them.
         if isinstance(inputs, dict) and not isinstance(functional.input, dict):
             inputs = [inputs[x.name] for x in functional.inputs]
-        flat = functional._adjust_input_rank(keras.tree.flatten(inputs))
-        # Keras 3.12 and older have no default for `operation_fn`.
-        return functional._run_through_graph(flat, operation_fn=lambda x: x, call_fn=call)
+        flat = internals.at_rank(functional, keras.tree.flatten(inputs))
+        values = {id(x): y for x, y in zip(functional.inputs, flat, strict=True)}
+        for record in itertools.chain(*internals.levels(functional)):
+            compute(call_of(record.outputs[0]), values, call)
+        return keras.tree.map_structure(lambda x: values[id(x)], functional.output)
 
     def _opens(self, operation: Any) -> bool:
         return isinstance(operation, keras.Layer) and not self._closed(operation)
@@ -79,6 +88,7 @@ class _Reading:
         refusal = ""
         if self._opens(operation):
             with contextlib.ExitStack() as stack:
+                # Only opening may be refused: what fails later is a layer inside that has its say.
                 try:
                     functional = stack.enter_context(opened(operation, args, kwargs))
                 except ValueError as error:
@@ -94,16 +104,16 @@ class _Reading:
         layer = copy_layer(operation, name=self._name(operation))
         first = self._first.setdefault(id(operation), layer.name)
         args, kwargs = _positional(operation, args, kwargs)
-        masks = [getattr(x, "_keras_mask", None) for x in symbolic((args, kwargs))]
         source = Source(
             name=first,
             weights_of=first,
             models=tuple(self._open),
             training_dtype=layer.compute_dtype if _is_mixed(layer) else "float32",
-            reads_mask=any(mask is not None for mask in masks),
+            reads_mask=any(map(internals.has_mask, symbolic((args, kwargs)))),
             refusal=refusal,
         )
         if _is_mixed(layer):
+            # Before the call, which builds: layers inside it take their policy from it there.
             layer.dtype_policy = "float32"
         output = layer(*args, **kwargs)
         set_weights(layer, operation)
@@ -115,7 +125,7 @@ class _Reading:
         if first is not None:
             name = distinct_name(first, self._names)
         elif id(operation) not in self._reserved:
-            if name in self._names:
+            if name in self._names:  # As in two models of one class, side by side.
                 name = f"{self._open[-1].name}_{name}"
             name = distinct_name(name, self._names)
         self._names.add(name)
@@ -124,6 +134,7 @@ class _Reading:
 
 def _positional(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The arguments of a call, all tensors by place as far as that goes."""
+    # Wrappers and rules take tensors by place, but a user may have called `layer(x=tensor)`.
     for name in list(inspect.signature(layer.call).parameters)[len(args) :]:
         if "mask" in name or not symbolic(kwargs.get(name)):
             break

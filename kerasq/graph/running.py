@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasq.graph import internals
 from kerasq.graph.node import Graph, Node, Source, between, calls
 
 
@@ -17,7 +18,7 @@ def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
     `args` and `kwargs` are the node's own, with tensors of the new model in place of the old.
     The inputs are new and keep their names, shapes and types.
     """
-    mapped: dict[int, Any] = {}
+    mapped: dict[int, Any] = {}  # by id of a tensor of the graph
 
     def move(x: Any) -> Any:
         return mapped[id(x)] if isinstance(x, keras.KerasTensor) else x
@@ -38,6 +39,8 @@ def transform(
 ) -> Graph:
     """The graph of what `call(node, *args, **kwargs)` makes of each node, as in `rewrite`.
 
+    Every pass goes through it, so that none can forget what `Node.source` says.
+
     Args:
         graph: the graph; it is not changed.
         call: calls new layers on the arguments that it gets, and returns the last one's output.
@@ -49,14 +52,14 @@ def transform(
     def record(node: Node, *args: Any, **kwargs: Any) -> Any:
         output = call(node, *args, **kwargs)
         made = between((args, kwargs), output)
-        names = owners = [new.layer.name for new in made]
+        names = shared = [new.layer.name for new in made]
         # What a layer without weights becomes may have constant ones, such as Rescaling: nothing
         # is trained there, so each call has its own.
         if getattr(node.layer, "weights", None):
-            owners = first.setdefault(node.source.weights_of, names)
+            shared = first.setdefault(node.source.weights_of, names)
         nodes.extend(
-            dataclasses.replace(new, source=dataclasses.replace(source(node), weights_of=owner))
-            for new, owner in zip(made, owners, strict=True)
+            dataclasses.replace(new, source=dataclasses.replace(source(node), weights_of=name))
+            for new, name in zip(made, shared, strict=True)
         )
         return output
 
@@ -72,7 +75,7 @@ def is_symbolic() -> bool:
 
 def infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     """What a layer computes in inference; some, such as RandomFlip, train by default."""
-    if getattr(layer, "_call_has_training_arg", False):
+    if internals.takes_training(layer):
         kwargs = {**kwargs, "training": False}
     return layer(*args, **kwargs)
 

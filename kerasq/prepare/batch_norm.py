@@ -1,4 +1,4 @@
-"""Folding of BatchNormalization into the layer before it: a pass from graph to graph."""
+"""BatchNormalization: what it becomes, in the kernel before it or alone. Two passes."""
 
 import dataclasses
 import math
@@ -9,32 +9,47 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.layers import Scale
 
 
-def pairs(graph: graphs.Graph) -> list[tuple[graphs.Node, graphs.Node]]:
-    """The calls of a layer with a kernel that only a BatchNormalization reads, with that call.
+def foldable(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> dict[int, graphs.Node]:
+    """The calls of a BatchNormalization that can be folded, by id of the call to fold them into.
 
-    All calls of a layer that is called more than once must have the same one behind them.
+    That is a call of a layer with a kernel, which nothing else reads. All calls of a layer that is
+    called more than once must have the same BatchNormalization behind them.
+
+    Args:
+        graph: a graph, decomposed or not.
+        keep: names of layers that are not folded, nor is anything into them.
     """
-    found: list[tuple[graphs.Node, graphs.Node]] = []
+    found = {id(node): _norm_behind(graph, node) for node in graph.nodes}
+    # By layer, what is behind its calls: they share a kernel, into which one can be folded.
+    behind: dict[str, set[str | None]] = {}
     for node in graph.nodes:
-        rule = registry.find(node.layer)
-        if rule is None or rule.kernel is None:
-            continue
-        after = graph.only_consumer(node)
-        if (
-            after is not None
-            and isinstance(after.layer, keras.layers.BatchNormalization)
-            and after.layer.axis in (-1, len(node.output.shape) - 1)
-            and registry.activation_name(node.layer) == "linear"
-            and hasattr(node.layer, "use_bias")  # Folding needs one.
-        ):
-            found.append((node, after))
-    norms: dict[str, set] = {}
-    behind = {id(node): after.source.weights_of for node, after in found}
-    for node in graph.nodes:
-        norms.setdefault(node.source.weights_of, set()).add(behind.get(id(node)))
-    return [pair for pair in found if len(norms[pair[0].source.weights_of]) == 1]
+        norm = found[id(node)]
+        name = None if norm is None else norm.source.weights_of
+        behind.setdefault(node.source.weights_of, set()).add(name)
+    return {
+        id(node): norm
+        for node in graph.nodes
+        if (norm := found[id(node)]) is not None
+        and len(behind[node.source.weights_of]) == 1
+        and not keep & {node.layer.name, norm.layer.name}
+    }
+
+
+def _norm_behind(graph: graphs.Graph, node: graphs.Node) -> graphs.Node | None:
+    """The BatchNormalization that alone reads what a call of a layer with a kernel returns."""
+    rule, reader = registry.find(node.layer), graph.only_consumer(node)
+    if rule is None or rule.kernel is None or reader is None:
+        return None
+    if not isinstance(reader.layer, keras.layers.BatchNormalization):
+        return None
+    is_linear = registry.activation_name(node.layer) == "linear"
+    # Gains of another axis than the kernel's channels are no gains of its columns.
+    is_per_channel = reader.layer.axis in (-1, len(node.output.shape) - 1)
+    # A user's layer without `use_bias` cannot be given the bias that folding needs.
+    return reader if is_linear and is_per_channel and hasattr(node.layer, "use_bias") else None
 
 
 def gain_and_bias(
@@ -57,6 +72,35 @@ def gain_and_bias(
     return gain, shift + norm.beta.value if norm.center else shift
 
 
+def scale(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Graph:
+    """Returns an equal graph in which a BatchNormalization that cannot be folded is a `Scale`.
+
+    Args:
+        graph: a decomposed graph; it is not changed.
+        keep: names of the layers that stay as they are.
+    """
+    # One behind a layer that stays float stays with it, though it will not be folded.
+    behind = {id(norm) for norm in foldable(graph).values()}
+    alone = {
+        id(node)
+        for node in graph.nodes
+        if isinstance(node.layer, keras.layers.BatchNormalization)
+        and id(node) not in behind
+        and node.layer.name not in keep
+    }
+
+    def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        layer = node.layer
+        if id(node) not in alone:
+            return graphs.copy_call(layer, *args, **kwargs)
+        new = Scale(name=layer.name, trainable=layer.trainable, dtype="float32")
+        output = new(args[0])
+        new.set_weights(gain_and_bias(layer, None))
+        return output
+
+    return graphs.transform(graph, call) if alone else graph
+
+
 def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Graph:
     """Returns an equal graph in which each BatchNormalization is part of the kernel before it.
 
@@ -64,10 +108,10 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
     calls is the unit to train that kernel in: see `_unit`.
 
     Args:
-        graph: the graph; it is not changed.
+        graph: a decomposed graph; it is not changed.
         keep: names of the layers that stay as they are.
     """
-    norms = {id(node): norm for node, norm in pairs(graph) if node.layer.name not in keep}
+    norms = foldable(graph, keep)
     folded = {id(norm) for norm in norms.values()}
 
     def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
@@ -78,11 +122,11 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
         return _folded(node.layer, norms[id(node)].layer)(*args, **kwargs)
 
     def source(node: graphs.Node) -> graphs.Source:
-        if id(node) not in norms:
-            return node.source
-        return dataclasses.replace(node.source, gain=_unit(node.layer, norms[id(node)].layer))
+        norm = norms.get(id(node))
+        gain = node.source.gain if norm is None else _unit(node.layer, norm.layer)
+        return dataclasses.replace(node.source, gain=gain)
 
-    return graphs.transform(graph, call, source)
+    return graphs.transform(graph, call, source) if norms else graph
 
 
 def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.Layer:
@@ -91,7 +135,7 @@ def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.
     gain, bias = gain_and_bias(norm, layer.bias.value if layer.use_bias else None)
     variable = getattr(layer, str(rule.kernel))
     new = graphs.copy_layer(layer, use_bias=True)
-    new.build(layer.input.shape)
+    new.build(layer.input.shape)  # Its weights must exist before it is called with them.
     kernel = rule.flatten(variable.value) * gain
     getattr(new, str(rule.kernel)).assign(rule.unflatten(kernel, variable.shape))
     new.bias.assign(bias)
@@ -115,6 +159,6 @@ def _unit(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> float:
     kernel = keras.ops.convert_to_numpy(rule.flatten(getattr(layer, str(rule.kernel)).value))
     norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0)
     deviation = np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance.value) + norm.epsilon)
-    used = norms > 0
+    used = norms > 0  # A channel of zeros, as a pruned one, has no unit.
     unit = float(np.median(norms[used] / deviation[used])) if used.any() else 1.0
     return 2.0 ** round(math.log2(unit))

@@ -17,12 +17,12 @@ class Fusions:
     Attributes:
         norms: by id of a call with a kernel, the BatchNormalization behind it.
         relus: by id of a call whose output has a range, the ReLU behind it (and behind its norm).
-        leaders: by id of a call that is fused, the name of the layer that it becomes part of.
+        into: by id of a call that is fused, the name of the layer that it becomes part of.
     """
 
     norms: dict[int, graphs.Node]
     relus: dict[int, graphs.Node]
-    leaders: dict[int, str]
+    into: dict[int, str]
 
     def end(self, node: graphs.Node) -> graphs.Node:
         """The call that returns the output of what `node` is fused with."""
@@ -39,22 +39,21 @@ def find(
         schemes: names of schemes by name of a layer of the user's model.
         floats: names of layers that stay float: nothing is fused with them.
     """
-    norms = {
-        id(node): norm for node, norm in batch_norms.pairs(graph) if node.layer.name not in floats
-    }
+    norms = batch_norms.foldable(graph, floats)
+    # A ReLU behind a BatchNormalization that is folded is behind the kernel, too.
     relus = {
         id(node): relu
         for node in graph.nodes
         if (relu := _relu_behind(graph, node, norms.get(id(node), node), schemes)) is not None
         and relu.layer.name not in floats
     }
-    leaders = {
+    into = {
         id(found[id(node)]): node.layer.name
         for node in graph.nodes
         for found in (norms, relus)
         if id(node) in found
     }
-    return Fusions(norms=norms, relus=relus, leaders=leaders)
+    return Fusions(norms=norms, relus=relus, into=into)
 
 
 def _relu_behind(
@@ -66,7 +65,11 @@ def _relu_behind(
         return None
     if rule is None or rule.output != Output.LEARNED or registry.relu_limit(node.layer)[0]:
         return None
-    scheme = schemes.get(node.source.name)
-    has_clamp = scheme is None or resolve(scheme).activation_bits in (8, FLOAT_BITS)
+    # An operator that fuses no ReLU still clamps at the ends of its integers, and the lowest int8
+    # code then stands for 0. Not so at 16 bits, where grids are symmetric, and below 8, where codes
+    # are the topmost ones of int8 (`Grid.levels`).
+    has_clamp = resolve(schemes[node.source.name]).activation_bits in (8, FLOAT_BITS)
+    # In a user's graph activations are still part of their layers: one that has a fixed grid, such
+    # as a sigmoid, is what the ReLU reads.
     is_plain = registry.activation_name(node.layer) in ("linear", "elu")
     return relu if is_plain and (fuses_relu(rule.operator) or has_clamp) else None

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from kerasq import graph as graphs
-from kerasq.prepare.batch_norm import fold
+from kerasq.prepare.batch_norm import fold, scale
 from kerasq.prepare.decompose import decompose
 
 # A pass returns a graph that computes the same function; layers of the names given stay as they
 # are. A new one is a row here, and an option that leaves it out.
 Pass = Callable[[graphs.Graph, frozenset[str]], graphs.Graph]
-PASSES: dict[str, Pass] = {"decompose": decompose, "fold": fold}
+PASSES: dict[str, Pass] = {"decompose": decompose, "scale": scale, "fold": fold}
 
 
 def prepare(

@@ -77,7 +77,7 @@ def test_with_data_the_whole_model_reaches_the_metric(model, x, table):
     kerasq.calibrate(q, x)
     y = model.predict_on_batch(x)
     measured = 10 * np.log10(np.square(y).sum() / np.square(y - q.predict_on_batch(x)).sum())
-    assert measured == pytest.approx(found.chosen.measured, abs=0.5)
+    assert measured == pytest.approx(found.chosen.measured, abs=0.01)
 
 
 def test_costs_are_those_of_the_summary(model, table):

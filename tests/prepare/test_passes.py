@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import kerasq
 from kerasq import graph as graphs
 from kerasq.prepare.passes import PASSES, prepare
 from tests import networks
@@ -61,3 +62,12 @@ def test_layers_that_stay_float_keep_their_batch_normalization():
         if isinstance(graph.consumers(node.output)[0].layer, L.BatchNormalization)
     )
     assert len(_norms(prepare(graph, keep=frozenset([name])))) == 1
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
+def test_batch_normalization_that_is_to_stay_float_does(batch_norm):
+    """Also behind another one, which becomes a layer with a kernel."""
+    norms = [L.BatchNormalization(), L.BatchNormalization(name="norm")]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *norms, L.Flatten()])
+    q = kerasq.quantize_model(model, overrides={"norm": "float"}, batch_norm=batch_norm)
+    assert type(q.get_layer("norm")) is L.BatchNormalization

@@ -1,0 +1,107 @@
+"""What kerasq needs of Keras that Keras keeps private. No other module of ours reads such a name.
+
+Checked with Keras 3.10 to 3.15: `bash tools/test --oldest` runs the lower end.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+def history(tensor: keras.KerasTensor) -> tuple[Any, int, int]:
+    """What made a symbolic tensor: an operation, the number of its call, that of the output."""
+    operation, call, output = tensor._keras_history
+    return operation, call, output
+
+
+def is_made(x: Any) -> bool:
+    """Whether `x` is a tensor of a graph: one that a call, or an input, has made."""
+    # A KerasTensor that only stands for a shape, as in `compute_output_spec`, has no history.
+    return isinstance(x, keras.KerasTensor) and hasattr(x, "_keras_history")
+
+
+def record(operation: Any, call: int) -> Any:
+    """Keras's own record of a call: `arguments`, `input_tensors` and `outputs`."""
+    return operation._inbound_nodes[call]
+
+
+def levels(model: keras.Model) -> list[list[Any]]:
+    """Keras's records of the calls in a Functional model, in the order that Keras runs them in.
+
+    A list for each distance from the outputs; calls of one such list do not read each other.
+    """
+    by_depth = sorted(model._nodes_by_depth.items(), reverse=True)
+    return [[found for found in nodes if not found.is_input] for _, nodes in by_depth]
+
+
+def at_rank(model: keras.Model, tensors: list[Any]) -> list[Any]:
+    """Inputs of a Functional model with the axis of size 1 that Keras adds or takes at the end."""
+    return model._adjust_input_rank(tensors)
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras passes a mask beside a tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether the `call` of a layer has an argument `training`; that of an operation has none."""
+    return getattr(layer, "_call_has_training_arg", False)
+
+
+def is_of_keras(x: Any, part: str = "") -> bool:
+    """Whether a class or method is one of Keras's own, of its folder `part`."""
+    # Public names such as keras.layers.Dense say where they really are.
+    return x.__module__.startswith(f"keras.src.{part}")
+
+
+def is_lower_better(metric: Any) -> bool:
+    """Whether Keras says of a metric that it falls as the model gets better."""
+    return getattr(metric, "_direction", None) == "down"
+
+
+def projections(attention: keras.Layer) -> tuple[keras.layers.EinsumDense, ...]:
+    """The layers of MultiHeadAttention or GroupQueryAttention: query, key, value and output."""
+    # They are public in MultiHeadAttention alone.
+    names = ("_query_dense", "_key_dense", "_value_dense", "_output_dense")
+    return tuple(getattr(attention, name) for name in names)
+
+
+def output_shape(layer: keras.layers.Lambda) -> Any:
+    """The `output_shape` that a Lambda was made with."""
+    return layer._output_shape
+
+
+def layers_in(layer: keras.Layer) -> list[keras.Layer]:
+    """All layers that a layer holds, at any depth, without itself."""
+    return [x for x in layer._flatten_layers() if x is not layer]
+
+
+@contextlib.contextmanager
+def unnoted(layers: list[keras.Layer]) -> Iterator[None]:
+    """Removes in the end what Keras notes in layers of the calls that are made of them inside."""
+    noted = [(x, len(x._inbound_nodes), len(x._outbound_nodes)) for x in layers]
+    try:
+        yield
+    finally:
+        # Else the user's layers would keep every graph that we trace alive, and a later
+        # `layer.output` of theirs could be a tensor of ours.
+        for x, inbound, outbound in noted:
+            del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
+
+
+def uncalled(operation: Any, **changes: Any) -> Any:
+    """A copy of an operation of `keras.ops`, attributes changed by `changes`, that has no calls."""
+    # Not all operations have a configuration, or can be made without arguments.
+    copy = object.__new__(type(operation))
+    nodes: dict[str, list] = {"_inbound_nodes": [], "_outbound_nodes": []}
+    copy.__dict__.update({**operation.__dict__, **nodes, **changes})
+    return copy
+
+
+class PlainError(Exception):
+    """An error in a layer's call that Keras raises as it is, without pages about its arguments."""
+
+    _keras_call_info_injected = True

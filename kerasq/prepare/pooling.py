@@ -1,0 +1,52 @@
+"""Poolings that LiteRT has no operator for, in parts."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq.prepare.parts import Parts
+
+L = keras.layers
+
+
+def pool_everything(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """The average of one pixel: Reshape. Of more it stays MEAN."""
+    size, channels = x.shape[1:-1], x.shape[-1]
+    if None in size:
+        raise ValueError(
+            "The image size must be known, because the exported model has fixed shapes. "
+            f"Received: {name!r} ({type(layer).__name__}) on an input of shape {x.shape}. "
+            "Build the model with a fixed `keras.Input(shape=...)`."
+        )
+    # MEAN would round values to a grid of its own that only move.
+    if np.prod(size) > 1:
+        return None
+    shape = (*(1 for _ in size), channels) if layer.keepdims else (channels,)
+    return parts.call(L.Reshape(shape, name=name, dtype="float32"), x)
+
+
+def pool_3d(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Pooling of depth and height, rows of pixels as channels, then of width: "<name>_width".
+
+    LiteRT pools in two dimensions. Extremes and averages over a box may be taken over a side of it
+    first: at the edges too, since padding does not count in either.
+    """
+    pool = L.MaxPooling2D if isinstance(layer, L.MaxPooling3D) else L.AveragePooling2D
+    depth, height, width, channels = x.shape[1:]
+
+    def reshaped(x: Any, shape: tuple, own: str) -> Any:
+        return parts.call(L.Reshape(shape, name=own, dtype="float32"), x)
+
+    def pooled(x: Any, size: tuple, strides: tuple, suffix: str) -> Any:
+        own = parts.name(name, suffix)
+        return parts.call(pool(size, strides, layer.padding, name=own, dtype="float32"), x)
+
+    # Two axes beside the batch and the channels at a time: the third goes into the channels, where
+    # nothing is pooled, and then depth and height count as one axis of windows of size 1.
+    x = reshaped(x, (depth, height, width * channels), parts.name(name, "rows"))
+    x = pooled(x, layer.pool_size[:2], layer.strides[:2], "planes")
+    depth, height = x.shape[1:3]
+    x = reshaped(x, (depth * height, width, channels), parts.name(name, "columns"))
+    x = pooled(x, (1, layer.pool_size[2]), (1, layer.strides[2]), "width")
+    return reshaped(x, (depth, height, x.shape[2], channels), name)
