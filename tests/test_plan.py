@@ -142,19 +142,15 @@ def test_wrappers_have_the_widths_of_the_plan(scheme):
                     assert read_bits(layer.rule.op, layer.bits, width) == width, layer.name
 
 
-@pytest.mark.parametrize("scheme", ["w4a4", "w8a4", "w4a2", "w8a16"])
+@pytest.mark.parametrize("scheme", ["w4a4", "w8a4", "w4a2"])
 def test_sensitivity_measures_what_is_quantized(scheme):
     """Sums and averages that read few bits, and boundaries behind a split, a pooling, a softmax."""
     model = _narrow()
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 1, (64, 8, 8, 3)) * rng.uniform(0, 1, (64, 1, 1, 3))
-    x = x.astype("float32")
+    x = networks.images(model)
     base = kerasq.sensitivity(model, x, candidates=(scheme, "w8a8")).base
     q = kerasq.quantize_model(model, scheme)
     kerasq.calibrate(q, x)
-    y, z = (m.predict_on_batch(x).astype(float) for m in (model, q))
-    measured = 10 * np.log10(np.square(y).sum() / np.square(y - z).sum())
-    assert base == pytest.approx(measured, abs=1e-3)
+    assert base == pytest.approx(networks.sqnr(model, q, x), abs=1e-3)
 
 
 def test_outputs_of_few_bits_are_int8():

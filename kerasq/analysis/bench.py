@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasq import targets
 from kerasq.analysis.network import Network
 from kerasq.analysis.trace import traced
 from kerasq.calibration.calibrate import BATCH_SIZE
@@ -76,6 +77,7 @@ class Bench:
         network: the model at any schemes.
         candidates: names of the schemes.
         schemes: the schemes.
+        target: what the model is to run on.
         metric: name of the metric.
         reference: the metric of the float model.
         samples: how many samples there are.
@@ -99,7 +101,8 @@ class Bench:
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = _schemes(self.candidates)
-        self.network = Network(model, self.schemes, overrides, target)
+        self.target = targets.find(target)
+        self.network = Network(model, self.schemes, overrides, self.target)
         _check_metric(metric)
         self._metric, self.metric = metric, metric_name(metric)
         self._samples, self._labels = self._load(data, steps)

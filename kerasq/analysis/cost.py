@@ -1,6 +1,7 @@
 """What a layer costs on the device under a scheme: operations, bytes, width of its accumulators."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -100,6 +101,13 @@ def require_known_shapes(model: keras.Model) -> None:
                 "The shape of a sample must be known. "
                 f"Received: input {x.name!r} of shape {x.shape}."
             )
+
+
+# What a budget may be in.
+COSTS: dict[str, Callable[[keras.Layer, Scheme], int]] = {
+    "bytes": weight_bytes,
+    "bit_operations": bit_operations,
+}
 
 
 def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:

@@ -45,10 +45,11 @@ class Network:
         model: keras.Model,
         schemes: list[Scheme],
         overrides: dict | None,
-        target: str | Target,
+        target: Target,
     ) -> None:
         self.schemes = schemes
         self.settled = _settled(model, overrides)
+        # Other schemes are what `allocate` settles; here layers may have any.
         floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats, target=target)
         self.wrappers = [x for x in self.model.layers if isinstance(x, QuantizeWrapper)]
@@ -65,9 +66,9 @@ class Network:
         found: dict[str, list[int]] = {}
         for wrapper in self.wrappers:
             for source in wrapper.producers if multiplies(wrapper.rule.operator) else ():
-                if source is not None:
-                    place = self.layers.index(self.owner[wrapper.name])
-                    found.setdefault(source.name, []).append(place)
+                assert source is not None  # Only boundaries read float values.
+                place = self.layers.index(self.owner[wrapper.name])
+                found.setdefault(source.name, []).append(place)
         return found
 
     def calibrate(self, samples: list, method: str | dict[str, Any] | Observer | None) -> None:
@@ -104,6 +105,7 @@ class Network:
 
 def _settled(model: keras.Model, overrides: dict | None) -> dict[str, str]:
     """The schemes of the layers that `overrides` names."""
+    # As `quantize_model` reads it: keys may name layers, and models, inside of others.
     whole = graph.read(model)
     layers = {x.name: x for x in whole.model.operations}
     models = {x.layer.name: x.source.models for x in whole.nodes}
