@@ -1,9 +1,10 @@
 """kerasq: what you trained is what runs."""
 
-from kerasq.analysis.allocate import Allocation, Point, allocate
+from kerasq.analysis.allocate import Allocation, allocate
 from kerasq.analysis.compare import compare
 from kerasq.analysis.latency import latency
 from kerasq.analysis.report import LayerReport, Report
+from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
 from kerasq.calibration.calibrate import calibrate

@@ -8,10 +8,12 @@ import keras
 import tensorflow as tf
 
 from kerasq import fake_quant, kernels
+from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.power_of_two import PowerOfTwo
-from kerasq.quantizers.uniform import weight_range
+from kerasq.quantizers.uniform import Uniform
+from kerasq.scheme import Scheme
 from kerasq.wrappers import QuantizeWrapper, current_config
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
@@ -37,7 +39,7 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
-        leader: the wrapper of the layer's first call, if this stands for a further one: the
+        weights_of: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
     """
@@ -48,58 +50,59 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: keras.layers.BatchNormalization | None = None,
         weights: Any = "uniform",
         training_dtype: str = "float32",
-        leader: "KernelWrapper | None" = None,
+        weights_of: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
         self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
-        self.leader = leader
+        self.weights_of = weights_of
         # Whether training leaves the statistics of `batch_norm` as they are.
         self.fixed_statistics = False
-        if leader is None:
+        if weights_of is None:
             self._weight_quantizer = weight_quantizers.weight_quantizer(
                 weights, self.bits.weight_bits, self.range_gradient
             )
 
     @classmethod
-    def sharing(cls, leader: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
-        """A wrapper of another call of a layer."""
-        kwargs |= {"batch_norm": leader.batch_norm, "weights": leader.kind}
-        return cls(leader.layer, leader=leader, **kwargs)
+    def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
+        """A wrapper of another call of the layer of `first`."""
+        kwargs |= {"batch_norm": first.batch_norm, "weights": first.kind}
+        return cls(first.layer, weights_of=first, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
         config["weights"] = self.kind
-        config["leader"] = None
-        if self.leader is not None:
+        config["weights_of"] = None
+        if self.weights_of is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
-            shared = {"shared_object_id": id(self.leader)}
-            config["leader"] = keras.saving.serialize_keras_object(self.leader) | shared
+            shared = {"shared_object_id": id(self.weights_of)}
+            config["weights_of"] = keras.saving.serialize_keras_object(self.weights_of) | shared
         return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
         """The wrapper that `get_config` describes."""
         config = current_config(config)
-        batch_norm, leader = (
+        batch_norm, first = (
             found and keras.saving.deserialize_keras_object(found, custom_objects)
-            for found in (config.pop("batch_norm", None), config.pop("leader", None))
+            for found in (config.pop("batch_norm", None), config.pop("weights_of", None))
         )
-        if leader is not None:  # One object, as Keras keeps those that its files name twice.
+        # One object, as Keras keeps those that its files name twice.
+        if first is not None:
             del config["layer"], config["weights"]
-            return cls.sharing(leader, **config)
+            return cls.sharing(first, **config)
         return super().from_config(config | {"batch_norm": batch_norm}, custom_objects)
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, its BatchNormalization and the ranges."""
         super().build(input_shape)
-        if self.leader is not None:
-            if not self.leader.built:
-                self.leader.build(input_shape)
+        if self.weights_of is not None:
+            if not self.weights_of.built:
+                self.weights_of.build(input_shape)
             return
         if self.batch_norm is not None:
             # Statistics of all replicas together, so that they hold the same model.
@@ -108,6 +111,7 @@ class KernelWrapper(QuantizeWrapper):
             if not self.batch_norm.built:
                 self.batch_norm.build(self.compute_output_shape(input_shape))
         self._weight_quantizer.start(self.flat_kernel)
+        # A constraint acts inside of the step, behind any optimizer's decay and momentum.
         if isinstance(self._weight_quantizer, PowerOfTwo):
             self.kernel.constraint = _KeepFrozen(self)
         self._kernel_gain = self.add_weight(
@@ -117,12 +121,12 @@ class KernelWrapper(QuantizeWrapper):
     @property
     def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
         """What puts the kernel on its grid."""
-        return (self.leader or self)._weight_quantizer
+        return (self.weights_of or self)._weight_quantizer
 
     @property
     def kernel_gain(self) -> keras.Variable:
-        """What the kernel is multiplied by."""
-        return (self.leader or self)._kernel_gain
+        """What the kernel is multiplied by: a scalar, 1 unless a BatchNormalization was folded."""
+        return (self.weights_of or self)._kernel_gain
 
     @property
     def kernel(self) -> keras.Variable:
@@ -131,7 +135,7 @@ class KernelWrapper(QuantizeWrapper):
 
     @property
     def bias(self) -> keras.Variable | None:
-        """The layer's float bias."""
+        """The layer's float bias; None where it has none."""
         return getattr(self.layer, self.rule.bias, None)
 
     def flat_kernel(self) -> tf.Tensor:
@@ -140,6 +144,8 @@ class KernelWrapper(QuantizeWrapper):
 
     def run_on(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """The layer on other weights: `kernel` (channels flattened) and `bias`."""
+        # Layers read their variables themselves: a stateless scope has others in their place, which
+        # gradients flow through, as they would not through an assignment.
         mapping = [(self.kernel, self.rule.unflatten(kernel, self.kernel.shape))]
         if self.bias is not None:
             mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
@@ -162,15 +168,21 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
+        return self._weights_at(self.bits, self.weight_quantizer, self.input_grids()[0].scale)
+
+    def _weights_at(
+        self, bits: Scheme, quantizer: weight_quantizers.WeightQuantizer, in_scale: tf.Tensor
+    ) -> kernels.IntegerWeights:
+        """The kernel and bias at a scheme, on codes of that quantizer."""
         gain, bias = self._gain_and_bias()
         if bias is None:
             bias = tf.zeros(self.flat_kernel().shape[-1:])
-        in_scale = self.input_grids()[0].scale
-        least = tf.abs(bias) / (in_scale * self.target.limits.bias[self.bits.code_bits])
-        codes, grid = self.weight_quantizer.integer(self.flat_kernel(), gain, least=least)
-        bias_codes = tf.round(
-            tf.cast(bias, tf.float64) / tf.cast(in_scale * grid.scale, tf.float64)
-        )
+        # Biases are counted in these scales: wider ones keep their codes within the target's limit.
+        least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits])
+        codes, grid = quantizer.integer(self.flat_kernel(), gain, least=least)
+        # Of int16 they have more bits than float32 has.
+        step = tf.cast(in_scale * grid.scale, tf.float64)
+        bias_codes = tf.round(tf.cast(bias, tf.float64) / step)
         return kernels.IntegerWeights(codes, grid, bias_codes)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -179,25 +191,13 @@ class KernelWrapper(QuantizeWrapper):
         y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
 
-    def run_quantized(self, inputs: tf.Tensor, bits: int, in_scale: tf.Tensor) -> tf.Tensor:
-        """The float layer with kernel and bias as quantization to other widths starts with them.
-
-        BatchNormalization must be folded.
-        """
-        high = weight_range(self.flat_kernel(), bits)
-        kernel = fake_quant.fake_quant_per_channel(
-            self.flat_kernel(), high, bits=bits, gradient="none", gain=self.kernel_gain.value
-        )
-        return self.run_on(
-            inputs, kernel, self._rounded_bias(high / (2 ** (bits - 1) - 1), in_scale)
-        )
-
     def _rounded_bias(self, scale: tf.Tensor, in_scale: tf.Tensor) -> tf.Tensor | None:
         """The bias on the grid of the accumulators; None where there is none."""
         if self.bias is None:
             return None
-        step = tf.stop_gradient(in_scale * scale * self.kernel_gain.value)
+        step = in_scale * scale * self.kernel_gain.value
         bias = self.bias.value
+        # No gradient comes back to the step: ranges do not learn from the rounding of biases.
         return fake_quant.straight_through(bias, tf.round(bias / step) * step)
 
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
@@ -205,6 +205,7 @@ class KernelWrapper(QuantizeWrapper):
         flat = self.flat_kernel()
         kernel = self.weight_quantizer.fake_quant(flat, self.kernel_gain.value)
         if self.batch_norm is not None:
+            # Not rounded: the device has another bias, that which folding makes.
             bias = None if self.bias is None else self.bias.value
             training = training and not self.fixed_statistics
             return self.batch_norm(self._run_mixed(inputs, kernel, bias), training=training)
@@ -215,6 +216,7 @@ class KernelWrapper(QuantizeWrapper):
         """`run_on`, computed in `training_dtype`."""
         if self.training_dtype == "float32":
             return self.run_on(x, kernel, bias)
+        # By its policy a layer casts what it reads, its variables included.
         with _POLICY_LOCK:
             self.layer.dtype_policy = f"mixed_{self.training_dtype}"
             try:
@@ -222,10 +224,19 @@ class KernelWrapper(QuantizeWrapper):
             finally:
                 self.layer.dtype_policy = "float32"
 
-    def run_integer(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Integer accumulators, then the operator's way back to the codes of the output."""
-        grid, out = self.input_grids()[0], self._checked_grid()
-        weights = self.integer_weights()
+    def run_on_grids(
+        self, inputs: tf.Tensor, grids: list[Grid], out: Grid, bits: Scheme | None = None
+    ) -> tf.Tensor:
+        """Integer accumulators, then the operator's way back to the codes of the output.
+
+        At another scheme than the wrapper's own, weights are as quantization starts with them:
+        uniform, over the range that `weight_range` finds.
+        """
+        (grid,) = grids
+        quantizer = self.weight_quantizer
+        if bits is not None:
+            quantizer = Uniform(bits.weight_bits, range_gradient="none")
+        weights = self._weights_at(bits or self.bits, quantizer, grid.scale)
         total = kernels.accumulate(
             lambda codes: self.run_on(codes, weights.codes, None),
             kernels.centre(inputs, grid),
@@ -243,7 +254,7 @@ class _KeepFrozen(keras.constraints.Constraint):
         self._wrapper = wrapper
 
     def __call__(self, value: Any) -> Any:
-        """The projected kernel."""
+        """The kernel, its frozen weights at their exact values; same shape."""
         rule = self._wrapper.rule
         kernel = self._wrapper.weight_quantizer.restored(rule.flatten(value))
         return rule.unflatten(kernel, value.shape)

@@ -21,7 +21,9 @@ def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
     }
 
 
+# The kernels know no other grid for these outputs (LiteRT 8-bit quantization specification).
 _PROBABILITY = _fixed(1 / 256, -128)
+_SIGNED = _fixed(1 / 128, 0)
 
 # By the classes that they are for. A subclass has a rule of its own, or none.
 RULES: dict[tuple[type, ...], Rule] = {
@@ -36,6 +38,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         operators=("DEPTHWISE_CONV_2D",),
         output=Output.LEARNED,
         kernel="kernel",
+        # Inputs and multiplier, the last two axes: a channel of the output for each pair.
         channels=2,
         channels_last=True,
     ),
@@ -43,8 +46,10 @@ RULES: dict[tuple[type, ...], Rule] = {
         operators=("TRANSPOSE_CONV",),
         output=Output.LEARNED,
         kernel="kernel",
+        # Keras has the outputs before the inputs here.
         transposed=True,
         channels_last=True,
+        # The operator has no dilation.
         required={"dilation_rate": ((1, 1), (1,))},
         note="not dilated",
     ),
@@ -55,6 +60,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         channels_last=True,
     ),
     (L.Dense,): Rule(operators=("FULLY_CONNECTED",), output=Output.LEARNED, kernel="kernel"),
+    # One operator that rounds once, where MUL and ADD of constants would round twice.
     (Scale,): Rule(
         operators=("DEPTHWISE_CONV_2D",),
         output=Output.LEARNED,
@@ -89,6 +95,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="becomes Add and Scale",
     ),
     (L.Concatenate,): Rule(operators=("CONCATENATION",), output=Output.LEARNED),
+    # The kernel wants one grid for both ends, so averages are rounded to that of what they are of.
     (L.AveragePooling2D, L.AveragePooling1D): Rule(
         operators=("AVERAGE_POOL_2D",), output=Output.INPUT, channels_last=True
     ),
@@ -98,7 +105,8 @@ RULES: dict[tuple[type, ...], Rule] = {
         channels_last=True,
         note="becomes two AveragePooling2D",
     ),
-    # The only one of its three that Keras passes a mask to.
+    # MEAN has a range of its own, narrower than that of what it averages. This is the only one of
+    # the three that Keras passes a mask to.
     (L.GlobalAveragePooling1D,): Rule(
         operators=("MEAN",), output=Output.LEARNED, reads_mask=True, channels_last=True
     ),
@@ -126,6 +134,7 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.Cropping1D, L.Cropping2D, L.Cropping3D): Rule(
         operators=("STRIDED_SLICE",), output=Output.PASS_THROUGH
     ),
+    # Smaller images Keras resizes.
     (L.CenterCrop,): Rule(
         operators=("STRIDED_SLICE",), output=Output.PASS_THROUGH, note="of larger images"
     ),
@@ -214,7 +223,8 @@ RULES: dict[tuple[type, ...], Rule] = {
     (Constant,): Rule(
         operators=("QUANTIZE",), output=Output.LEARNED, note="no op: a tensor of the file"
     ),
-    # A function of each value alone that has no kernel of its own.
+    # A function of each value alone that has no kernel of its own. GATHER's indices are int32, and
+    # codes are negative, too.
     (Function,): Rule(operators=("CAST", "ADD", "GATHER"), output=Output.LEARNED),
     (Matmul,): Rule(operators=("BATCH_MATMUL",), output=Output.LEARNED),
     (L.Dot,): Rule(
@@ -250,6 +260,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         reads_mask=True,
         note="of sequences, without masks, gates or scores; else float",
     ),
+    # It reads indices, which have no grid; its rows get one where a boundary stands behind it.
     (L.Embedding,): Rule(
         operators=("GATHER",),
         output=Output.FLOAT,
@@ -350,7 +361,7 @@ ACTIVATIONS: dict[str, Rule] = {
         output=Output.DECOMPOSED,
         note="becomes Scale and ReLU up to 1",
     ),
-    "tanh": Rule(operators=("TANH",), output=Output.FIXED, grids=_fixed(1 / 128, 0)),
+    "tanh": Rule(operators=("TANH",), output=Output.FIXED, grids=_SIGNED),
     **dict.fromkeys(
         FUNCTIONS,
         Rule(

@@ -165,7 +165,7 @@ class Plan:
         if id(node) in self._fusions.into:
             return Kind.FUSED
         # Before floats: what only moves values keeps their grid, whatever its scheme.
-        if registry.copies(node.layer):
+        if registry.passes_through(node.layer):
             return Kind.PASS_THROUGH
         return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
 
@@ -215,7 +215,7 @@ class Plan:
     def _readers(self, node: graphs.Node) -> Iterator[graphs.Node]:
         """The calls that read what a call returns, behind those that only move it."""
         for reader in (x for y in node.outputs for x in self.graph.consumers(y)):
-            if registry.copies(reader.layer):
+            if registry.passes_through(reader.layer):
                 yield from self._readers(reader)
             else:
                 yield reader

@@ -73,6 +73,7 @@ def _model_rule(cls: Any, op: str) -> Rule:
     is_layer = isinstance(cls, type) and issubclass(cls, keras.layers.Layer)
     if not is_layer or is_of_keras(cls):
         raise ValueError(f"`cls` must be a layer class of your own. Received: {cls!r}.")
+    # What is decomposed, fused or float is no operator that a class could become.
     computed = (Output.LEARNED, Output.INPUT, Output.PASS_THROUGH, Output.FIXED)
     rules = [rule for rule in (*LAYERS.values(), *ACTIVATIONS.values()) if rule.output in computed]
     legal = {rule.op: rule for rule in rules if len(rule.operators) <= 1}
@@ -124,6 +125,7 @@ def find(layer: keras.Layer) -> Rule | None:
     # Operations of keras.ops are no layers; their classes are known by name only.
     if not isinstance(layer, keras.Layer):
         return OPERATIONS.get(type(layer).__name__)
+    # By the very class, since a subclass may compute something else.
     found = _REGISTERED.get(type(layer)) or LAYERS.get(type(layer))
     is_nearest = type(layer) in NEAREST and layer.interpolation == "nearest"
     return NEAREST[type(layer)] if is_nearest else found
@@ -141,7 +143,7 @@ def rule(layer: keras.Layer) -> Rule:
     return found
 
 
-def copies(layer: keras.Layer) -> bool:
+def passes_through(layer: keras.Layer) -> bool:
     """Whether a layer only moves or picks values: its output lies on the grid of its input."""
     found = find(layer)
     return found is not None and found.output == Output.PASS_THROUGH
@@ -149,7 +151,7 @@ def copies(layer: keras.Layer) -> bool:
 
 def is_dropped(layer: keras.Layer) -> bool:
     """Whether a layer leaves no operator behind, such as Dropout: its output is its input."""
-    return copies(layer) and not rule(layer).operators
+    return passes_through(layer) and not rule(layer).operators
 
 
 def is_grouped(layer: keras.layers.Layer) -> bool:
@@ -159,6 +161,7 @@ def is_grouped(layer: keras.layers.Layer) -> bool:
 
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
     """Whether `layer` is a ReLU, and its upper limit (None: none)."""
+    # With a slope or a threshold it is no clamp of a range.
     if type(layer) is L.ReLU and not layer.negative_slope and not layer.threshold:
         return True, layer.max_value
     if type(layer) is L.Activation and activation_name(layer) in ("relu", "relu6"):
@@ -168,6 +171,7 @@ def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
 
 def reads_mask(layer: keras.Layer) -> bool:
     """Whether a layer, or a class that it derives from, computes something else under a mask."""
+    # What derives from a layer that reads masks is passed them, too, whatever it does with them.
     return any(cls in LAYERS and LAYERS[cls].reads_mask for cls in type(layer).__mro__)
 
 
@@ -202,8 +206,8 @@ def _activations(row: Rule) -> str:
     """The widths of a layer's activations, in words."""
     if row.output == Output.FLOAT:
         return "float32"
-    is_wide = all(OPERATORS[op].int16 is not None for op in row.operators)
-    return "int8, int16" if is_wide else "int8"
+    has_int16 = all(OPERATORS[op].int16 is not None for op in row.operators)
+    return "int8, int16" if has_int16 else "int8"
 
 
 def _weights(row: Rule) -> str:

@@ -41,7 +41,7 @@ def asked_float(
         node.layer.name
         for node in graph.nodes
         if schemes[fused.get(id(node), node.layer.name)] == "float"
-        and not registry.copies(node.layer)
+        and not registry.passes_through(node.layer)
     )
 
 
@@ -139,7 +139,7 @@ def _complaint(node: graphs.Node, is_float: bool, is_fused: bool) -> str | None:
 def _operation_complaint(node: graphs.Node) -> str | None:
     """Why an operation of `keras.ops` cannot be quantized, or None where it can."""
     operation = node.layer
-    if registry.copies(operation):
+    if registry.passes_through(operation):
         # Whoever runs the file chooses the size of its batch.
         if node.outputs[0].shape[:1] == node.inputs[0].shape[:1]:
             return None

@@ -55,7 +55,7 @@ class _Wrapping:
             "limit": limit,
             "range_gradient": self.range_gradient,
             "trainable": layer.trainable,
-            "owner": node.source.name,
+            "source": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
         }

@@ -32,7 +32,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: whether a ReLU behind the layer is part of it.
         limit: upper limit of that ReLU, or None.
         range_gradient: gradient of the output's range: "lsq", "clip" or "none".
-        owner: name of the layer of the user's model that this is a part or a call of; by default
+        source: name of the layer of the user's model that this is a part or a call of; by default
             the wrapper's own.
         output_bits: width of the output, where that has a range of its own; by default what
             `kerasq.plan.written_bits` says where a reader wants few bits.
@@ -50,14 +50,15 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: bool = False,
         limit: float | None = None,
         range_gradient: str = "lsq",
-        owner: str | None = None,
+        source: str | None = None,
         output_bits: int | None = None,
         target: str | targets.Target = targets.DEFAULT,
         **kwargs: Any,
     ) -> None:
+        # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
         super().__init__(layer, **{"name": layer.name, "dtype": "float32", **kwargs})
         self.target = targets.find(target)
-        self.owner = owner or self.name
+        self.source = source or self.name
         self.scheme = scheme
         self.relu = relu
         self.limit = limit
@@ -105,6 +106,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; on symbolic tensors, also notes which layers they come from."""
         inputs = graph.symbolic((args, kwargs))
+        # Only symbolic tensors know; those of a step or of eager calls must come from the same.
         if inputs:
             self._producers = _Producers(quantized_by(x) for x in inputs)
             if not self.reads_float and None in self._producers:
@@ -118,14 +120,16 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer and the range of its output."""
         super().build(input_shape)
+        # Keras loads variables only into what is built, before anything is called.
         if self.output_quantizer is not None:
             self.output_quantizer.build()
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """The layer's own."""
+        """The shape that the layer gives; quantization changes none."""
         try:
             return self.layer.compute_output_shape(input_shape)
-        except NotImplementedError:  # A user's layer: Keras finds out.
+        # A user's layer may not say: Keras finds out, by tracing it.
+        except NotImplementedError:
             return self.layer.compute_output_spec(keras.KerasTensor(input_shape)).shape
 
     def get_config(self) -> dict:
@@ -136,7 +140,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "relu": self.relu,
             "limit": self.limit,
             "range_gradient": self.range_gradient,
-            "owner": self.owner,
+            "source": self.source,
             "output_bits": self.output_quantizer and self.output_quantizer.bits,
             "target": self.target.name,
         }
@@ -144,9 +148,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "QuantizeWrapper":
         """The wrapper that `get_config` describes."""
-        if old := _old_boundary(config):
-            return old
-        return super().from_config(current_config(config), custom_objects)
+        config = current_config(config)
+        return _old_boundary(config) or super().from_config(config, custom_objects)
 
     def grid(self) -> Grid:
         """The grid that the output lies on, as tensors."""
@@ -175,12 +178,14 @@ class QuantizeWrapper(keras.layers.Wrapper):
         smooth = self.run_fake_quant(inputs, training)
         if self.output_quantizer is not None:
             smooth = self.output_quantizer(smooth, training=training)
-        elif self.quantizer is not None:  # Average pooling rounds to the grid of its input.
+        # Average pooling rounds to the grid of its input.
+        elif self.quantizer is not None:
             smooth = self.quantizer.fake_quant(smooth)
         # Fixed grids (softmax, sigmoid, tanh) are left out: a probability that rounds to 0 would
         # get no gradient from a cross-entropy.
         if training:
             return smooth
+        # Inference has a gradient as well: integer kernels have none, so it is that of training.
         return fake_quant.straight_through(smooth, self.run_integer(inputs))
 
     def run_float(self, inputs: Any) -> tf.Tensor:
@@ -196,6 +201,20 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """What the integer kernel computes, as real values on the output's grid."""
         grids = self.input_grids()
         out = grids[0] if self.rule.output == registry.Output.INPUT else self._checked_grid()
+        return self.run_on_grids(inputs, grids, out)
+
+    def run_on_grids(
+        self, inputs: Any, grids: list[Grid], out: Grid, bits: scheme.Scheme | None = None
+    ) -> tf.Tensor:
+        """What the integer kernel computes between any grids, as real values.
+
+        Args:
+            inputs: real values on `grids`; where there are none, float values.
+            grids: those of the inputs.
+            out: that of the output.
+            bits: the scheme; by default the wrapper's own.
+        """
+        del bits  # Grids say it all, but for weights.
         codes = keras.tree.flatten(inputs)
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
@@ -208,6 +227,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def _checked_grid(self) -> Grid:
         quantizer = self.output_quantizer
+        # Symbolic calls build the model, which is before any data.
         if quantizer is not None and not quantizer.has_seen_data() and not graph.is_symbolic():
             raise UncalibratedError(
                 f"The range of layer {self.name!r} has seen no data, so its output has no "
@@ -239,7 +259,7 @@ class Boundary(QuantizeWrapper):
     def __init__(
         self, bits: int = 8, is_input: bool = False, range_gradient: str = "lsq", **kwargs: Any
     ) -> None:
-        # Before the quantizer of the output is made.
+        # Before the quantizer of the output is made, which asks for it.
         self.is_input = is_input
         inner = keras.layers.Identity(name=kwargs.get("name"), dtype="float32")
         super().__init__(inner, scheme=f"w8a{bits}", range_gradient=range_gradient, **kwargs)
@@ -247,7 +267,7 @@ class Boundary(QuantizeWrapper):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         config = super().get_config()
-        kept = ("name", "trainable", "dtype", "range_gradient", "owner", "target")
+        kept = ("name", "trainable", "dtype", "range_gradient", "source", "target")
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
         return {key: config[key] for key in kept} | own
 
@@ -255,7 +275,7 @@ class Boundary(QuantizeWrapper):
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":
         """The boundary that `get_config` describes."""
         del custom_objects
-        return cls(**config)
+        return cls(**current_config(config))
 
 
 # Keras's files number layers by the names of their classes. In files of version 0.1.0 a boundary
@@ -269,7 +289,7 @@ def _old_boundary(config: dict) -> Boundary | None:
     """The boundary that a configuration of a QuantizeWrapper describes; None for another layer."""
     if config["layer"]["class_name"] != "Identity":
         return None
-    kept = {key: config[key] for key in ("name", "trainable", "owner")}
+    kept = {key: config[key] for key in ("name", "trainable", "source")}
     # That of an input was one more gradient.
     is_input = config["range_gradient"] == "fixed"
     if not is_input:
@@ -278,10 +298,15 @@ def _old_boundary(config: dict) -> Boundary | None:
     return _OldBoundary(bits=bits, is_input=is_input, **kept)
 
 
+# Arguments as version 0.1.0 called them.
+_RENAMED = {"leader": "weights_of", "owner": "source"}
+
+
 def current_config(config: dict) -> dict:
     """A wrapper's configuration in the form of today; version 0.1.0 may have written it."""
-    config = dict(config)
-    if config.pop("wide", False):  # It said so of an output that has all 8 bits.
+    config = {_RENAMED.get(key, key): value for key, value in config.items()}
+    # It said so of an output that has all 8 bits.
+    if config.pop("wide", False):
         config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
     return config
 
@@ -303,14 +328,14 @@ class _Producers:
 
 
 def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
-    """The wrapper whose grid `tensor` lies on, found through layers that only copy values.
+    """The wrapper whose grid `tensor` lies on, found through layers that pass values through.
 
     None where the values are float.
     """
     layer, inputs = graph.origin(tensor)
     if isinstance(layer, QuantizeWrapper):
         return layer
-    return quantized_by(inputs[0]) if registry.copies(layer) else None
+    return quantized_by(inputs[0]) if registry.passes_through(layer) else None
 
 
 def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
@@ -323,7 +348,7 @@ def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
 
 
 def target_of(model: keras.Model) -> targets.Target:
-    """The target of a quantized model."""
+    """The target of a quantized model, which all its wrappers have in common."""
     return next(layer.target for layer in model.layers if isinstance(layer, QuantizeWrapper))
 
 

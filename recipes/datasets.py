@@ -14,9 +14,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasq.support.progress import track
+
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _HELD_OUT = 0.1  # share of the training images that epochs are judged by
+
+
+class Samples(NamedTuple):
+    """Images and their labels.
+
+    Attributes:
+        x: images (n, height, width, channels); uint8 pixels 0..255 where the source has them, cast
+            to float32 batch by batch (`recipes.training`), or float32.
+        y: integer labels (n,).
+    """
+
+    x: np.ndarray
+    y: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,25 +40,20 @@ class Dataset:
 
     Attributes:
         name: the name it was loaded by.
-        x_train: images (n, height, width, channels); uint8 pixels 0..255 where the source has
-            them, cast to float32 batch by batch (`recipes.training`).
-        y_train: integer labels (n,).
-        x_test: as `x_train`.
-        y_test: as `y_train`.
+        train: images to train on, and to hold out.
+        test: images that choose nothing.
         class_names: one name for each label, in order.
     """
 
     name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    train: Samples
+    test: Samples
     class_names: tuple[str, ...]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one image."""
-        height, width, channels = self.x_train.shape[1:]
+        height, width, channels = self.train.x.shape[1:]
         return height, width, channels
 
     @property
@@ -51,42 +61,19 @@ class Dataset:
         """The number of classes."""
         return len(self.class_names)
 
-    @property
-    def test(self) -> "Samples":
-        """The test images and their labels."""
-        return Samples(self.x_test, self.y_test)
-
-    def resized(self, size: int) -> "Dataset":
-        """The same images, `size` pixels high and wide (bilinear, smoothed where they shrink)."""
-
-        def resize(x: np.ndarray) -> np.ndarray:
-            images = np.empty((len(x), size, size, x.shape[-1]), x.dtype)
-            for start in range(0, len(x), 1024):
-                images[start : start + 1024] = _resize(x[start : start + 1024], size)
-            return images
-
-        return dataclasses.replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
-
     @functools.cached_property
-    def parts(self) -> tuple["Samples", "Samples"]:
+    def parts(self) -> tuple[Samples, Samples]:
         """What is trained on, and a tenth of the training images that epochs are judged by.
 
-        The split is always the same; the test images choose nothing.
+        The split is always the same.
         """
-        order = np.random.default_rng(0).permutation(len(self.x_train))
+        order = np.random.default_rng(0).permutation(len(self.train.x))
         count = max(1, round(_HELD_OUT * len(order)))
         held_out, used = np.sort(order[:count]), np.sort(order[count:])
         return (
-            Samples(self.x_train[used], self.y_train[used]),
-            Samples(self.x_train[held_out], self.y_train[held_out]),
+            Samples(self.train.x[used], self.train.y[used]),
+            Samples(self.train.x[held_out], self.train.y[held_out]),
         )
-
-
-class Samples(NamedTuple):
-    """Images and their labels."""
-
-    x: np.ndarray
-    y: np.ndarray
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
@@ -110,7 +97,10 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
     if name == "image_folder":
         return _image_folder(path, size)  # Photos are of any size, and too large to keep.
     data = DATASETS[name](path)
-    return data if size is None else data.resized(size)
+    if size is None:
+        return data
+    train, test = (Samples(_resized(x, size), y) for x, y in (data.train, data.test))
+    return dataclasses.replace(data, train=train, test=test)
 
 
 def digest(name: str, data_dir: str | os.PathLike | None) -> str:
@@ -121,6 +111,7 @@ def digest(name: str, data_dir: str | os.PathLike | None) -> str:
     path = _required_path(name, data_dir)
     if name == "npz" and path.is_file():
         return file_digest(path)
+    # Not of the content of images, which would all have to be read.
     found = path.glob("*/*/*") if name == "image_folder" else ()
     listed = sorted(f"{file.relative_to(path)} {file.stat().st_size}" for file in found)
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16] if listed else ""
@@ -200,63 +191,57 @@ def _npz(path: Path) -> Dataset:
 
 def _image_folder(path: Path, size: int | None = None) -> Dataset:
     """Images in train/<class>/ and test/<class>/; the classes are train's sub-folders, sorted."""
-    class_names = _class_folders(path / "train")
-    if _class_folders(path / "test") != class_names:
+    train, test = (_files(path / split) for split in ("train", "test"))
+    if train.keys() != test.keys():
         raise ValueError(
             "train/ and test/ must have the same class sub-folders. Received: "
-            f"{', '.join(class_names)} and {', '.join(_class_folders(path / 'test'))} in {path}."
+            f"{', '.join(train)} and {', '.join(test)} in {path}."
         )
-    (x_train, y_train, gray), (x_test, y_test, gray_too) = (
-        _read_images(path / split, class_names, size) for split in ("train", "test")
-    )
-    if gray and gray_too:
+    (x_train, gray), (x_test, gray_too) = (_read_all(found, size) for found in (train, test))
+    if gray and gray_too:  # Copies, as views would keep the images in colour in memory.
         x_train, x_test = (np.ascontiguousarray(x[..., :1]) for x in (x_train, x_test))
-    return _dataset("image_folder", (x_train, y_train), (x_test, y_test), class_names)
+    y_train, y_test = (
+        np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
+        for found in (train, test)
+    )
+    return _dataset("image_folder", (x_train, y_train), (x_test, y_test), tuple(train))
 
 
-def _class_folders(split: Path) -> tuple[str, ...]:
-    """The names of the class sub-folders of one split, sorted."""
+def _files(split: Path) -> dict[str, list[Path]]:
+    """The images of each class of a split, by the name of its sub-folder, both sorted."""
     if not split.is_dir():
         raise FileNotFoundError(
             "An image folder must have the sub-folders train/ and test/, each with one folder "
             f"for a class. Received: data_dir={str(split.parent)!r} without {split.name}/."
         )
-    names = tuple(sorted(folder.name for folder in split.iterdir() if folder.is_dir()))
-    if not names:
+    found = {x.name: _images_in(x) for x in sorted(split.iterdir()) if x.is_dir()}
+    if not found:
         raise ValueError(
             f"{split.name}/ must have one sub-folder for each class. Received: {split} with no "
             "sub-folders. Move the images of a class to a folder named after it."
         )
-    return names
+    return found
 
 
-def _read_images(
-    split: Path, class_names: tuple[str, ...], size: int | None
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Every image of a split in colour, the labels, and whether all images are gray."""
-    files, labels = [], []
-    for label, name in enumerate(class_names):
-        found = sorted(f for f in (split / name).iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES)
-        if not found:
-            raise ValueError(
-                f"A class folder must hold images ({', '.join(_IMAGE_SUFFIXES)}). Received: "
-                f"{split / name} without any. Remove the folder or fill it."
-            )
-        files += found
-        labels += [label] * len(found)
-    images, gray = _decode_all(files, split.name, size)
-    return images, np.array(labels), gray
+def _images_in(folder: Path) -> list[Path]:
+    """The images of a class, sorted."""
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    if not found:
+        raise ValueError(
+            f"A class folder must hold images ({', '.join(_IMAGE_SUFFIXES)}). Received: {folder} "
+            "without any. Remove the folder or fill it."
+        )
+    return found
 
 
-def _decode_all(files: list[Path], title: str, size: int | None) -> tuple[np.ndarray, bool]:
-    """Decodes files to one uint8 array, with one thread a core; also, whether all are gray."""
-    first, gray = _decode(files[0], size)
+def _read_all(classes: dict[str, list[Path]], size: int | None) -> tuple[np.ndarray, bool]:
+    """Every image in colour, one thread a core reading them, and whether all are gray."""
+    files = [file for found in classes.values() for file in found]
+    first, gray = _read(files[0], size)
     images = np.empty((len(files), *first.shape), "uint8")
-    print(f"Reading {len(files)} images of {title}/")
-    progress = keras.utils.Progbar(len(files), unit_name="image")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: _decode(file, size), files)
-        for i, (image, is_gray) in enumerate(decoded):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock.
+        pixels = pool.map(functools.partial(_read, size=size), files)
+        for i, (image, is_gray) in enumerate(track(pixels, len(files), "image")):
             if image.shape != first.shape:
                 raise ValueError(
                     f"All images must have one size. Received: {files[i]} of {image.shape}, "
@@ -264,32 +249,36 @@ def _decode_all(files: list[Path], title: str, size: int | None) -> tuple[np.nda
                 )
             images[i] = image
             gray &= is_gray
-            if i % 500 == 499 or i + 1 == len(files):
-                progress.update(i + 1)
     return images, gray
 
 
-def _decode(file: Path, size: int | None) -> tuple[np.ndarray, bool]:
+def _read(file: Path, size: int | None) -> tuple[np.ndarray, bool]:
     """One image as uint8 (height, width, 3), and whether it is a gray one.
 
-    It is made `size` pixels high and wide, if that is given.
+    Not by `keras.utils.image_dataset_from_directory`, whose JPEGs (TensorFlow 2.21's fast decoder)
+    differ from Pillow's in two thirds of the values, and whose resizing does not smooth.
     """
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            gray, pixels = image.mode == "L", np.asarray(image.convert("RGB"))
+            is_gray = image.mode == "L"
+        target = None if size is None else (size, size)
+        pixels = keras.utils.load_img(file, target_size=target, interpolation="bilinear")
     except OSError as error:
         raise ValueError(
             f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
         ) from error
-    return pixels if size is None else _resize(pixels, size), gray
+    return np.asarray(pixels), is_gray
 
 
-def _resize(x: np.ndarray, size: int) -> np.ndarray:
-    """An image, or several, `size` pixels high and wide; bilinear, smoothed where it shrinks."""
-    resized = tf.image.resize(x, (size, size), antialias=True).numpy()
-    return np.rint(resized).astype(x.dtype) if x.dtype == np.uint8 else resized
+def _resized(x: np.ndarray, size: int) -> np.ndarray:
+    """Images `size` pixels high and wide; bilinear, smoothed where they shrink."""
+    images = np.empty((len(x), size, size, x.shape[-1]), x.dtype)
+    for start in range(0, len(x), 1024):  # All at once would take 16 times the memory.
+        part = tf.image.resize(x[start : start + 1024], (size, size), antialias=True).numpy()
+        images[start : start + 1024] = np.rint(part) if x.dtype == np.uint8 else part
+    return images
 
 
 def _dataset(
@@ -299,23 +288,17 @@ def _dataset(
     class_names: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Checks and normalizes the arrays: images of rank 4, labels of rank 1 counted from 0."""
-    (x_train, y_train), (x_test, y_test) = (
-        (_images(name, x), _labels(name, x, y)) for x, y in (train, test)
-    )
-    if x_train.shape[1:] != x_test.shape[1:]:
+    found = [Samples(_images(name, x), _labels(name, x, y)) for x, y in (train, test)]
+    shapes = [samples.x.shape[1:] for samples in found]
+    if shapes[0] != shapes[1]:
         raise ValueError(
             f"Training and test images of dataset={name!r} must have one shape. Received: "
-            f"{x_train.shape[1:]} and {x_test.shape[1:]}."
+            f"{shapes[0]} and {shapes[1]}."
         )
-    highest = int(max(y_train.max(), y_test.max()))
-    return Dataset(
-        name=name,
-        x_train=x_train,
-        y_train=y_train,
-        x_test=x_test,
-        y_test=y_test,
-        class_names=class_names or tuple(str(label) for label in range(highest + 1)),
-    )
+    if class_names is None:
+        highest = max(samples.y.max() for samples in found)
+        class_names = tuple(str(label) for label in range(highest + 1))
+    return Dataset(name=name, train=found[0], test=found[1], class_names=class_names)
 
 
 def _images(name: str, x: np.ndarray) -> np.ndarray:

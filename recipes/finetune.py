@@ -90,7 +90,7 @@ def settings(run: Run, restarts: int = 1) -> training.FitSettings:
         label_smoothing=_LABEL_SMOOTHING.value,
         restarts=restarts,
     )
-    training.schedule(found, 1)  # Fails here, not after hours of training.
+    training.schedule(found, 1)  # What cannot be fails here, not after hours of training.
     freeze = _FREEZE_RANGES_EPOCH.value
     if freeze and freeze >= found.epochs:
         raise ValueError(
@@ -127,7 +127,8 @@ def train_float(
 
 def calibration_settings(run: Run) -> dict[str, Any]:
     """What ranges from data depend on, by flag name."""
-    return {"calibration_method": CALIBRATION_METHOD.value, **run.calibration_settings}
+    method, steps = CALIBRATION_METHOD.value, run.calibration_steps
+    return {"calibration_method": method, "calibration_steps": steps}
 
 
 def calibrate(run: Run, quantize: Callable[[keras.Model], keras.Model], **depends: Any) -> None:
@@ -188,7 +189,8 @@ def finetune(
     stages.train(
         run, "finetune", make, "finetuned.keras", fit, callbacks=watchers, best_from=best_from
     )
-    if _FLOAT_FINETUNE.value:  # The same epochs and rates, so that the comparison is fair.
+    if _FLOAT_FINETUNE.value:
+        # The same epochs and rates, so that the comparison is fair; restarts are for portions.
         stages.train(
             run,
             "float_finetune",

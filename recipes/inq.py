@@ -118,7 +118,7 @@ def main() -> None:
         )
     options = {
         "scheme": f"w{_BITS.value}a8",
-        "overrides": schemes.overrides(_OVERRIDES.value),
+        "overrides": _OVERRIDES.value,
         "batch_norm": finetune.BATCH_NORM.value,
     }
 

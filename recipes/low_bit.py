@@ -69,7 +69,7 @@ def main() -> None:
     fit = finetune.settings(job)
     default = {"twn": "w2a8", "ttq": "w2a8", "binary": "w1a8"}.get(_QUANTIZER.value, "w4a4")
     weights, range_gradient = QUANTIZERS[_QUANTIZER.value]
-    overrides = schemes.overrides(_OVERRIDES.value)
+    overrides = _OVERRIDES.value
     bits = scheme.resolve(_SCHEME.value or default).weight_bits
     fits = {1: ["binary"], 8: ["lsq"]}.get(bits, [x for x in QUANTIZERS if x != "binary"])
     if _QUANTIZER.value not in fits:

@@ -82,6 +82,7 @@ def _resnet(name: str, blocks: int, shape: Shape, classes: int, width: float) ->
     for filters, first_strides in ((16, 1), (32, 2), (64, 2)):
         for block in range(blocks):
             x = _residual_block(x, round(filters * width), 1 if block else first_strides)
+    # As MLPerf's code has it: AVERAGE_POOL_2D, where GlobalAveragePooling2D would be a MEAN.
     x = layers.AveragePooling2D(pool_size=min(x.shape[1:3]))(x)
     x = layers.Flatten()(x)
     x = layers.Dense(classes, activation="softmax", kernel_initializer="he_normal")(x)
@@ -217,6 +218,7 @@ def autoencoder(input_shape: Shape, classes: int = 0, width: float = 1.0) -> ker
     """
     del classes
     image = keras.Input(input_shape, name="image")
+    # MLPerf's reads spectrograms; this one is fed pixels, as all networks here are.
     x = layers.Flatten()(layers.Rescaling(1 / 255)(image))
     for units in (128, 128, 128, 128, 8, 128, 128, 128, 128):
         x = layers.Dense(round(units * width))(x)

@@ -67,7 +67,7 @@ def static(
         return {
             "held_out_accuracy": evaluation.accuracy(outputs, held_out),
             "held_out_sqnr": evaluation.distance(reference(), outputs)["sqnr"],
-            "exact": kerasq.compare(model, lite, x=job.data.x_test[:1000]).exact,
+            "exact": kerasq.compare(model, lite, x=job.data.test.x[:1000]).exact,
             **_measured(job, lite),
         }
 
@@ -87,7 +87,7 @@ def converted(job: run.Run, flavour: str) -> None:
 
 def _measured(job: run.Run, lite: kerasq.TFLiteModel) -> results.Figures:
     """Accuracy, size, speed, and distance from the float model."""
-    outputs = lite.predict(job.data.x_test)
+    outputs = lite.predict(job.data.test.x)
     # The float model in turn with each: the machine may have slowed down between two stages.
     float_ms, ms = kerasq.latency([job.float_tflite, lite], num_threads=job.num_threads)
     return {
@@ -166,7 +166,7 @@ def _plot(job: run.Run, accuracies: dict[str, float]) -> None:
 def main() -> None:
     """Float, then each way of quantizing it."""
     job = run.Run.from_flags("ptq")
-    options = {"scheme": _SCHEME.value, "overrides": schemes.overrides(_OVERRIDES.value)}
+    options = {"scheme": _SCHEME.value, "overrides": _OVERRIDES.value}
 
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)
@@ -176,7 +176,8 @@ def main() -> None:
         return training.predict(job.load("float.keras"), job.data.parts[1].x)
 
     stages.train_float(job, quantize)
-    job.settings.update(options, num_threads=job.num_threads, **job.calibration_settings)
+    job.settings.update(options, calibration_steps=job.calibration_steps)
+    job.settings.update(num_threads=job.num_threads)
     for method in OBSERVERS:
         static(job, quantize, method, reference)
     for flavour in FLAVOURS:

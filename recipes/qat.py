@@ -41,7 +41,7 @@ def main() -> None:
     fit = finetune.settings(job)
     options = {
         "scheme": _SCHEME.value,
-        "overrides": schemes.overrides(_OVERRIDES.value),
+        "overrides": _OVERRIDES.value,
         "batch_norm": finetune.BATCH_NORM.value,
         "range_gradient": _RANGE_GRADIENT.value,
     }

@@ -88,20 +88,24 @@ class RunDirectory:
         Raises:
             ValueError: the stage was started before, or by the chief, with other settings.
         """
-        if self.is_chief:
-            self._claim(name, settings)
+        path = self._record_path(name)
+        if self.is_chief and not path.exists():
+            write_json(path, {"settings": dict(settings)})
         team.wait(self.strategy)
-        if not self.is_chief:
-            self._check(name, settings)
-            if together and not self._is_finished(name, artifacts):
-                work()
-            team.wait(self.strategy)
-            return read_json(self._record_path(name))["figures"]
-        if self._is_finished(name, artifacts):
-            figures = read_json(self._record_path(name))["figures"]
+        self._check(name, settings)
+        is_done = self._is_finished(name, artifacts)
+        if not is_done and self.is_chief:
+            self._do(name, settings, work)
+        elif not is_done and together:
+            work()
+        team.wait(self.strategy)  # The chief has written the figures.
+        figures = read_json(path)["figures"]
+        if is_done and self.is_chief:
             print(f"{name}: finished before, in {figures['seconds']:.1f} s", flush=True)
-            team.wait(self.strategy)
-            return figures
+        return figures
+
+    def _do(self, name: str, settings: Mapping[str, Any], work: Callable[[], Figures]) -> None:
+        """Does a stage and writes its figures."""
         print(f"\n== {name} ==", flush=True)
         start = time.perf_counter()
         try:
@@ -112,13 +116,10 @@ class RunDirectory:
             raise
         figures["seconds"] = figures.get("seconds", 0.0) + time.perf_counter() - start
         write_json(self._record_path(name), {"settings": dict(settings), "figures": figures})
-        team.wait(self.strategy)
-        return figures
 
     def _is_finished(self, name: str, artifacts: tuple[str, ...]) -> bool:
-        path = self._record_path(name)
-        is_done = path.exists() and "figures" in read_json(path)
-        return is_done and all((self.path / artifact).exists() for artifact in artifacts)
+        has_figures = "figures" in read_json(self._record_path(name))
+        return has_figures and all((self.path / artifact).exists() for artifact in artifacts)
 
     def settings(self, stage: str) -> dict[str, Any]:
         """What a stage was started with."""
@@ -131,16 +132,9 @@ class RunDirectory:
     def _record_path(self, name: str) -> Path:
         return self.path / "stages" / f"{name}.json"
 
-    def _claim(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Makes the stage's record, or checks that it was made with these settings."""
-        path = self._record_path(name)
-        if not path.exists():
-            write_json(path, {"settings": dict(settings)})
-        self._check(name, settings)
-
     def _check(self, name: str, settings: Mapping[str, Any]) -> None:
-        record = read_json(self._record_path(name))
-        before, now = record["settings"], json.loads(json.dumps(dict(settings)))
+        # As JSON gives them back: tuples are lists there.
+        before, now = self.settings(name), json.loads(json.dumps(dict(settings)))
         changed = sorted(k for k in before | now if before.get(k) != now.get(k))
         if changed:
             differences = ", ".join(f"{k}={now.get(k)!r} (was {before.get(k)!r})" for k in changed)

@@ -83,7 +83,7 @@ _CALIBRATION_STEPS = flags.DEFINE_integer(
 _NUM_THREADS = flags.DEFINE_integer("num_threads", 1, "Threads latency is measured with.", 1)
 
 _WEIGHT_DECAY = 2e-4  # the gradient of MLPerf Tiny's L2(1e-4) on the kernels
-_GRAY = ("digits", "mnist", "fashion_mnist")
+_GRAY = ("digits", "mnist", "fashion_mnist")  # small images, for which "cnn" is enough
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,12 @@ class Run:
 
     Attributes:
         recipe: what was run.
-        data_settings: what the data set depends on, by flag name.
+        data_settings: the arguments of `datasets.load`, by flag name.
         model: name of the network, or path of a trained file.
         widen: factor of the channels.
         fit: how the float network is trained.
+        calibration_steps: batches that `calibration_batches` gives.
+        num_threads: threads that latency is measured with.
         directory: folder of the artifacts.
         settings: what the newest model depends on, by flag name, as JSON values.
         figures: of each stage, by its name.
@@ -106,6 +108,8 @@ class Run:
     model: str
     widen: float
     fit: training.FitSettings
+    calibration_steps: int
+    num_threads: int
     directory: results.RunDirectory
     settings: dict[str, Any]
     figures: dict[str, results.Figures] = dataclasses.field(default_factory=dict)
@@ -116,6 +120,7 @@ class Run:
         logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on its own tracing and saving
         if _DETERMINISTIC.value:
             tf.config.experimental.enable_op_determinism()
+        # First of all: devices are cut up, and clusters joined, before TensorFlow computes.
         strategy = team.strategy(_STRATEGY.value, _REPLICAS.value)
         if _STRATEGY.value != "none":
             replicas = strategy.num_replicas_in_sync
@@ -137,6 +142,8 @@ class Run:
             model=model,
             widen=widen,
             fit=_float_fit(strategy.num_replicas_in_sync),
+            calibration_steps=_CALIBRATION_STEPS.value,
+            num_threads=_NUM_THREADS.value,
             directory=results.RunDirectory(out, strategy, _RESUME.value),
             settings={"recipe": recipe},
         )
@@ -153,9 +160,8 @@ class Run:
 
     @functools.cached_property
     def data(self) -> datasets.Dataset:
-        """The data set, loaded when a stage first needs it."""
-        found = self.data_settings
-        return datasets.load(found["dataset"], found["data_dir"], found["image_size"])
+        """The data set, loaded when a stage first needs it: one that is finished does not."""
+        return datasets.load(*self.data_settings.values())
 
     def path(self, name: str) -> Path:
         """The path of an artifact."""
@@ -165,21 +171,11 @@ class Run:
         """A model among the artifacts."""
         return keras.models.load_model(self.path(name))
 
-    @property
-    def num_threads(self) -> int:
-        """Threads that latency is measured with."""
-        return _NUM_THREADS.value
-
-    @property
-    def calibration_settings(self) -> dict[str, int]:
-        """What `calibration_batches` depend on, by flag name."""
-        return {"calibration_steps": _CALIBRATION_STEPS.value}
-
     def calibration_batches(self) -> tf.data.Dataset:
         """Training images as they are, in batches."""
         plain = dataclasses.replace(self.fit, augment=False)
         batches, _ = training.training_batches(self.data.parts[0], plain)
-        return batches.take(_CALIBRATION_STEPS.value)
+        return batches.take(self.calibration_steps)
 
     def score(self, model: keras.Model) -> tuple[float, np.ndarray]:
         """The accuracy on the test images, and the outputs."""
@@ -245,6 +241,7 @@ def start(main: Callable[[], None]) -> None:
         except ImportError as error:
             sys.exit(f"\n{error}. Recipes need more packages: pip install '.[recipes]'")
         except tf.errors.UnavailableError as error:
+            # One of a cluster alone cannot go on: its collective operations wait for the others.
             again = "Start all workers again with the same command, to go on from the last epoch."
             sys.exit(f"\n{error.message:.400}\n\nAnother worker has died. {again}")
         except KeyboardInterrupt:

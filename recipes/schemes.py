@@ -15,24 +15,18 @@ def flag(name: str, default: str | None, help_text: str) -> flags.FlagHolder:
 
 
 def overrides_flag() -> flags.FlagHolder:
-    """The flag --overrides."""
-    found = flags.DEFINE_list(
-        "overrides", [], "Layers at another scheme: name=scheme or pattern=scheme, by commas."
-    )
+    """The flag --overrides; its value is the `overrides` of `quantize_model`."""
+    text = "Layers at another scheme: name=scheme or pattern=scheme, by commas."
+    return flags.DEFINE(_Overrides(), "overrides", "", text)
 
-    def check(items: list[str]) -> bool:
-        try:
-            overrides(items)
-        except ValueError as error:
-            raise flags.ValidationError(str(error)) from error
-        return True
 
-    flags.register_validator("overrides", check)
-    return found
+class _Overrides(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> dict[str, str]:
+        return overrides(super().parse(argument))
 
 
 def overrides(items: list[str]) -> dict[str, str]:
-    """The `overrides` of `quantize_model` that "pattern=scheme" items say."""
+    """The schemes that "pattern=scheme" items say, by pattern."""
     found = {}
     for item in items:
         pattern, equals, name = item.rpartition("=")

@@ -123,6 +123,7 @@ def train(
         if run.is_chief:
             # What learns from a teacher is no model to load; its student is.
             results.save_model(getattr(model, "student", model), run.path(target))
+            # The file is judged, not the model in memory: the file is what others get.
             found["accuracy"], outputs = run.score(run.load(target))
             found |= evaluation.majority(outputs, run.data.test)
         return found

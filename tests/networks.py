@@ -141,3 +141,20 @@ def quantized(model: keras.Model, x: object = None, **options: object) -> keras.
     q = kerasq.quantize_model(model, **options)
     kerasq.calibrate(q, data(model) if x is None else x, method="minmax")
     return q
+
+
+def images(model: keras.Model, count: int = 64, seed: int = 0) -> np.ndarray:
+    """Uniform random images of different brightness, for a model of one input.
+
+    Of one brightness, averages of all samples would be rounded the same way, up or down by luck.
+    """
+    rng = np.random.default_rng(seed)
+    height, width, channels = model.input_shape[1:]
+    pixels = rng.uniform(0, 1, (count, height, width, channels))
+    return (pixels * rng.uniform(0, 1, (count, 1, 1, channels))).astype(np.float32)
+
+
+def sqnr(model: keras.Model, q: keras.Model, x: np.ndarray) -> float:
+    """The power of a float model's output over that of the error of a quantized one, in dB."""
+    y, z = (found.predict_on_batch(x).astype(np.float64) for found in (model, q))
+    return float(10 * np.log10(np.square(y).sum() / np.square(y - z).sum()))

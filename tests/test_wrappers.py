@@ -318,7 +318,6 @@ def test_two_replicas_train_the_same_ranges():
         import kerasq
         from kerasq import wrappers
         from tests import networks
-from tests.processes import python
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         assert strategy.num_replicas_in_sync == 2
         with strategy.scope():

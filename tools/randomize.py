@@ -8,22 +8,20 @@ a_c = +-10**u, u ~ U(-1, 1), and the normalization undoes it:
 Gammas become negative and variances spread over orders of magnitude, as they do in networks that
 were trained for long. |a_c| is kept large enough for var' >= eps.
 
-Example: python tools/randomize.py --model=runs/qat/float.keras --out=runs/qat/random.keras
+Arguments: the file, the file to write, and the seed of the factors (0 by default).
+
+Example: python tools/randomize.py runs/qat/float.keras runs/qat/random.keras
 """
 
 import collections
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from kerasq.support.files import whole_file
 
 L = keras.layers
-
-_MODEL = flags.DEFINE_string("model", None, "A .keras file.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The .keras file to write.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the factors.")
 
 
 def randomize(model: keras.Model, seed: int = 0) -> None:
@@ -59,11 +57,13 @@ def _rescale(conv: keras.Layer, norm: keras.Layer, rng: np.random.Generator) -> 
     norm.moving_variance.assign(factor**2 * (variance + norm.epsilon) - norm.epsilon)
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Reads, randomizes and writes."""
-    model = keras.models.load_model(_MODEL.value)
-    randomize(model, _SEED.value)
-    with whole_file(_OUT.value) as temporary:
+    if len(argv) not in (3, 4):
+        raise app.UsageError(f"Give a file, the file to write, and a seed. Received: {argv[1:]}.")
+    model = keras.models.load_model(argv[1])
+    randomize(model, *map(int, argv[3:]))
+    with whole_file(argv[2]) as temporary:
         model.save(temporary)
 
 

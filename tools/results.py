@@ -31,6 +31,7 @@ _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared am
 
 _TUNE = ("--learning_rate=0.01", "--momentum=0.9", "--batch_norm=keep")
 _START, _FLOAT = "float at the start", "float"
+_LAYERS = "optimized_kernels"  # What results.json calls the comparison, layer by layer.
 _BASE = "qat w8a8"  # Its runs fine-tune the float network as well.
 # By name: recipe and flags. Those of every row come on top.
 ROWS: dict[str, tuple[str, ...]] = {
@@ -106,20 +107,25 @@ def _seconds(name: str, result: dict) -> float:
 def rows(found: dict[str, list[dict]]) -> list[list[str]]:
     """The table: mean and spread of the accuracy, the loss to float, time of the quickest seed."""
     header = ["", "accuracy (%)", "least", "greatest", "over float", "LSB", "bytes", "minutes"]
-    table = [header]
     floats = np.array([_accuracy(_FLOAT, x) for x in found[_FLOAT]])
+    table = [header]
     for name, results in found.items():
         values = np.array([_accuracy(name, x) for x in results])
-        is_float = name in (_START, _FLOAT)
-        over = "" if name == _FLOAT else f"{np.mean(values - floats):+.2f}"
-        minutes = min(_seconds(name, x) for x in results) / 60
-        size = results[0]["float_bytes" if is_float else "tflite_bytes"]
-        lsb = max(x.get("optimized_kernels", {}).get("worst_layer_max_lsb", 0) for x in results)
-        exact = "" if is_float or "optimized_kernels" not in results[0] else f"{lsb:g}"
         numbers = [f"{x:.2f}" for x in (values.mean(), values.min(), values.max())]
-        time = "" if name == _START else f"{minutes:.1f}"
-        table.append([name, *numbers, over, exact, f"{size:,}", time])
+        # Differences by seed: float and quantized runs of a seed see the same batches.
+        over = "" if name == _FLOAT else f"{np.mean(values - floats):+.2f}"
+        table.append([name, *numbers, over, *_costs(name, results)])
     return table
+
+
+def _costs(name: str, results: list[dict]) -> list[str]:
+    """LSB of the worst layer, bytes and minutes, as far as a row has them."""
+    is_float = name in (_START, _FLOAT)
+    size = results[0]["float_bytes" if is_float else "tflite_bytes"]
+    compared = [] if is_float else [x[_LAYERS] for x in results if _LAYERS in x]
+    lsb = f"{max(x['worst_layer_max_lsb'] for x in compared):g}" if compared else ""
+    minutes = min(_seconds(name, x) for x in results) / 60
+    return [lsb, f"{size:,}", "" if name == _START else f"{minutes:.1f}"]
 
 
 def plot(found: dict[str, list[dict]], path: pathlib.Path) -> None:

@@ -229,6 +229,7 @@ def samples(model: keras.Model, count: int, seed: int = 0) -> list[np.ndarray]:
     found = []
     for x in model.inputs:
         shape = (count, *x.shape[1:])
+        # What reads three channels is taken for images.
         images = len(shape) == 4 and shape[-1] == 3
         found.append(rng.uniform(0, 255, shape) if images else rng.normal(size=shape))
     return [x.astype(np.float32) for x in found]
@@ -237,10 +238,12 @@ def samples(model: keras.Model, count: int, seed: int = 0) -> list[np.ndarray]:
 def shake(model: keras.Model, x: list[np.ndarray], seed: int = 0) -> None:
     """Random gamma and beta; statistics of the activations on `x`, up to 20 % off."""
     rng = np.random.default_rng(seed)
+    # With fresh statistics, mean 0 and variance 1, deep networks output zeros. `layers` does not
+    # list what is inside nested models.
     norms = [n for n in model._flatten_layers() if isinstance(n, L.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum = 0.0  # One call then replaces the statistics.
         channels = norm.moving_mean.shape
         if norm.scale:
             norm.gamma.assign(rng.uniform(0.5, 1.5, channels))
@@ -257,6 +260,7 @@ def partitions(content: bytes) -> int:
     """How many groups of operators LiteRT gives to XNNPACK."""
     interpreter = Interpreter(model_content=content)
     interpreter.allocate_tensors()
+    # A group that is delegated is an operator only in this private list.
     return [op["op_name"] for op in interpreter._get_ops_details()].count("DELEGATE")
 
 
@@ -269,6 +273,7 @@ def left_out(content: bytes) -> list[str]:
         op = graph.operators[place]
         computed = [i for i in op.inputs if i >= 0]
         computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
+        # The signature names inputs and outputs that this file does not have.
         graph.operators, model.signatureDefs = [op], []
         graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
         if not partitions(flatbuffer.write(model)):
@@ -290,6 +295,7 @@ def measure(row: Row) -> Result:
     lite = kerasq.export_tflite(q)
     report = kerasq.compare(q, lite, x=data)
     seconds = time.perf_counter() - start
+    # An operator on a table may be a step further off: see TABLES.
     worst = max(report.layers, key=lambda layer: (layer.max_lsb or 0) - (layer.op in TABLES))
     floats = [op.name for op in lite.float_ops]
     return Result(
@@ -362,6 +368,7 @@ def main(argv: list[str]) -> None:
             result = error
         cells.append(_cells(name, ROWS[name], result))
         print("  ".join(cells[-1]), file=sys.stderr, flush=True)
+        # Layers and tensors refer to each other: only the collector frees a network.
         keras.backend.clear_session()
         gc.collect()
     table = tables.markdown(cells, left=2)

@@ -1,6 +1,7 @@
 """What a layer costs on the device under a scheme: operations, bytes, width of its accumulators."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -64,7 +65,9 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         return 4 * sum(math.prod(variable.shape) for variable in _inner(layer).weights)
     if shape is None:
         return 0
-    if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
+    if (
+        getattr(layer, "weights_of", None) is not None
+    ):  # A further call, on the first one's weights.
         return 0
     op, target = registry.rule(_inner(layer)).operator, _target(layer)
     bits = 4 if target.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8
@@ -98,6 +101,13 @@ def require_known_shapes(model: keras.Model) -> None:
                 "The shape of a sample must be known. "
                 f"Received: input {x.name!r} of shape {x.shape}."
             )
+
+
+# What a budget may be in.
+COSTS: dict[str, Callable[[keras.Layer, Scheme], int]] = {
+    "bytes": weight_bytes,
+    "bit_operations": bit_operations,
+}
 
 
 def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:

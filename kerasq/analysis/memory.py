@@ -23,7 +23,7 @@ def output_bytes(node: graph.Node) -> int:
 
 def _is_alias(layer: keras.Layer) -> bool:
     """Whether the output is the input's memory: reshapes, and what is dropped."""
-    return registry.copies(layer) and registry.rule(layer).operators in ((), ("RESHAPE",))
+    return registry.passes_through(layer) and registry.rule(layer).operators in ((), ("RESHAPE",))
 
 
 def peak(model: keras.Model, calls: list[graph.Node]) -> int:

@@ -75,7 +75,7 @@ class Probe:
         layer, inputs = graphs.origin(tensor)
         if self.has(graphs.tensor_name(tensor)) or isinstance(layer, keras.layers.InputLayer):
             return True
-        return registry.copies(layer) and self.knows(inputs[0])
+        return registry.passes_through(layer) and self.knows(inputs[0])
 
     def value(self, tensor: keras.KerasTensor) -> np.ndarray:
         """The real value that the integer model has for a tensor of the Keras model."""

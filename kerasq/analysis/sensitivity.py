@@ -8,13 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.analysis.bench import SQNR, Bench
+from kerasq import targets
+from kerasq.analysis.bench import SQNR, Bench, metric_label
 from kerasq.analysis.network import Network
 from kerasq.calibration.observers import Observer
 from kerasq.scheme import FLOAT_BITS, Scheme
-from kerasq.support import optional, tables
-from kerasq.support.files import save_figure
+from kerasq.support import figures, tables
 from kerasq.support.progress import track
+from kerasq.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Sensitivity:
         noise: what quantizing the layer alone costs, for sums over layers: the noise over the
             signal of the outputs for "sqnr", else `reference - alone`, at least 0.
         samples: how many samples it was measured on.
+        target: name of the target whose kernels it was measured on.
     """
 
     layers: tuple[str, ...]
@@ -46,6 +48,7 @@ class Sensitivity:
     raised: np.ndarray
     noise: np.ndarray
     samples: int
+    target: str
 
     @property
     def gain(self) -> np.ndarray:
@@ -67,6 +70,7 @@ class Sensitivity:
                 f"`by` must be one of {list(self.candidates)}, or None. Received: by={by!r}."
             )
         key = self.noise[:, 0] if by is None else self.gain[:, self.candidates.index(by)]
+        # Layers without a kernel of that width come last, equal ones in the order of the model.
         order = np.argsort(-np.nan_to_num(key, nan=-np.inf), kind="stable")
         return dataclasses.replace(
             self,
@@ -76,6 +80,7 @@ class Sensitivity:
             noise=self.noise[order],
         )
 
+    # NumPy 2 passes both arguments, and warns of a method that does not take them.
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         fields = [("layer", object), ("candidate", object)]
         fields += [(name, float) for name in ("alone", "raised", "gain", "noise")]
@@ -95,7 +100,6 @@ class Sensitivity:
 
     def __str__(self) -> str:
         order = self.sort()
-        unit = " dB" if self.metric == SQNR else ""
         header = ["layer"]
         header += [f"only {name}" for name in self.candidates if name != "float"]
         header += [f"gain at {name}" for name in self.candidates[1:]]
@@ -110,8 +114,8 @@ class Sensitivity:
             rows.append([layer, *values])
         return (
             f"{tables.plain(rows)}\n\n"
-            f"{self.metric}{unit} on {self.samples} samples: float {_number(self.reference)}, "
-            f"all at {self.candidates[0]} "
+            f"{metric_label(self.metric)} on {self.samples} samples: "
+            f"float {_number(self.reference)}, all at {self.candidates[0]} "
             f'{_number(self.base)}. "only": the metric when that layer alone is quantized; '
             '"gain": what is gained when it alone leaves the first scheme.'
         )
@@ -128,39 +132,37 @@ class Sensitivity:
         Raises:
             ImportError: where matplotlib is not installed.
         """
-        figures = optional.load("matplotlib.figure", "plot")
-        patches = optional.load("matplotlib.patches", "plot")
-        rows = self.sort()
-        y = np.arange(len(rows.layers))
-        figure = figures.Figure(figsize=(10, 1.5 + 0.28 * len(y)), layout="constrained")
+        size = (10, 1.5 + 0.28 * len(self.layers))
+        return figures.plot(self.sort()._draw, size, path)
+
+    def _draw(self, figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         quantized = [j for j, name in enumerate(self.candidates) if name != "float"]
-        self._bars(left, y, rows.alone, quantized)
-        self._bars(right, y, rows.gain, list(range(1, len(self.candidates))))
-        colours = [
-            patches.Patch(color=f"C{j}", label=name) for j, name in enumerate(self.candidates)
-        ]
-        figure.legend(handles=colours, loc="outside upper center", ncols=len(colours))
-        unit = " (dB)" if self.metric == SQNR else ""
-        left.set(xlabel=f"{self.metric}{unit}, only this layer quantized")
-        right.set(xlabel=f"gain of {self.metric}{unit} over all at {self.candidates[0]}")
-        left.set_yticks(y, rows.layers)
-        left.set_ylim(len(y) - 0.4, -0.6)
-        values = rows.alone[:, quantized]
-        finite = values[np.isfinite(values)]
-        if finite.size and np.ptp(finite) > 0:
-            margin = 0.1 * np.ptp(finite)
-            left.set_xlim(finite.min() - margin, finite.max() + margin)
-        save_figure(figure, path)
-        return figure
+        self._bars(left, self.alone, quantized)
+        self._bars(right, self.gain, list(range(1, len(self.candidates))))
+        _zoom(left, self.alone[:, quantized])
+        # The first candidate has no gain, and float no noise: either side lacks one.
+        handles = {
+            label: bars
+            for axes in (left, right)
+            for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles)
+        )
+        label = metric_label(self.metric)
+        left.set(xlabel=f"{label}, only this layer quantized")
+        right.set(xlabel=f"gain of {label} over all at {self.candidates[0]}")
+        left.set_yticks(range(len(self.layers)), self.layers)
+        left.set_ylim(len(self.layers) - 0.4, -0.6)
 
-    def _bars(self, axes: Any, y: np.ndarray, values: np.ndarray, columns: list[int]) -> None:
+    def _bars(self, axes: Any, values: np.ndarray, columns: list[int]) -> None:
         """One bar a layer and candidate; "exact" where noise is 0, none where there is no value."""
         height = 0.8 / max(len(columns), 1)
         for k, j in enumerate(columns):
             finite = np.where(np.isfinite(values[:, j]), values[:, j], np.nan)
-            at = y + (k - (len(columns) - 1) / 2) * height
-            axes.barh(at, finite, height, color=f"C{j}")
+            at = np.arange(len(values)) + (k - (len(columns) - 1) / 2) * height
+            axes.barh(at, finite, height, color=f"C{j}", label=self.candidates[j])
             for place in at[np.isposinf(values[:, j])]:
                 edge = axes.get_yaxis_transform()
                 axes.text(0.01, place, "exact", color=f"C{j}", size=6, va="center", transform=edge)
@@ -168,9 +170,20 @@ class Sensitivity:
         axes.locator_params(axis="x", nbins=5)
 
 
+def _zoom(axes: Any, values: np.ndarray) -> None:
+    """Lets the horizontal axis show where values differ, not from 0 on."""
+    finite = values[np.isfinite(values)]
+    # Of equal values the range is empty, which matplotlib warns of.
+    if finite.size and np.ptp(finite) > 0:
+        margin = 0.1 * np.ptp(finite)
+        axes.set_xlim(finite.min() - margin, finite.max() + margin)
+
+
 def _number(value: float, sign: str = "") -> str:
+    """A figure for the table; "-" where there is none."""
     if np.isnan(value):
         return "-"
+    # Below 1 there are accuracies, whose hundredths are too coarse; above, dB.
     return f"{value:{sign}.4g}" if abs(value) < 1 else f"{value:{sign}.2f}"
 
 
@@ -183,12 +196,13 @@ def sensitivity(
     overrides: dict | None = None,
     steps: int | None = 8,
     method: str | dict[str, Any] | Observer | None = None,
+    target: str | Target = targets.DEFAULT,
 ) -> Sensitivity:
     """Measures each layer alone: the loss when it is quantized, the gain when it is raised.
 
-    Layers run on fake-quantized weights, inputs and outputs (and biases on their grids). One traced
-    graph holds all schemes of all layers, so that the cost is that of
-    `2 * layers * candidates * steps` batches.
+    Layers run as integer kernels or in float, so that each figure is that of the model that
+    `quantize_model` and `calibrate` make with these schemes. One traced graph holds all schemes of
+    all layers: the cost is that of `2 * layers * candidates * steps` batches.
 
     Args:
         model: the float model; it is not changed.
@@ -202,6 +216,7 @@ def sensitivity(
             out of the table.
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
         method: the observer that calibrates; see `calibrate`.
+        target: as for `quantize_model`: whose kernels the layers run on.
 
     Returns:
         The table.
@@ -215,13 +230,24 @@ def sensitivity(
         >>> table.layers, table.candidates
         (('d', 'x'), ('w8a8', 'w8a16', 'float'))
     """
-    return table(Bench(model, data, candidates, metric, overrides, steps, method))
+    bench = Bench(
+        model,
+        data,
+        candidates=candidates,
+        metric=metric,
+        overrides=overrides,
+        steps=steps,
+        method=method,
+        target=target,
+    )
+    return table(bench)
 
 
 def table(bench: Bench) -> Sensitivity:
-    """Runs every layer alone at every scheme."""
+    """Runs every layer alone at every scheme, and raised alone to it."""
     network, schemes = bench.network, bench.schemes
     shape = (len(network.layers), len(schemes))
+    # What is not run, for want of a kernel, stays NaN.
     alone, raised, noise = (np.full(shape, np.nan) for _ in range(3))
     work = list(_runs(network, schemes))
     base = np.nan
@@ -234,10 +260,13 @@ def table(bench: Bench) -> Sensitivity:
         else:
             raised[i, j] = value
     for i, j in np.ndindex(*shape):
+        # Known without a run: one layer alone in float is the float model, and one that stays at
+        # the first candidate leaves the base as it is.
         if schemes[j].activation_bits == FLOAT_BITS:
             alone[i, j], noise[i, j] = bench.reference, 0.0
         if network.runs(i, j):
             raised[i, 0] = base
+    # A metric may rise by chance: negative noise would pay for that of other layers.
     if bench.metric != SQNR:
         noise = np.maximum(bench.reference - alone, 0.0)
     return Sensitivity(
@@ -250,12 +279,14 @@ def table(bench: Bench) -> Sensitivity:
         raised=raised,
         noise=noise,
         samples=bench.samples,
+        target=bench.target.name,
     ).sort()
 
 
 def _runs(network: Network, schemes: list[Scheme]) -> Iterator[tuple[np.ndarray, Any]]:
     """Every run: the index of each layer's scheme (the last one: float), and what it is for."""
     count, stays_float = len(network.layers), len(schemes)
+    # A layer without a kernel at the first candidate is float in all runs but its own.
     base = [0 if network.runs(i, 0) else stays_float for i in range(count)]
     yield np.array(base), ("base", 0, 0)
     for i in range(count):

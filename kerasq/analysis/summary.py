@@ -160,7 +160,7 @@ def _layer(node: graph.Node, is_calibrated: bool) -> LayerSummary:
     """The costs of one call."""
     layer, source = node.layer, quantized_by(node.outputs[0])
     name = "float" if source is None else source.scheme
-    is_copy = registry.copies(layer)
+    is_copy = registry.passes_through(layer)
     return LayerSummary(
         name=node.name,
         op=_operator(layer),
@@ -183,7 +183,7 @@ def _operator(layer: keras.Layer) -> str:
     """The operator that computes a layer; the class of one that stays float."""
     rule = _rule(layer)
     # Float layers become what the converter chooses, often several operators.
-    is_integer = isinstance(layer, QuantizeWrapper) or registry.copies(layer)
+    is_integer = isinstance(layer, QuantizeWrapper) or registry.passes_through(layer)
     return rule.op if rule is not None and is_integer else type(layer).__name__
 
 

@@ -1,9 +1,12 @@
 """Calibration: the first ranges of activations, from data, by an observer."""
 
 import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasq import graph
@@ -13,6 +16,7 @@ from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.progress import track
 from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
 
+# Samples that count as one batch, where the data are an array: averages over batches depend on it.
 BATCH_SIZE = 32
 
 
@@ -35,8 +39,8 @@ def calibrate(
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
 
     Raises:
-        ValueError: for an unknown method, a model without ranges, or data that is empty, of the
-            wrong shape, NaN or infinite.
+        ValueError: for an unknown method, a model without ranges, data that is empty, of the
+            wrong shape, NaN or infinite, or an observer whose range is no range.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(name="relu")])
@@ -45,52 +49,117 @@ def calibrate(
         >>> q.predict(np.array([[-1.0, 3.0]]), verbose=0)
         array([[0., 2.]], dtype=float32)
     """
-    calibrate_at(None, model, data, method, steps)
-
-
-def calibrate_at(
-    bits: int | None,
-    model: keras.Model,
-    data: Any,
-    method: str | dict[str, Any] | Observer | None,
-    steps: int | None = None,
-) -> None:
-    """`calibrate`, to the best ranges at a width; None is that of each range itself."""
-    prototype = None if method is None else observers.find(method)
     require_quantized(model)
     quantizers = ranged(model)
-    widths = {name: bits or quantizer.bits for name, quantizer in quantizers.items()}
-    seen = {name: _observer(prototype, width) for name, width in widths.items()}
+    widths = {name: [quantizer.bits] for name, quantizer in quantizers.items()}
+    # All ranges are there before the first one is set: an error leaves the model as it was.
+    for (name, _), ends in observe(model, data, widths, method=method, steps=steps).items():
+        quantizers[name].assign_range(*ends)
 
+
+def observe(
+    model: keras.Model,
+    data: Any,
+    widths: Mapping[str, Iterable[int]],
+    *,
+    method: str | dict[str, Any] | Observer | None,
+    steps: int | None = None,
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """The ranges that tensors of a quantized model get from data; the model stays as it is.
+
+    Args:
+        model: what `quantize_model` returned.
+        data: as for `calibrate`.
+        widths: by name of a tensor (`graph.tensor_name`), the bits that it gets ranges for.
+        method: as for `calibrate`.
+        steps: as for `calibrate`.
+
+    Returns:
+        By name and bits, the ends of the range, as `Observer.range` has them.
+
+    Raises:
+        ValueError: as `calibrate`.
+    """
+    prototype = None if method is None else observers.find(method)
+    taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype)]
+
+    # Traced for one batch and run on all: float layers only, so this costs about a `predict`.
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
-    def observe(x: Any) -> dict[str, tuple[tf.Tensor, ...]]:
-        statistics = {}
-
-        def run(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
-            layer = node.layer
-            if not isinstance(layer, QuantizeWrapper):
-                return graph.infer(layer, *args, **kwargs)
-            y = layer.run_float(*args)
-            if layer.name in quantizers:
-                y = quantizers[layer.name].clamp(y)
-                statistics[layer.name] = seen[layer.name].statistics(y)
-            return y
-
-        graph.run(model, x, run)
-        return statistics
+    def statistics(x: Any) -> list[tuple[tf.Tensor, ...]]:
+        values = _float_values(model, x)
+        return [tap.observer.statistics(values[tap.name]) for tap in taps]
 
     samples = sample_count(model, data)
     total = steps if samples is None else len(range(0, samples, BATCH_SIZE)[:steps])
     for x in track(batches(model, data, BATCH_SIZE, steps), total, "batch"):
-        for name, statistics in observe(x).items():
-            seen[name].update([s.numpy() for s in statistics])
-    for name, observer in seen.items():
-        low, high = observer.range(bits=widths[name], symmetric=widths[name] > 8)
-        quantizers[name].assign_range(low, high)
+        for tap, found in zip(taps, statistics(x), strict=True):
+            tap.observer.update([s.numpy() for s in found])
+    return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}
 
 
-def _observer(prototype: Observer | None, bits: int) -> Observer:
-    """A new observer like the prototype; see `calibrate` for None."""
-    if prototype is None:
-        return observers.find("mse" if bits < 8 else "moving_average")
-    return copy.deepcopy(prototype)
+def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:
+    """By name, the tensors of a model whose wrappers run their layers in float."""
+    values: dict[str, tf.Tensor] = {}
+    quantizers = ranged(model)
+
+    def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
+        layer = node.layer
+        if isinstance(layer, QuantizeWrapper):
+            # Not the fake-quantized layer: noise of the ranges before would get into these.
+            y = layer.run_float(*args)
+            # The range of a ReLU that was fused is that of what is behind it.
+            y = quantizers[layer.name].clamp(y) if layer.name in quantizers else y
+        else:
+            y = graph.infer(layer, *args, **kwargs)
+        names = map(graph.tensor_name, node.outputs)
+        values.update(zip(names, keras.tree.flatten(y), strict=True))
+        return y
+
+    graph.run(model, x, call)
+    return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tap:
+    """An observer of one tensor.
+
+    Attributes:
+        name: the tensor's.
+        observer: what sees its values.
+        widths: the bits of the ranges that are taken from it.
+    """
+
+    name: str
+    observer: Observer
+    widths: list[int]
+
+    def range(self, bits: int) -> tuple[float, float]:
+        """The observed ends at a width.
+
+        Raises:
+            ValueError: where they are not two finite numbers, the lower one first.
+        """
+        found = self.observer.range(bits=bits, symmetric=bits > 8)
+        with np.errstate(over="ignore"):  # What float32 cannot hold is infinite, and refused.
+            ends = np.asarray(found, np.float32)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
+            raise ValueError(
+                "The range of an observer must be two finite numbers, the lower one first. "
+                f"Received: {found} from {type(self.observer).__name__} for layer {self.name!r} "
+                f"at {bits} bits. Mend its `range`, or take another `method`. Where it is one of "
+                "kerasq's own, the layer computes infinite values or NaN in float."
+            )
+        return float(ends[0]), float(ends[1])
+
+
+def _taps(name: str, widths: Iterable[int], prototype: Observer | None) -> list[_Tap]:
+    """The observers of a tensor: a copy of the prototype; see `calibrate` for None."""
+    if prototype is not None:
+        return [_Tap(name=name, observer=copy.deepcopy(prototype), widths=[*widths])]
+    # One for all widths of a kind: what observers see does not depend on the width.
+    kinds: dict[str, list[int]] = {}
+    for bits in widths:
+        kinds.setdefault("mse" if bits < 8 else "moving_average", []).append(bits)
+    return [
+        _Tap(name=name, observer=observers.find(kind), widths=bits) for kind, bits in kinds.items()
+    ]

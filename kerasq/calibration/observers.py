@@ -52,6 +52,9 @@ class Observer:
     def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
         """The ends of the range, in real units, after all batches.
 
+        Two finite numbers, the lower one first: anything else `kerasq.calibrate` refuses with a
+        ValueError that names the layer. It may be asked for several grids, in any order.
+
         Args:
             bits: width of the grid that the tensor gets.
             symmetric: whether its zero point is 0 (int16): the grid is then that over the end of

@@ -104,7 +104,7 @@ class Marker:
         """Whether the converter makes a call one with the next, which a marker would prevent."""
         readers = self._readers.get(id(node.outputs[0]), [])
         is_output = id(node.outputs[0]) in self._outputs
-        if is_output or registry.copies(node.layer):
+        if is_output or registry.passes_through(node.layer):
             return False
         return len(readers) == 1 and _fuses(readers[0])
 

@@ -122,7 +122,7 @@ class _Lowering:
         """
         mark, kind = self._mark_of(op), self.builder.op(op)
         known = self.builder.target.operators.get(kind)
-        if isinstance(mark, Computed | Weighted) and known is not None and known.copies:
+        if isinstance(mark, Computed | Weighted) and known is not None and known.pass_through:
             self.builder.marks[int(op.outputs[0])] = Named(name=mark.name)
             inner = dataclasses.replace(mark, name=f"{mark.name}/{kind.lower()}_input")
             self.builder.marks[int(op.inputs[0])] = inner

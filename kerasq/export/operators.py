@@ -42,7 +42,7 @@ def move(builder: Builder, op: schema.OperatorT) -> str | None:
     """An operator that only moves codes, or picks among them: its output has its input's grid."""
     kind = builder.op(op)
     known = builder.target.operators.get(kind)
-    if known is None or not (known.copies or known.one_grid):
+    if known is None or not (known.pass_through or known.one_grid):
         return f"{kind} is not known to keep a grid"
     read = _values(builder, op)
     if not all(i in builder.codes for i in read):

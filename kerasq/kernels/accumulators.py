@@ -8,12 +8,11 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import (
-    float32,
-    float64,
     multiply_15_bits,
     multiply_rounding_once,
     multiply_rounding_twice,
 )
+from kerasq.kernels.floats import float64, product, quotient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +40,11 @@ def accumulate(run: Callable, codes: tf.Tensor, grid: Grid) -> tf.Tensor:
     # TensorFlow has no integer convolution for the CPU, and its float64 one takes many times as
     # long. Halves in [-128, 128] sum up in float32 as int8 codes do.
     high = tf.round(codes / 256.0)
-    return float64(run(high)) * 256.0 + float64(run(codes - high * 256.0))
+    low = codes - high * 256.0
+    return float64(run(high)) * 256.0 + float64(run(low))
 
 
-def _real(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+def _multiplier(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """`s_in * s_w[c] / s_out` in double precision, as LiteRT prepares its multipliers."""
     return float64(grid.scale) * float64(weights.grid.scale) / float64(out.scale)
 
@@ -54,19 +54,19 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
 
     One float32 multiplication and one rounding.
     """
-    # Rounded to float32 after each step, out of reach of TensorFlow's graph optimizer.
-    product = float32(float64(grid.scale) * float64(weights.grid.scale))
-    return clip(tf.round(total * float32(float64(product) / float64(out.scale))), out)
+    # XNNPACK's multiplier is float32 at each step, where LiteRT's own kernels prepare a double.
+    multiplier = quotient(product(grid.scale, weights.grid.scale), out.scale)
+    return clip(tf.round(total * multiplier), out)
 
 
 def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """CONV_2D and DEPTHWISE_CONV_2D on int16, where sums are int64."""
-    return clip(multiply_15_bits(total, _real(grid, weights, out)), out)
+    return clip(multiply_15_bits(total, _multiplier(grid, weights, out)), out)
 
 
 def rescale_once(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits."""
-    return clip(multiply_rounding_once(total, _real(grid, weights, out)), out)
+    return clip(multiply_rounding_once(total, _multiplier(grid, weights, out)), out)
 
 
 def rescale_twice(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
@@ -74,19 +74,20 @@ def rescale_twice(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Gr
 
     Ties go up: it is the vectorized one.
     """
-    return clip(multiply_rounding_twice(total, _real(grid, weights, out), ties="up"), out)
+    return clip(multiply_rounding_twice(total, _multiplier(grid, weights, out), ties="up"), out)
 
 
 def rescale_by_eights(
     total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid
 ) -> tf.Tensor:
     """DEPTHWISE_CONV_2D with packed INT4 weights on int8: as CONV_2D, but channels go by eights."""
-    real = _real(grid, weights, out)
+    multiplier = _multiplier(grid, weights, out)
+    up = multiply_rounding_twice(total, multiplier, ties="up")
+    away = multiply_rounding_twice(total, multiplier, ties="away")
     # The channels left over go through portable code, whose ties go away from zero.
-    vectorized = total.shape[-1] // 8 * 8
-    up = multiply_rounding_twice(total, real, ties="up")
-    away = multiply_rounding_twice(total, real, ties="away")
-    return clip(tf.where(tf.range(total.shape[-1]) < vectorized, up, away), out)
+    channels = total.shape[-1]
+    is_vectorized = tf.range(channels) < channels // 8 * 8
+    return clip(tf.where(is_vectorized, up, away), out)
 
 
 def rescale_odd(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:

@@ -6,7 +6,8 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels import codes as real_codes
 from kerasq.kernels.codes import clip
-from kerasq.kernels.fixed_point import float32, float64, multiply_rounding_twice
+from kerasq.kernels.fixed_point import multiply_rounding_twice
+from kerasq.kernels.floats import float32, float64
 
 
 def quantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -19,7 +20,8 @@ def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     """RELU onto another grid: gemmlowp's rule. The upper limit is the clamp of the grid."""
     del layer
     ratio = float64(grids[0].scale / out.scale)
-    return clip(multiply_rounding_twice(tf.nn.relu(codes[0]), ratio), out)
+    positive = tf.nn.relu(codes[0])
+    return clip(multiply_rounding_twice(positive, ratio), out)
 
 
 def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -33,6 +35,7 @@ def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) 
     del grids
     # Where ties go depends on the sign of the code, so the zero point comes back first. In
     # float64 no mean is rounded onto a tie, or off it.
-    x = float64(codes[0] + out.zero_point)
-    mean = tf.nn.avg_pool(x, layer.pool_size, layer.strides, layer.padding.upper())
-    return float32(tf.sign(mean) * tf.floor(tf.abs(mean) + 0.5)) - out.zero_point
+    stored = float64(codes[0] + out.zero_point)
+    mean = tf.nn.avg_pool(stored, layer.pool_size, layer.strides, layer.padding.upper())
+    rounded = tf.sign(mean) * tf.floor(tf.abs(mean) + 0.5)
+    return float32(rounded) - out.zero_point

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from kerasq.grid import Grid
-from kerasq.kernels.fixed_point import float32, float64
+from kerasq.kernels.floats import float64, product, quotient
 
 
 def centre(x: tf.Tensor, grid: Grid) -> tf.Tensor:
@@ -21,10 +21,9 @@ def clip(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
 
 def quantize(x: tf.Tensor, grid: Grid) -> tf.Tensor:
     """Centred codes of any real values: QUANTIZE from float, `rint(x * (1 / scale))` in float32."""
-    # Each float32 step in float64 and back, which gives the same: TensorFlow's graph optimizer
-    # rearranges float32 products and quotients.
-    inverse = float32(1.0 / float64(grid.scale))
-    return clip(tf.round(float32(float64(x) * float64(inverse))), grid)
+    # Near a tie x / scale may be another code than the product with the rounded reciprocal.
+    inverse = quotient(1.0, grid.scale)
+    return clip(tf.round(product(x, inverse)), grid)
 
 
 def quantize_weights(x: tf.Tensor, grid: Grid) -> tf.Tensor:

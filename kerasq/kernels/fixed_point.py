@@ -9,15 +9,7 @@ Source: LiteRT, kernels/internal/common.h (`MultiplyByQuantizedMultiplier`).
 
 import tensorflow as tf
 
-
-def float32(x: tf.Tensor) -> tf.Tensor:
-    """`x` as float32."""
-    return tf.cast(x, tf.float32)
-
-
-def float64(x: tf.Tensor) -> tf.Tensor:
-    """`x` as float64."""
-    return tf.cast(x, tf.float64)
+from kerasq.kernels.floats import float64
 
 
 def int64(x: tf.Tensor) -> tf.Tensor:
@@ -32,12 +24,15 @@ def power_of_two(exponent: tf.Tensor) -> tf.Tensor:
 
 def shift_right(x: tf.Tensor, bits: tf.Tensor | int) -> tf.Tensor:
     """`floor(x / 2^bits)`."""
+    # The operator takes two tensors of one shape.
     return tf.bitwise.right_shift(x, tf.zeros_like(x) + int64(bits))
 
 
 def shift_right_half_up(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     """`x / 2^bits` rounded to the nearest integer, ties up."""
-    return shift_right(x + shift_right(power_of_two(bits), 1), bits)
+    # 2^bits / 2 rather than 2^(bits - 1), which 0 bits do not have.
+    half = shift_right(power_of_two(bits), 1)
+    return shift_right(x + half, bits)
 
 
 def round_half_away(x: tf.Tensor, bits: tf.Tensor | int) -> tf.Tensor:
@@ -48,16 +43,27 @@ def round_half_away(x: tf.Tensor, bits: tf.Tensor | int) -> tf.Tensor:
 def exponent_of(x: tf.Tensor) -> tf.Tensor:
     """The e of positive float64 numbers that are m * 2^e, 1 <= m < 2; as int64."""
     # Read off the bits of the float: a logarithm may round across a power of two.
-    return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(52, tf.int64)) - 1023
+    biased = tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(52, tf.int64))
+    return biased - 1023
 
 
 def decompose(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mantissa in [2^30, 2^31) and exponent of a positive float64 multiplier."""
     exponent = exponent_of(real) + 1
-    mantissa = int64(tf.floor(real * 2.0 ** float64(31 - exponent) + 0.5))
+    scaled = real * 2.0 ** float64(31 - exponent)
+    mantissa = int64(tf.floor(scaled + 0.5))
     # 1 where rounding went up to 2^31, which has a bit too many: LiteRT halves it, too.
     carry = shift_right(mantissa, 31)
     return shift_right(mantissa, carry), exponent + carry
+
+
+def divide(mantissa: tf.Tensor, exponent: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """A multiplier divided by a count, as MEAN does it: the mantissa is rounded down."""
+    # The mantissa first goes up by the bits of `count`, but by no more than 32, for which int64 has
+    # room, nor by so many that the right shift exceeds 31.
+    bits = min(count.bit_length() - 1, 32)
+    bits = tf.minimum(exponent + 31, bits)
+    return mantissa * power_of_two(bits) // count, exponent - bits
 
 
 def multiply_rounding_twice(
@@ -70,17 +76,15 @@ def multiply_rounding_twice(
         real: positive multiplier, float64.
         ties: where the ties of the shift go: "away" from zero (the portable kernels) or "up"
             (the vectorized ones).
-        count: what the multiplier is divided by, its mantissa rounded down.
+        count: what the multiplier is divided by.
     """
-    mantissa, exponent = decompose(real)
-    # What MEAN does: the mantissa first goes up by the bits of `count`, but by no more than 32, for
-    # which int64 has room, nor by so many that the right shift exceeds 31.
-    bits = tf.minimum(exponent + 31, min(count.bit_length() - 1, 32))
-    mantissa, exponent = mantissa * power_of_two(bits) // count, exponent - bits
+    mantissa, exponent = divide(*decompose(real), count)
+    # Multipliers above 1 shift the values up before, those below 1 the result down after.
     left, right = tf.maximum(exponent, 0), tf.maximum(-exponent, 0)
+    doubled = int64(x) * power_of_two(left) * mantissa
     # The 31 bits that the high half of a doubled 64-bit product leaves out; ties up, as the nudge
     # of 2^30 makes them.
-    high = shift_right_half_up(int64(x) * power_of_two(left) * mantissa, int64(31))
+    high = shift_right_half_up(doubled, int64(31))
     if ties == "up":
         return shift_right_half_up(high, right)
     return round_half_away(high, right)
@@ -90,14 +94,17 @@ def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """`floor(x * mantissa * 2^(exponent - 31) + 1/2)`, for |x| below 2^47 and real below 2^16."""
     mantissa, exponent = decompose(real)
     # The product has up to 78 bits: x is cut in two at bit 15, below which nothing can carry.
-    high, low = shift_right(int64(x), 15), tf.bitwise.bitwise_and(int64(x), int64(2**15 - 1))
-    low = shift_right(low * mantissa + power_of_two(30 - exponent), 15)
-    return shift_right(high * mantissa + low, 16 - exponent)
+    high = shift_right(int64(x), 15)
+    low = tf.bitwise.bitwise_and(int64(x), int64(2**15 - 1))
+    half = power_of_two(30 - exponent)
+    carried = shift_right(low * mantissa + half, 15)
+    return shift_right(high * mantissa + carried, 16 - exponent)
 
 
 def multiply_15_bits(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """The rule for int64 accumulators: the mantissa is first rounded to 15 bits."""
     mantissa, exponent = decompose(real)
+    short = shift_right_half_up(mantissa, int64(16))
     # 48-bit sums times 15 bits fit int64. Rounding may not reach 2^15, which is not 15 bits.
-    short = tf.minimum(shift_right_half_up(mantissa, int64(16)), 2**15 - 1)
+    short = tf.minimum(short, 2**15 - 1)
     return shift_right_half_up(int64(x) * short, 15 - exponent)

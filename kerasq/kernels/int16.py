@@ -14,8 +14,6 @@ from kerasq.grid import Grid
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import (
     exponent_of,
-    float32,
-    float64,
     int64,
     multiply_15_bits,
     multiply_rounding_once,
@@ -25,6 +23,7 @@ from kerasq.kernels.fixed_point import (
     shift_right,
     shift_right_half_up,
 )
+from kerasq.kernels.floats import float32, float64, product, quotient
 
 
 def _round(x: np.ndarray) -> np.ndarray:
@@ -55,29 +54,30 @@ def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
     scales = [float64(grid.scale) for grid in grids]
     # Twice the larger scale keeps the sum of two inputs in int32; 15 bits of them are fractions.
     common = 2.0 * tf.maximum(*scales)
-    terms = [
+    first, second = (
         multiply_rounding_once(float64(code) * 2.0**15, scale / common)
         for code, scale in zip(codes, scales, strict=True)
-    ]
-    real = common / (2.0**15 * float64(out.scale))
-    return clip(multiply_rounding_twice(terms[0] + sign * terms[1], real), out)
+    )
+    multiplier = common / (2.0**15 * float64(out.scale))
+    return clip(multiply_rounding_twice(first + sign * second, multiplier), out)
 
 
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MUL: gemmlowp's rule on the product."""
     del layer
-    # LiteRT multiplies and divides the scales as float32; in float64 and back TensorFlow's graph
-    # optimizer leaves the steps as they are.
-    product = float32(float64(grids[0].scale) * float64(grids[1].scale))
-    factor = float32(float64(product) / float64(out.scale))
-    return clip(multiply_rounding_twice(int64(codes[0]) * int64(codes[1]), float64(factor)), out)
+    # LiteRT multiplies and divides the scales as float32.
+    multiplier = quotient(product(grids[0].scale, grids[1].scale), out.scale)
+    # Two codes of 16 bits: float32 does not hold their product.
+    total = int64(codes[0]) * int64(codes[1])
+    return clip(multiply_rounding_twice(total, float64(multiplier)), out)
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MEAN over all axes but the first and last: gemmlowp's rule on the sum."""
     axes = list(range(1, codes[0].shape.rank - 1))
+    keepdims = getattr(layer, "keepdims", False)
     # Sums of more than 256 codes leave the 24 bits of float32.
-    total = tf.reduce_sum(int64(codes[0]), axes, keepdims=getattr(layer, "keepdims", False))
+    total = tf.reduce_sum(int64(codes[0]), axes, keepdims=keepdims)
     ratio = float64(grids[0].scale) / float64(out.scale)
     count = int(np.prod(codes[0].shape[1:-1]))
     return clip(multiply_rounding_twice(total, ratio, count=count), out)
@@ -89,23 +89,25 @@ def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Gri
     Source: LiteRT, kernels/internal/reference/resize_bilinear.h (`ResizeBilinearInteger`).
     """
     del grids, out
-
-    def blend(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
-        """`2^10` times the values between neighbours along an axis."""
-        count = int(x.shape[axis])
-        step = (1024 * count + size // 2) // size
-        # Half a step, minus half a pixel of 1024: centres lie on centres.
-        place = np.arange(size) * step + step // 2 - 512
-        low = np.maximum(place // 1024, 0)
-        high = np.clip(-(-place // 1024), 0, count - 1)
-        weight = (place - 1024 * low).astype(np.int64).reshape([-1] + [1] * (3 - axis))
-        return (1024 - weight) * tf.gather(x, low, axis=axis) + weight * tf.gather(
-            x, high, axis=axis
-        )
-
     height, width = layer.compute_output_shape(codes[0].shape)[1:3]
-    total = blend(blend(int64(codes[0]), 2, width), 1, height)
+    rows = _blend(int64(codes[0]), axis=2, size=width)
+    total = _blend(rows, axis=1, size=height)
     return float32(round_half_away(total, 20))
+
+
+def _blend(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+    """`2^10` times the values between neighbours along an axis, `size` of them."""
+    count = int(x.shape[axis])
+    step = (1024 * count + size // 2) // size
+    # Half a step, minus half a pixel of 1024: centres lie on centres.
+    place = np.arange(size) * step + step // 2 - 512
+    low = np.maximum(place // 1024, 0)
+    # Rounded up: a place on a pixel is blended of that pixel and itself.
+    high = np.clip(-(-place // 1024), 0, count - 1)
+    below, above = tf.gather(x, low, axis=axis), tf.gather(x, high, axis=axis)
+    weight = (place - 1024 * low).astype(np.int64)
+    weight = weight.reshape([-1] + [1] * (3 - axis))
+    return (1024 - weight) * below + weight * above
 
 
 def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -113,9 +115,8 @@ def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.
     # float64 holds sums up to 2^53, and TensorFlow has no fast matrix product of int64.
     total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
     # The scales' product is float32 in LiteRT, its quotient is not.
-    product = float32(float64(grids[0].scale) * float64(grids[1].scale))
-    real = float64(product) / float64(out.scale)
-    return clip(multiply_15_bits(total, real), out)
+    multiplier = float64(product(grids[0].scale, grids[1].scale)) / float64(out.scale)
+    return clip(multiply_15_bits(total, multiplier), out)
 
 
 def _table(function: Callable, low: float, high: float) -> np.ndarray:
@@ -126,8 +127,10 @@ def _table(function: Callable, low: float, high: float) -> np.ndarray:
     x = np.linspace(low, high, 513)
     samples = _round(function(x) * 2.0**15)
     # A chord is worst in the middle of its 128 steps: half of that error goes to either end.
-    between = function(x[:-1] + (high - low) / 1024) * 2.0**15
-    error = _round((function(x[1:]) * 2.0**15 + samples[:-1]) / 2) - _round(between)
+    middle = function(x[:-1] + (high - low) / 1024) * 2.0**15
+    # As LiteRT writes it, one end of the chord is rounded and the other is not.
+    chord = (function(x[1:]) * 2.0**15 + samples[:-1]) / 2
+    error = _round(chord) - _round(middle)
     samples[:-1] -= _round(error / 2)
     return np.clip(samples, -(2**15), 2**15 - 1).astype(np.int64)
 
@@ -137,9 +140,10 @@ def _interpolate(table: np.ndarray, x: tf.Tensor) -> tf.Tensor:
     values = tf.constant(table)
     # 2^16 inputs over 512 intervals: 7 bits within one.
     index = shift_right(x, 7) + 256
+    place = tf.bitwise.bitwise_and(x, int64(127))
     base = tf.gather(values, index)
     slope = tf.gather(values, index + 1) - base
-    return base + shift_right_half_up(slope * tf.bitwise.bitwise_and(x, int64(127)), int64(7))
+    return base + shift_right_half_up(slope * place, int64(7))
 
 
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -147,13 +151,16 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     del layer
     below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
     # The table takes 65536 codes over [-10, 0], the largest for the maximum itself.
-    scaled = multiply_rounding_twice(below, float64(grids[0].scale) / (10.0 / 65535.0))
+    multiplier = float64(grids[0].scale) / (10.0 / 65535.0)
+    scaled = multiply_rounding_twice(below, multiplier)
     index = tf.clip_by_value(scaled + 2**15 - 1, int64(-(2**15)), int64(2**15 - 1))
     exponentials = _interpolate(_table(np.exp, -10.0, 0.0), index)
     total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
-    shift = exponent_of(float64(total))  # total = 2^shift * (1 + x)
+    # total = 2^shift * (1 + x)
+    shift = exponent_of(float64(total))
+    normalized = shift_right_half_up(total * power_of_two(30 - shift), int64(14))
     # x at 16 bits, minus the 1 in front of it (2^16) and the table's offset (2^15).
-    fraction = shift_right_half_up(total * power_of_two(30 - shift), int64(14)) - (2**15 + 2**16)
+    fraction = normalized - (2**15 + 2**16)
     fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
     inverse = _interpolate(_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0), fraction)
     return clip(shift_right_half_up(exponentials * inverse, shift), out)
@@ -166,8 +173,11 @@ def _sigmoid_table() -> np.ndarray:
     """
     x = np.arange(257) / 24.0
     samples = 2.0**16 / (1.0 + np.exp(-x))
-    error = 2.0**16 / (1.0 + np.exp(-(x[:-1] + 1 / 48))) - (samples[:-1] + samples[1:]) / 2
+    middle = 2.0**16 / (1.0 + np.exp(-(x[:-1] + 1 / 48)))
+    chord = (samples[:-1] + samples[1:]) / 2
+    error = middle - chord
     table = np.floor(samples[:-1] + error / 2 + 0.5)
+    # Of 16 bits, where the sigmoid would round to 2^16.
     table[255] = 2**16 - 1
     return table.astype(np.int64)
 
@@ -187,28 +197,35 @@ def _scaled(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
 def _sigmoid(x: tf.Tensor, bits: int, full: int) -> tf.Tensor:
     """The sigmoid's table at |x| / 2^bits, `bits` fractional bits kept; `full` behind its end."""
     table = tf.constant(_sigmoid_table())
-    x = tf.abs(x)  # The table has half of the sigmoid; callers mirror it.
+    # The table has half of the sigmoid; callers mirror it.
+    x = tf.abs(x)
     index = shift_right(x, bits)
-    base = tf.gather(table, tf.minimum(index, 254))
-    slope = tf.gather(table, tf.minimum(index, 254) + 1) - base
-    value = base * 2**bits + tf.bitwise.bitwise_and(x, int64(2**bits - 1)) * slope
+    place = tf.bitwise.bitwise_and(x, int64(2**bits - 1))
+    # Both branches of the `where` are computed: indices must be legal in either.
+    legal = tf.minimum(index, 254)
+    base = tf.gather(table, legal)
+    slope = tf.gather(table, legal + 1) - base
+    value = base * 2**bits + place * slope
     return tf.where(index >= 255, int64(full), value)
 
 
 def sigmoid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """LOGISTIC: the table of the sigmoid, interpolated, rounded half up."""
+    """LOGISTIC: the table of the sigmoid, interpolated; ties go away from 1/2."""
     del layer
     x = _scaled(codes[0], grids[0])
-    value = _sigmoid(x, 9, (2**15 - 1) * 2**10)
-    # sigmoid(-x) = 1 - sigmoid(x); the last 10 bits are rounded off, ties up for x < 0 too.
-    value = tf.where(x >= 0, value + 2**9, 2**25 - value + 2**9 - 1)
-    return clip(shift_right(value, 10), out)
+    above = _sigmoid(x, 9, (2**15 - 1) * 2**10)
+    # sigmoid(-x) = 1 - sigmoid(x)
+    below = 2**25 - above
+    # The last 10 bits are rounded off.
+    rounded = tf.where(x >= 0, above + 2**9, below + 2**9 - 1)
+    return clip(shift_right(rounded, 10), out)
 
 
 def tanh(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """TANH: 2 sigmoid(2x) - 1 by the table of the sigmoid."""
+    """TANH: 2 sigmoid(2x) - 1 by the table of the sigmoid; ties go away from 0."""
     del layer
     x = _scaled(codes[0], grids[0])
-    value = _sigmoid(x, 8, (2**16 - 1) * 2**8) - 2**23
-    value = tf.where(x >= 0, value + 2**7, 2**7 - 1 - value)
-    return clip(shift_right(value, 8), out)
+    size = _sigmoid(x, 8, (2**16 - 1) * 2**8) - 2**23
+    # The last 8 bits are rounded off as those of the sigmoid are.
+    rounded = tf.where(x >= 0, size + 2**7, 2**7 - 1 - size)
+    return clip(shift_right(rounded, 8), out)

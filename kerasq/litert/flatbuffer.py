@@ -37,12 +37,12 @@ def read(content: bytes) -> schema.ModelT:
 
 
 def write(model: schema.ModelT) -> bytes:
-    """A file's content."""
+    """The content of a file, from its object form."""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def op_code(model: schema.ModelT, op: schema.OperatorT) -> int:
-    """The builtin operator code."""
+    """The builtin code of an operator, such as 3 for CONV_2D."""
     return model.operatorCodes[op.opcodeIndex].builtinCode
 
 

@@ -15,7 +15,7 @@ class Operator:
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
-        copies: whether it only moves or picks values: its output has the grid of its input.
+        pass_through: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
         fuses_relu: whether a ReLU behind it becomes part of it. Any operator that computes on all
             int8 codes clamps at their ends, which does the same.
@@ -28,7 +28,7 @@ class Operator:
     channels: int | None = None
     data: int = 0
     reference: bool = True
-    copies: bool = False
+    pass_through: bool = False
     one_grid: bool = False
     fuses_relu: bool = False
     parameter: str = ""
@@ -42,7 +42,7 @@ OPERATORS: dict[str, Operator] = {
     "ADD": Operator(int8=2, int16=3, fuses_relu=True),
     "AVERAGE_POOL_2D": Operator(int8=2, int16=3),
     "BATCH_MATMUL": Operator(int8=2, int16=3),
-    "BROADCAST_TO": Operator(int8=3, int16=3, copies=True, parameter="shape"),
+    "BROADCAST_TO": Operator(int8=3, int16=3, pass_through=True, parameter="shape"),
     "CAST": Operator(int8=3),
     "CONCATENATION": Operator(int8=2, int16=3, one_grid=True),
     "CONV_2D": Operator(int8=3, int16=4, channels=0, int4={8: 7, 16: 8}, fuses_relu=True),
@@ -58,28 +58,28 @@ OPERATORS: dict[str, Operator] = {
     "LEAKY_RELU": Operator(int8=2),
     "LOGISTIC": Operator(int8=2, int16=3),
     "MAXIMUM": Operator(int8=2, int16=4, one_grid=True),
-    "MAX_POOL_2D": Operator(int8=2, int16=3, copies=True),
+    "MAX_POOL_2D": Operator(int8=2, int16=3, pass_through=True),
     "MEAN": Operator(int8=2, int16=3, parameter="axes"),
     "MINIMUM": Operator(int8=2, int16=4, one_grid=True),
     "MUL": Operator(int8=2, int16=4, fuses_relu=True),
-    "PAD": Operator(int8=2, int16=3, copies=True, parameter="paddings"),
+    "PAD": Operator(int8=2, int16=3, pass_through=True, parameter="paddings"),
     "QUANTIZE": Operator(int8=2, int16=2),
-    "REDUCE_MAX": Operator(int8=2, int16=3, copies=True, parameter="axes"),
+    "REDUCE_MAX": Operator(int8=2, int16=3, pass_through=True, parameter="axes"),
     "RELU": Operator(int8=2, int16=3),
-    "RESHAPE": Operator(int8=1, int16=1, copies=True, parameter="shape"),
-    "REVERSE_V2": Operator(int8=3, int16=3, copies=True, parameter="axes"),
+    "RESHAPE": Operator(int8=1, int16=1, pass_through=True, parameter="shape"),
+    "REVERSE_V2": Operator(int8=3, int16=3, pass_through=True, parameter="axes"),
     "RESIZE_BILINEAR": Operator(int8=2, int16=4, parameter="size"),
-    "RESIZE_NEAREST_NEIGHBOR": Operator(int8=2, int16=4, copies=True, parameter="size"),
-    "SLICE": Operator(int8=2, int16=4, copies=True, parameter="begin"),
+    "RESIZE_NEAREST_NEIGHBOR": Operator(int8=2, int16=4, pass_through=True, parameter="size"),
+    "SLICE": Operator(int8=2, int16=4, pass_through=True, parameter="begin"),
     "SOFTMAX": Operator(int8=2, int16=3),
     "SUB": Operator(int8=2, int16=5, fuses_relu=True),
-    "SPLIT": Operator(int8=2, int16=4, copies=True, data=1, parameter="axis"),
-    "STRIDED_SLICE": Operator(int8=2, int16=4, copies=True, parameter="begin"),
+    "SPLIT": Operator(int8=2, int16=4, pass_through=True, data=1, parameter="axis"),
+    "STRIDED_SLICE": Operator(int8=2, int16=4, pass_through=True, parameter="begin"),
     "TANH": Operator(int8=2, int16=3),
-    "TILE": Operator(int8=2, int16=2, copies=True, parameter="multiples"),
-    "TRANSPOSE": Operator(int8=2, int16=4, copies=True, parameter="axes"),
+    "TILE": Operator(int8=2, int16=2, pass_through=True, parameter="multiples"),
+    "TRANSPOSE": Operator(int8=2, int16=4, pass_through=True, parameter="axes"),
     "TRANSPOSE_CONV": Operator(int8=3, channels=0, data=2, parameter="output_shape"),
-    "UNPACK": Operator(int8=2, int16=4, copies=True),
+    "UNPACK": Operator(int8=2, int16=4, pass_through=True),
 }
 
 

@@ -44,7 +44,7 @@ class _Decomposition:
         """Calls what a layer, or operation, becomes."""
         layer = node.layer
         # What only moves values is one operator already, and stays an operation where it is one.
-        if layer.name in self._keep or registry.copies(layer):
+        if layer.name in self._keep or registry.passes_through(layer):
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):
             return self._operation(node, args)

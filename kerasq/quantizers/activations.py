@@ -22,7 +22,7 @@ class AtMostZero(keras.constraints.Constraint):
     """Keeps the lower end of a range at or below 0.0."""
 
     def __call__(self, value: Any) -> Any:
-        """The projected value."""
+        """`min(value, 0)`, same shape."""
         return keras.ops.minimum(value, 0.0)
 
 
@@ -34,7 +34,7 @@ class UpperEnd(keras.constraints.Constraint):
         self.limit = limit
 
     def __call__(self, value: Any) -> Any:
-        """The projected value."""
+        """`min(max(value, 1e-6), limit)`, same shape."""
         value = keras.ops.maximum(value, NARROWEST)
         return value if self.limit is None else keras.ops.minimum(value, self.limit)
 
@@ -86,7 +86,10 @@ class ActivationQuantizer(keras.layers.Layer):
         self.fixed = False
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates the range variables."""
+        """Creates `range_max`, `range_min` where the range has two ends, and `batches_seen`.
+
+        All are scalars, and 0 until the first batch.
+        """
         learned = self._gradient() != "none"
         self.range_min = None
         if not self.relu and not self.symmetric:

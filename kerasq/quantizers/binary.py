@@ -28,6 +28,6 @@ class Binary(WeightQuantizer):
         return tf.maximum(tf.reduce_mean(tf.abs(kernel), inner_axes(kernel)), NARROWEST)
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
-        """-1 and 1."""
+        """-1 where weights are negative, else 1."""
         # Not tf.sign, which has a third value for weights that are 0.
         return tf.where(kernel < 0.0, -1.0, 1.0)

@@ -26,7 +26,7 @@ class DoReFa(WeightQuantizer):
 
     @property
     def code_bits(self) -> int:
-        """One more than asked for."""
+        """One more than `bits`, since codes are odd and go up to `2^bits - 1`."""
         return self.bits + 1
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -36,7 +36,7 @@ class DoReFa(WeightQuantizer):
         return tf.fill(kernel.shape[-1:], step_of(largest, 2**self.bits - 1))
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Odd integers in [-n, n]."""
+        """Odd integers in [-n, n]: `2 round((tanh(w) / scale + n) / 2) - n`."""
         levels = 2**self.bits - 1
         exact = tf.tanh(kernel) / self.scale(kernel)
         # Rounded as a number of steps from the lowest code, since only odd codes are legal.

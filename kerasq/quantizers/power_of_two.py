@@ -34,7 +34,7 @@ class PowerOfTwo(WeightQuantizer):
 
     @property
     def code_bits(self) -> int:
-        """Powers of two up to 64."""
+        """8: codes are powers of two up to 64, or, until they are frozen, any of int8."""
         return 8
 
     def start(self, kernel: Callable[[], tf.Tensor]) -> None:

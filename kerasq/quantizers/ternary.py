@@ -35,7 +35,7 @@ class Ternary(WeightQuantizer):
         return {**super().get_config(), "threshold": self.threshold}
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
-        """-1, 0 and 1."""
+        """The signs of the weights, 0 up to the threshold."""
         threshold = self.threshold * tf.reduce_mean(tf.abs(kernel), inner_axes(kernel))
         return _signs(kernel, threshold)
 

@@ -4,8 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from kerasq.support import optional
-from kerasq.support.files import save_figure
+from kerasq.support.figures import plot
 
 
 def plot_curves(
@@ -24,19 +23,19 @@ def plot_curves(
     Raises:
         ImportError: where matplotlib is not installed.
     """
-    figures = optional.load("matplotlib.figure", "plot")
     trained = {title: history for title, history in histories.items() if history.get("loss")}
     columns = max(1, len(trained))
-    figure = figures.Figure(figsize=(5 * columns, 4), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False)[0]
-    for axes, (title, history) in zip(panels, trained.items(), strict=False):
-        _panel(axes, history)
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)  # There are no half epochs.
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_figure(figure, path)
-    return figure
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, columns, squeeze=False)[0]
+        for axes, (title, history) in zip(panels, trained.items(), strict=False):
+            _panel(axes, history)
+            axes.set(title=title, xlabel="epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)  # There are no half epochs.
+            axes.grid(alpha=0.3)
+            axes.legend()
+
+    return plot(draw, (5 * columns, 4), path)
 
 
 def _panel(axes: Any, history: Mapping[str, list[float]]) -> None:

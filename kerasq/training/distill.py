@@ -62,7 +62,8 @@ def distill(
                 "Give models that end in logits a keras.layers.Softmax, before quantize_model."
             )
     learner = _Learner(student.inputs, student.outputs[0], name=student.name)
-    learner.dtype_policy = student.dtype_policy  # By it Keras scales losses.
+    # `compile` looks at it for whether losses are to be scaled, as mixed_float16 needs.
+    learner.dtype_policy = student.dtype_policy
     learner.teach(student, teacher, weight, temperature)
     return learner
 
@@ -83,7 +84,7 @@ def ends_in_softmax(model: keras.Model) -> bool:
 def _last(model: keras.Model) -> keras.Layer:
     """The layer that makes the first output, before those that only move values."""
     layer, inputs = graph.origin(model.outputs[0])
-    while registry.copies(layer):
+    while registry.passes_through(layer):
         layer, inputs = graph.origin(inputs[0])
     return layer
 
@@ -115,23 +116,33 @@ class _Learner(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """See `distill`."""
+        """The loss of `compile`, in training mixed with the divergence from the teacher.
+
+        The arguments are those of `keras.Model.compute_loss`; `x` goes to the teacher as well.
+        """
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if not training:
+        if not training:  # Validation compares with runs that have no teacher.
             return loss
         target = self._softened(self._models.teacher(x, training=False))
+        # Keras computes losses in floatx, of which float16 holds no small probabilities.
         divergence = keras.losses.KLDivergence(dtype="float32")(
             target, self._softened(y_pred), sample_weight
         )
+        # T^2, since gradients of softened probabilities fall with 1 / T^2 (section 2).
         return (1.0 - self._weight) * loss + self._weight * self._temperature**2 * divergence
 
     def _softened(self, probabilities: Any) -> Any:
+        """`softmax(log p / T)`."""
+        # Up to a constant the logarithm is the logit, which a model that ends in a softmax hides.
         logs = ops.log(ops.maximum(probabilities, keras.config.epsilon()))
         return ops.softmax(logs / self._temperature)
 
 
 class _Untracked:
-    """Holds models that shall not count as parts of the one that it is an attribute of."""
+    """Holds models that shall not count as parts of the one that it is an attribute of.
+
+    Keras takes every model that is an attribute for a part, whose weights are trained and saved.
+    """
 
     def __init__(self, student: keras.Model, teacher: keras.Model) -> None:
         self.student, self.teacher = student, teacher

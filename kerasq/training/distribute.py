@@ -52,6 +52,7 @@ class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         """As in TensorFlow, of each part of a structure."""
 
         def one(part: Any) -> tf.Tensor:
+            # Keras takes the mean over axis 0 of everything; metrics, which are scalars, have none.
             is_scalar = self.experimental_local_results(part)[0].shape.rank == 0
             return super(MultiWorkerStrategy, self).reduce(
                 reduce_op, part, axis=None if is_scalar else axis

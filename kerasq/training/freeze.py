@@ -43,6 +43,7 @@ class FreezeRanges(keras.callbacks.Callback):
         self._frozen = False
 
     def _set(self, is_frozen: bool) -> None:
+        """Stops, or lets go, everything that has a range or statistics."""
         for layer in self.model.layers:
             parts: list[keras.Layer | None] = []
             if isinstance(layer, QuantizeWrapper):
@@ -56,7 +57,7 @@ class FreezeRanges(keras.callbacks.Callback):
                 if part is not None:
                     _freeze(part) if is_frozen else _thaw(part)
         self._frozen = is_frozen
-        # What is trained is decided when the step is traced.
+        # What is trained is decided when the step is traced, and Keras keeps the traced step.
         self.model.make_train_function(force=True)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -64,6 +65,7 @@ class FreezeRanges(keras.callbacks.Callback):
         del logs
         require_quantized(self.model)
         optimizer = self.model.optimizer
+        # At the end of `fit` Keras matches averages by number with what is trainable then.
         if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
             raise ValueError(
                 "The optimizer must keep no averages of variables that are to be frozen. Received: "
@@ -71,7 +73,9 @@ class FreezeRanges(keras.callbacks.Callback):
             )
         if any(quantizer.fixed for quantizer in ranged(self.model).values()):
             self._set(False)
-        if not self.model.optimizer.built:  # While all is trainable: all of it may move again.
+        # An optimizer takes only variables that it was built with, so it is built while all of them
+        # are trainable.
+        if not self.model.optimizer.built:
             with self.model.distribute_strategy.scope():
                 self.model.optimizer.build(self.model.trainable_variables)
 
@@ -99,6 +103,7 @@ def _freeze(quantizer: keras.Layer) -> None:
     """Stops what trains; layers that share weights share their quantizer, which comes twice."""
     if getattr(quantizer, "fixed", False):
         return
+    # A user may have frozen some for good.
     quantizer.was_trainable = quantizer.trainable
     quantizer.trainable, quantizer.fixed = False, True
 

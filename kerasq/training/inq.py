@@ -110,7 +110,10 @@ class IncrementalQuantization(keras.callbacks.Callback):
     def wrappers(self) -> list[KernelWrapper]:
         """The layers whose weights become powers of two."""
         require_quantized(self.model)
-        found = [x for x in self.model.layers if isinstance(x, KernelWrapper) and x.leader is None]
+        # Further calls of a layer have no weights of their own.
+        found = [
+            x for x in self.model.layers if isinstance(x, KernelWrapper) and x.weights_of is None
+        ]
         return [x for x in found if isinstance(x.weight_quantizer, PowerOfTwo)]
 
     @property
@@ -126,7 +129,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         return getattr(optimizer, "inner_optimizer", optimizer)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Checks the model, and settles the exponents where nothing is frozen yet."""
+        """Checks the model, and chooses the exponents where nothing is frozen yet."""
         del logs
         if not self.wrappers:
             raise ValueError(
@@ -141,9 +144,11 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 f"Received: learning_rate={self.learning_rate}, {rate['class_name']}."
             )
         self._first_rate = None if isinstance(rate, dict) else self.learning_rate or float(rate)
+        # Frozen codes are multiples of a scale that follows from the exponent: another one would
+        # move them. So training that goes on keeps those that it began with.
         if self.frozen_share == 0.0:
             for wrapper in self.wrappers:
-                self._settle_exponents(wrapper.weight_quantizer, wrapper.flat_kernel())
+                self._choose_exponents(wrapper.weight_quantizer, wrapper.flat_kernel())
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Freezes weights where a step begins."""
@@ -151,6 +156,8 @@ class IncrementalQuantization(keras.callbacks.Callback):
         step = max(i for i, first in enumerate(self.first_epochs) if first <= epoch)
         if epoch == self.first_epochs[step] and self._first_rate is not None:
             self._optimizer.learning_rate = self._first_rate
+        # At every epoch, not only the first of a step: `fit` may go on in the middle, and
+        # makes up for what is missing from the portion.
         for number, wrapper in enumerate(self.wrappers):
             self._freeze(wrapper, self.portions[step], np.random.default_rng((self.seed, number)))
 
@@ -163,8 +170,10 @@ class IncrementalQuantization(keras.callbacks.Callback):
     def on_train_end(self, logs: dict | None = None) -> None:
         """Undoes what averages of an optimizer did to frozen weights; warns where some are free."""
         del logs
+        # With `use_ema` Keras puts averages in the place of weights when `fit` ends, past all
+        # constraints.
         for wrapper in self.wrappers:
-            _settle(wrapper)
+            _restore(wrapper)
         if self.frozen_share < 1.0:
             print(
                 f"{100 * self.frozen_share:.1f} % of the weights are powers of two, the others "
@@ -172,7 +181,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 f"fit(initial_epoch=..., epochs={self.epochs})."
             )
 
-    def _settle_exponents(self, quantizer: PowerOfTwo, kernel: tf.Tensor) -> None:
+    def _choose_exponents(self, quantizer: PowerOfTwo, kernel: tf.Tensor) -> None:
         """Sets the highest exponent of each channel by the rule."""
         highest = highest_exponent(kernel).numpy()
         if not self.per_channel:
@@ -195,15 +204,18 @@ class IncrementalQuantization(keras.callbacks.Callback):
         count = math.ceil(portion * frozen.size) - (frozen.size - free.size)
         if count <= 0:
             return
+        # The same draw at each step, for frozen weights too: one random order, of which a portion
+        # takes what comes next, whether `fit` was interrupted or not.
         order = rng.random(frozen.size)
         if self.partition == "magnitude":
             order = -np.abs(kernel.numpy()).ravel()
+        # Stable, so that of equal weights the same ones are frozen on every machine.
         chosen = free[np.argsort(order[free], kind="stable")[:count]]
         frozen.flat[chosen] = quantizer.powers(kernel).numpy().flat[chosen]
         quantizer.frozen.assign(frozen)
-        _settle(wrapper)
+        _restore(wrapper)
 
 
-def _settle(wrapper: KernelWrapper) -> None:
-    """Sets the weights that are frozen to their exact values."""
+def _restore(wrapper: KernelWrapper) -> None:
+    """Sets frozen weights to their codes' values, as the constraint does after every step."""
     wrapper.kernel.assign(wrapper.kernel.constraint(wrapper.kernel.value))

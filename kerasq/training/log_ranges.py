@@ -34,6 +34,7 @@ class LogRanges(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a point of each curve."""
         del logs
+        # Epochs count from 0, as in Keras's own TensorBoard callback, so that curves line up.
         with self._writer.as_default(step=epoch):
             for name, quantizer in ranged(self.model).items():
                 for end, value in zip(("low", "high"), quantizer.range(), strict=True):
@@ -41,6 +42,7 @@ class LogRanges(keras.callbacks.Callback):
             for layer in self.model.layers:
                 weights = getattr(layer, "weight_quantizer", None)
                 if isinstance(layer, KernelWrapper) and isinstance(weights, Uniform):
+                    # A curve a channel would be hundreds.
                     mean = tf.reduce_mean(weights.range(layer.flat_kernel()))
                     tf.summary.scalar(f"ranges/{layer.name}/weights", mean)
 

@@ -8,20 +8,6 @@ from tests import networks
 L = keras.layers
 
 
-def power_ratio(y, z):
-    return 10 * np.log10(np.square(y).sum() / np.square(y - z).sum())
-
-
-@pytest.fixture(scope="module")
-def model():
-    return networks.mlp()
-
-
-@pytest.fixture(scope="module")
-def x(model):
-    return networks.data(model, 96)
-
-
 @pytest.fixture(scope="module")
 def table(model, x):
     return kerasq.sensitivity(model, x, candidates=("w8a8", "w4a8", "w8a16", "float"))
@@ -39,25 +25,25 @@ def test_alone_is_what_a_model_with_that_layer_alone_has(model, x, table, name, 
     """Against the integer simulation of a model that is float but for one layer."""
     q = kerasq.quantize_model(model, "float", overrides={name: scheme})
     kerasq.calibrate(q, x)
-    measured = power_ratio(model.predict_on_batch(x), q.predict_on_batch(x))
+    measured = networks.sqnr(model, q, x)
     i, j = table.layers.index(name), table.candidates.index(scheme)
-    assert table.alone[i, j] == pytest.approx(measured, abs=1.0)
+    assert table.alone[i, j] == pytest.approx(measured, abs=0.01)
 
 
 def test_base_is_what_the_whole_model_has(model, x, table):
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, x)
-    measured = power_ratio(model.predict_on_batch(x), q.predict_on_batch(x))
-    assert table.base == pytest.approx(measured, abs=0.5)
+    measured = networks.sqnr(model, q, x)
+    assert table.base == pytest.approx(measured, abs=0.01)
     assert np.isinf(table.reference)
 
 
 def test_gain_of_a_raised_layer(model, x, table):
     q = kerasq.quantize_model(model, overrides={"head": "float"})
     kerasq.calibrate(q, x)
-    measured = power_ratio(model.predict_on_batch(x), q.predict_on_batch(x))
+    measured = networks.sqnr(model, q, x)
     i, j = table.layers.index("head"), table.candidates.index("float")
-    assert table.raised[i, j] == pytest.approx(measured, abs=0.5)
+    assert table.raised[i, j] == pytest.approx(measured, abs=0.01)
     np.testing.assert_allclose(table.gain[:, 0], 0.0)
     np.testing.assert_allclose(table.gain, table.raised - table.base)
 
@@ -129,8 +115,8 @@ def test_layers_that_stay_float_are_no_rows():
     assert sorted(table.layers) == ["d", "head", "x"]
     q = kerasq.quantize_model(model, overrides={"norm": "float"})
     kerasq.calibrate(q, data)
-    measured = power_ratio(model.predict_on_batch(data), q.predict_on_batch(data))
-    assert table.base == pytest.approx(measured, abs=0.5)
+    measured = networks.sqnr(model, q, data)
+    assert table.base == pytest.approx(measured, abs=0.01)
 
 
 def test_several_inputs_and_outputs():
@@ -160,10 +146,7 @@ def test_bad_arguments(model, x):
 
 def test_few_bits_are_measured_as_they_are_quantized():
     model = networks.residual()
-    rng = np.random.default_rng(0)
-    # Of different brightness, or all samples would be rounded the same way, up or down by luck.
-    x = rng.uniform(0, 1, (128, 12, 12, 3)) * rng.uniform(0, 1, (128, 1, 1, 3))
-    x = x.astype("float32")
+    x = networks.images(model, 128)
     # Of the last model no layer reads few bits but the last one.
     for scheme, others in (("w8a4", {}), ("w4a2", {}), ("w4a2", {"branch": "w8a8"})):
         own = {"*": scheme} | others
@@ -172,10 +155,10 @@ def test_few_bits_are_measured_as_they_are_quantized():
         )
         q = kerasq.quantize_model(model, overrides=found.overrides)
         kerasq.calibrate(q, x)
-        measured = power_ratio(*(m.predict_on_batch(x).astype(float) for m in (model, q)))
-        assert found.chosen.measured == pytest.approx(measured, abs=0.1), (scheme, others)
+        measured = networks.sqnr(model, q, x)
+        assert found.chosen.measured == pytest.approx(measured, abs=1e-3), (scheme, others)
         if not others:
-            assert found.sensitivity.base == pytest.approx(measured, abs=0.1), scheme
+            assert found.sensitivity.base == pytest.approx(measured, abs=1e-3), scheme
 
 
 def test_binary_candidates():

@@ -175,3 +175,62 @@ def test_bad_arguments(make, text):
 def test_what_is_no_observer(method):
     with pytest.raises(ValueError, match=r"`method` must be one of .* pass a kerasq\.Observer"):
         kerasq.calibrate(quantized(), samples(), method=method)
+
+
+class Broken(kerasq.Observer):
+    """Gives the layer of 6 units, "hidden", other ends than the rest."""
+
+    def __init__(self, ends):
+        self.ends, self.units = ends, 0
+
+    def statistics(self, x):
+        return (tf.shape(x)[-1],)
+
+    def update(self, statistics):
+        self.units = int(statistics[0])
+
+    def range(self, *, bits, symmetric):
+        return self.ends if self.units == 6 else (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        (np.nan, 1.0),
+        (-1.0, np.nan),
+        (-np.inf, 1.0),
+        (-1.0, np.inf),
+        (-1.0, 1e39),  # infinite in float32
+        (1.0, -1.0),
+        (1.0,),
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_range_is_refused_and_changes_nothing(ends):
+    q = quantized()
+    kerasq.calibrate(q, samples(), method="minmax")
+    before = [x.numpy() for x in q.weights]
+    text = (
+        "must be two finite numbers, the lower one first. "
+        f"Received: {ends} from Broken for layer 'hidden' at 8 bits. Mend its `range`, or take "
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        kerasq.calibrate(q, samples(), method=Broken(ends))
+    for old, new in zip(before, q.weights, strict=True):
+        np.testing.assert_array_equal(old, new.numpy())
+
+
+def test_a_range_of_one_value_is_one():
+    """Zeros have it: the tensor then gets [0, 1]."""
+    q = quantized()
+    kerasq.calibrate(q, samples(), method=Broken((0.0, 0.0)))
+    assert tuple(map(float, ranged(q)["hidden"].range())) == (0.0, 1.0)
+
+
+def test_a_layer_that_computes_infinite_values_is_named():
+    q = quantized()
+    q.get_layer("logits").kernel.assign(np.full((6, 3), 3e38))
+    text = r"Received: .*nan.* from MovingAverage for layer 'logits'.*the layer computes infinite"
+    with pytest.raises(ValueError, match=text):
+        kerasq.calibrate(q, samples())

@@ -348,7 +348,7 @@ def test_first_and_last():
     ends = kerasq.first_and_last(model)
     assert ends == ("conv", "probs")
     q = kerasq.quantize_model(model, "w2a2", overrides=dict.fromkeys(ends, "w8a8"))
-    bits = {x.owner: x.bits.weight_bits for x in q.layers if isinstance(x, KernelWrapper)}
+    bits = {x.source: x.bits.weight_bits for x in q.layers if isinstance(x, KernelWrapper)}
     assert bits == {"conv": 8, "branch": 2, "probs": 8}
 
 

@@ -29,9 +29,9 @@ def write_npz(path, **changes):
 def test_digits_are_pixels_in_ten_classes_and_split_alike_each_time():
     first, second = datasets.load("digits"), datasets.load("digits")
     assert first.image_shape == (8, 8, 1) and first.classes == 10
-    assert len(first.x_train) == 1297 and len(first.x_test) == 500
-    assert first.x_train.dtype == np.uint8 and first.x_train.max() == 255
-    np.testing.assert_array_equal(first.x_test, second.x_test)
+    assert len(first.train.x) == 1297 and len(first.test.x) == 500
+    assert first.train.x.dtype == np.uint8 and first.train.x.max() == 255
+    np.testing.assert_array_equal(first.test.x, second.test.x)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
@@ -40,10 +40,10 @@ def test_image_folder_reads_pixels_and_labels_by_folder(tmp_path, mode, channels
     write_images(tmp_path, "test", count=1, mode=mode)
     data = datasets.load("image_folder", tmp_path)
     assert data.class_names == ("cat", "dog")
-    assert data.x_train.shape == (6, 6, 5, channels) and data.x_train.dtype == np.uint8
-    np.testing.assert_array_equal(data.y_train, [0, 0, 0, 1, 1, 1])
+    assert data.train.x.shape == (6, 6, 5, channels) and data.train.x.dtype == np.uint8
+    np.testing.assert_array_equal(data.train.y, [0, 0, 0, 1, 1, 1])
     expected = np.asarray(Image.open(tmp_path / "train/dog/1.png")).reshape(6, 5, channels)
-    np.testing.assert_array_equal(data.x_train[4], expected)
+    np.testing.assert_array_equal(data.train.x[4], expected)
 
 
 def test_one_colour_image_makes_all_of_them_colour(tmp_path):
@@ -51,17 +51,17 @@ def test_one_colour_image_makes_all_of_them_colour(tmp_path):
     write_images(tmp_path, "test", count=1, mode="L")
     Image.new("RGB", (5, 6), (200, 30, 10)).save(tmp_path / "test/dog/0.png")
     data = datasets.load("image_folder", tmp_path)
-    assert data.x_train.shape == (6, 6, 5, 3)
-    np.testing.assert_array_equal(data.x_train[..., 0], data.x_train[..., 2])
-    np.testing.assert_array_equal(data.x_test[1], np.full((6, 5, 3), (200, 30, 10)))
+    assert data.train.x.shape == (6, 6, 5, 3)
+    np.testing.assert_array_equal(data.train.x[..., 0], data.train.x[..., 2])
+    np.testing.assert_array_equal(data.test.x[1], np.full((6, 5, 3), (200, 30, 10)))
 
 
 def test_npz_adds_the_channel_axis_and_flattens_labels(tmp_path):
     write_npz(tmp_path / "d.npz")
     data = datasets.load("npz", tmp_path / "d.npz")
     assert data.image_shape == (3, 2, 1) and data.classes == 3
-    np.testing.assert_array_equal(data.y_train, [0, 1, 2, 1])
-    np.testing.assert_array_equal(data.x_train.ravel(), np.arange(24))
+    np.testing.assert_array_equal(data.train.y, [0, 1, 2, 1])
+    np.testing.assert_array_equal(data.train.x.ravel(), np.arange(24))
 
 
 def test_unknown_name_lists_the_legal_ones():
@@ -115,7 +115,7 @@ def test_images_of_two_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"must have one size.*dog/0\.png.*Give --image"):
         datasets.load("image_folder", tmp_path)
     data = datasets.load("image_folder", tmp_path, size=6)
-    assert data.image_shape == (6, 6, 3) and data.x_train.dtype == np.uint8
+    assert data.image_shape == (6, 6, 3) and data.train.x.dtype == np.uint8
 
 
 def test_arrays_are_smoothed_where_they_shrink(tmp_path):
@@ -124,7 +124,7 @@ def test_arrays_are_smoothed_where_they_shrink(tmp_path):
     np.savez(tmp_path / "d.npz", x_train=stripes, y_train=labels, x_test=stripes, y_test=labels)
     data = datasets.load("npz", tmp_path / "d.npz", size=2)
     assert data.image_shape == (2, 2, 1)
-    np.testing.assert_allclose(data.x_train, 127.5, atol=32)
+    np.testing.assert_allclose(data.train.x, 127.5, atol=32)
 
 
 def test_changed_data_have_another_digest(tmp_path):

@@ -240,9 +240,8 @@ def test_a_model_fits_the_data(tmp_path):
     def load(name, labels):
         x, y = np.zeros((labels, *shape), "uint8"), np.arange(labels)
         names = tuple(map(str, y))
-        data = datasets.Dataset(
-            name=name, x_train=x, y_train=y, x_test=x, y_test=y, class_names=names
-        )
+        samples = datasets.Samples(x, y)
+        data = datasets.Dataset(name=name, train=samples, test=samples, class_names=names)
         return stages.load_float_model(str(tmp_path / "m.keras"), data)
 
     for name, labels in (("digits", classes), ("npz", classes), ("npz", classes - 1)):

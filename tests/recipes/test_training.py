@@ -17,10 +17,9 @@ SETTINGS = training.FitSettings(
 @pytest.fixture
 def data():
     digits = datasets.load("digits")
-    train = {"x_train": digits.x_train[:72], "y_train": digits.y_train[:72]}
-    return dataclasses.replace(
-        digits, **train, x_test=digits.x_test[:20], y_test=digits.y_test[:20]
-    )
+    (x, y), (x_test, y_test) = digits.train, digits.test
+    test = Samples(x_test[:20], y_test[:20])
+    return dataclasses.replace(digits, train=Samples(x[:72], y[:72]), test=test)
 
 
 def fresh_model(data):
@@ -30,19 +29,17 @@ def fresh_model(data):
 
 def test_each_epoch_holds_every_image_once(data):
     plain = dataclasses.replace(SETTINGS, augment=False)
-    batches, steps = training.training_batches(Samples(data.x_train, data.y_train), plain)
+    batches, steps = training.training_batches(data.train, plain)
     x = np.concatenate([x for x, _ in batches.take(steps)])
     assert steps == 5 and x.dtype == np.float32
-    np.testing.assert_array_equal(np.sort(x.sum((1, 2, 3))), np.sort(data.x_train.sum((1, 2, 3))))
-    assert not np.array_equal(x, data.x_train)
+    np.testing.assert_array_equal(np.sort(x.sum((1, 2, 3))), np.sort(data.train.x.sum((1, 2, 3))))
+    assert not np.array_equal(x, data.train.x)
 
 
 def test_augmentation_keeps_labels_and_moves_pixels(data):
     plain = dataclasses.replace(SETTINGS, augment=False)
-    x, y = next(iter(training.training_batches(Samples(data.x_train, data.y_train), plain)[0]))
-    moved, same = next(
-        iter(training.training_batches(Samples(data.x_train, data.y_train), SETTINGS)[0])
-    )
+    x, y = next(iter(training.training_batches(data.train, plain)[0]))
+    moved, same = next(iter(training.training_batches(data.train, SETTINGS)[0]))
     np.testing.assert_array_equal(y, same)
     assert moved.shape == x.shape and not np.array_equal(x, moved)
 

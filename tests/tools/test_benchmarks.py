@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from tests.processes import ROOT, python
-from tools.benchmarks import contestants, run
+from tools.benchmarks import comparison, contestants
 from tools.benchmarks.worker import Failed, Worker
 
 
@@ -20,13 +20,13 @@ from tools.benchmarks.worker import Failed, Worker
     ],
 )
 def test_the_median_ratio_is_held_against_the_target(ratios, target, at_least, verdict):
-    row = run.Row("step", "case", ratios, target, at_least)
+    row = comparison.Row("step", "case", ratios, target, at_least)
     assert row.verdict == verdict
     assert len(row.cells()) == 8
 
 
 def test_ratios_are_taken_round_by_round():
-    found = run.Figures("case", "seconds", {"a": [2.0, 9.0], "b": [1.0, 3.0], "c": []}, {})
+    found = comparison.Figures("case", "seconds", {"a": [2.0, 9.0], "b": [1.0, 3.0], "c": []}, {})
     assert found.ratios("a", "b") == [2.0, 3.0]
     assert found.ratios("a", "c") == found.ratios("a", "unknown") == []
 
@@ -40,7 +40,7 @@ def test_contestants_take_turns_in_their_own_processes(monkeypatch):
         return measure(self, repetitions)
 
     monkeypatch.setattr(Worker, "measure", recorded)
-    bench = run.Benchmark(rounds=2, environment={})
+    bench = comparison.Benchmark(rounds=2, environment={})
     options = {"modules": "json"}
     found = bench.compare("case", {"a": ("imports", options), "b": ("imports", options)}, 3)
     assert {name: len(values) for name, values in found.figures.items()} == {"a": 2, "b": 2}
@@ -51,7 +51,7 @@ def test_contestants_take_turns_in_their_own_processes(monkeypatch):
 
 def test_a_contestant_that_cannot_take_part_says_why(monkeypatch):
     monkeypatch.chdir(ROOT)
-    bench = run.Benchmark(rounds=2, environment={})
+    bench = comparison.Benchmark(rounds=2, environment={})
     works = ("imports", {"modules": "json"})
     found = bench.compare("case", {"a": works, "b": ("imports", {"modules": "no_such_module"})})
     assert len(found.figures["a"]) == 2 and found.figures["b"] == []
@@ -70,7 +70,7 @@ def test_a_contestant_that_is_killed_does_not_end_the_benchmark():
     worker.close()
 
 
-@pytest.mark.parametrize("name", ["kerasq_step", "kerasq_keep_step", "keras_step", "plain_step"])
+@pytest.mark.parametrize("name", [x for x in contestants.STEPS if "tf" not in x])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_a_step_is_a_step(name, policy, monkeypatch):
     """What is timed trains: one call, one step of the optimizer."""
@@ -83,7 +83,7 @@ def test_a_step_is_a_step(name, policy, monkeypatch):
         lambda model, *a, **k: (made.append(model), compile_(model, *a, **k)),
     )
     try:
-        step = getattr(contestants, name)("chain1", 4, policy)
+        step = contestants.step(name, "chain1", 4, policy)
         assert step() > 0.0
         step()
         assert int(made[-1].optimizer.iterations) == 2
@@ -92,7 +92,7 @@ def test_a_step_is_a_step(name, policy, monkeypatch):
 
 
 def test_peak_memory_of_steps_is_measured():
-    options = {"contestant": "keras_step", "network": "chain2", "batch": 64, "whole": False}
+    options = {"contestant": "Keras 3", "network": "chain2", "batch": 64, "whole": False}
     worker = Worker("step_memory", options, {"CUDA_VISIBLE_DEVICES": "-1"})
     peak = worker.measure(1)
     worker.close()

@@ -54,9 +54,7 @@ def test_command_line(tmp_path):
     keras.utils.set_random_seed(0)
     model = models.build("cnn", (8, 8, 1), 10)
     model.save(tmp_path / "a.keras")
-    done = processes.python(
-        "tools/randomize.py", f"--model={tmp_path / 'a.keras'}", f"--out={tmp_path / 'b.keras'}"
-    )
+    done = processes.python("tools/randomize.py", tmp_path / "a.keras", tmp_path / "b.keras")
     assert done.returncode == 0, done.stderr[-3000:]
     x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)).astype("float32")
     again = keras.models.load_model(tmp_path / "b.keras")

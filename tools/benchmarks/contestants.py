@@ -5,6 +5,7 @@ own (`worker`), so each function imports only what it needs.
 """
 
 import ctypes
+import functools
 import gc
 import pathlib
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 from tools.benchmarks import networks
 
 Call = Callable[[], float]
-WARM_UP, STEPS = 3, 10
+_COUNTED = 13  # steps whose peak memory is taken
 
 
 def _seconds(call: Callable[[], Any]) -> Call:
@@ -70,64 +71,44 @@ def _quantized(model: Any, **options: Any) -> Any:
     return quantized
 
 
-# Fine-tuning steps
+def _tfmot(model: Any) -> Any:
+    import tensorflow_model_optimization as tfmot
+
+    return tfmot.quantization.keras.quantize_model(model)
 
 
-def _step(keras: Any, model: Any, batch: int, xla: bool) -> Call:
+# Fine-tuning steps: what becomes of the float model, by contestant. BatchNormalization is folded,
+# or kept as the peers keep it; without any a float model is the lower bound.
+STEPS: dict[str, Callable[[Any], Any]] = {
+    "kerasq": _quantized,
+    "kerasq, BatchNorm kept": functools.partial(_quantized, batch_norm="keep"),
+    "Keras 3": lambda model: model,
+    "Keras 3, no BatchNorm": lambda model: model,
+    "tf_keras": lambda model: model,
+    "tfmot": _tfmot,
+}
+
+
+def step(
+    contestant: str, network: str, batch: int, policy: str = "float32", xla: bool = False
+) -> Call:
     """One step of what `model.fit` repeats, without its callbacks; reading data costs nothing."""
     import tensorflow as tf
 
+    keras = _tf_keras(policy) if contestant in ("tf_keras", "tfmot") else _keras(policy)
+    model = STEPS[contestant](_model(keras, network, "no BatchNorm" not in contestant))
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=xla)
-    step = model.make_train_function() or model.train_function
+    one = model.make_train_function() or model.train_function  # tf_keras returns the first.
     labels = np.arange(batch) % networks.CLASSES
     data = tf.data.Dataset.from_tensors((_images(batch), labels)).repeat()
     iterator = iter(data)
 
     def run() -> None:
-        step(iterator)
+        one(iterator)
         tf.test.experimental.sync_devices()  # A GPU works on after a call has returned.
 
     return _seconds(run)
-
-
-def kerasq_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
-    """kerasq: learned ranges, BatchNormalization folded."""
-    keras = _keras(policy)
-    return _step(keras, _quantized(_model(keras, network)), batch, xla)
-
-
-def kerasq_keep_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
-    """Kerasq with BatchNormalization kept, as its peers keep it."""
-    keras = _keras(policy)
-    return _step(keras, _quantized(_model(keras, network), batch_norm="keep"), batch, xla)
-
-
-def keras_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
-    """Keras 3 in float, with BatchNormalization."""
-    keras = _keras(policy)
-    return _step(keras, _model(keras, network), batch, xla)
-
-
-def plain_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
-    """Keras 3 in float without BatchNormalization: the lower bound."""
-    keras = _keras(policy)
-    return _step(keras, _model(keras, network, batch_norm=False), batch, xla)
-
-
-def tf_keras_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
-    """tf_keras in float, with BatchNormalization."""
-    keras = _tf_keras(policy)
-    return _step(keras, _model(keras, network), batch, xla)
-
-
-def tfmot_step(network: str, batch: int, policy: str = "float32", xla: bool = False) -> Call:
-    """Quantization-aware training by tfmot, on tf_keras."""
-    import tensorflow_model_optimization as tfmot
-
-    keras = _tf_keras(policy)
-    model = tfmot.quantization.keras.quantize_model(_model(keras, network))
-    return _step(keras, model, batch, xla)
 
 
 # Memory
@@ -143,14 +124,16 @@ def step_memory(contestant: str, network: str, batch: int, whole: bool) -> Call:
 
     import kerasq  # noqa: F401 - both contestants have imported the same.
 
-    plain_step("chain2", 8)()  # Libraries and pools that the first step of a process loads.
+    step(
+        "Keras 3, no BatchNorm", "chain2", 8
+    )()  # Libraries and pools that the first step of a process loads.
     gpu = bool(tf.config.list_physical_devices("GPU"))
     before = _reset_peak(gpu)
-    step = globals()[contestant](network, batch)
+    one = step(contestant, network, batch)
     if not whole:
         before = _reset_peak(gpu)
-    for _ in range(WARM_UP + STEPS):
-        step()
+    for _ in range(_COUNTED):
+        one()
     if gpu:
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
     else:
@@ -269,21 +252,13 @@ def ai_edge_int8(network: str, path: str) -> Call:
 
 
 def latency(path: str, threads: int) -> Call:
-    """Seconds for one sample, the mean over a tenth of a second."""
-    from ai_edge_litert.interpreter import Interpreter
+    """Seconds for one sample, the median over a tenth of a second."""
+    import kerasq
 
-    interpreter = Interpreter(path, num_threads=threads)
-    interpreter.allocate_tensors()
-    for end in interpreter.get_input_details():
-        interpreter.set_tensor(end["index"], np.zeros(end["shape"], end["dtype"]))
-    one = _seconds(interpreter.invoke)
-    one()
-    count = max(1, round(0.1 / one()))
-
-    def run() -> float:
-        return _seconds(lambda: [interpreter.invoke() for _ in range(count)])() / count
-
-    return run
+    model = kerasq.TFLiteModel(path)
+    (first,) = kerasq.latency([model], num_threads=threads, rounds=3)
+    rounds = max(1, round(100 / first))
+    return lambda: kerasq.latency([model], num_threads=threads, rounds=rounds)[0] / 1e3
 
 
 def imports(modules: str) -> Call:

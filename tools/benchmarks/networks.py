@@ -19,7 +19,7 @@ class _Builder:
 
     def conv(self, x: Any, filters: int, kernel_size: int, strides: int = 1) -> Any:
         """A convolution with its normalization."""
-        bias = not self.batch_norm
+        bias = not self.batch_norm  # beta is the bias where there is a normalization.
         options = {"padding": "same", "use_bias": bias}
         return self._norm(self.layers.Conv2D(filters, kernel_size, strides, **options)(x))
 
@@ -37,6 +37,7 @@ def resnet8(layers: Any, batch_norm: bool) -> Any:
     build = _Builder(layers, batch_norm)
     image = layers.Input(SHAPE)
     x = layers.ReLU()(build.conv(image, 16, 3))
+    # MLPerf's own shortcuts have no normalization.
     for filters, strides in ((16, 1), (32, 2), (64, 2)):
         y = layers.ReLU()(build.conv(x, filters, 3, strides))
         y = build.conv(y, filters, 3)

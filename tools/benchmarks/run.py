@@ -9,156 +9,55 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import pathlib
 import platform
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
 
 from kerasq.support import files, tables
-from kerasq.support.progress import track
-from tools.benchmarks.worker import Failed, Worker
+from tools.benchmarks.comparison import Benchmark, Figures, Row
+from tools.benchmarks.contestants import STEPS
 
+NETWORKS, BATCHES = ("resnet8", "mobilenet"), (32, 128)
 _SECTIONS = ("steps", "memory", "calibration", "files", "import", "growth")
-_KNOWN_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-_ONLY = flags.DEFINE_list(
-    "only", None, f"Sections to run, of {', '.join(_SECTIONS)}; all if unset."
-)
+_POLICY_NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def _list_flag(name: str, default: list | None, legal: Sequence, text: str) -> flags.FlagHolder:
+    """A flag of comma-separated values, some of the legal ones."""
+    names = [str(value) for value in legal]
+    found = flags.DEFINE_list(name, default, text)
+
+    def check(values: list[str] | None) -> bool:
+        if values is not None and not (values and {*values} <= {*names}):
+            raise flags.ValidationError(
+                f"--{name} must be of {', '.join(names)}. Received: {values}."
+            )
+        return True
+
+    flags.register_validator(name, check)
+    return found
+
+
+_ONLY = _list_flag("only", list(_SECTIONS), _SECTIONS, "Sections to run.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of each comparison.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File for all figures and ratios.")
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where models are trained.")
-_POLICIES = flags.DEFINE_list(
-    "policies", None, "Keras dtype policies of the steps; on a GPU also mixed_bfloat16."
+_POLICIES = _list_flag(
+    "policies",
+    None,
+    _POLICY_NAMES,
+    "Keras dtype policies of the steps. Default: float32, on a GPU also mixed_bfloat16.",
 )
 _XLA = flags.DEFINE_multi_enum(
     "xla", None, ["false", "true"], "Whether steps are compiled; on a GPU by default both"
 )
-NETWORKS, BATCHES = ("resnet8", "mobilenet"), (32, 128)
-_NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "Networks of the steps and their memory.")
-_BATCHES = flags.DEFINE_list("batches", [str(n) for n in BATCHES], "Batch sizes of the steps.")
-STEPS = {
-    "kerasq": "kerasq_step",
-    "kerasq, BatchNorm kept": "kerasq_keep_step",
-    "Keras 3": "keras_step",
-    "Keras 3, no BatchNorm": "plain_step",
-    "tf_keras": "tf_keras_step",
-    "tfmot": "tfmot_step",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Ratios of one comparison, a round each, and what their median must be."""
-
-    what: str
-    case: str
-    ratios: list[float]
-    target: float | None = None
-    at_least: bool = False
-
-    @property
-    def median(self) -> float:
-        """The median ratio; NaN where a contestant could not take part."""
-        return float(np.median(self.ratios)) if self.ratios else float("nan")
-
-    @property
-    def verdict(self) -> str:
-        """Whether the target is "held" or "missed"; "not measured", or nothing without target."""
-        if not self.ratios:
-            return "not measured"
-        if self.target is None:
-            return ""
-        held = self.median >= self.target if self.at_least else self.median <= self.target
-        return "held" if held else "missed"
-
-    def cells(self) -> list[str]:
-        """The row of the table."""
-        figures = [min(self.ratios), self.median, max(self.ratios)] if self.ratios else []
-        shown = [f"{value:.2f}" for value in figures] or ["-"] * 3
-        sign = ">=" if self.at_least else "<="
-        target = "" if self.target is None else f"{sign} {self.target:.2f}"
-        return [self.what, self.case, *shown, target, str(len(self.ratios)), self.verdict]
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """What each contestant of a comparison took, a round each; empty where it failed."""
-
-    case: str
-    unit: str
-    figures: dict[str, list[float]]
-    failures: dict[str, str]
-
-    def ratios(self, ours: str, theirs: str) -> list[float]:
-        """Round by round."""
-        pairs = zip(self.figures.get(ours, []), self.figures.get(theirs, []), strict=False)
-        return [a / b for a, b in pairs]
-
-    def rows(self) -> Iterator[list[str]]:
-        """A row of the table for each contestant."""
-        factor, unit = {"seconds": (1e3, "ms"), "bytes": (1e-6, "MB")}[self.unit]
-        for name, values in self.figures.items():
-            if values:
-                ends = (min(values), float(np.median(values)), max(values))
-                yield [self.case, name, *(f"{value * factor:.3f}" for value in ends), unit]
-            else:
-                yield [self.case, name, "-", "-", "-", self.failures[name][:80]]
-
-
-class Benchmark:
-    """Runs comparisons and collects their figures."""
-
-    def __init__(self, rounds: int, environment: dict[str, str]) -> None:
-        self.rounds = rounds
-        self.environment = environment
-        self.figures: list[Figures] = []
-        self.rows: list[Row] = []
-
-    def compare(
-        self,
-        case: str,
-        contestants: dict[str, tuple[str, dict]],
-        repetitions: int = 1,
-        unit: str = "seconds",
-        fresh: bool = False,
-        rounds: int | None = None,
-    ) -> Figures:
-        """Measures contestants in turns.
-
-        Args:
-            case: name of the comparison.
-            contestants: by name, a function of `contestants` and its arguments.
-            repetitions: how often a contestant repeats its work in a turn.
-            unit: of the figures.
-            fresh: whether each turn has a process of its own.
-            rounds: in place of the benchmark's.
-        """
-        found = Figures(case, unit, {name: [] for name in contestants}, {})
-        workers: dict[str, Worker] = {}
-        try:
-            print(case, file=sys.stderr)
-            count = rounds or self.rounds
-            for _ in track(range(count), count, "round") if count > 1 else range(count):
-                for name, (function, arguments) in contestants.items():
-                    if name in found.failures:
-                        continue
-                    try:
-                        if fresh or name not in workers:
-                            workers[name] = Worker(function, arguments, self.environment)
-                        found.figures[name].append(workers[name].measure(repetitions))
-                        if fresh:
-                            workers.pop(name).close()
-                    except Failed as error:
-                        found.failures[name] = str(error)
-                        found.figures[name].clear()
-        finally:
-            for worker in workers.values():
-                worker.close()
-        self.figures.append(found)
-        return found
+_NETWORKS = _list_flag("networks", list(NETWORKS), NETWORKS, "Networks of steps and memory.")
+_BATCHES = _list_flag("batches", list(map(str, BATCHES)), BATCHES, "Batch sizes of the steps.")
+# The most that a step of kerasq may take, over one of each peer.
+STEP_TARGETS = {"tfmot": 0.9, "Keras 3": 0.85, "Keras 3, no BatchNorm": 1.3, "tf_keras": None}
 
 
 def steps(bench: Benchmark) -> None:
@@ -174,15 +73,9 @@ def _steps(bench: Benchmark, policy: str, xla: bool) -> None:
         for batch in map(int, _BATCHES.value):
             case = f"{network}, batch {batch}{setting}"
             options = {"network": network, "batch": batch, "policy": policy, "xla": xla}
-            contestants = {name: (function, options) for name, function in STEPS.items()}
+            contestants = {name: ("step", {"contestant": name, **options}) for name in STEPS}
             found = bench.compare(case, contestants, repetitions=8)
-            targets = {
-                "tfmot": 0.9,
-                "Keras 3": 0.85,
-                "Keras 3, no BatchNorm": 1.3,
-                "tf_keras": None,
-            }
-            for peer, target in targets.items():
+            for peer, target in STEP_TARGETS.items():
                 ratios = found.ratios("kerasq", peer)
                 bench.rows.append(Row(f"step over {peer}", case, ratios, target))
             for peer in ("Keras 3", "tfmot"):
@@ -190,7 +83,7 @@ def _steps(bench: Benchmark, policy: str, xla: bool) -> None:
                 bench.rows.append(Row(f"step, BatchNorm kept, over {peer}", case, ratios))
             over_tfmot.append(found.ratios("kerasq", "tfmot"))
     if len(over_tfmot) < len(NETWORKS) * len(BATCHES):
-        return
+        return  # The target is for all of them.
     means = [float(np.exp(np.mean(np.log(r)))) for r in zip(*over_tfmot, strict=False)]
     bench.rows.append(Row("step over tfmot", f"geometric mean of the four{setting}", means, 0.7))
 
@@ -203,7 +96,7 @@ def memory(bench: Benchmark) -> None:
             for batch in map(int, _BATCHES.value):
                 options = {"network": network, "batch": batch, "whole": whole}
                 contestants = {
-                    name: ("step_memory", {"contestant": STEPS[name], **options})
+                    name: ("step_memory", {"contestant": name, **options})
                     for name in ("kerasq", "Keras 3")
                 }
                 case = f"{network}, batch {batch}"
@@ -251,6 +144,7 @@ def deployment(bench: Benchmark) -> None:
                 name: (function, {"network": network, "path": paths[name]})
                 for name, function in exports.items()
             }
+            # Contestants leave their files behind, which are compared below.
             found = bench.compare(f"{network}, export", contestants, rounds=min(bench.rounds, 3))
             target = 1.25 if network == "mobilenet_v2" else None
             ratios = found.ratios("kerasq", "bare converter")
@@ -289,15 +183,15 @@ def imports(bench: Benchmark) -> None:
 
 def growth(bench: Benchmark) -> None:
     """How times grow with what they depend on: the exponent, 1 where twice is twice."""
-    depths = (4, 8, 16, 32)
-    chains: dict[int, dict] = {depth: {"network": f"chain{depth}"} for depth in depths}
+    chains: dict[int, dict] = {depth: {"network": f"chain{depth}"} for depth in (4, 8, 16, 32)}
+    ours = {"contestant": "kerasq"}
     grow = [
         (
             "step against batch size",
-            "kerasq_step",
-            {n: {"network": "resnet8", "batch": n} for n in (32, 64, 128, 256)},
+            "step",
+            {n: {**ours, "network": "resnet8", "batch": n} for n in (32, 64, 128, 256)},
         ),
-        ("step against layers", "kerasq_step", {n: {**c, "batch": 32} for n, c in chains.items()}),
+        ("step against layers", "step", {n: {**ours, **c, "batch": 32} for n, c in chains.items()}),
         (
             "calibrate against samples",
             "calibration",
@@ -375,36 +269,20 @@ def main(argv: list[str]) -> None:
     """Runs the sections and prints their tables."""
     if len(argv) > 1:
         raise app.UsageError(f"Takes flags only. Received: {argv[1:]}.")
-    sections: dict[str, Callable[[Benchmark], None]] = {
-        "steps": steps,
-        "memory": memory,
-        "calibration": calibration,
-        "files": deployment,
-        "import": imports,
-        "growth": growth,
-    }
-    chosen = list(_SECTIONS) if _ONLY.value is None else _ONLY.value
-    for name, found, legal in (
-        ("only", chosen, _SECTIONS),
-        ("policies", _POLICIES.value, _KNOWN_POLICIES),
-        ("networks", _NETWORKS.value, NETWORKS),
-        ("batches", _BATCHES.value, [str(n) for n in BATCHES]),
-    ):
-        if found is not None and not (found and {*found} <= {*legal}):
-            raise app.UsageError(f"--{name} must be of {', '.join(legal)}. Received: {found}.")
     if _JSON.value:
         try:
             files.check_writable(_JSON.value)
         except OSError as error:
             raise app.UsageError(f"--json: {error}") from error
+    functions = (steps, memory, calibration, deployment, imports, growth)
+    sections = dict(zip(_SECTIONS, functions, strict=True))
     bench = Benchmark(_ROUNDS.value, _environment())
     try:
-        for name in chosen:
+        for name in _ONLY.value:
             sections[name](bench)
-            if _JSON.value:
-                files.write_whole(
-                    pathlib.Path(_JSON.value), json.dumps(_content(bench), indent=1).encode()
-                )
+            if _JSON.value:  # After each section, as all of them take half an hour.
+                text = json.dumps(_content(bench), indent=1)
+                files.write_whole(_JSON.value, text.encode())
     finally:  # An interrupted run shows what it has measured.
         _print(bench)
 
