@@ -20,7 +20,10 @@ def latency(
     Args:
         models: the models.
         num_threads: threads of each.
-        rounds: calls of each model.
+        rounds: calls of each model, at least one.
+
+    Raises:
+        ValueError: for `rounds` below 1.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -28,6 +31,9 @@ def latency(
         >>> ms > 0
         True
     """
+    if rounds < 1:
+        raise ValueError(f"`rounds` must be at least 1. Received: rounds={rounds!r}.")
+    # Not `TFLiteModel.predict`, which checks and quantizes what it is fed.
     interpreters = [
         Interpreter(
             model_content=model.content,

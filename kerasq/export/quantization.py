@@ -18,6 +18,7 @@ def quantized(builder: Builder, source: int, name: str, grid: Grid) -> int:
     given = builder.grids[builder.codes[source]] if source in builder.codes else None
     is_cut_below = given is not None and given.low >= grid.low
     if grid.levels is not None and not is_cut_below:
+        # All int8 codes at the same scale, so far down that the low end is code -128.
         full = dataclasses.replace(grid, levels=None)
         full = dataclasses.replace(full, zero_point=grid.zero_point - grid.qmin + full.qmin)
         below = quantized(builder, source, f"{name}/lower_end", full)
