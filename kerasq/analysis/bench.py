@@ -150,7 +150,7 @@ class Bench:
 
     def _labelled(self, outputs: list[list[np.ndarray]]) -> float:
         """The metric of outputs against the labels."""
-        # As in `fit`, labels of a model of one output stand for themselves.
+        # A metric gets the array of the one output, not a list of it.
         predictions: list[Any] = [run[0] if len(run) == 1 else run for run in outputs]
         pairs = list(zip(self._labels, predictions, strict=True))
         if _is_function(self._metric):

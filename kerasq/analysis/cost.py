@@ -49,7 +49,10 @@ def macs(layer: keras.Layer) -> int:
 
 
 def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
-    """MACs times the bits of weights times the bits of activations (Baskin et al. 2018, BOPs)."""
+    """MACs times the bits of weights times the bits of activations (van Baalen et al. 2020).
+
+    Baskin et al. 2018, who came up with the measure, count the additions as well.
+    """
     return macs(layer) * scheme.weight_bits * scheme.activation_bits
 
 
@@ -113,7 +116,7 @@ COSTS: dict[str, Callable[[keras.Layer, Scheme], int]] = {
 def accumulator_bound(layer: keras.Layer, scheme: Scheme) -> int:
     """Bits that sums of `c * k * k` products can need: `n_w + n_a + ceil(log2(c * k * k))`.
 
-    The bias is not counted.
+    The bias is not counted. So has Baskin et al. 2018 the width of accumulators.
     """
     weight_bits = _code_bits(layer, scheme)
     return weight_bits + scheme.activation_bits + math.ceil(math.log2(fan_in(layer)))

@@ -30,7 +30,7 @@ class Network:
         model: the model quantized at int8: its layers are those of any scheme, since what differs
             between schemes are boundaries, which a run puts in itself.
         schemes: those that a layer may have.
-        settled: the schemes of the layers that `overrides` names.
+        overrides: the schemes of the layers that `overrides` names.
         wrappers: the layers of `model` that have a grid.
         owner: by name of a wrapper, the user's layer, or input, that it belongs to.
         layers: names of the user's layers, and inputs, that have a scheme.
@@ -48,9 +48,9 @@ class Network:
         target: Target,
     ) -> None:
         self.schemes = schemes
-        self.settled = _settled(model, overrides)
-        # Other schemes are what `allocate` settles; here layers may have any.
-        floats = {name: scheme for name, scheme in self.settled.items() if scheme == "float"}
+        self.overrides = _overridden(model, overrides)
+        # Other schemes are for `allocate` to keep to; here a layer may have any.
+        floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats, target=target)
         self.wrappers = [x for x in self.model.layers if isinstance(x, QuantizeWrapper)]
         self.owner = {x.name: name for x in self.wrappers if (name := _owner(x)) is not None}
@@ -103,7 +103,7 @@ class Network:
         return [x for x in self.wrappers if self.owner.get(x.name) == name]
 
 
-def _settled(model: keras.Model, overrides: dict | None) -> dict[str, str]:
+def _overridden(model: keras.Model, overrides: dict | None) -> dict[str, str]:
     """The schemes of the layers that `overrides` names."""
     # As `quantize_model` reads it: keys may name layers, and models, inside of others.
     whole = graph.read(model)

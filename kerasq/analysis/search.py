@@ -87,7 +87,7 @@ class Search:
             table=table,
             unit=unit,
             fixed=sum(COSTS[unit](x, resolve("float")) for x in stays_float),
-            floats={name: s for name, s in network.settled.items() if s == "float"},
+            floats={name: s for name, s in network.overrides.items() if s == "float"},
             bench=bench,
         )
 
@@ -213,12 +213,12 @@ def _allowed(network: Network, table: Sensitivity) -> np.ndarray:
         ValueError: for a layer that may have none.
     """
     allowed = ~np.isnan(table.alone)
-    settled = dict(network.settled)
+    asked = dict(network.overrides)
     # The type of an input is a matter between the model and who feeds it, not of budgets.
     for x in network.model.inputs:
-        settled.setdefault(x.name, table.candidates[0])
+        asked.setdefault(x.name, table.candidates[0])
     for i, name in enumerate(table.layers):
-        scheme = settled.get(name)
+        scheme = asked.get(name)
         if scheme is not None and scheme not in table.candidates:
             raise ValueError(
                 "`overrides` must settle layers to 'float' or to one of the candidates "

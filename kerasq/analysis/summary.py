@@ -137,8 +137,8 @@ def summary(model: keras.Model) -> Summary:
         ValueError: for a model that is not quantized, or whose sample shape is not known.
 
     References:
-        Bit-operations: Baskin et al. 2018 (arXiv 1804.10969). Accumulator bound: Nagel et al. 2021
-        (arXiv 2106.08295), section 2.1.
+        Bit-operations: van Baalen et al. 2020 (arXiv 2005.07093), after Baskin et al. 2018 (arXiv
+        1804.10969), who count additions too. Accumulator bound: Baskin et al. 2018.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])

@@ -74,9 +74,10 @@ class Observer:
 
 @keras.saving.register_keras_serializable("kerasq")
 class MinMax(Observer):
-    """Least and greatest value seen: `[min x, max x]` (Krishnamoorthi 2018, section 3.1)."""
+    """Least and greatest value seen: `[min x, max x]` (Krishnamoorthi 2018, section 2.5)."""
 
     def __init__(self) -> None:
+        # An empty range, which any value widens.
         self.low, self.high = np.inf, -np.inf
 
     def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -99,7 +100,7 @@ class MovingAverage(MinMax):
     """Mean of the batches' least and greatest values, exponential after `1 / rate` batches.
 
     `end += max(1 / n, rate) * (end of batch n - end)`: outliers of single batches count for little
-    (Jacob et al. 2018, section 3.1).
+    (Jacob et al. 2018, section 3.1; Krishnamoorthi 2018, section 2.5).
 
     Args:
         rate: share of a batch in the exponential average, above 0 and at most 1.
@@ -113,6 +114,7 @@ class MovingAverage(MinMax):
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"`rate` must be above 0 and at most 1. Received: rate={rate}.")
         self.rate = rate
+        # The first batch counts in full, so these do not.
         self.low = self.high = 0.0
         self.count = 0
 
@@ -120,6 +122,7 @@ class MovingAverage(MinMax):
         """Moves the ends towards those of the batch."""
         low, high = map(float, statistics)
         self.count += 1
+        # From the start at the full delay, few batches would leave the ends near 0.
         rate = max(1 / self.count, self.rate)
         self.low += rate * (low - self.low)
         self.high += rate * (high - self.high)
@@ -136,16 +139,19 @@ class Histogram(MinMax):
     smallest e that holds all values.
     """
 
+    # The range of all values takes more than a quarter of the width, so that each code of 8 bits
+    # over it has 4 bins or more.
     BINS = 4096
 
     def __init__(self) -> None:
         super().__init__()
-        self.exponent = -1000
+        self.exponent = -1000  # Below that of any value: the first batch sets it.
         self.counts = np.zeros(self.BINS, np.int64)
 
     def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Ends, counts, and the exponent e of the histogram's width: [-2^e, 2^e]."""
         largest = tf.maximum(tf.reduce_max(tf.abs(x)), 1e-12)
+        # Where rounding of the logarithms makes it one too small, the outermost bins hold the rest.
         exponent = tf.math.ceil(tf.math.log(largest) / tf.math.log(2.0))
         bound = 2.0**exponent
         counts = tf.histogram_fixed_width(x, [-bound, bound], self.BINS, dtype=tf.int64)
@@ -206,7 +212,9 @@ class Percentile(Histogram):
         tail = 1 - self.percent / 100
         low = self.centres[np.searchsorted(share, tail, side="right")]
         high = self.centres[np.searchsorted(share, 1 - tail)]
-        return float(max(low, self.low)), float(min(high, self.high))
+        # The centre of a bin may lie beyond the values in it, also of the only one that there is.
+        low, high = np.clip([low, high], self.low, self.high)
+        return float(low), float(high)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -237,6 +245,7 @@ class MeanSquaredError(Histogram):
         """The range of the least error on a grid of this kind."""
         used = self.counts > 0
         x, weights = self.centres[used], self.counts[used]
+        # What a grid is over: it holds 0 and is not empty, of zeros alone either.
         low, high = min(self.low, 0.0), max(self.high, 1e-6)
         shrunk = [(low * k, high * k) for k in np.linspace(1.0, 0.2, self.steps)]
 
@@ -246,6 +255,7 @@ class MeanSquaredError(Histogram):
             grid = Grid.from_range(*ends, bits=bits)
             return float(np.sum(weights * (x - grid.dequantize(grid.quantize(x))) ** 2))
 
+        # Of equal errors the widest range, which comes first: new values may lie beyond these.
         return min(shrunk, key=error)
 
     def get_config(self) -> dict[str, Any]:

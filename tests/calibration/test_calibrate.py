@@ -87,6 +87,12 @@ class TestEveryObserver:
         low, _ = observed(method, [np.float32([-2.5])]).range()
         np.testing.assert_allclose((low, high), (-2.5, 2.5), rtol=1e-3)
 
+    @pytest.mark.parametrize("value", [2.5, 2.501, -2.5, 0.0])
+    def test_the_ends_are_in_order(self, method, value):
+        """Also where all values lie in one bin, on either side of its centre."""
+        low, high = observed(method, [np.float32([value])]).range()
+        assert low <= high
+
     def test_calibrate_sets_ranges_that_make_grids(self, method):
         model = quantized()
         kerasq.calibrate(model, samples(100), method=method)
@@ -374,9 +380,10 @@ def test_a_batch_without_samples_is_an_error():
         kerasq.calibrate(quantized(), iter([samples(0)]))
 
 
-def test_constant_zero_data_give_a_model_that_runs():
+@pytest.mark.parametrize("method", [None, *OBSERVERS])
+def test_constant_zero_data_give_a_model_that_runs(method):
     model = quantized()
-    kerasq.calibrate(model, np.zeros((10, 4)))
+    kerasq.calibrate(model, np.zeros((10, 4)), method=method)
     assert found_ranges(model)["x_quantize"] == (0.0, 1.0)
     assert np.isfinite(model.predict_on_batch(samples(3))).all()
 
