@@ -50,4 +50,5 @@ def latency(
             start = time.perf_counter()
             interpreter.invoke()
             measured.append(1e3 * (time.perf_counter() - start))
+    # Not the mean: a call that another process interrupts takes many times as long.
     return [statistics.median(measured) for measured in times]
