@@ -126,8 +126,8 @@ def allocate(
         candidates: the schemes to choose from; by default those of `sensitivity`, or "w8a8",
             "w4a8" and "w8a16".
         metric: as for `sensitivity`; by default that of `sensitivity`, or "sqnr".
-        overrides: as for `quantize_model`: layers whose scheme is settled, to "float" or to one of
-            the candidates. Their costs count.
+        overrides: as for `quantize_model`: layers whose scheme is given, "float" or one of the
+            candidates. Their costs count.
         unit: what is minimized under a target metric, "bytes" or "bit_operations".
         sensitivity: measurements of these candidates to use instead of making them.
         steps: as for `sensitivity`.

@@ -32,7 +32,7 @@ class Network:
         schemes: those that a layer may have.
         overrides: the schemes of the layers that `overrides` names.
         wrappers: the layers of `model` that have a grid.
-        owner: by name of a wrapper, the user's layer, or input, that it belongs to.
+        sources: by name of a wrapper, the user's layer, or input, that it belongs to.
         layers: names of the user's layers, and inputs, that have a scheme.
         readers: by name of a wrapper, the places in `layers` of those that multiply what it writes.
         widths: the bits that a tensor may have.
@@ -53,8 +53,8 @@ class Network:
         floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats, target=target)
         self.wrappers = [x for x in self.model.layers if isinstance(x, QuantizeWrapper)]
-        self.owner = {x.name: name for x in self.wrappers if (name := _owner(x)) is not None}
-        self.layers = tuple(dict.fromkeys(self.owner.values()))
+        self.sources = {x.name: name for x in self.wrappers if (name := _source(x)) is not None}
+        self.layers = tuple(dict.fromkeys(self.sources.values()))
         self.readers = self._readers()
         # Without those that no scheme has: each width costs an observer's range for each tensor.
         used = {bits for x in schemes for bits in (x.code_bits, x.activation_bits)}
@@ -67,7 +67,7 @@ class Network:
         for wrapper in self.wrappers:
             for source in wrapper.producers if multiplies(wrapper.rule.operator) else ():
                 assert source is not None  # Only boundaries read float values.
-                place = self.layers.index(self.owner[wrapper.name])
+                place = self.layers.index(self.sources[wrapper.name])
                 found.setdefault(source.name, []).append(place)
         return found
 
@@ -100,7 +100,7 @@ class Network:
 
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""
-        return [x for x in self.wrappers if self.owner.get(x.name) == name]
+        return [x for x in self.wrappers if self.sources.get(x.name) == name]
 
 
 def _overridden(model: keras.Model, overrides: dict | None) -> dict[str, str]:
@@ -112,7 +112,7 @@ def _overridden(model: keras.Model, overrides: dict | None) -> dict[str, str]:
     return overridden(overrides, layers, models)
 
 
-def _owner(wrapper: QuantizeWrapper) -> str | None:
+def _source(wrapper: QuantizeWrapper) -> str | None:
     """The user's layer, or input, that a wrapper belongs to.
 
     None for a boundary behind a layer that stays float: its readers put the values on grids.

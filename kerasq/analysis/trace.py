@@ -96,12 +96,12 @@ class _Trace:
         layer = node.layer
         if not isinstance(layer, QuantizeWrapper):
             return graph.infer(layer, *args, **kwargs)
-        if layer.name not in self.network.owner:
+        if layer.name not in self.network.sources:
             # A boundary behind a float layer: which width it has, and whether it is there at all,
             # is a matter of its readers, which put the values on grids themselves.
             self.formats[layer.name] = _fixed(FLOAT_BITS)
             return args[0]
-        place = self.network.layers.index(self.network.owner[layer.name])
+        place = self.network.layers.index(self.network.sources[layer.name])
         # No choice has a scheme without a kernel, but there must be something to trace.
         runs = [self.network.runs(place, j) for j in range(len(self.network.schemes))]
         schemes = [x if ok else _FLOAT for x, ok in zip(self._schemes, [*runs, True], strict=True)]
