@@ -58,7 +58,8 @@ def quantize_model(
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
             are binary (Rastegari et al. 2016). Or a `kerasq.WeightQuantizer`, such as
-            `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration.
+            `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration;
+            one of your own holds at the widths of its `widths`, 2 to 8 bits by default.
         target: whose integer kernels it computes as: "litert", LiteRT's default ones, or a target
             of your own (`kerasq.targets`). The model keeps it, through saving too.
 

@@ -42,9 +42,9 @@ def evaluate(
 
 def _by_output(metrics: Any, outputs: list[str]) -> dict[str, list]:
     """The metrics of each output that has any."""
-    if len(outputs) == 1 and not isinstance(metrics, dict):
-        return {outputs[0]: metrics}
-    if len(outputs) == 1 or not isinstance(metrics, dict) or {*metrics} - {*outputs}:
+    if len(outputs) == 1 and isinstance(metrics, (list, tuple)):
+        return {outputs[0]: list(metrics)}
+    if not isinstance(metrics, dict) or len(outputs) == 1 or {*metrics} - {*outputs}:
         raise ValueError(
             "`metrics` must be a list, or a dict by output where the model has several. "
             f"Received: metrics={metrics!r} for outputs {outputs}."

@@ -47,7 +47,8 @@ class WeightQuantizer(keras.layers.Layer):
         >>> q = kerasq.quantize_model(model, "w4a8", weights=Halves())
     """
 
-    # The widths that a class has; of 1 and 8 bits there are others: binary and uniform weights.
+    # Where `quantize_model` uses a class; at other widths weights are uniform, or binary at 1 bit.
+    # A class of your own may have fewer.
     widths: range = range(2, 9)
 
     def __init__(self, bits: int = 8, range_gradient: str = "lsq", **kwargs: Any) -> None:

@@ -346,6 +346,14 @@ def test_evaluate_twice_starts_anew(classified):
     assert lite.evaluate((x, y), ["accuracy"]) == lite.evaluate((x, y), ["accuracy"])
 
 
+def test_metrics_that_are_no_list(classified):
+    _, x, y, lite = classified
+    with pytest.raises(
+        ValueError, match=r"`metrics` must be a list.* Received: metrics='accuracy'"
+    ):
+        lite.evaluate((x, y), "accuracy")
+
+
 def test_unknown_metric(classified):
     _, x, y, lite = classified
     with pytest.raises(ValueError, match="nonsense"):
