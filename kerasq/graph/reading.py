@@ -11,7 +11,7 @@ import keras
 from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
 from kerasq.graph.functional import check, opened, tensors_of
-from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, symbolic
+from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, graph_of, symbolic
 from kerasq.graph.running import compute
 
 
@@ -41,7 +41,7 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
             functional.input,
         )
         outputs = reading.inline(functional, inputs)
-    return Graph(keras.Model(inputs, outputs, name=model.name), reading.nodes)
+    return graph_of(keras.Model(inputs, outputs, name=model.name), reading.nodes)
 
 
 class _Reading:

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from kerasq.graph import internals
-from kerasq.graph.node import Graph, Node, Source, between, calls
+from kerasq.graph.node import Graph, Node, Source, between, calls, graph_of
 
 
 def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
@@ -55,15 +55,18 @@ def transform(
         names = shared = [new.layer.name for new in made]
         # What a layer without weights becomes may have constant ones, such as Rescaling: nothing
         # is trained there, so each call has its own.
-        if getattr(node.layer, "weights", None):
+        if names and getattr(node.layer, "weights", None):
             shared = first.setdefault(node.source.weights_of, names)
+        # Such as a BatchNormalization that is folded in one place and not in another.
+        if len(shared) != len(names):
+            shared = names
         nodes.extend(
             dataclasses.replace(new, source=dataclasses.replace(source(node), weights_of=name))
             for new, name in zip(made, shared, strict=True)
         )
         return output
 
-    return Graph(rewrite(graph, record), nodes)
+    return graph_of(rewrite(graph, record), nodes)
 
 
 def is_symbolic() -> bool:
