@@ -39,7 +39,7 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
-        weights_of: the wrapper of the layer's first call, if this stands for a further one: the
+        leader: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
     """
@@ -50,17 +50,19 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: keras.layers.BatchNormalization | None = None,
         weights: Any = "uniform",
         training_dtype: str = "float32",
-        weights_of: "KernelWrapper | None" = None,
+        leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
         self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
-        self.weights_of = weights_of
+        # Keras files what a wrapper holds under the names of attributes, in their order, this one
+        # too: under another, models that were saved with a shared layer would not load.
+        self.leader = leader
         # Whether training leaves the statistics of `batch_norm` as they are.
         self.fixed_statistics = False
-        if weights_of is None:
+        if leader is None:
             self._weight_quantizer = weight_quantizers.weight_quantizer(
                 weights, self.bits.weight_bits, self.range_gradient
             )
@@ -69,18 +71,18 @@ class KernelWrapper(QuantizeWrapper):
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
         """A wrapper of another call of the layer of `first`."""
         kwargs |= {"batch_norm": first.batch_norm, "weights": first.kind}
-        return cls(first.layer, weights_of=first, **kwargs)
+        return cls(first.layer, leader=first, **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
         config["weights"] = self.kind
-        config["weights_of"] = None
-        if self.weights_of is not None:
+        config["leader"] = None
+        if self.leader is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
-            shared = {"shared_object_id": id(self.weights_of)}
-            config["weights_of"] = keras.saving.serialize_keras_object(self.weights_of) | shared
+            shared = {"shared_object_id": id(self.leader)}
+            config["leader"] = keras.saving.serialize_keras_object(self.leader) | shared
         return {**super().get_config(), **config}
 
     @classmethod
@@ -89,7 +91,7 @@ class KernelWrapper(QuantizeWrapper):
         config = current_config(config)
         batch_norm, first = (
             found and keras.saving.deserialize_keras_object(found, custom_objects)
-            for found in (config.pop("batch_norm", None), config.pop("weights_of", None))
+            for found in (config.pop("batch_norm", None), config.pop("leader", None))
         )
         # One object, as Keras keeps those that its files name twice.
         if first is not None:
@@ -100,9 +102,9 @@ class KernelWrapper(QuantizeWrapper):
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, its BatchNormalization and the ranges."""
         super().build(input_shape)
-        if self.weights_of is not None:
-            if not self.weights_of.built:
-                self.weights_of.build(input_shape)
+        if self.leader is not None:
+            if not self.leader.built:
+                self.leader.build(input_shape)
             return
         if self.batch_norm is not None:
             # Statistics of all replicas together, so that they hold the same model.
@@ -121,12 +123,12 @@ class KernelWrapper(QuantizeWrapper):
     @property
     def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
         """What puts the kernel on its grid."""
-        return (self.weights_of or self)._weight_quantizer
+        return (self.leader or self)._weight_quantizer
 
     @property
     def kernel_gain(self) -> keras.Variable:
         """What the kernel is multiplied by: a scalar, 1 unless a BatchNormalization was folded."""
-        return (self.weights_of or self)._kernel_gain
+        return (self.leader or self)._kernel_gain
 
     @property
     def kernel(self) -> keras.Variable:

@@ -299,7 +299,7 @@ def _old_boundary(config: dict) -> Boundary | None:
 
 
 # Arguments as version 0.1.0 called them.
-_RENAMED = {"leader": "weights_of", "owner": "source"}
+_RENAMED = {"owner": "source"}
 
 
 def current_config(config: dict) -> dict:

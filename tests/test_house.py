@@ -154,10 +154,11 @@ def test_no_function_shadows_its_module(name):
 
 
 @pytest.mark.skipif(KERAS < (3, 15), reason="Keras reads no file of a newer Keras.")
-def test_saved_models_of_version_0_1_load(tmp_path):
+@pytest.mark.parametrize("name", ["kerasq-0.1.0", "kerasq-0.1.0-shared"])
+def test_saved_models_of_version_0_1_load(tmp_path, name):
     """Made by version 0.1.0, whose modules had other names; with what it predicted then."""
-    q = keras.models.load_model(ROOT / "tests/data/kerasq-0.1.0.keras")
-    expected = np.load(ROOT / "tests/data/kerasq-0.1.0.npz")
+    q = keras.models.load_model(ROOT / f"tests/data/{name}.keras")
+    expected = np.load(ROOT / f"tests/data/{name}.npz")
     np.testing.assert_array_equal(q.predict(expected["x"], verbose=0), expected["predicted"])
     q.save(tmp_path / "again.keras")
     q = keras.models.load_model(tmp_path / "again.keras")

@@ -68,9 +68,7 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         return 4 * sum(math.prod(variable.shape) for variable in _inner(layer).weights)
     if shape is None:
         return 0
-    if (
-        getattr(layer, "weights_of", None) is not None
-    ):  # A further call, on the first one's weights.
+    if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
         return 0
     op, target = registry.rule(_inner(layer)).operator, _target(layer)
     bits = 4 if target.packs(op, _code_bits(layer, scheme), scheme.code_bits) else 8

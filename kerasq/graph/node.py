@@ -169,15 +169,13 @@ def calls(model: keras.Model) -> list[Node]:
     ]
 
 
-def graph_of(model: keras.Model, nodes: list[Node]) -> Graph:
-    """The graph of a model, its calls in the order of `calls`.
+def places(model: keras.Model) -> dict[int, int]:
+    """By id of the first tensor that a call returns, when Keras runs the call.
 
-    Calls that no output needs are left out: they would count as readers of what they read.
+    Calls that no output needs have no place.
     """
-    # Which call of a layer holds the weights follows from this order, and saved weights from that.
-    place = {id(node.outputs[0]): i for i, node in enumerate(calls(model))}
-    needed = [node for node in nodes if id(node.outputs[0]) in place]
-    return Graph(model, sorted(needed, key=lambda node: place[id(node.outputs[0])]))
+    records = itertools.chain(*internals.levels(model))
+    return {id(record.outputs[0]): i for i, record in enumerate(records)}
 
 
 def call_of(tensor: keras.KerasTensor) -> Node:

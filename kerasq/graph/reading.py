@@ -11,7 +11,7 @@ import keras
 from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
 from kerasq.graph.functional import check, opened, tensors_of
-from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, graph_of, symbolic
+from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, places, symbolic
 from kerasq.graph.running import compute
 
 
@@ -41,7 +41,10 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
             functional.input,
         )
         outputs = reading.inline(functional, inputs)
-    return graph_of(keras.Model(inputs, outputs, name=model.name), reading.nodes)
+    copy = keras.Model(inputs, outputs, name=model.name)
+    # A call that no output needs would count as a reader of what it reads.
+    needed = places(copy)
+    return Graph(copy, [node for node in reading.nodes if id(node.outputs[0]) in needed])
 
 
 class _Reading:

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from kerasq.graph import internals
-from kerasq.graph.node import Graph, Node, Source, between, calls, graph_of
+from kerasq.graph.node import Graph, Node, Source, between, calls, places
 
 
 def rewrite(graph: Graph, call: Callable[..., Any]) -> keras.Model:
@@ -66,7 +66,11 @@ def transform(
         )
         return output
 
-    return graph_of(rewrite(graph, record), nodes)
+    model = rewrite(graph, record)
+    # Which call of a layer comes first holds its weights, and saved weights go by that: so the
+    # order is that of the new model, not of the graph that it is made of.
+    place = places(model)
+    return Graph(model, sorted(nodes, key=lambda node: place[id(node.outputs[0])]))
 
 
 def is_symbolic() -> bool:

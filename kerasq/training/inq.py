@@ -111,9 +111,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         """The layers whose weights become powers of two."""
         require_quantized(self.model)
         # Further calls of a layer have no weights of their own.
-        found = [
-            x for x in self.model.layers if isinstance(x, KernelWrapper) and x.weights_of is None
-        ]
+        found = [x for x in self.model.layers if isinstance(x, KernelWrapper) and x.leader is None]
         return [x for x in found if isinstance(x.weight_quantizer, PowerOfTwo)]
 
     @property

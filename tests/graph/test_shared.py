@@ -50,5 +50,5 @@ def test_the_call_farthest_from_the_output_holds_shared_weights():
     late = shared(L.ReLU()(L.Conv2D(3, 3, padding="same")(x)))
     early = L.ReLU()(shared(x))
     q = exported(keras.Model(x, L.Flatten()(L.Add()([late, early]))))
-    assert q.get_layer("c_2").weights_of is None
-    assert q.get_layer("c").weights_of is q.get_layer("c_2")
+    assert q.get_layer("c_2").leader is None
+    assert q.get_layer("c").leader is q.get_layer("c_2")
