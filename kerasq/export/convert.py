@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kerasq import graph, registry, targets
 from kerasq.export import marks
+from kerasq.export.converter import converter
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Constant, Scale
@@ -232,29 +233,17 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
         batch_size: the fixed number of samples a call takes.
     """
     marker = Marker(model)
-    # Names of our own: a user's may be Python keywords or hold characters that TensorFlow refuses.
-    specs = [
-        tf.TensorSpec([batch_size, *x.shape[1:]], x.dtype, name=f"input_{i}")
-        for i, x in enumerate(model.inputs)
-    ]
 
-    @tf.function(input_signature=specs, autograph=False)
-    def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(inputs: Any) -> list[Any]:
         # A function may be traced more than once, and numbers count from 0.
         marker.marks.clear()
         marker.layers.clear()
-        inputs = keras.tree.pack_sequence_as(model.input, list(xs))
-        outputs = graph.run(model, inputs, marker.run)
-        return {f"output_{i}": y for i, y in enumerate(outputs)}
+        return graph.run(model, inputs, marker.run)
 
-    module = tf.Module()
-    module.serve = serve
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [serve.get_concrete_function()], module
-    )
-    converter.allow_custom_ops = True  # Markers are.
+    found = converter(model, batch_size, run)
+    found.allow_custom_ops = True  # Markers are.
     return Converted(
-        content=converter.convert(),
+        content=found.convert(),
         marks=marker.marks,
         layers=marker.layers,
         target=target_of(model),

@@ -1,11 +1,14 @@
 """`export_float_tflite`: what an integer model is compared with."""
 
 import os
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasq.export.converter import converter
+from kerasq.export.signature import in_order
 from kerasq.export.tflite import check_shapes, output_names
 from kerasq.litert import flatbuffer
 from kerasq.litert.runtime import TFLiteModel
@@ -55,30 +58,20 @@ def export_float_tflite(
         check_writable(path)
     if isinstance(model, keras.Sequential):  # It has no `input` and `output` before it is called.
         model = keras.Model(model.inputs, model.outputs)
-    specs = [
-        tf.TensorSpec((batch_size, *x.shape[1:]), x.dtype, name=f"input_{i}")
-        for i, x in enumerate(model.inputs)
-    ]
     # With variables the converter leaves the weights out, as resource variables that nothing
     # initializes (TensorFlow 2.21): a small file that answers NaN.
     constants = [(v, tf.constant(v.numpy())) for v in model.variables]
 
-    @tf.function(input_signature=specs, autograph=False)
-    def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(inputs: Any) -> Any:
         with keras.StatelessScope(state_mapping=constants):
-            y = model(keras.tree.pack_sequence_as(model.input, list(xs)), training=False)
-        return {f"output_{i}": x for i, x in enumerate(keras.tree.flatten(y))}
+            return model(inputs, training=False)
 
-    module = tf.Module()
-    module.serve = serve  # The signature, and with it the names, are those of an attribute.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [serve.get_concrete_function()], module
-    )
+    found = converter(model, batch_size, run)
     if weights != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        found.optimizations = [tf.lite.Optimize.DEFAULT]
     if (stored := WEIGHTS[weights]) is not None:
-        converter.target_spec.supported_types = [stored]
-    lite = TFLiteModel(_named(converter.convert(), model))
+        found.target_spec.supported_types = [stored]
+    lite = TFLiteModel(_named(found.convert(), model))
     if path is not None:
         lite.save(path)
     return lite
@@ -88,11 +81,11 @@ def _named(content: bytes, model: keras.Model) -> bytes:
     """Inputs and outputs in the model's order, by its names: the converter sorts them itself."""
     found = flatbuffer.read(content)
     signature, graph = found.signatureDefs[0], found.subgraphs[0]
-    inputs, outputs = [x.name for x in model.inputs], output_names(model)
-    for ends, names in ((signature.inputs, inputs), (signature.outputs, outputs)):
-        ends.sort(key=lambda end: int(end.name.decode().rpartition("_")[2]))
-        for end, name in zip(ends, names, strict=True):
-            end.name = name.encode()
+    signature.inputs = in_order(signature.inputs, "input")
+    signature.outputs = in_order(signature.outputs, "output")
+    names = [*(x.name for x in model.inputs), *output_names(model)]
+    for end, name in zip([*signature.inputs, *signature.outputs], names, strict=True):
+        end.name = name.encode()
     graph.inputs = np.array([end.tensorIndex for end in signature.inputs], np.int32)
     graph.outputs = np.array([end.tensorIndex for end in signature.outputs], np.int32)
     return flatbuffer.write(found)

@@ -35,7 +35,7 @@ class Signature:
 def set_inputs(builder: Builder, wanted: Signature) -> None:
     """Gives inputs their type: the QUANTIZE behind one goes, or reads unsigned codes."""
     signature = builder.model.signatureDefs[0]
-    signature.inputs = _in_order(signature.inputs, "input")
+    signature.inputs = in_order(signature.inputs, "input")
     for end, name, is_float in zip(
         signature.inputs, wanted.input_names, wanted.float_inputs, strict=True
     ):
@@ -46,7 +46,7 @@ def set_inputs(builder: Builder, wanted: Signature) -> None:
     builder.graph.inputs = [end.tensorIndex for end in signature.inputs]
 
 
-def _in_order(ends: list[schema.TensorMapT], kind: str) -> list[schema.TensorMapT]:
+def in_order(ends: list[schema.TensorMapT], kind: str) -> list[schema.TensorMapT]:
     """The ends of a signature in the model's order; the converter sorts them, "10" before "2"."""
     by_name = {end.name.decode(): end for end in ends}
     return [by_name[f"{kind}_{i}"] for i in range(len(by_name))]
@@ -78,7 +78,7 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
         tensors: the tensor that stands for a tensor of the marked graph, where it is another.
     """
     signature = builder.model.signatureDefs[0]
-    signature.outputs = _in_order(signature.outputs, "output")
+    signature.outputs = in_order(signature.outputs, "output")
     named: set[int] = set()
     for end, name, layer in zip(
         signature.outputs, wanted.output_names, wanted.output_layers, strict=True
