@@ -192,6 +192,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """The layer in float, on float weights, as it was before quantization."""
         return self.layer(inputs)
 
+    def float_output(self, inputs: Any) -> tf.Tensor:
+        """`run_float` with the ReLU that was fused: the values that the output's range holds."""
+        y = self.run_float(inputs)
+        return y if self.output_quantizer is None else self.output_quantizer.clamp(y)
+
     def run_fake_quant(self, inputs: Any, training: bool | None) -> tf.Tensor:
         """The layer in float on fake-quantized weights; the output is not quantized yet."""
         del training

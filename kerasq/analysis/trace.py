@@ -117,7 +117,7 @@ class _Trace:
     def _at(self, node: graph.Node, scheme: Scheme, x: Any) -> tuple[_Format, Callable]:
         """How a wrapper writes at a scheme, and the function that computes it."""
         if scheme == _FLOAT:
-            return _fixed(FLOAT_BITS), lambda: _in_float(node.layer, x)
+            return _fixed(FLOAT_BITS), lambda: node.layer.float_output(x)
         call = _Call(self, node, scheme)
         return call.writes, lambda: call.run(x)
 
@@ -221,9 +221,3 @@ class _Call:
         ]
         branches = [lambda: x, *(functools.partial(quantize, bits) for bits in kinds)]
         return tf.switch_case(tf.gather(cases, now.bits), branches) if kinds else x
-
-
-def _in_float(wrapper: QuantizeWrapper, inputs: Any) -> tf.Tensor:
-    """What a wrapper returns in float, the ReLU that was fused included."""
-    y, quantizer = wrapper.run_float(inputs), wrapper.output_quantizer
-    return y if quantizer is None else quantizer.clamp(y)

@@ -100,15 +100,12 @@ def observe(
 def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:
     """By name, the tensors of a model whose wrappers run their layers in float."""
     values: dict[str, tf.Tensor] = {}
-    quantizers = ranged(model)
 
     def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.layer
         if isinstance(layer, QuantizeWrapper):
             # Not the fake-quantized layer: noise of the ranges before would get into these.
-            y = layer.run_float(*args)
-            # The range of a ReLU that was fused is that of what is behind it.
-            y = quantizers[layer.name].clamp(y) if layer.name in quantizers else y
+            y = layer.float_output(*args)
         else:
             y = graph.infer(layer, *args, **kwargs)
         names = map(graph.tensor_name, node.outputs)
@@ -147,7 +144,8 @@ class _Tap:
                 "The range of an observer must be two finite numbers, the lower one first. "
                 f"Received: {found} from {type(self.observer).__name__} for layer {self.name!r} "
                 f"at {bits} bits. Mend its `range`, or take another `method`. Where it is one of "
-                "kerasq's own, the layer computes infinite values or NaN in float."
+                "kerasq's own, the layer computes infinite values or NaN in float: clip what it "
+                "reads to where it is defined, or leave it in float with `overrides`."
             )
         return float(ends[0]), float(ends[1])
 

@@ -29,7 +29,7 @@ def find(argument: str, identifier: Any, base: type[T], named: dict[str, type[T]
     if not isinstance(found, base):
         raise ValueError(
             f"`{argument}` must be one of {list(named)}. Received: {argument}={identifier!r}. "
-            f"Or pass an instance of kerasq.{base.__name__} or of a subclass of it, not the class, "
+            f"Or pass a kerasq.{base.__name__}: an instance of it or of a subclass, not the class, "
             "or a configuration."
         )
     return found
