@@ -30,7 +30,7 @@ from absl import flags
 
 import kerasq
 from kerasq.calibration.observers import OBSERVERS
-from kerasq.support import files, optional, tables
+from kerasq.support import figures, files, tables
 from recipes import evaluation, report, results, run, schemes, stages, training
 
 # Types of the weights, by flavour; activations are float.
@@ -148,19 +148,22 @@ def _table(float_accuracy: float, ways: dict[str, results.Figures]) -> str:
 
 def _plot(job: run.Run, accuracies: dict[str, float]) -> None:
     """Accuracies to accuracy.png, as dots: bars would have to begin at 0."""
-    figures = optional.load("matplotlib.figure", "plot")
-    figure = figures.Figure(figsize=(7, 1 + 0.35 * len(accuracies)), layout="constrained")
-    axes = figure.subplots()
     values = [100 * value for value in accuracies.values()]
-    axes.plot(values, list(accuracies), "o")
-    for y, value in enumerate(values):
-        axes.annotate(f"{value:.2f}", (value, y), (8, 0), textcoords="offset points", va="center")
-    axes.invert_yaxis()
-    margin = max(0.5, 0.3 * (max(values) - min(values)))
-    axes.set(xlabel="accuracy on the test images (%)")
-    axes.set_xlim(min(values) - 2 * margin, max(values) + 2 * margin)
-    axes.grid(axis="x", alpha=0.3)
-    files.save_figure(figure, job.path("accuracy.png"))
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot(values, list(accuracies), "o")
+        for y, value in enumerate(values):
+            axes.annotate(
+                f"{value:.2f}", (value, y), (8, 0), textcoords="offset points", va="center"
+            )
+        axes.invert_yaxis()
+        margin = max(0.5, 0.3 * (max(values) - min(values)))
+        axes.set(xlabel="accuracy on the test images (%)")
+        axes.set_xlim(min(values) - 2 * margin, max(values) + 2 * margin)
+        axes.grid(axis="x", alpha=0.3)
+
+    figures.plot(draw, (7, 1 + 0.35 * len(accuracies)), job.path("accuracy.png"))
 
 
 def main() -> None:

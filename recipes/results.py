@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from kerasq.support.files import whole_file
+from kerasq.training.distribute import is_chief
 from recipes import team
 
 Figures = dict[str, Any]
@@ -55,7 +56,7 @@ class RunDirectory:
     ) -> None:
         self.path = Path(path)
         self.strategy = strategy or tf.distribute.get_strategy()
-        self.is_chief = team.is_chief(self.strategy)
+        self.is_chief = is_chief(self.strategy)
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume and self.is_chief:
             # The records last: as long as they are there, other flags are refused.

@@ -43,11 +43,6 @@ def _logical_cpus(count: int) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
-def is_chief(of: tf.distribute.Strategy) -> bool:
-    """Whether this process writes files and does what is not trained; a single one does."""
-    return getattr(of, "is_chief", True)
-
-
 def wait(of: tf.distribute.Strategy) -> None:
     """Returns when all workers have called this; fails where one of them has died."""
     if isinstance(of, kerasq.MultiWorkerStrategy):

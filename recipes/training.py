@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import kerasq
 from kerasq.training.distill import ends_in_softmax
+from kerasq.training.distribute import is_chief
 from recipes import datasets, team
 
 _EVALUATED = 256  # images a batch, at most, where nothing is trained
@@ -131,7 +132,7 @@ def fit(
     """
     train, held_out = data.parts
     strategy = model.distribute_strategy
-    is_chief = team.is_chief(strategy)
+    chief = is_chief(strategy)
     monitor = "val_loss" if is_autoencoder(model) else "val_accuracy"
     backup = kerasq.EpochBackup(backup_dir, monitor, best_from=best_from)
     with strategy.scope():
@@ -144,7 +145,7 @@ def fit(
         target, replicas = _target(model, settings), strategy.num_replicas_in_sync
         batches, steps = training_batches(train, settings, first_epoch, replicas)
         watchers = [*callbacks, backup]
-        if log_dir is not None and is_chief:
+        if log_dir is not None and chief:
             board = keras.callbacks.TensorBoard(log_dir, histogram_freq=1, write_graph=False)
             watchers.append(board)
         model.fit(
@@ -155,7 +156,7 @@ def fit(
             validation_data=team.shared(ordered_batches(held_out).map(target)),
             callbacks=watchers,
             shuffle=False,  # The batches are.
-            verbose="auto" if is_chief else 0,
+            verbose="auto" if chief else 0,
         )
     team.wait(strategy)  # The chief may still be writing.
     with strategy.scope():

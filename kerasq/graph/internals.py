@@ -1,4 +1,4 @@
-"""What kerasq needs of Keras that Keras keeps private. No other module of ours reads such a name.
+"""What kerasq needs of Keras 3 that Keras keeps private; no other module of ours reads such a name.
 
 Checked with Keras 3.10 to 3.15: `bash tools/test --oldest` runs the lower end.
 """

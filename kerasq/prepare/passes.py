@@ -7,7 +7,7 @@ from kerasq.prepare.batch_norm import fold, scale
 from kerasq.prepare.decompose import decompose
 
 # A pass returns a graph that computes the same function; layers of the names given stay as they
-# are. A new one is a row here, and an option that leaves it out.
+# are. A new one is a row here, and an option where users may want to leave it out.
 Pass = Callable[[graphs.Graph, frozenset[str]], graphs.Graph]
 PASSES: dict[str, Pass] = {"decompose": decompose, "scale": scale, "fold": fold}
 

@@ -5,6 +5,11 @@ from typing import Any
 import tensorflow as tf
 
 
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes files: the only one does, and of several workers the chief."""
+    return getattr(strategy, "is_chief", True)
+
+
 class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     """`tf.distribute.MultiWorkerMirroredStrategy` that the `fit` of Keras 3 runs on.
 

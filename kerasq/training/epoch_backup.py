@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kerasq.support.files import whole_file, write_whole
+from kerasq.training.distribute import is_chief
 
 
 class EpochBackup(keras.callbacks.Callback):
@@ -72,7 +73,7 @@ class EpochBackup(keras.callbacks.Callback):
         Raises:
             RuntimeError: where the state is one without the optimizer's.
         """
-        if _is_chief(model):  # What a kill has left half written.
+        if is_chief(model.distribute_strategy):  # What a kill has left half written.
             for state in self._directory.glob(".*.weights.h5"):
                 state.unlink()
         states = self._states("epoch")
@@ -123,7 +124,7 @@ class EpochBackup(keras.callbacks.Callback):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
         self.seconds.append(time.perf_counter() - self._start)
-        if _is_chief(self.model):
+        if is_chief(self.model.distribute_strategy):
             self._seeds.append([x.numpy().tolist() for x in _seed_states(self.model)])
             self._save(epoch + 1)
 
@@ -148,11 +149,6 @@ class EpochBackup(keras.callbacks.Callback):
     def _states(self, kind: str) -> list[pathlib.Path]:
         """The saved states, oldest first."""
         return sorted(self._directory.glob(f"{kind}-*.weights.h5"))
-
-
-def _is_chief(model: keras.Model) -> bool:
-    """Whether this process writes: the only one, unless a strategy of several workers says so."""
-    return getattr(model.distribute_strategy, "is_chief", True)
 
 
 def _seed_states(model: keras.Model) -> list[keras.Variable]:

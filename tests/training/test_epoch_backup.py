@@ -78,7 +78,7 @@ def test_without_an_epoch_there_is_no_best_one(tmp_path):
 
 
 def test_only_the_chief_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(epoch_backup, "_is_chief", lambda model: False)
+    monkeypatch.setattr(epoch_backup, "is_chief", lambda strategy: False)
     backup = kerasq.EpochBackup(tmp_path)
     backup.set_model(compiled())
     backup.on_epoch_begin(0)
