@@ -77,7 +77,8 @@ def keep(builder: Builder, op: schema.OperatorT) -> str | None:
     op.inputs = np.array([builder.real(int(i)) for i in op.inputs], np.int32)
     # The converter's names hold the scopes of layers, and tell users nothing.
     for i in map(int, op.outputs):
-        builder.rename(i, f"{builder.layer(i)}/{kind.lower()}")
+        # Further outputs go by the first one, which by then has its new name.
+        builder.rename(i, f"{builder.layer(int(op.outputs[0]))}/{kind.lower()}")
     builder.ops.append(op)
     return None
 
