@@ -7,6 +7,7 @@ from kerasq.analysis.report import LayerReport, Report
 from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
+from kerasq.analysis.trouble import Trouble
 from kerasq.calibration.calibrate import calibrate
 from kerasq.calibration.observers import (
     MeanSquaredError,
@@ -30,6 +31,7 @@ from kerasq.quantizers.ternary import Ternary, TrainedTernary
 from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
 from kerasq.training.batches import epoch_batches
+from kerasq.training.check_training import CheckTraining
 from kerasq.training.curves import plot_curves
 from kerasq.training.distill import distill
 from kerasq.training.distribute import MultiWorkerStrategy
@@ -42,6 +44,7 @@ from kerasq.training.schedule import schedule
 __all__ = [
     "Allocation",
     "Binary",
+    "CheckTraining",
     "DoReFa",
     "EpochBackup",
     "FreezeRanges",
@@ -66,6 +69,7 @@ __all__ = [
     "Tensor",
     "Ternary",
     "TrainedTernary",
+    "Trouble",
     "Uniform",
     "WeightQuantizer",
     "allocate",

@@ -15,6 +15,16 @@ from kerasq.grid import Grid
 RANGE_GRADIENTS = ("lsq", "clip", "none")
 
 
+def range_gradient_at(bits: int, chosen: str | None) -> str:
+    """How a range learns: as `chosen`, or by its width.
+
+    At 8 bits and more LSQ's steps hardly move a range, and a range that follows the data needs no
+    gradient of its own: steps are faster, and keep one tensor less. Where codes are few, what
+    clipping costs and what rounding costs must be weighed: that is learned.
+    """
+    return chosen or ("lsq" if bits < 8 else "none")
+
+
 def grid_from_range(
     low: tf.Tensor,
     high: tf.Tensor,
@@ -108,6 +118,52 @@ def fake_quant(
     return run(x, low, high)
 
 
+def fake_quant_following(
+    x: tf.Tensor,
+    low: tf.Tensor,
+    high: tf.Tensor,
+    *,
+    bits: int,
+    relu: bool = False,
+    limit: float | None = None,
+) -> tf.Tensor:
+    """`fake_quant` onto a range that follows the data: nothing lies beyond it for long.
+
+        dL/dx = g, but behind a ReLU only where 0 < y < limit
+
+    for the incoming gradient g and the result y (straight-through estimator, Bengio et al. 2013):
+    that of the layer's own activation. It needs no more than y, which the next layer keeps anyway.
+
+    Args:
+        x: real values, the ReLU not yet applied.
+        low: lower end, a scalar, at most 0.
+        high: upper end, a scalar, at least 0, above `low`.
+        bits: width of a code.
+        relu: whether a ReLU is part of the layer.
+        limit: its upper limit, or None.
+    """
+
+    @tf.custom_gradient
+    def run(x: tf.Tensor) -> Any:
+        # A range that starts at 0 cuts as the ReLU does; a symmetric one, of 16 bits, goes below.
+        cut = tf.nn.relu(x) if relu and bits > 8 else x
+        y = tf.raw_ops.FakeQuantWithMinMaxVars(inputs=cut, min=low, max=high, num_bits=bits)
+
+        def grad(upstream: tf.Tensor) -> tf.Tensor:
+            if not relu:
+                return upstream
+            if limit is None:
+                return tf.raw_ops.ReluGrad(gradients=upstream, features=y)
+            # Behind the gradient, or TensorFlow may scale in the forward pass, and keep that.
+            with tf.control_dependencies([upstream]):
+                features = y if limit == 6.0 else y * (6.0 / limit)
+            return tf.raw_ops.Relu6Grad(gradients=upstream, features=features)
+
+        return y, grad
+
+    return run(x)
+
+
 def fake_quant_per_channel(
     x: tf.Tensor,
     high: tf.Tensor,
@@ -115,6 +171,7 @@ def fake_quant_per_channel(
     bits: int = 8,
     gradient: str = "lsq",
     gain: tf.Tensor | float = 1.0,
+    clips: bool = True,
 ) -> tf.Tensor:
     """`gain` times `x` rounded to the symmetric, narrow grids over [-high[c], high[c]].
 
@@ -130,10 +187,12 @@ def fake_quant_per_channel(
         bits: width of a code.
         gradient: one of `RANGE_GRADIENTS`.
         gain: a constant; it gets no gradient.
+        clips: whether values may lie beyond their range; if not, their gradient is `gain * g`.
     """
     largest = 2 ** (bits - 1) - 1
     grid = {"min": -largest, "max": largest, "num_bits": bits, "narrow_range": True}
     count = math.prod(x.shape[:-1])
+    is_one = isinstance(gain, float) and gain == 1.0
 
     @tf.custom_gradient
     def run(x: tf.Tensor, high: tf.Tensor) -> Any:
@@ -148,8 +207,9 @@ def fake_quant_per_channel(
             )
 
         def grad(upstream: tf.Tensor) -> tuple:
-            upstream *= gain
-            dx = inside(upstream)
+            # A pass over all weights, which most layers can do without.
+            upstream = upstream if is_one else upstream * gain
+            dx = inside(upstream) if clips else upstream
             if gradient == "none":
                 return dx, None
             # What moves with `high`, in codes: the ends where x is clipped, LSQ's error inside.

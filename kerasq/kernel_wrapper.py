@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, kernels
+from kerasq import fake_quant, fused_batch_norm, kernels
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
@@ -39,6 +39,7 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
+        gain_per_channel: whether `kernel_gain` is a vector, not a scalar.
         leader: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
@@ -50,6 +51,7 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm: keras.layers.BatchNormalization | None = None,
         weights: Any = "uniform",
         training_dtype: str = "float32",
+        gain_per_channel: bool = False,
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
@@ -57,14 +59,16 @@ class KernelWrapper(QuantizeWrapper):
         self.batch_norm = batch_norm
         self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
+        self.gain_per_channel = gain_per_channel
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
         # too: under another, models that were saved with a shared layer would not load.
         self.leader = leader
         # Whether training leaves the statistics of `batch_norm` as they are.
         self.fixed_statistics = False
         if leader is None:
+            bits = self.bits.weight_bits
             self._weight_quantizer = weight_quantizers.weight_quantizer(
-                weights, self.bits.weight_bits, self.range_gradient
+                weights, bits, fake_quant.range_gradient_at(bits, self.range_gradient)
             )
 
     @classmethod
@@ -78,6 +82,7 @@ class KernelWrapper(QuantizeWrapper):
         batch_norm = self.batch_norm and keras.saving.serialize_keras_object(self.batch_norm)
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
         config["weights"] = self.kind
+        config["gain_per_channel"] = self.gain_per_channel
         config["leader"] = None
         if self.leader is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
@@ -117,7 +122,11 @@ class KernelWrapper(QuantizeWrapper):
         if isinstance(self._weight_quantizer, PowerOfTwo):
             self.kernel.constraint = _KeepFrozen(self)
         self._kernel_gain = self.add_weight(
-            name="kernel_gain", shape=(), initializer="ones", trainable=False, autocast=False
+            name="kernel_gain",
+            shape=self.flat_kernel().shape[-1:] if self.gain_per_channel else (),
+            initializer="ones",
+            trainable=False,
+            autocast=False,
         )
 
     @property
@@ -127,7 +136,7 @@ class KernelWrapper(QuantizeWrapper):
 
     @property
     def kernel_gain(self) -> keras.Variable:
-        """What the kernel is multiplied by: a scalar, 1 unless a BatchNormalization was folded."""
+        """What the kernel is multiplied by: `()` or `(channels,)`, of `Source.gain`."""
         return (self.leader or self)._kernel_gain
 
     @property
@@ -205,12 +214,16 @@ class KernelWrapper(QuantizeWrapper):
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
         flat = self.flat_kernel()
-        kernel = self.weight_quantizer.fake_quant(flat, self.kernel_gain.value)
+        # Nothing was folded where the BatchNormalization is kept: a constant costs no pass.
+        gain = 1.0 if self.batch_norm is not None else self.kernel_gain.value
+        kernel = self.weight_quantizer.fake_quant(flat, gain)
         if self.batch_norm is not None:
             # Not rounded: the device has another bias, that which folding makes.
             bias = None if self.bias is None else self.bias.value
-            training = training and not self.fixed_statistics
-            return self.batch_norm(self._run_mixed(inputs, kernel, bias), training=training)
+            y = self._run_mixed(inputs, kernel, bias)
+            if training and not self.fixed_statistics:
+                return fused_batch_norm.normalize(self.batch_norm, y)
+            return self.batch_norm(y, training=False)
         bias = self._rounded_bias(self.weight_quantizer.scale(flat), self.input_grids()[0].scale)
         return self._run_mixed(inputs, kernel, bias)
 

@@ -18,7 +18,7 @@ from kerasq.scheme import fitting, per_layer
 from kerasq.wrap import wrap
 from kerasq.wrappers import ranged
 
-BATCH_NORMS = ("fold", "keep")
+BATCH_NORMS = ("keep", "fold")
 
 
 def quantize_model(
@@ -26,8 +26,8 @@ def quantize_model(
     scheme: str = "w8a8",
     *,
     overrides: dict[str, str] | None = None,
-    batch_norm: str = "fold",
-    range_gradient: str = "lsq",
+    batch_norm: str = "keep",
+    range_gradient: str | None = None,
     weights: str | dict[str, Any] | WeightQuantizer = "uniform",
     target: str | targets.Target = targets.DEFAULT,
 ) -> keras.Model:
@@ -50,10 +50,14 @@ def quantize_model(
         overrides: schemes of layers that differ from `scheme`, by layer name, shell pattern of
             names ("block2_*"), layer class, or a model inside this one. The name of an input gives
             its width.
-        batch_norm: "fold" folds BatchNormalization into the kernel before it, which is the
-            faster to train; "keep" keeps it trainable and folds it in inference and at export.
+        batch_norm: "keep" keeps BatchNormalization trainable, normalizes by the batch in training,
+            and folds it into the kernel before it in inference and at export: rates that suit the
+            float model suit this one. "fold" folds it for good: the fastest step, as robust as the
+            float model with its statistics frozen, which wants smaller rates.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
-            2018), or "none" (they follow a moving average of the data while training).
+            2018), or "none" (they follow a moving average of the data while training). None is
+            "lsq" for ranges of less than 8 bits and "none" for others. Ranges that the data has
+            left are mended in any case (`kerasq.quantizers.activations`).
         weights: how weights of fewer than 8 bits lie: "uniform", "dorefa" (Zhou S. et al. 2016),
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
@@ -83,7 +87,7 @@ def quantize_model(
     model = _float_model(model)
     # Before anything that takes time.
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
-    _check_option("range_gradient", range_gradient, RANGE_GRADIENTS)
+    _check_option("range_gradient", range_gradient, (*RANGE_GRADIENTS, None))
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
@@ -186,6 +190,6 @@ def _has_weights(layer: keras.Layer) -> bool:
     return rule is not None and rule.kernel is not None and not isinstance(layer, Scale)
 
 
-def _check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
+def _check_option(name: str, value: Any, legal: tuple[Any, ...]) -> None:
     if value not in legal:
         raise ValueError(f"`{name}` must be one of {list(legal)}. Received: {name}={value!r}.")

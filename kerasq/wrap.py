@@ -13,12 +13,12 @@ from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper
 
 
-def wrap(plan: Plan, range_gradient: str, weights: Any) -> keras.Model:
+def wrap(plan: Plan, range_gradient: str | None, weights: Any) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
     Args:
         plan: the records of the decomposed graph.
-        range_gradient: how ranges learn: "lsq", "clip" or "none".
+        range_gradient: how ranges learn: "lsq", "clip", "none", or None: by width.
         weights: how weights of fewer than 8 bits lie on codes.
     """
     return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, weights).call)
@@ -27,7 +27,7 @@ def wrap(plan: Plan, range_gradient: str, weights: Any) -> keras.Model:
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(self, plan: Plan, range_gradient: str, weights: Any) -> None:
+    def __init__(self, plan: Plan, range_gradient: str | None, weights: Any) -> None:
         self.plan = plan
         self.graph = plan.graph
         self.range_gradient, self.weights = range_gradient, weights
@@ -107,14 +107,17 @@ class _Wrapping:
         if first is not None:
             return KernelWrapper.sharing(first, name=layer.name, **options)
         kernel, gain = graphs.copy_built(layer), node.source.gain
-        if gain != 1.0:
-            variable = getattr(kernel, str(registry.rule(layer).kernel))
-            variable.assign(variable / gain)  # A power of two: nothing is rounded.
         norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
-        wrapper = KernelWrapper(kernel, batch_norm=norm, weights=self.weights, **options)
+        options |= {"batch_norm": norm, "weights": self.weights, "gain_per_channel": bool(gain)}
+        wrapper = KernelWrapper(kernel, **options)
+        if gain:
+            # Powers of two: nothing is rounded.
+            flat = wrapper.flat_kernel() / gain
+            wrapper.kernel.assign(wrapper.rule.unflatten(flat, wrapper.kernel.shape))
         # Built here, as a variable that does not exist yet cannot be assigned.
         wrapper.build(layer.input.shape)
-        wrapper.kernel_gain.assign(gain)
+        if gain:
+            wrapper.kernel_gain.assign(gain)
         self.wrappers[node.source.weights_of] = wrapper
         return wrapper
 

@@ -31,7 +31,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         scheme: name of the scheme, see `kerasq.scheme.resolve`.
         relu: whether a ReLU behind the layer is part of it.
         limit: upper limit of that ReLU, or None.
-        range_gradient: gradient of the output's range: "lsq", "clip" or "none".
+        range_gradient: gradient of the output's range: "lsq", "clip", "none", or None: by width
+            (`kerasq.fake_quant.range_gradient_at`).
         source: name of the layer of the user's model that this is a part or a call of; by default
             the wrapper's own.
         output_bits: width of the output, where that has a range of its own; by default what
@@ -49,7 +50,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         scheme: str = "w8a8",
         relu: bool = False,
         limit: float | None = None,
-        range_gradient: str = "lsq",
+        range_gradient: str | None = None,
         source: str | None = None,
         output_bits: int | None = None,
         target: str | targets.Target = targets.DEFAULT,
@@ -66,11 +67,12 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self._producers = _Producers()
         self.output_quantizer = None
         if self.rule.output == registry.Output.LEARNED:
+            bits = output_bits or plan.written_bits(self.bits, self.is_cut, True)
             self.output_quantizer = activations.ActivationQuantizer(
-                bits=output_bits or plan.written_bits(self.bits, self.is_cut, True),
+                bits=bits,
                 relu=relu,
                 limit=limit,
-                range_gradient=range_gradient,
+                range_gradient=fake_quant.range_gradient_at(bits, range_gradient),
                 is_input=self.is_input,
                 name="output",
                 dtype="float32",
@@ -262,7 +264,11 @@ class Boundary(QuantizeWrapper):
     is_cut = True
 
     def __init__(
-        self, bits: int = 8, is_input: bool = False, range_gradient: str = "lsq", **kwargs: Any
+        self,
+        bits: int = 8,
+        is_input: bool = False,
+        range_gradient: str | None = None,
+        **kwargs: Any,
     ) -> None:
         # Before the quantizer of the output is made, which asks for it.
         self.is_input = is_input

@@ -62,16 +62,17 @@ _FLOAT_FINETUNE = flags.DEFINE_bool(
 )
 BATCH_NORM = flags.DEFINE_enum(
     "batch_norm",
-    "fold",
-    ["fold", "keep"],
-    "BatchNormalization: folded before fine-tuning, or kept and trained.",
+    "keep",
+    ["keep", "fold"],
+    "BatchNormalization: kept and trained, or folded before fine-tuning.",
 )
+# Training images that values and ranges are checked on after each epoch.
+_CHECKED = 128
 
 
 def set_defaults(epochs: int, learning_rate: float) -> None:
-    """Defaults for weights that change much: BatchNormalization kept, and rates that bear it."""
+    """Defaults for weights that change much: more epochs, at rates as for the float network."""
     flags.set_default(EPOCHS, epochs)
-    flags.set_default(BATCH_NORM, "keep")
     flags.set_default(LEARNING_RATE, learning_rate)
     flags.set_default(MOMENTUM, 0.9)
 
@@ -181,6 +182,7 @@ def finetune(
     if freeze is not None:
         watchers.append(kerasq.FreezeRanges(freeze))
     if run.is_chief:
+        watchers.append(kerasq.CheckTraining(run.data.parts[0].x[:_CHECKED]))
         watchers.append(kerasq.LogRanges(run.path("logs") / "finetune"))
 
     def make() -> keras.Model:

@@ -29,7 +29,10 @@ from recipes import finetune, run, schemes, stages
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations, such as w4a8.")
 _OVERRIDES = schemes.overrides_flag()
 _RANGE_GRADIENT = flags.DEFINE_enum(
-    "range_gradient", "lsq", ["lsq", "clip", "none"], "How the ranges learn."
+    "range_gradient",
+    None,
+    ["lsq", "clip", "none"],
+    "How the ranges learn. Default: lsq below 8 bits, else none: they follow the data.",
 )
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "kerasq"
 FLOORS = (
     ("support",),
     ("grid", "scheme", "layers", "graph", "legacy"),
-    ("fake_quant", "litert"),
+    ("fake_quant", "fused_batch_norm", "litert"),
     ("kernels", "fits"),
     ("targets",),
     ("quantizers",),
@@ -27,7 +27,7 @@ FLOORS = (
     ("prepare", "unsupported"),
     ("plan",),
     ("wrappers", "kernel_wrapper"),
-    ("wrap",),
+    ("range_limits", "wrap"),
     ("quantize", "calibration"),
     ("export",),
     ("analysis", "training"),

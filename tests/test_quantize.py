@@ -149,7 +149,7 @@ def test_fold_against_numpy(center, scale, use_bias):
     if use_bias:
         dense.bias.assign(bias)
     gain = gamma / np.sqrt(variance + 0.01)
-    wrapper = kerasq.quantize_model(model).get_layer("dense")
+    wrapper = kerasq.quantize_model(model, batch_norm="fold").get_layer("dense")
     kernel = wrapper.kernel.numpy() * wrapper.kernel_gain.numpy()
     np.testing.assert_allclose(kernel, dense.kernel.numpy() * gain, rtol=1e-5)
     np.testing.assert_allclose(wrapper.bias.numpy(), beta + (bias - mean) * gain, rtol=1e-5)
@@ -440,7 +440,7 @@ def test_not_a_model_of_ours(make, text):
         ({"scheme": "w9a9"}, r"A scheme must be \"float\" or .*Received: scheme='w9a9'"),
         (
             {"batch_norm": "drop"},
-            r"`batch_norm` must be one of \['fold', 'keep'\]. Received: batch_norm='drop'",
+            r"`batch_norm` must be one of \['keep', 'fold'\]. Received: batch_norm='drop'",
         ),
         (
             {"range_gradient": "ste"},

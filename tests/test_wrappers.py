@@ -129,7 +129,8 @@ def test_dead_channels_and_huge_biases_do_not_overflow(kind, batch_norm):
 def test_every_variable_that_trains_has_a_gradient(make, batch_norm, training):
     model = make()
     x = networks.samples(model)
-    q = networks.quantized(model, x if len(x) > 1 else x[0], batch_norm=batch_norm)
+    options = {"batch_norm": batch_norm, "range_gradient": "lsq"}
+    q = networks.quantized(model, x if len(x) > 1 else x[0], **options)
     rng = np.random.default_rng(0)
     with tf.GradientTape() as tape:
         y = keras.tree.flatten(q(x if len(x) > 1 else x[0], training=training))
@@ -165,7 +166,7 @@ def test_gradients_of_inference_are_those_of_training(batch_norm):
 def test_training_and_inference_agree(kind):
     model = one_kernel(kind, norm=True)
     x = networks.data(model, 64)
-    q = networks.quantized(model, x)
+    q = networks.quantized(model, x, batch_norm="fold")
     train, infer = q(x, training=True).numpy(), q(x, training=False).numpy()
     lsb = np.rint((train - infer) / q.get_layer("k").grid().numpy().scale)
     assert np.abs(lsb).max() <= 1
@@ -175,7 +176,7 @@ def test_training_and_inference_agree(kind):
 def test_training_and_inference_agree_in_a_network():
     model = networks.mobile()
     x = networks.data(model, 64)
-    q = networks.quantized(model, x)
+    q = networks.quantized(model, x, batch_norm="fold")
     train, infer = q(x, training=True).numpy(), q(x, training=False).numpy()
     lsb = np.rint((train - infer) / q.get_layer("logits").grid().numpy().scale)
     assert np.mean(np.abs(lsb) <= 1) > 0.9
@@ -296,7 +297,7 @@ def test_raw_pixels_do_not_diverge(batch_norm, gradient):
 
 
 def test_ranges_stay_legal_under_a_wild_optimizer():
-    q = networks.quantized(networks.mobile())
+    q = networks.quantized(networks.mobile(), range_gradient="lsq")
     x = networks.data(q, 32)
     q.compile(keras.optimizers.SGD(10.0, clipnorm=1.0), "mse")
     q.fit(x, np.zeros((32, 5), "f"), batch_size=8, epochs=2, verbose=0)

@@ -5,7 +5,8 @@ import dataclasses
 import keras
 
 from kerasq import graph, registry
-from kerasq.analysis import cost, memory
+from kerasq.analysis import cost, memory, trouble
+from kerasq.analysis.trouble import Trouble
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.rule import Output, Rule
 from kerasq.scheme import Scheme, resolve
@@ -62,10 +63,12 @@ class Summary:
         layers: each layer, in order.
         peak_activation_bytes: the most bytes of activations that are alive at once, when layers
             run in this order and a tensor lives until its last reader has run.
+        troubles: what is wrong with weights and ranges, and what `kerasq.CheckTraining` saw last.
     """
 
     layers: tuple[LayerSummary, ...]
     peak_activation_bytes: int
+    troubles: tuple[Trouble, ...] = ()
 
     @property
     def activation_bytes(self) -> int:
@@ -120,7 +123,8 @@ class Summary:
             "MACs not counted": [x.name for x in self.layers if x.macs is None],
             "! int32 accumulators can overflow": [x.name for x in self.layers if x.overflows],
         }
-        return [f"{text}: {', '.join(names)}." for text, names in named.items() if names]
+        remarks = [f"{text}: {', '.join(names)}." for text, names in named.items() if names]
+        return remarks + [f"Trouble. {found}" for found in self.troubles]
 
 
 def _number(value: int | None) -> str:
@@ -153,6 +157,7 @@ def summary(model: keras.Model) -> Summary:
     return Summary(
         layers=tuple(_layer(node, is_calibrated) for node in calls),
         peak_activation_bytes=memory.peak(model, calls),
+        troubles=tuple(trouble.find(model)),
     )
 
 

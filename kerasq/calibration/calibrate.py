@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph
+from kerasq import graph, range_limits
 from kerasq.calibration import observers
 from kerasq.calibration.observers import Observer
 from kerasq.support.data import batch_spec, batches, sample_count
@@ -28,6 +28,8 @@ def calibrate(
     steps: int | None = None,
 ) -> None:
     """Sets the ranges of all activations from data that runs through the float layers.
+
+    A range that is narrower than the target's kernels take is widened, which is printed.
 
     Args:
         model: what `quantize_model` returned. Its ranges change, nothing else.
@@ -55,6 +57,8 @@ def calibrate(
     # All ranges are there before the first one is set: an error leaves the model as it was.
     for (name, _), ends in observe(model, data, widths, method=method, steps=steps).items():
         quantizers[name].assign_range(*ends)
+    for remark in range_limits.widen(model):
+        print(remark)
 
 
 def observe(

@@ -11,6 +11,9 @@ from kerasq.grid import Grid
 from kerasq.quantizers import activations
 from kerasq.support import identifiers
 
+# Share of a batch in a moving average (Jacob et al. 2018, section 3.1).
+MOVING_RATE = 0.01
+
 
 class Observer:
     """Base of all observers: takes the values of one tensor batch by batch and gives a range.
@@ -109,7 +112,7 @@ class MovingAverage(MinMax):
         ValueError: for a rate out of bounds.
     """
 
-    def __init__(self, rate: float = activations.MOVING_RATE) -> None:
+    def __init__(self, rate: float = MOVING_RATE) -> None:
         super().__init__()
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"`rate` must be above 0 and at most 1. Received: rate={rate}.")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph, registry
+from kerasq import graph, range_limits, registry
 from kerasq.export.convert import convert
 from kerasq.export.lower import lower
 from kerasq.export.signature import Signature
@@ -29,8 +29,10 @@ def export_tflite(
     """Exports a quantized model to LiteRT's integer kernels.
 
     The model is converted to a float flatbuffer that is marked, then lowered to integer operators.
-    It has been loaded by the interpreter, and run, before anything is written. What stays in
-    float, or could not be packed, is printed; `print(lite)` shows all operators.
+    It has been loaded by the interpreter, and run, before anything is written. Ranges that are
+    narrower than kernels take are widened in `model` as well, so that it predicts what the file
+    does. That, what stays in float, or could not be packed, is printed; `print(lite)` shows all
+    operators.
 
     Args:
         model: what `quantize_model` returned, calibrated or trained.
@@ -63,6 +65,8 @@ def export_tflite(
     if path is not None:
         check_writable(path)
     _check_observed(model)
+    for remark in range_limits.widen(model):
+        print(remark)
     lite = TFLiteModel(lower(convert(model, int(batch_size)), signature))
     # Kernels check shapes and scales when they are prepared: a file that cannot run is no file.
     lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])

@@ -67,7 +67,6 @@ def _check_multiplier(builder: Builder, mark: Weighted, scale: np.ndarray) -> No
         raise ValueError(
             f"The output range of layer {mark.name!r} must not be far narrower than its "
             f"accumulators: s_in * s_w / s_out must be below {largest}. Received: "
-            f"{multiplier:.3g}. The layer's output was (almost) constant "
-            "in the data seen: calibrate on other data, remove the layer, or train again at a "
-            "lower learning rate if training has diverged."
+            f"{multiplier:.3g}. The range cannot be widened beyond the upper limit of the layer's "
+            "ReLU: take a ReLU without one, or leave the layer in float with `overrides`."
         )

@@ -24,8 +24,8 @@ class Source:
             precision says.
         reads_mask: whether it reads a mask, which Keras passes beside the tensors.
         refusal: why the user's layer could not be opened; "" where it could, or is to stay closed.
-        gain: the unit that its kernel is trained in: 1, unless a BatchNormalization was folded
-            into it (`kerasq.prepare.batch_norm`).
+        gain: the units that its kernel is trained in, one a channel; none unless a
+            BatchNormalization was folded into it (`kerasq.prepare.batch_norm`).
     """
 
     name: str
@@ -34,7 +34,7 @@ class Source:
     training_dtype: str = "float32"
     reads_mask: bool = False
     refusal: str = ""
-    gain: float = 1.0
+    gain: tuple[float, ...] = ()
 
 
 # Two calls are equal only if they are one: their arguments are dicts and tensors, without a hash.

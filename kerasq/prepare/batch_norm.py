@@ -105,7 +105,7 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
     """Returns an equal graph in which each BatchNormalization is part of the kernel before it.
 
     The layer before it gets a bias, and the kernel that counts in inference. `Source.gain` of its
-    calls is the unit to train that kernel in: see `_unit`.
+    calls has the units to train that kernel in: see `_units`.
 
     Args:
         graph: a decomposed graph; it is not changed.
@@ -123,7 +123,7 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
 
     def source(node: graphs.Node) -> graphs.Source:
         norm = norms.get(id(node))
-        gain = node.source.gain if norm is None else _unit(node.layer, norm.layer)
+        gain = node.source.gain if norm is None else _units(norm.layer)
         return dataclasses.replace(node.source, gain=gain)
 
     return graphs.transform(graph, call, source) if norms else graph
@@ -142,23 +142,19 @@ def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.
     return new
 
 
-def _unit(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> float:
-    """The unit r that the folded kernel is trained in: the variable is the kernel over r.
+def _units(norm: keras.layers.BatchNormalization) -> tuple[float, ...]:
+    """The units r that the folded kernel is trained in, one a channel: the variable is kernel / r.
 
     Without BatchNormalization a kernel is no longer scale-invariant: behind pixels of 0..255, a
-    learning rate that suited the float model makes it diverge. So the variable is kept in units in
-    which the kernel's inputs have variance 1, estimated from the variances that the
-    BatchNormalization knows:
+    learning rate that suited the float model makes it diverge. In units of `gamma / sigma` the
+    variable is what it was before folding, and steps are those of a BatchNormalization whose
+    statistics are frozen:
 
-        1 / r = median over channels c of sqrt(variance_c + epsilon) / norm2(kernel_c)
+        r_c = abs(gamma_c) / sqrt(variance_c + epsilon)
 
     rounded to a power of two, so that weights that are powers of two stay such, and dividing by r
     rounds nothing.
     """
-    rule = registry.rule(layer)
-    kernel = keras.ops.convert_to_numpy(rule.flatten(getattr(layer, str(rule.kernel)).value))
-    norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0)
-    deviation = np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance.value) + norm.epsilon)
-    used = norms > 0  # A channel of zeros, as a pruned one, has no unit.
-    unit = float(np.median(norms[used] / deviation[used])) if used.any() else 1.0
-    return 2.0 ** round(math.log2(unit))
+    gain = np.abs(keras.ops.convert_to_numpy(gain_and_bias(norm, None)[0]))
+    # A channel that is switched off has no unit.
+    return tuple(float(2.0 ** round(math.log2(g))) if g > 0 else 1.0 for g in gain)

@@ -11,8 +11,14 @@ from kerasq.grid import Grid
 
 # A range that was never calibrated follows the running mean of this many training batches.
 FIRST_BATCHES = 10
-# Share of a batch in the moving average of range_gradient="none" (Jacob et al. 2018, 3.1).
-MOVING_RATE = 0.01
+# Later, ranges are held against these first samples of each batch, which cost an eighth of 64.
+SAMPLES = 8
+# How far an end that is too narrow, or too wide, moves towards where it may be, in each batch.
+WIDENING_RATE, NARROWING_RATE = 0.2, 0.02
+# An end that learns is too narrow if the largest value is more than this many times as large, by
+# bits (1 for 8 and more: where codes are few it pays to clip), and too wide at WIDEST the value.
+CLIPPING = {7: 1.2, 6: 1.5, 5: 2.0, 4: 2.5, 3: 4.0, 2: 6.0}
+WIDEST = 2.0
 # Ranges never get narrower than this, in real units.
 NARROWEST = 1e-6
 
@@ -51,18 +57,28 @@ class ActivationQuantizer(keras.layers.Layer):
     `range_max`. Wider ones are symmetric, with zero point 0: `range_max` is the largest magnitude.
     `batches_seen` counts the batches they were taken from (0: the range means nothing yet).
 
+    Training moves a range like this. Over the first 10 batches, unless it was calibrated, it is the
+    mean of theirs. Then it is held against the first samples of each batch: an end that is too
+    narrow for them goes 20 % of the way to where it is not, one that is too wide 2 %. Under "none"
+    the right place is their largest value, so that ranges follow a moving average of what is
+    largest (after Jacob et al. 2018, section 3.1). Ends that learn are free from where they clip
+    no more than pays at their width (nothing at 8 bits, to 1/2.5 of the largest value at 4 bits)
+    to twice the largest value. So ranges may start wrong, from calibration before the network is
+    trained, and weights may take large steps.
+
     Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
     estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
     al. 2018, equation 3), to which "lsq" adds the rounding error inside (Esser et al. 2020, section
-    2.1). The formulas are at `kerasq.fake_quant.fake_quant`.
+    2.1): `kerasq.fake_quant.fake_quant`. While a range of 8 bits or more follows the data ("none"),
+    dL/dx = g but for what a ReLU cuts: `kerasq.fake_quant.fake_quant_following`.
 
     Args:
         bits: width; below 8 the grid is that many levels of int8 codes.
         relu: whether the tensor is behind a ReLU. An asymmetric range then starts at 0.0 and its
             clamp is the ReLU: there is no `range_min`, and no op for the ReLU.
         limit: what the upper end may not exceed: `max_value` of the ReLU.
-        range_gradient: "lsq", "clip", or "none": the range then follows a moving average while
-            training, until `trainable = False`.
+        range_gradient: "lsq", "clip", or "none": the range then follows the data while training,
+            until `trainable = False`.
         is_input: whether the tensor is an input of the model, whose range is a convention with
             whoever feeds it: nothing moves it after the first batches.
     """
@@ -84,6 +100,10 @@ class ActivationQuantizer(keras.layers.Layer):
         self.is_input = is_input
         # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
         self.fixed = False
+        # What `kerasq.CheckTraining` saw last: the share of values beyond the range, and whether
+        # all had one code.
+        self.clipped: float | None = None
+        self.is_constant = False
 
     def build(self, input_shape: Any = None) -> None:
         """Creates `range_max`, `range_min` where the range has two ends, and `batches_seen`.
@@ -126,7 +146,7 @@ class ActivationQuantizer(keras.layers.Layer):
         return "none" if self.is_input else self.range_gradient
 
     def _averages(self) -> bool:
-        """Whether the range follows a moving average behind the first batches."""
+        """Whether the range follows the data behind the first batches."""
         return self.range_gradient == "none" and self.trainable and not self.is_input
 
     @property
@@ -136,12 +156,12 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The range's ends, as float32 tensors: it contains 0.0 and is never empty."""
-        high = project(self.range_max.value, UpperEnd(self.limit))
+        high = project(self.range_max, UpperEnd(self.limit))
         if self.symmetric:
             return symmetric(high, self.bits)
         if self.range_min is None:
             return tf.zeros(()), high
-        return project(self.range_min.value, AtMostZero()), high
+        return project(self.range_min, AtMostZero()), high
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
@@ -166,30 +186,58 @@ class ActivationQuantizer(keras.layers.Layer):
         self.batches_seen.assign(batches)
 
     def _follow(self, x: tf.Tensor) -> None:
-        """Moves the range towards that of a batch.
+        """Moves the range towards that of a batch, by the rule that the class states."""
+        moves = self.trainable and not self.is_input
+        if not self._is_first():
+            self._assign_ends(self._later(self._ends(), self._batch_ends(x[:SAMPLES])))
+            return
+        # A step that is traced while the range is new is run when it is not, too.
+        ends, seen = self._ends(), self.batches_seen.value
+        is_first = seen < FIRST_BATCHES
 
-        To the mean over the first batches; then, if at all, by an exponential average.
-        """
-        seen = self.batches_seen.value
-        # 1 / (n + 1) makes a running mean of batches, a constant rate an exponential one.
-        floor = MOVING_RATE if self._averages() else 0.0
-        rate = tf.where(seen < FIRST_BATCHES, 1.0 / (seen + 1.0), floor)
-        low, high = self.range()
-        if self.symmetric:
-            low = -high
+        def first() -> list[tf.Tensor]:
+            # 1 / (n + 1) makes a running mean of batches.
+            pairs = zip(ends, self._batch_ends(x), strict=True)
+            return [_moved(end, value, 1.0 / (seen + 1.0)) for end, value in pairs]
 
-        def batch_range() -> tuple[tf.Tensor, tf.Tensor]:
-            values = self.clamp(x)
-            ends = tf.reduce_min(values), tf.reduce_max(values)
-            if self.symmetric:
-                largest = tf.reduce_max(tf.abs(values))
-                ends = -largest, largest
-            return low + rate * (ends[0] - low), high + rate * (ends[1] - high)
+        def later() -> list[tf.Tensor]:
+            return self._later(ends, self._batch_ends(x[:SAMPLES])) if moves else ends
 
         # Only the values are computed under tf.cond: an assignment there would need a merge call,
         # which tf.distribute does not allow in a conditional.
-        low, high = tf.cond(rate > 0.0, batch_range, lambda: (low, high))
-        self.assign_range(low, high, tf.minimum(seen + 1.0, FIRST_BATCHES))
+        moved = tf.cond(is_first, first, later)
+        low = -moved[0] if len(moved) == 2 or self.symmetric else 0.0
+        self.assign_range(low, moved[-1], tf.minimum(seen + 1.0, FIRST_BATCHES))
+
+    def _ends(self) -> list[tf.Tensor]:
+        """The magnitudes of the ends that are variables: the lower one, if it is, and the upper."""
+        low, high = self.range()
+        return [high] if self.range_min is None else [-low, high]
+
+    def _assign_ends(self, ends: list[tf.Tensor]) -> None:
+        if self.range_min is not None:
+            self.range_min.assign(-ends[0])
+        self.range_max.assign(ends[-1])
+
+    def _batch_ends(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """Those of a batch, behind the layer's ReLU."""
+        if self.symmetric:
+            return [tf.reduce_max(tf.abs(self.clamp(x)))]
+        high = tf.nn.relu(tf.reduce_max(x))
+        high = high if self.limit is None else tf.minimum(high, self.limit)
+        return [high] if self.range_min is None else [tf.nn.relu(-tf.reduce_min(x)), high]
+
+    def _later(self, ends: list[tf.Tensor], batch: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Where ends go behind the first batches, for those of a batch."""
+        if not self._averages():
+            least = 1.0 / CLIPPING.get(self.bits, 1.0)
+            batch = [
+                tf.clip_by_value(end, value * least, value * WIDEST)
+                for end, value in zip(ends, batch, strict=True)
+            ]
+        pairs = zip(ends, batch, strict=True)
+        # Of a few operators, since a step has them for each range.
+        return [_moved(end, target, WIDENING_RATE, NARROWING_RATE) for end, target in pairs]
 
     def clamp(self, x: tf.Tensor) -> tf.Tensor:
         """The ReLU that is part of the layer."""
@@ -206,14 +254,13 @@ class ActivationQuantizer(keras.layers.Layer):
         return self.fake_quant(x)
 
     def _follows(self) -> bool:
-        """Whether training still moves the range towards that of its batches.
+        """Whether training holds the range against its batches: known when a function is traced."""
+        return not self.fixed and (self._is_first() or (self.trainable and not self.is_input))
 
-        Decided when a function is traced, for a calibrated model's steps to be free of it.
-        """
-        if self.fixed:
-            return False
+    def _is_first(self) -> bool:
+        """Whether batches may still be the first ones: known when a function is traced."""
         is_known = isinstance(self.batches_seen.value, tf.Variable)
-        return self._averages() or not is_known or self._batches() < FIRST_BATCHES
+        return not is_known or self._batches() < FIRST_BATCHES
 
     def has_seen_data(self) -> bool:
         """Whether the range means something: known when a function is traced.
@@ -232,10 +279,14 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""
+        low, high = self.range()
+        if self._averages() and not self.fixed and self.bits >= 8:
+            return fake_quant.fake_quant_following(
+                x, low, high, bits=self.bits, relu=self.relu, limit=self.limit
+            )
         # A range that starts at 0 cuts as the ReLU does; a symmetric one goes below.
         if self.symmetric:
             x = self.clamp(x)
-        low, high = self.range()
         # LSQ counts the values of a sample, whatever the batch is; sizes may be unknown.
         count = math.prod(x.shape[1:]) if None not in x.shape[1:] else 1
         return fake_quant.fake_quant(
@@ -243,12 +294,23 @@ class ActivationQuantizer(keras.layers.Layer):
         )
 
 
-def project(value: tf.Tensor, constraint: keras.constraints.Constraint) -> tf.Tensor:
+def _moved(end: tf.Tensor, target: tf.Tensor, up: Any, down: float | None = None) -> tf.Tensor:
+    """An end, a share of the way to its target: `up` if that is wider, or `down` if it is narrower.
+
+    NaN and infinite targets, of training that diverges, move nothing.
+    """
+    way = target - end
+    way = way if down is None else tf.nn.leaky_relu(way, down / up)
+    return tf.where(tf.math.is_finite(target), end + up * way, end)
+
+
+def project(variable: keras.Variable, constraint: keras.constraints.Constraint) -> tf.Tensor:
     """A variable's value as its constraint allows it; the gradient is the variable's own."""
     # Keras applies constraints behind steps, not to first values. Beyond a limit the constraint's
     # own gradient is 0: a variable there would never come back.
-    value = tf.convert_to_tensor(value)
-    return fake_quant.straight_through(value, constraint(value))
+    value = tf.convert_to_tensor(variable.value)
+    exact = constraint(value)
+    return fake_quant.straight_through(value, exact) if variable.trainable else exact
 
 
 def symmetric(high: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:

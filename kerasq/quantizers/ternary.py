@@ -93,7 +93,7 @@ class TrainedTernary(WeightQuantizer):
         return _signs(kernel, threshold)
 
     def _magnitudes(self) -> tuple[tf.Tensor, tf.Tensor]:
-        return tuple(project(v.value, UpperEnd()) for v in (self.positive, self.negative))
+        return tuple(project(v, UpperEnd()) for v in (self.positive, self.negative))
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """A 127th of the larger magnitude."""

@@ -44,7 +44,7 @@ class Uniform(WeightQuantizer):
         """The range of each channel; under "none" it follows the weights."""
         if self.range_gradient == "none":
             return weight_range(kernel, self.bits)
-        return project(self.kernel_range.value, UpperEnd())
+        return project(self.kernel_range, UpperEnd())
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """`high / (2^(bits-1) - 1)`, `(channels,)`."""
@@ -53,7 +53,13 @@ class Uniform(WeightQuantizer):
     def fake_quant(self, kernel: tf.Tensor, gain: Any = 1.0) -> tf.Tensor:
         """`gain` times the kernel on its grid, with the gradients that the class states."""
         return fake_quant.fake_quant_per_channel(
-            kernel, self.range(kernel), bits=self.bits, gradient=self.range_gradient, gain=gain
+            kernel,
+            self.range(kernel),
+            bits=self.bits,
+            gradient=self.range_gradient,
+            gain=gain,
+            # A range that is the largest weight of today.
+            clips=self.range_gradient != "none" or self.bits < 8,
         )
 
     def integer(
@@ -76,7 +82,9 @@ def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
     squared error after quantization (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
     """
     axes = inner_axes(kernel)
-    largest = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=axes), NARROWEST)
+    # Without magnitudes in memory: it is computed in each step where ranges follow.
+    ends = tf.reduce_max(kernel, axis=axes), -tf.reduce_min(kernel, axis=axes)
+    largest = tf.maximum(tf.maximum(*ends), NARROWEST)
     if bits >= 8:
         return largest
     levels = 2.0 ** (bits - 1) - 1

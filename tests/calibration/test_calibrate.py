@@ -9,9 +9,9 @@ import tensorflow as tf
 
 import kerasq
 from kerasq.calibration.calibrate import BATCH_SIZE
-from kerasq.calibration.observers import OBSERVERS
+from kerasq.calibration.observers import MOVING_RATE, OBSERVERS
 from kerasq.grid import Grid
-from kerasq.quantizers.activations import MOVING_RATE, NARROWEST
+from kerasq.quantizers.activations import NARROWEST
 from kerasq.wrappers import ranged
 
 

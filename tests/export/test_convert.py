@@ -52,7 +52,7 @@ def test_layers_that_copy_are_named_and_dropped_ones_are_not():
 
 
 def test_marks_of_layers_with_a_kernel_have_its_grid_and_the_bias_codes():
-    q, _, found = converted(networks.residual())
+    q, _, found = converted(networks.residual(), batch_norm="fold")
     weighted = {mark.name: mark for mark in found.marks if isinstance(mark, marks.Weighted)}
     assert set(weighted) == {"conv", "branch", "probs_linear"}
     for name, mark in weighted.items():

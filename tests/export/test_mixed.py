@@ -264,8 +264,8 @@ CASES = {
     "all_w8a16": (networks.residual, {"scheme": "w8a16"}),
     "all_w4a16": (block, {"scheme": "w4a16"}),
     "all_w4a8": (block, {"scheme": "w4a8"}),
-    "batch_norm_fold": (normed, {"overrides": NORMED}),
-    "batch_norm_keep": (normed, {"overrides": NORMED, "batch_norm": "keep"}),
+    "batch_norm_fold": (normed, {"overrides": NORMED, "batch_norm": "fold"}),
+    "batch_norm_keep": (normed, {"overrides": NORMED}),
     "several_ends": (
         networks.two_by_two,
         {"overrides": {"left": "w8a16", "left_hidden": "w8a16", "score": "w4a16"}},
@@ -787,7 +787,7 @@ def fitted():
     model = interleaved()
     x = networks.data(model, 16)
     y = np.arange(16) % 5
-    q = networks.quantized(model, x, overrides=INTERLEAVED)
+    q = networks.quantized(model, x, overrides=INTERLEAVED, range_gradient="lsq")
     wide = {
         layer.name: layer.output_quantizer.range_max
         for layer in q.layers

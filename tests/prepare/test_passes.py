@@ -33,25 +33,33 @@ def test_a_folded_graph_has_no_batch_normalization():
     assert _norms(graph) and _norms(prepare(graph, skip=("fold",)))
     folded = prepare(graph)
     assert not _norms(folded)
-    gains = {x.source.gain for x in folded.nodes}
-    assert gains != {1.0} and all(np.log2(gain) % 1 == 0 for gain in gains)
+    gains = np.array([gain for x in folded.nodes for gain in x.source.gain])
+    assert len(set(gains)) > 2 and (np.log2(gains) % 1 == 0).all()
 
 
 def test_the_kernel_that_is_trained_is_in_units_of_the_gain():
-    """A BatchNormalization behind pixels: the kernel's outputs have a deviation of about 1."""
+    """Steps are those of a BatchNormalization whose statistics are frozen, but for a root of 2."""
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     y = L.BatchNormalization(name="norm")(L.Conv2D(4, 3, use_bias=False, name="conv")(image))
     model = keras.Model(image, y)
     model.get_layer("norm").moving_variance.assign([400.0, 1600.0, 2500.0, 6400.0])
+    model.get_layer("norm").gamma.assign([0.5, -1.0, 0.0, 3.0])
     kernel = model.get_layer("conv").kernel.numpy()
     deviation = np.sqrt(np.array([400.0, 1600.0, 2500.0, 6400.0]) + 1e-3)
-    unit = np.median(np.linalg.norm(kernel.reshape(-1, 4), axis=0) / deviation)
+    gain = np.array([0.5, -1.0, 0.0, 3.0]) / deviation
     folded = prepare(graphs.read(model))
-    assert [x.source.gain for x in folded.nodes] == [2.0 ** np.round(np.log2(unit))]
+    (found,) = [x.source.gain for x in folded.nodes]
+    units = np.array(found)[[0, 1, 3]]
+    np.testing.assert_array_equal(units, 2.0 ** np.round(np.log2(np.abs(gain[[0, 1, 3]]))))
+    assert found[2] == 1.0  # Switched off.
     np.testing.assert_allclose(
-        folded.model.get_layer("conv").kernel.numpy(), kernel / deviation, rtol=1e-5
+        folded.model.get_layer("conv").kernel.numpy(), kernel * gain, rtol=1e-5
     )
+    trained = kerasq.quantize_model(model, batch_norm="fold").get_layer("conv").kernel.numpy()
+    ratios = np.linalg.norm((kernel * gain).reshape(-1, 4), axis=0)[[0, 1, 3]]
+    ratios /= np.linalg.norm(trained.reshape(-1, 4), axis=0)[[0, 1, 3]]
+    np.testing.assert_allclose(ratios, units, rtol=1e-5)
 
 
 def test_layers_that_stay_float_keep_their_batch_normalization():

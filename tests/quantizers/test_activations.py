@@ -7,8 +7,10 @@ from kerasq.fake_quant import fake_quant_per_channel
 from kerasq.grid import Grid
 from kerasq.quantizers.activations import (
     FIRST_BATCHES,
-    MOVING_RATE,
     NARROWEST,
+    NARROWING_RATE,
+    SAMPLES,
+    WIDENING_RATE,
     ActivationQuantizer,
     AtMostZero,
     UpperEnd,
@@ -55,9 +57,9 @@ def test_the_first_batches_set_the_range_to_their_mean(kind, in_function):
         assert made.batches_seen.numpy() == i
 
 
-@pytest.mark.parametrize("kind", [*LEARNED, *INPUT])
+@pytest.mark.parametrize("kind", INPUT)
 @pytest.mark.parametrize("in_function", [False, True])
-def test_later_batches_leave_the_range_alone(kind, in_function):
+def test_later_batches_leave_the_range_of_an_input_alone(kind, in_function):
     made = quantizer(**kind)
     run = tf.function(made) if in_function else made
     for x in seeded_batches(FIRST_BATCHES):
@@ -69,15 +71,67 @@ def test_later_batches_leave_the_range_alone(kind, in_function):
     assert made.batches_seen.numpy() == FIRST_BATCHES
 
 
-def test_a_traced_step_of_a_calibrated_range_holds_nothing_that_follows_batches():
+@pytest.mark.parametrize("kind", LEARNED)
+@pytest.mark.parametrize("in_function", [False, True])
+def test_a_range_that_the_data_has_left_comes_after_it(kind, in_function):
+    made = quantizer(-1.0, 2.0, **kind)
+    run = tf.function(made) if in_function else made
+    # Exceeded: a fifth of the way there.
+    run(tf.constant([[-1.5, 7.0]]), training=True)
+    np.testing.assert_allclose(ends(made), (-1.0 - 0.2 * 0.5, 2.0 + 0.2 * 5.0), rtol=1e-6)
+    # Within, and more than half of it: left to learning.
+    made.assign_range(-1.0, 2.0)
+    run(tf.constant([[-0.6, 1.1]]), training=True)
+    assert ends(made) == (-1.0, 2.0)
+    # Far within: a fiftieth of the way to twice the values.
+    run(tf.constant([[-0.1, 0.2]]), training=True)
+    np.testing.assert_allclose(ends(made), (-1.0 + 0.02 * 0.8, 2.0 - 0.02 * 1.6), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "clipping"), [(2, 6.0), (4, 2.5), (7, 1.2), (8, 1.0)])
+def test_ranges_of_few_bits_may_clip(bits, clipping):
+    made = quantizer(0.0, 1.0, bits=bits, relu=True)
+    made(tf.constant([[clipping - 0.01, 0.9]]), training=True)
+    assert ends(made) == (0.0, 1.0)
+    made(tf.constant([[clipping * 2, 0.9]]), training=True)
+    np.testing.assert_allclose(ends(made), (0.0, 1.0 + 0.2 * 1.0), rtol=1e-6)
+
+
+def test_ranges_of_16_bits_come_after_the_largest_magnitude():
+    made = quantizer(-1.0, 1.0, bits=16)
+    made(tf.constant([[-3.0, 0.5]]), training=True)
+    np.testing.assert_allclose(made.range_max.numpy(), 1.4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*LEARNED, {"range_gradient": "none"}])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_batch_that_diverges_tells_nothing(kind, value):
+    made = quantizer(-1.0, 2.0, **kind)
+    made(tf.constant([[value, -value]]), training=True)
+    assert ends(made) == (-1.0, 2.0)
+
+
+def test_a_range_is_held_against_the_first_samples_of_a_batch():
+    made = quantizer(-1.0, 1.0)
+    x = np.zeros((SAMPLES + 1, 2), "f")
+    x[:SAMPLES] = [-1.0, 1.0]
+    x[SAMPLES] = 9.0
+    made(tf.constant(x), training=True)
+    assert ends(made) == (-1.0, 1.0)
+
+
+def test_a_traced_step_moves_no_range_that_is_to_stay():
     def assignments(made):
         run = tf.function(lambda x: made(x, training=True))
         graph = run.get_concrete_function(tf.TensorSpec([4, 3])).graph
         return sum(op.type == "AssignVariableOp" for op in graph.get_operations())
 
     assert assignments(quantizer()) == 3
-    assert assignments(quantizer(-1.0, 1.0)) == 0
-    assert assignments(quantizer(-1.0, 1.0, range_gradient="none")) == 3
+    assert assignments(quantizer(-1.0, 1.0)) == 2
+    assert assignments(quantizer(-1.0, 1.0, is_input=True)) == 0
+    frozen = quantizer(-1.0, 1.0)
+    frozen.trainable = False
+    assert assignments(frozen) == 0
 
 
 def test_a_stateless_call_follows_batches():
@@ -94,16 +148,31 @@ def test_a_stateless_call_follows_batches():
 
 
 def test_none_goes_on_as_a_moving_average():
-    """Jacob et al. 2018, section 3.1: an exponential moving average of the ends."""
+    """After Jacob et al. 2018, section 3.1, but quicker up than down."""
     made = quantizer(range_gradient="none")
-    data = seeded_batches(FIRST_BATCHES + 20)
+    data = seeded_batches(FIRST_BATCHES)
     for x in data:
         made(tf.constant(x), training=True)
-    low, high = np.mean([[b.min(), b.max()] for b in data[:FIRST_BATCHES]], axis=0)
-    for x in data[FIRST_BATCHES:]:
-        low = (1 - MOVING_RATE) * low + MOVING_RATE * x.min()
-        high = (1 - MOVING_RATE) * high + MOVING_RATE * x.max()
+    low, high = np.mean([[b.min(), b.max()] for b in data], axis=0)
+    for share in (0.6, 0.9, 0.3, 1.5, 0.8, 4.0):
+        ends_now = share * low, share * high
+        made(tf.constant([ends_now], tf.float32), training=True)
+        rate = WIDENING_RATE if share > 1 else NARROWING_RATE
+        low += rate * (ends_now[0] - low)
+        high += rate * (ends_now[1] - high)
     np.testing.assert_allclose(ends(made), (low, high), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*LEARNED, {"range_gradient": "none"}])
+@pytest.mark.parametrize("start", [1e-4, 20.0])
+def test_a_range_that_starts_wrong_is_right_after_250_batches(kind, start):
+    made = quantizer(-start, start, **kind)
+    run = tf.function(made)
+    rng = np.random.default_rng(0)
+    for _ in range(250):
+        run(tf.constant(rng.uniform(-1.0, 1.0, (8, 100)), tf.float32), training=True)
+    assert 0.9 < made.range_max.numpy() < 2.2
+    assert -2.2 < made.range_min.numpy() < -0.9
 
 
 def test_trainable_false_freezes_the_moving_average():
@@ -113,7 +182,8 @@ def test_trainable_false_freezes_the_moving_average():
     assert ends(made) == (-1.0, 1.0)
     made.trainable = True
     made(tf.constant([[-50.0, 50.0]]), training=True)
-    np.testing.assert_allclose(ends(made), (-1.49, 1.49), rtol=1e-6)
+    moved = 1.0 + WIDENING_RATE * 49.0
+    np.testing.assert_allclose(ends(made), (-moved, moved), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +200,7 @@ def test_only_training_moves_the_range(kind):
 def test_a_calibrated_range_is_not_set_again(range_gradient):
     made = quantizer(-1.0, 3.0, range_gradient=range_gradient)
     made(tf.constant([[-9.0, 9.0]]), training=True)
-    moved = MOVING_RATE if range_gradient == "none" else 0.0
+    moved = WIDENING_RATE
     np.testing.assert_allclose(ends(made), (-1 - 8 * moved, 3 + 6 * moved), rtol=1e-6)
 
 

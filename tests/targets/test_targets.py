@@ -119,7 +119,7 @@ def test_inputs_on_one_grid_are_quantized_by_the_target():
 @pytest.mark.usefixtures("register")
 def test_limits_are_those_of_the_models_target():
     limits = dataclasses.replace(
-        LITERT.limits, bias={8: 50.0, 16: 50.0}, accumulator_bits={8: 10, 16: 64}, multiplier=1e-9
+        LITERT.limits, bias={8: 50.0, 16: 50.0}, accumulator_bits={8: 10, 16: 64}, multiplier=1e-3
     )
     targets.register(altered(limits=limits))
     model, x = network()
@@ -130,8 +130,13 @@ def test_limits_are_those_of_the_models_target():
     flagged = [[x.name for x in kerasq.summary(q).layers if x.overflows] for q in (plain, own)]
     assert flagged == [[], ["other"]]  # The weights of "dense" have room for its bias.
     kerasq.export_tflite(plain)
-    with pytest.raises(ValueError, match="must be below 1e-09"):
-        kerasq.export_tflite(own)
+    kerasq.export_tflite(own)
+    largest = [
+        float(dense.input_grids()[0].scale * max(dense.integer_weights().grid.scale))
+        / float(dense.grid().scale)
+        for dense in (q.get_layer("dense") for q in (plain, own))
+    ]
+    assert largest[0] > 2e-3 and 0.99e-3 < largest[1] < 1e-3  # Its range was widened.
 
 
 @pytest.mark.usefixtures("register")

@@ -59,7 +59,7 @@ def test_layers_that_share_weights_move_again():
     x = keras.Input((8,), name="x")
     shared = keras.layers.Dense(8, name="shared")
     model = keras.Model(x, shared(keras.layers.ReLU()(shared(x))))
-    q = kerasq.quantize_model(model)
+    q = kerasq.quantize_model(model, range_gradient="lsq")
     q.compile("sgd", "mse", jit_compile=False)
     data = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
     trainable = [v.path for v in q.trainable_variables]

@@ -80,7 +80,7 @@ def test_frozen_weights_stay_exactly_where_they_are(options, batch_norm):
 )
 def test_the_exported_weights_are_the_trained_ones(bits, per_channel, make):
     x, y = samples()
-    q = compiled(quantized(f"w{bits}a8", make))
+    q = compiled(quantized(f"w{bits}a8", make, batch_norm="fold"))
     inq = kerasq.IncrementalQuantization((0.5, 1.0), per_channel=per_channel)
     q.fit(x, y % 5, epochs=2, verbose=0, callbacks=[inq])
     lite = kerasq.export_tflite(q)

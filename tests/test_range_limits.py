@@ -1,0 +1,53 @@
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq import range_limits
+from kerasq.kernel_wrapper import KernelWrapper
+from tests import networks
+
+L = keras.layers
+
+
+def narrow(scheme, factor):
+    """A quantized model, and a layer of it whose range is `factor` times what it needs."""
+    q = networks.quantized(networks.sequential(), scheme=scheme)
+    layer = [layer for layer in q.layers if isinstance(layer, KernelWrapper)][1]
+    quantizer = layer.output_quantizer
+    quantizer.assign_range(*(float(end) * factor for end in quantizer.range()))
+    return q, layer
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a16"])
+def test_a_range_that_is_too_narrow_is_widened_on_both_sides(scheme, capsys):
+    q, layer = narrow(scheme, 1e-5)
+    lite = kerasq.export_tflite(q)
+    assert f"The output range of layer {layer.name!r} is now" in capsys.readouterr().out
+    x = networks.samples(q, 16)
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+    sums = layer.input_grids()[0].scale * layer.integer_weights().grid.scale
+    found = float(keras.ops.max(sums) / layer.grid().scale)
+    assert 255.9 < found < layer.target.limits.multiplier
+
+
+def test_ranges_that_kernels_take_stay():
+    q, _ = narrow("w8a8", 0.5)
+    before = [v.numpy() for v in q.variables]
+    assert range_limits.widen(q) == []
+    for a, b in zip(before, q.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_untrained_network_exports(capsys):
+    """Activations shrink from layer to layer: untrained statistics normalize nothing."""
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=10)
+    x = np.random.default_rng(0).uniform(0, 255, (16, 32, 32, 3)).astype("f")
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, x)
+    assert "kernels take no s_in * s_w / s_out of 256 or more" in capsys.readouterr().out
+    lite = kerasq.export_tflite(q)
+    assert "is now" not in capsys.readouterr().out  # Calibration has widened them.
+    assert lite.float_ops == []
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
