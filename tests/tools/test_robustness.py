@@ -1,0 +1,55 @@
+"""The table of rates and optimizers, from tiny runs."""
+
+import json
+
+import numpy as np
+
+from tests import processes
+
+
+def test_networks_of_keras_2_compute_the_same():
+    # The tool has flags that others have too, so it is imported in a process of its own.
+    script = """
+import numpy as np
+from recipes import models
+from tools import robustness
+for network in robustness.NETWORKS:
+    model = models.build(network, (32, 32, 3), 10)
+    x = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("f")
+    found = robustness.in_keras2(model).predict(x, verbose=0)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-6)
+    print("same", network)
+"""
+    done = processes.python("-c", script)
+    assert done.stdout.count("same") == 4, done.stderr[-3000:]
+
+
+def test_the_table(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(96) % 3
+    x = (rng.integers(0, 100, (96, 32, 32, 3)) + 50 * y[:, None, None, None]).astype("uint8")
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
+    flags = ["--dataset=npz", f"--data_dir={tmp_path / 'data.npz'}", f"--out={tmp_path / 'out'}"]
+    flags += ["--seeds=0,1", "--float_epochs=1", "--network=ds_cnn", "--optimizer=SGD 1e-3"]
+    done = processes.python("-m", "tools.robustness", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    header, _, accuracies, over = [x for x in done.stdout.splitlines() if x.startswith("|")]
+    names = [cell.strip() for cell in header.split("|")[3:-1]]
+    assert names == ["float", "kerasq", "kerasq, folded", "tfmot"]
+    found = {
+        name: [
+            100 * json.loads(path.read_text())["SGD 1e-3"]
+            for path in sorted((tmp_path / "out/finetune/ds_cnn" / name).glob("*.json"))
+        ]
+        for name in ("float", "kerasq", "kerasq_folded", "tfmot")
+    }
+    assert all(len(values) == 2 for values in found.values())
+    for cell, values in zip(accuracies.split("|")[3:-1], found.values(), strict=True):
+        assert cell.strip() == f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    differences = np.subtract(found["kerasq"], found["float"])
+    assert over.split("|")[4].strip() == f"{differences.mean():+.2f}"
+    # What is finished is not run again.
+    logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
+    done = processes.python("-m", "tools.robustness", *flags)
+    assert accuracies in done.stdout
+    assert logs == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
