@@ -75,8 +75,8 @@ LITERT = Target(
         # channels whose weights are nearly all 0, as folding a BatchNormalization may leave them.
         bias={8: 2.0**30, 16: 2.0**40},
         accumulator_bits={8: 32, 16: 64},
-        # XNNPACK's delegate refuses to load a model with 256 or more; LiteRT's int16 kernels
-        # overflow somewhere beyond.
+        # XNNPACK's delegate refuses to load a model with 256 or more, or leaves the operator to
+        # kernels that round otherwise; LiteRT's int16 kernels overflow somewhere beyond.
         multiplier=256.0,
     ),
 )

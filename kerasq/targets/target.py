@@ -20,7 +20,8 @@ class Limits:
     Attributes:
         bias: what bias codes stay below, by bits of the activations.
         accumulator_bits: width of the sums, by bits of the activations.
-        multiplier: what `s_in * s_w / s_out` stays below.
+        multiplier: what `s_in * s_w / s_out`, `s_in / s_out` of sums, and `s_a * s_b / s_out` of
+            products stay below.
     """
 
     bias: Mapping[int, float]
