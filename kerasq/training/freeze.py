@@ -16,8 +16,8 @@ class FreezeRanges(keras.callbacks.Callback):
     section 5, for ranges). Ranges of activations and weights stop, learned ones and those that
     follow the data; of a BatchNormalization that was kept, mean and variance stop, gamma and beta
     train on; one that stays float stops altogether. Scales that are computed from weights, such as
-    those of ternary ones, follow the weights. After `fit` everything can move again; where that was
-    interrupted, at the beginning of the next `fit` with this callback.
+    those of ternary ones and, by default, of 8 bits, follow the weights. After `fit` everything can
+    move again; where that was interrupted, at the beginning of the next `fit` with this callback.
 
     Args:
         epoch: the first epoch, counted from 0, in which nothing of this moves.
