@@ -91,7 +91,9 @@ class Summary:
         return sum(layer.bit_operations or 0 for layer in self.layers)
 
     def __str__(self) -> str:
-        return "\n".join([tables.plain(self._rows(), left=4), "", self._peak(), *self._remarks()])
+        troubles = [f"Trouble. {found}" for found in self.troubles]
+        table = tables.plain(self._rows(), left=4)
+        return "\n".join([table, "", self._peak(), *self._remarks(), *troubles])
 
     def _rows(self) -> list[list[str]]:
         """The table: a header, a row for each layer, the totals."""
@@ -123,8 +125,7 @@ class Summary:
             "MACs not counted": [x.name for x in self.layers if x.macs is None],
             "! int32 accumulators can overflow": [x.name for x in self.layers if x.overflows],
         }
-        remarks = [f"{text}: {', '.join(names)}." for text, names in named.items() if names]
-        return remarks + [f"Trouble. {found}" for found in self.troubles]
+        return [f"{text}: {', '.join(names)}." for text, names in named.items() if names]
 
 
 def _number(value: int | None) -> str:
