@@ -177,18 +177,20 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Quantized output, as real values: see the module."""
-        smooth = self.run_fake_quant(inputs, training)
-        if self.output_quantizer is not None:
-            smooth = self.output_quantizer(smooth, training=training)
-        # Average pooling rounds to the grid of its input.
-        elif self.quantizer is not None:
-            smooth = self.quantizer.fake_quant(smooth)
+        smooth = self.on_grid(self.run_fake_quant(inputs, training), training)
         # Fixed grids (softmax, sigmoid, tanh) are left out: a probability that rounds to 0 would
         # get no gradient from a cross-entropy.
         if training:
             return smooth
         # Inference has a gradient as well: integer kernels have none, so it is that of training.
         return fake_quant.straight_through(smooth, self.run_integer(inputs))
+
+    def on_grid(self, y: tf.Tensor, training: bool | None) -> tf.Tensor:
+        """Fake-quant of what `run_fake_quant` returned; in training the range may move."""
+        if self.output_quantizer is not None:
+            return self.output_quantizer(y, training=training)
+        # Average pooling rounds to the grid of its input.
+        return y if self.quantizer is None else self.quantizer.fake_quant(y)
 
     def run_float(self, inputs: Any) -> tf.Tensor:
         """The layer in float, on float weights, as it was before quantization."""

@@ -153,7 +153,7 @@ def summary(model: keras.Model) -> Summary:
     require_quantized(model)
     cost.require_known_shapes(model)
     # All of them: the width of a layer's sums follows from the range of the layer before it.
-    is_calibrated = all(float(quantizer.batches_seen) > 0 for quantizer in ranged(model).values())
+    is_calibrated = all(quantizer.has_seen_data() for quantizer in ranged(model).values())
     calls = graph.calls(model)
     return Summary(
         layers=tuple(_layer(node, is_calibrated) for node in calls),

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph
+from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import NARROWEST, ActivationQuantizer
 from kerasq.quantizers.uniform import Uniform
@@ -18,9 +19,6 @@ from kerasq.wrappers import QuantizeWrapper, ranged
 # The share beyond a range that is trouble, by whether there are 8 bits or more. Where codes are
 # few, clipping is what training finds best: 2 bits cut 5 to 10 % of a normal distribution.
 MOST_CLIPPED = {True: 0.03, False: 0.25}
-
-# Samples that are looked at together, where the data are an array.
-BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +60,11 @@ def observer(model: keras.Model) -> Callable[[Any], None]:
             layer = node.layer
             if not isinstance(layer, QuantizeWrapper):
                 return graph.infer(layer, *args, **kwargs)
-            y = layer.run_fake_quant(args[0], training=False)
+            raw = layer.run_fake_quant(args[0], training=False)
+            y = layer.on_grid(raw, training=False)
             if layer.output_quantizer is not None:
-                y = layer.output_quantizer.clamp(y)
-                found[layer.name] = _statistics(layer.output_quantizer, y)
-                return layer.output_quantizer.fake_quant(y)
-            return y if layer.quantizer is None else layer.quantizer.fake_quant(y)
+                found[layer.name] = _statistics(layer.output_quantizer, raw, y)
+            return y
 
         graph.run(model, x, call)
         return found
@@ -82,12 +79,12 @@ def observer(model: keras.Model) -> Callable[[Any], None]:
     return observe
 
 
-def _statistics(quantizer: ActivationQuantizer, x: tf.Tensor) -> tf.Tensor:
+def _statistics(quantizer: ActivationQuantizer, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """The share of values beyond the range, and the least and the greatest value on its grid."""
     low, high = quantizer.range()
     half = (high - low) / (2.0 * (2**quantizer.bits - 1))
-    is_beyond = (x < low - half) | (x > high + half)
-    share, y = tf.reduce_mean(tf.cast(is_beyond, tf.float32)), quantizer.fake_quant(x)
+    x = quantizer.clamp(x)
+    share = tf.reduce_mean(tf.cast((x < low - half) | (x > high + half), tf.float32))
     return tf.stack([share, tf.reduce_min(y), tf.reduce_max(y)])
 
 
@@ -121,7 +118,7 @@ def _of_layer(layer: QuantizeWrapper) -> list[Trouble]:
 
 def _of_range(quantizer: ActivationQuantizer) -> list[tuple[str, str]]:
     """What is wrong with the range of an activation."""
-    if not float(tf.convert_to_tensor(quantizer.batches_seen.value)):
+    if not quantizer.has_seen_data():
         return []
     low, high = (float(end) for end in quantizer.range())
     if high - low <= 2 * NARROWEST:

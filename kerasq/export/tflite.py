@@ -4,7 +4,6 @@ import os
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kerasq import graph, range_limits, registry
 from kerasq.export.convert import convert
@@ -146,11 +145,7 @@ def _dtype(name: str, dtype: str | None, widths: list[int]) -> str | None:
 
 def _check_observed(model: keras.Model) -> None:
     """Raises a ValueError where a range is still what it was made with."""
-    unseen = [
-        name
-        for name, quantizer in ranged(model).items()
-        if float(tf.convert_to_tensor(quantizer.batches_seen.value)) == 0
-    ]
+    unseen = [name for name, quantizer in ranged(model).items() if not quantizer.has_seen_data()]
     if unseen:
         raise ValueError(
             "The ranges must come from data before the model is exported. "

@@ -187,13 +187,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range towards that of a batch, by the rule that the class states."""
-        moves = self.trainable and not self.is_input
-        if not self._is_first():
-            self._assign_ends(self._later(self._ends(), self._batch_ends(x[:SAMPLES])))
-            return
-        # A step that is traced while the range is new is run when it is not, too.
         ends, seen = self._ends(), self.batches_seen.value
-        is_first = seen < FIRST_BATCHES
 
         def first() -> list[tf.Tensor]:
             # 1 / (n + 1) makes a running mean of batches.
@@ -201,11 +195,21 @@ class ActivationQuantizer(keras.layers.Layer):
             return [_moved(end, value, 1.0 / (seen + 1.0)) for end, value in pairs]
 
         def later() -> list[tf.Tensor]:
-            return self._later(ends, self._batch_ends(x[:SAMPLES])) if moves else ends
+            if self.is_input or not self.trainable:
+                return ends
+            pairs = zip(ends, self._batch_ends(x[:SAMPLES]), strict=True)
+            return [self._later(end, value) for end, value in pairs]
 
-        # Only the values are computed under tf.cond: an assignment there would need a merge call,
-        # which tf.distribute does not allow in a conditional.
-        moved = tf.cond(is_first, first, later)
+        if not self._is_first():
+            moved = later()
+            if self.range_min is not None:
+                self.range_min.assign(-moved[0])
+            self.range_max.assign(moved[-1])
+            return
+        # A step that is traced while the range is new is run when it is not, too. Only the values
+        # are computed under tf.cond: an assignment there would need a merge call, which
+        # tf.distribute does not allow in a conditional.
+        moved = tf.cond(seen < FIRST_BATCHES, first, later)
         low = -moved[0] if len(moved) == 2 or self.symmetric else 0.0
         self.assign_range(low, moved[-1], tf.minimum(seen + 1.0, FIRST_BATCHES))
 
@@ -213,11 +217,6 @@ class ActivationQuantizer(keras.layers.Layer):
         """The magnitudes of the ends that are variables: the lower one, if it is, and the upper."""
         low, high = self.range()
         return [high] if self.range_min is None else [-low, high]
-
-    def _assign_ends(self, ends: list[tf.Tensor]) -> None:
-        if self.range_min is not None:
-            self.range_min.assign(-ends[0])
-        self.range_max.assign(ends[-1])
 
     def _batch_ends(self, x: tf.Tensor) -> list[tf.Tensor]:
         """Those of a batch, behind the layer's ReLU."""
@@ -227,17 +226,13 @@ class ActivationQuantizer(keras.layers.Layer):
         high = high if self.limit is None else tf.minimum(high, self.limit)
         return [high] if self.range_min is None else [tf.nn.relu(-tf.reduce_min(x)), high]
 
-    def _later(self, ends: list[tf.Tensor], batch: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Where ends go behind the first batches, for those of a batch."""
+    def _later(self, end: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        """Where an end goes behind the first batches, for that of a batch."""
+        # Few operators, since a step has them for each range.
         if not self._averages():
             least = 1.0 / CLIPPING.get(self.bits, 1.0)
-            batch = [
-                tf.clip_by_value(end, value * least, value * WIDEST)
-                for end, value in zip(ends, batch, strict=True)
-            ]
-        pairs = zip(ends, batch, strict=True)
-        # Of a few operators, since a step has them for each range.
-        return [_moved(end, target, WIDENING_RATE, NARROWING_RATE) for end, target in pairs]
+            value = tf.clip_by_value(end, value * least, value * WIDEST)
+        return _moved(end, value, WIDENING_RATE, NARROWING_RATE)
 
     def clamp(self, x: tf.Tensor) -> tf.Tensor:
         """The ReLU that is part of the layer."""
@@ -275,7 +270,9 @@ class ActivationQuantizer(keras.layers.Layer):
         strategy, variable = tf.distribute.get_strategy(), self.batches_seen.value
         # Outside of the function that is traced, where a variable of all replicas is one of each.
         with tf.init_scope():
-            return float(strategy.experimental_local_results(variable)[0])
+            found = strategy.experimental_local_results(variable)[0]
+            # A variable of several replicas where their strategy is not in scope is no number.
+            return float(tf.convert_to_tensor(found))
 
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""

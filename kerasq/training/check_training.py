@@ -7,7 +7,7 @@ import keras
 
 from kerasq.analysis import trouble
 from kerasq.analysis.trouble import Trouble
-from kerasq.wrappers import require_quantized
+from kerasq.wrappers import ranged, require_quantized
 
 # Of an epoch's mean loss over the least one before it, from which on training diverges.
 DIVERGES = 2.0
@@ -71,7 +71,7 @@ class CheckTraining(keras.callbacks.Callback):
         self.troubles = self._of_loss(float((logs or {}).get("loss", 0.0)))
         if self._observe is not None:
             self._observe(self._data)
-            quantizers = trouble.ranged(self.model)
+            quantizers = ranged(self.model)
             self.clipped.append({name: q.clipped for name, q in quantizers.items()})
         self.troubles += trouble.find(self.model)
         for found in self.troubles:

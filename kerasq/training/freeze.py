@@ -84,7 +84,7 @@ class FreezeRanges(keras.callbacks.Callback):
         del logs
         if epoch < self.epoch or self._frozen:
             return
-        unseen = [name for name, x in ranged(self.model).items() if not x.batches_seen.numpy()]
+        unseen = [name for name, x in ranged(self.model).items() if not x.has_seen_data()]
         if unseen:
             raise ValueError(
                 "Ranges must have seen data before they are frozen. Received: "
