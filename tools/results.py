@@ -11,15 +11,18 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+
+# Runs from a checkout, as a script and as a module.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from absl import app, flags
 
 from kerasq.support import progress, tables
 from kerasq.support.files import save_figure
+from tools import processes
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "An image folder, see recipes.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)
@@ -83,13 +86,9 @@ def run(name: str, seed: str, model: str, threads: int) -> dict:
 def _call(recipe: str, options: list[str], out: pathlib.Path, threads: int) -> None:
     """Runs a recipe, its output in <out>.log."""
     data = ["--dataset=image_folder", f"--data_dir={_DATA_DIR.value}", f"--out={out}"]
-    command = [sys.executable, str(_ROOT / f"recipes/{recipe}.py"), *options, *data]
     out.mkdir(parents=True, exist_ok=True)
-    limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
-    with open(f"{out}.log", "a") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | limits)
-    if done.returncode:
-        sys.exit(f"Failed: {' '.join(command)}\nSee {out}.log.")
+    script = str(_ROOT / f"recipes/{recipe}.py")
+    processes.run([script, *options, *data], pathlib.Path(f"{out}.log"), threads)
 
 
 def _accuracy(name: str, result: dict) -> float:

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from kerasq.support import progress, tables
 from kerasq.support.files import write_whole
 from kerasq.training.distill import ends_in_softmax
 from recipes import datasets, models, training
+from tools import processes
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,6 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where they are.", required=Tr
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", 1)
-_EXPERIMENT = flags.DEFINE_enum("experiment", "finetune", ["finetune", "scratch"], "Which.")
 _ONE = flags.DEFINE_string("one", None, "Run this network;contestant;seed only, in this process.")
 _FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 12, "Epochs of networks trained here.", 1)
 
@@ -56,13 +55,6 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
     "Adam 1e-3": ("Adam", {"learning_rate": 1e-3}),
 }
 BATCH_SIZE = 64
-
-_ONLY = {
-    "network": flags.DEFINE_multi_enum("network", None, NETWORKS, "These only, a flag each."),
-    "optimizer": flags.DEFINE_multi_enum(
-        "optimizer", None, [*OPTIMIZERS, "SGD 0.1"], "These only."
-    ),
-}
 
 
 def _quantized(model: Any, images: np.ndarray, **options: Any) -> Any:
@@ -141,6 +133,11 @@ EXPERIMENTS = {
         trained=False,
     ),
 }
+_EXPERIMENT = flags.DEFINE_enum("experiment", "finetune", [*EXPERIMENTS], "Which.")
+_NETWORK = flags.DEFINE_multi_enum("network", None, NETWORKS, "These only, a flag each.")
+_OPTIMIZER = flags.DEFINE_multi_enum(
+    "optimizer", None, {name for x in EXPERIMENTS.values() for name in x.optimizers}, "These only."
+)
 
 
 def in_keras2(model: Any) -> Any:
@@ -172,8 +169,8 @@ def in_keras2(model: Any) -> Any:
 def _experiment() -> Experiment:
     """What the flags ask for."""
     whole = EXPERIMENTS[_EXPERIMENT.value]
-    networks = _ONLY["network"].value or whole.networks
-    names = _ONLY["optimizer"].value or whole.optimizers
+    networks = _NETWORK.value or whole.networks
+    names = _OPTIMIZER.value or whole.optimizers
     return dataclasses.replace(
         whole,
         networks=tuple(name for name in whole.networks if name in networks),
@@ -290,13 +287,8 @@ def _call(network: str, contestant: str, seed: str, threads: int) -> None:
     path = _path(network, contestant, seed)
     if _read(path).keys() >= _experiment().optimizers.keys():
         return
-    command = [sys.executable, "-m", "tools.robustness", *sys.argv[1:]]
-    command.append(f"--one={network};{contestant};{seed}")
-    limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
-    with open(path.with_suffix(".log"), "a") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | limits)
-    if done.returncode:
-        sys.exit(f"Failed: {' '.join(command)}\nSee {path.with_suffix('.log')}.")
+    this = ["-m", "tools.robustness", *sys.argv[1:], f"--one={network};{contestant};{seed}"]
+    processes.run(this, path.with_suffix(".log"), threads)
 
 
 def main(argv: list[str]) -> None:
