@@ -1,9 +1,7 @@
 """kerasq: what you trained is what runs."""
 
 from kerasq.analysis.allocate import Allocation, allocate
-from kerasq.analysis.compare import compare
 from kerasq.analysis.latency import latency
-from kerasq.analysis.report import LayerReport, Report
 from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
@@ -16,6 +14,8 @@ from kerasq.calibration.observers import (
     Observer,
     Percentile,
 )
+from kerasq.comparison.compare import compare
+from kerasq.comparison.report import LayerReport, Report
 from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
 from kerasq.grid import Grid

@@ -11,6 +11,14 @@ L = keras.layers
 _KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
 
 
+def reads_tensors_alone(layer: keras.Layer, x: Any = None, *more: Any, **options: Any) -> bool:
+    """Whether a call has nothing but its tensors, in the first argument: no mask, for one."""
+    del layer, x
+    others = [*more, *(value for key, value in options.items() if key != "training")]
+    # Not `in`: tensors have no truth value.
+    return all(value is None or value is False for value in others)
+
+
 def as_matrix(layer: keras.layers.EinsumDense) -> tuple[int, int] | None:
     """How many axes of input and output the kernel of an EinsumDense is a matrix between.
 
@@ -56,9 +64,8 @@ def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:
 def attention_fits(layer: keras.Layer, *args: Any, **kwargs: Any) -> bool:
     """Whether an attention layer reads sequences of known length, without masks or scores."""
     tensors = keras.tree.flatten(args)
-    used = {key for key, value in kwargs.items() if value not in (None, False)}
     return (
-        not used
+        reads_tensors_alone(layer, **kwargs)
         and len(tensors) in (2, 3)
         and all(_is_plain_sequence(x) for x in tensors)
         and _scores_by_dot(layer)

@@ -40,6 +40,8 @@ class KernelWrapper(QuantizeWrapper):
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
         gain_per_channel: whether `kernel_gain` is a vector, not a scalar.
+        fixed_batch_norm: whether `batch_norm` normalizes by its statistics in training as well, and
+            leaves them as they are, as one that is called with `training=False`.
         leader: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
@@ -52,6 +54,7 @@ class KernelWrapper(QuantizeWrapper):
         weights: Any = "uniform",
         training_dtype: str = "float32",
         gain_per_channel: bool = False,
+        fixed_batch_norm: bool = False,
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
@@ -60,16 +63,19 @@ class KernelWrapper(QuantizeWrapper):
         self.kind = weight_quantizers.serialized(weights)
         self.training_dtype = training_dtype
         self.gain_per_channel = gain_per_channel
+        self.fixed_batch_norm = fixed_batch_norm
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
         # too: under another, models that were saved with a shared layer would not load.
         self.leader = leader
-        # Whether training leaves the statistics of `batch_norm` as they are.
+        # Whether the same holds for now: `kerasq.FreezeRanges`.
         self.fixed_statistics = False
         if leader is None:
             bits = self.bits.weight_bits
-            self._weight_quantizer = weight_quantizers.weight_quantizer(
-                weights, bits, fake_quant.range_gradient_at(bits, self.range_gradient)
-            )
+            gradient = fake_quant.range_gradient_at(bits, self.range_gradient)
+            # Constants, such as those of a Rescaling, always lie on the grid that suits them best.
+            gradient = "none" if getattr(layer, "constant", False) else gradient
+            self._weight_quantizer = weight_quantizers.weight_quantizer(weights, bits, gradient)
+            self._weight_quantizer.trainable = layer.trainable
 
     @classmethod
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
@@ -83,6 +89,7 @@ class KernelWrapper(QuantizeWrapper):
         config = {"batch_norm": batch_norm, "training_dtype": self.training_dtype}
         config["weights"] = self.kind
         config["gain_per_channel"] = self.gain_per_channel
+        config["fixed_batch_norm"] = self.fixed_batch_norm
         config["leader"] = None
         if self.leader is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
@@ -179,15 +186,28 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
-        return self._weights_at(self.bits, self.weight_quantizer, self.input_grids()[0].scale)
+        return self._weights_at(
+            self.bits, self.weight_quantizer, self.input_grids()[0], self.grid()
+        )
+
+    def largest_sums(self, grid: Grid) -> tf.Tensor:
+        """What inputs on `grid` times the kernel add up to at most: `(channels,)`, real values."""
+        kernel = self.folded_kernel()
+        weights = tf.reduce_sum(tf.abs(kernel), axis=[*range(kernel.shape.rank - 1)])
+        return weights * grid.scale * 2.0**grid.bits
 
     def _weights_at(
-        self, bits: Scheme, quantizer: weight_quantizers.WeightQuantizer, in_scale: tf.Tensor
+        self, bits: Scheme, quantizer: weight_quantizers.WeightQuantizer, grid: Grid, out: Grid
     ) -> kernels.IntegerWeights:
-        """The kernel and bias at a scheme, on codes of that quantizer."""
+        """The kernel and bias at a scheme, on codes of that quantizer, between two grids."""
+        in_scale = grid.scale
         gain, bias = self._gain_and_bias()
         if bias is None:
             bias = tf.zeros(self.flat_kernel().shape[-1:])
+        # That of a dead channel may leave int32 once it is rescaled. Beyond twice what any sum and
+        # the output reach, the output is at one end of its range, whatever the bias.
+        most = 2.0 * (self.largest_sums(grid) + out.scale * 2.0**out.bits)
+        bias = tf.clip_by_value(bias, -most, most)
         # Biases are counted in these scales: wider ones keep their codes within the target's limit.
         least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits])
         codes, grid = quantizer.integer(self.flat_kernel(), gain, least=least)
@@ -221,7 +241,7 @@ class KernelWrapper(QuantizeWrapper):
             # Not rounded: the device has another bias, that which folding makes.
             bias = None if self.bias is None else self.bias.value
             y = self._run_mixed(inputs, kernel, bias)
-            if training and not self.fixed_statistics:
+            if training and not (self.fixed_statistics or self.fixed_batch_norm):
                 return fused_batch_norm.normalize(self.batch_norm, y)
             return self.batch_norm(y, training=False)
         bias = self._rounded_bias(self.weight_quantizer.scale(flat), self.input_grids()[0].scale)
@@ -251,7 +271,7 @@ class KernelWrapper(QuantizeWrapper):
         quantizer = self.weight_quantizer
         if bits is not None:
             quantizer = Uniform(bits.weight_bits, range_gradient="none")
-        weights = self._weights_at(bits or self.bits, quantizer, grid.scale)
+        weights = self._weights_at(bits or self.bits, quantizer, grid, out)
         total = kernels.accumulate(
             lambda codes: self.run_on(codes, weights.codes, None),
             kernels.centre(inputs, grid),

@@ -86,7 +86,8 @@ RULES: dict[tuple[type, ...], Rule] = {
     ),
     (L.Add,): Rule(operators=("ADD",), output=Output.LEARNED),
     (L.Subtract,): Rule(operators=("SUB",), output=Output.LEARNED),
-    (L.Multiply,): Rule(operators=("MUL",), output=Output.LEARNED),
+    # Under a mask Keras puts 1 in the place of what it leaves out.
+    (L.Multiply,): Rule(operators=("MUL",), output=Output.LEARNED, reads_mask=True),
     (L.Maximum,): Rule(operators=("MAXIMUM",), output=Output.LEARNED),
     (L.Minimum,): Rule(operators=("MINIMUM",), output=Output.LEARNED),
     (L.Average,): Rule(

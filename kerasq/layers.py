@@ -15,19 +15,22 @@ class Scale(keras.layers.Layer):
 
     Args:
         use_bias: whether there is a bias.
+        constant: whether both are constants, which no setting of `trainable` lets train.
         **kwargs: see `keras.layers.Layer`.
     """
 
-    def __init__(self, use_bias: bool = True, **kwargs: Any) -> None:
+    def __init__(self, use_bias: bool = True, constant: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.use_bias = use_bias
+        self.constant = constant
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
         # By the names that layers with a kernel have in Keras, which rules and wrappers look for.
-        self.kernel = self.add_weight(name="kernel", shape=input_shape[-1:], initializer="ones")
+        options = {"shape": input_shape[-1:], "trainable": not self.constant}
+        self.kernel = self.add_weight(name="kernel", initializer="ones", **options)
         if self.use_bias:
-            self.bias = self.add_weight(name="bias", shape=input_shape[-1:], initializer="zeros")
+            self.bias = self.add_weight(name="bias", initializer="zeros", **options)
 
     def call(self, x: Any) -> Any:
         """The scaled values."""
@@ -40,7 +43,8 @@ class Scale(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        return {**super().get_config(), "use_bias": self.use_bias}
+        own = {"use_bias": self.use_bias, "constant": self.constant}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -49,17 +53,20 @@ class Constant(keras.layers.Layer):
 
     Args:
         shape: shape of the values, without the axis of the samples.
+        constant: whether no setting of `trainable` lets them train.
         **kwargs: see `keras.layers.Layer`.
     """
 
-    def __init__(self, shape: Any, **kwargs: Any) -> None:
+    def __init__(self, shape: Any, constant: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shape = tuple(shape)
+        self.constant = constant
 
     def build(self, input_shape: Any) -> None:
         """Creates the values."""
         del input_shape
-        self.value = self.add_weight(name="value", shape=self.shape, initializer="zeros")
+        options = {"shape": self.shape, "trainable": not self.constant}
+        self.value = self.add_weight(name="value", initializer="zeros", **options)
 
     def call(self, x: Any) -> Any:
         """The values, as one sample."""
@@ -74,7 +81,7 @@ class Constant(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        return {**super().get_config(), "shape": self.shape}
+        return {**super().get_config(), "shape": self.shape, "constant": self.constant}
 
 
 @keras.saving.register_keras_serializable("kerasq")

@@ -15,6 +15,7 @@ from kerasq.prepare.passes import prepare
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scheme import fitting, per_layer
+from kerasq.support.finite import check_finite
 from kerasq.wrap import wrap
 from kerasq.wrappers import ranged
 
@@ -53,7 +54,8 @@ def quantize_model(
         batch_norm: "keep" keeps BatchNormalization trainable, normalizes by the batch in training,
             and folds it into the kernel before it in inference and at export: rates that suit the
             float model suit this one. "fold" folds it for good: the fastest step, as robust as the
-            float model with its statistics frozen, which wants smaller rates.
+            float model with its statistics frozen, which wants smaller rates. Where constraints or
+            regularizers are meant for the unfolded weights, it is kept all the same.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
             2018), or "none" (they follow a moving average of the data while training). None is
             "lsq" for ranges of less than 8 bits and "none" for others. Ranges that the data has
@@ -72,8 +74,9 @@ def quantize_model(
         the first batches of training.
 
     Raises:
-        ValueError: where `model` is not a built Keras 3 model, has layers that cannot be
-            quantized (each is named), or an option is unknown (the legal ones are listed).
+        ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that
+            cannot be quantized (each is named), or an option is unknown (the legal ones are
+            listed).
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.
@@ -91,6 +94,7 @@ def quantize_model(
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
+    check_finite(graph.model)
     plan = _plan(graph, scheme, overrides, batch_norm, target)
     quantized = wrap(plan, range_gradient, weights)
     if not ranged(quantized):

@@ -31,7 +31,7 @@ def widen(model: keras.Model) -> list[str]:
         if not isinstance(layer, QuantizeWrapper) or layer.output_quantizer is None:
             continue
         quantizer, limit = layer.output_quantizer, layer.target.limits.multiplier
-        factor = _step(layer) / (limit * float(quantizer.grid().scale))
+        factor = _least_scale(layer) / float(quantizer.grid().scale)
         if factor < 1.0:
             continue
         low, high = (float(end) * factor * _MARGIN for end in quantizer.range())
@@ -44,14 +44,17 @@ def widen(model: keras.Model) -> list[str]:
     return remarks
 
 
-def _step(layer: QuantizeWrapper) -> float:
-    """The step of what a kernel rescales to its output, the largest; 0 where it does otherwise."""
-    scales = [float(grid.scale) for grid in layer.input_grids()]
+def _least_scale(layer: QuantizeWrapper) -> float:
+    """The least output scale that the kernel of a layer takes."""
+    limits, grids = layer.target.limits, layer.input_grids()
+    scales = [float(grid.scale) for grid in grids]
     if isinstance(layer, KernelWrapper):
-        return scales[0] * float(keras.ops.max(layer.integer_weights().grid.scale))
+        step = scales[0] * float(keras.ops.max(layer.integer_weights().grid.scale))
+        sums = float(keras.ops.max(layer.largest_sums(grids[0])))
+        return max(step / limits.multiplier, sums / limits.sums[layer.bits.code_bits])
     match layer.rule.operator:
         case "ADD" | "SUB":
-            return max(scales)
+            return max(scales) / limits.multiplier
         case "MUL":
-            return math.prod(scales)
+            return math.prod(scales) / limits.multiplier
     return 0.0

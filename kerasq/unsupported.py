@@ -7,6 +7,7 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.fits import reads_tensors_alone
 from kerasq.prepare import operations
 from kerasq.rule import Output
 from kerasq.scheme import fitting
@@ -73,7 +74,8 @@ def _remark(node: graphs.Node) -> str | None:
     if rule is None:
         return None  # An error names it.
     is_float = rule.output == Output.FLOAT
-    misfits = rule.fits is not None and not rule.fits(layer, *node.args, **node.kwargs)
+    fits = rule.fits or reads_tensors_alone
+    misfits = not fits(layer, *node.args, **node.kwargs)
     if not is_float and not misfits:
         return None
     # What has an operator all the same, such as Embedding, may become integer at export.

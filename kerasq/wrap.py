@@ -10,7 +10,7 @@ from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.scheme import FLOAT_BITS
-from kerasq.wrappers import Boundary, QuantizeWrapper
+from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
 
 
 def wrap(plan: Plan, range_gradient: str | None, weights: Any) -> keras.Model:
@@ -54,7 +54,9 @@ class _Wrapping:
             "relu": relu,
             "limit": limit,
             "range_gradient": self.range_gradient,
-            "trainable": layer.trainable,
+            # What a frozen layer becomes is frozen, its range as well; but a BatchNormalization
+            # that is part of it may train.
+            "trainable": any(_is_trainable(x) for x in (node, call.batch_norm) if x is not None),
             "source": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
@@ -95,6 +97,7 @@ class _Wrapping:
                 range_gradient=self.range_gradient,
                 name=self.graph.free_name(name, taken),
                 target=self.plan.target,
+                trainable=_trains(x),
             )
             self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
         return self.boundaries[id(x), bits][1]
@@ -103,6 +106,9 @@ class _Wrapping:
         """The wrapper of a layer with a kernel; of a further call, on the first one's weights."""
         layer = node.layer
         options["training_dtype"] = node.source.training_dtype
+        # Such as that of a nested model that is called with `training=False`.
+        behind = {} if call.batch_norm is None else call.batch_norm.kwargs
+        options["fixed_batch_norm"] = behind.get("training") is False
         first = self.wrappers.get(node.source.weights_of)
         if first is not None:
             return KernelWrapper.sharing(first, name=layer.name, **options)
@@ -129,6 +135,17 @@ class _Wrapping:
         if name not in self.plain:
             self.plain[name] = graphs.copy_built(node.layer, name=name)
         return self.plain[name]
+
+
+def _is_trainable(node: graphs.Node) -> bool:
+    """Whether what a call becomes trains: the user's layer must, and the part of it."""
+    return node.layer.trainable and node.source.trainable
+
+
+def _trains(x: keras.KerasTensor) -> bool:
+    """Whether the range that a tensor lies on may move in training."""
+    maker = quantized_by(x)
+    return maker is None or maker.trainable
 
 
 def _reads_indices(layer: keras.Layer) -> bool:

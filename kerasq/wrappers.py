@@ -8,6 +8,7 @@ A wrapper does one of two things:
   the training path.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -74,6 +75,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
                 limit=limit,
                 range_gradient=fake_quant.range_gradient_at(bits, range_gradient),
                 is_input=self.is_input,
+                trainable=self.trainable,
                 name="output",
                 dtype="float32",
             )
@@ -194,6 +196,10 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def run_float(self, inputs: Any) -> tf.Tensor:
         """The layer in float, on float weights, as it was before quantization."""
+        inputs = graph.without_masks(inputs)
+        if isinstance(self.layer, keras.layers.Add):
+            # Keras's sum takes (1, 6, 1) for a bias, and adds it along the last axis.
+            return functools.reduce(tf.add, inputs)
         return self.layer(inputs)
 
     def float_output(self, inputs: Any) -> tf.Tensor:
@@ -204,7 +210,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def run_fake_quant(self, inputs: Any, training: bool | None) -> tf.Tensor:
         """The layer in float on fake-quantized weights; the output is not quantized yet."""
         del training
-        return self.layer(inputs)
+        return self.run_float(inputs)
 
     def run_integer(self, inputs: Any) -> tf.Tensor:
         """What the integer kernel computes, as real values on the output's grid."""

@@ -18,7 +18,7 @@ CALIBRATION_METHOD = flags.DEFINE_enum(
     "calibration_method",
     None,
     list(OBSERVERS),
-    "How the first ranges come from the data. Default: mse below 8 bits, else moving_average.",
+    "How the first ranges come from the data. Default: mse up to 8 bits, else minmax.",
 )
 EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of fine-tuning; 0 exports as calibrated.", 0)
 LEARNING_RATE = flags.DEFINE_float(

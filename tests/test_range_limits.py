@@ -27,8 +27,27 @@ def test_a_range_that_is_too_narrow_is_widened_on_both_sides(scheme, capsys):
     x = networks.samples(q, 16)
     np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
     sums = layer.input_grids()[0].scale * layer.integer_weights().grid.scale
-    found = float(keras.ops.max(sums) / layer.grid().scale)
-    assert 255.9 < found < layer.target.limits.multiplier
+    scale, limits = layer.grid().scale, layer.target.limits
+    multiplier = float(keras.ops.max(sums) / scale) / limits.multiplier
+    largest = float(keras.ops.max(layer.largest_sums(layer.input_grids()[0])) / scale)
+    # As far as both limits ask for, and no further.
+    found = max(multiplier, largest / limits.sums[layer.bits.code_bits])
+    assert 0.999 < found < 1.0
+
+
+def test_a_dead_layer_stays_dead_in_the_file():
+    """A bias far beyond what int32 holds, once it is rescaled to a narrow output."""
+    keras.utils.set_random_seed(1)
+    layers = [L.Dense(64, activation="relu"), L.Dense(32, activation="relu"), L.Dense(1)]
+    model = keras.Sequential([keras.Input((14,)), *layers])
+    for bias in (-1e9, 1e9):
+        model.layers[0].bias.assign(np.where(np.arange(64) % 2, bias, -1e9))
+        x = networks.data(model, 64)
+        q = networks.quantized(model, x)
+        lite = kerasq.export_tflite(q)
+        want = model.predict(x, verbose=0)
+        np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+        np.testing.assert_allclose(lite.predict(x), want, atol=0.02 * np.abs(want).max() + 1e-6)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])

@@ -135,6 +135,12 @@ EXPERIMENTS = {
 }
 _EXPERIMENT = flags.DEFINE_enum("experiment", "finetune", [*EXPERIMENTS], "Which.")
 _NETWORK = flags.DEFINE_multi_enum("network", None, NETWORKS, "These only, a flag each.")
+_CONTESTANT = flags.DEFINE_multi_enum(
+    "contestant",
+    None,
+    {name for x in EXPERIMENTS.values() for name in x.contestants},
+    "These and float only.",
+)
 _OPTIMIZER = flags.DEFINE_multi_enum(
     "optimizer", None, {name for x in EXPERIMENTS.values() for name in x.optimizers}, "These only."
 )
@@ -171,10 +177,12 @@ def _experiment() -> Experiment:
     whole = EXPERIMENTS[_EXPERIMENT.value]
     networks = _NETWORK.value or whole.networks
     names = _OPTIMIZER.value or whole.optimizers
+    contestants = {"float", *(_CONTESTANT.value or whole.contestants)}
     return dataclasses.replace(
         whole,
         networks=tuple(name for name in whole.networks if name in networks),
         optimizers={name: whole.optimizers[name] for name in whole.optimizers if name in names},
+        contestants={k: make for k, make in whole.contestants.items() if k in contestants},
     )
 
 

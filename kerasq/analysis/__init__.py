@@ -1,1 +1,1 @@
-"""What a quantized model costs, where it loses accuracy, and whether the device agrees."""
+"""What a quantized model costs, and where it loses accuracy."""

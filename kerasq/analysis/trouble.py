@@ -14,6 +14,7 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import NARROWEST, ActivationQuantizer
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.data import batch_spec, batches
+from kerasq.support.finite import not_finite
 from kerasq.wrappers import QuantizeWrapper, ranged
 
 # The share beyond a range that is trouble, by whether there are 8 bits or more. Where codes are
@@ -104,9 +105,7 @@ def find(model: keras.Model) -> list[Trouble]:
 
 def _of_layer(layer: QuantizeWrapper) -> list[Trouble]:
     """The troubles of one layer."""
-    # As tensors, which a variable of several replicas gives as well.
-    values = ((v.name, tf.convert_to_tensor(v.value)) for v in layer.variables)
-    if broken := sorted({name for name, value in values if not np.isfinite(value).all()}):
+    if broken := not_finite(layer):
         advice = "Go back to the last checkpoint and train at a lower learning rate."
         what = f"NaN or infinite values in {', '.join(broken)}"
         return [Trouble(layer=layer.name, what=what, advice=advice)]

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph, range_limits
-from kerasq.calibration import observers
+from kerasq.calibration import observers, samples, sharing
 from kerasq.calibration.observers import Observer
 from kerasq.support.data import batch_spec, batches, sample_count
+from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
 from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
 
@@ -29,20 +30,22 @@ def calibrate(
 ) -> None:
     """Sets the ranges of all activations from data that runs through the float layers.
 
-    A range that is narrower than the target's kernels take is widened, which is printed.
+    Printed is where a range is narrower than the target's kernels take, and so widened; and where
+    parts of a tensor get few codes, as features of an input do that differ by orders of magnitude.
 
     Args:
         model: what `quantize_model` returned. Its ranges change, nothing else.
-        data: an array of samples, or an iterable of batches `x` or `(x, y)`.
+        data: an array of samples, or an iterable of batches `x` or `(x, y)`, or a function that
+            returns one, as the `representative_dataset` of TFLiteConverter.
         method: the observer: "minmax", "moving_average", "percentile" (99.999 %) or "mse"; a
             `kerasq.Observer`, such as `kerasq.Percentile(99.9)`, of which each tensor gets a copy;
-            or its configuration. None is "mse" for ranges of less than 8 bits, where outliers
-            would take most of the few codes, and "moving_average" for others.
+            or its configuration. None is "mse" for ranges of up to 8 bits, and "minmax" for
+            others, whose codes are so many that nothing is won by clipping.
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
 
     Raises:
-        ValueError: for an unknown method, a model without ranges, data that is empty, of the
-            wrong shape, NaN or infinite, or an observer whose range is no range.
+        ValueError: for an unknown method, a model without ranges or with NaN weights, data that is
+            empty, of the wrong shape, NaN or infinite, or an observer whose range is no range.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(name="relu")])
@@ -52,12 +55,13 @@ def calibrate(
         array([[0., 2.]], dtype=float32)
     """
     require_quantized(model)
+    check_finite(model)
     quantizers = ranged(model)
     widths = {name: [quantizer.bits] for name, quantizer in quantizers.items()}
     # All ranges are there before the first one is set: an error leaves the model as it was.
     for (name, _), ends in observe(model, data, widths, method=method, steps=steps).items():
         quantizers[name].assign_range(*ends)
-    for remark in range_limits.widen(model):
+    for remark in (*range_limits.widen(model), *sharing.remarks(model, samples.samples_of(model))):
         print(remark)
 
 
@@ -93,9 +97,11 @@ def observe(
         values = _float_values(model, x)
         return [tap.observer.statistics(values[tap.name]) for tap in taps]
 
-    samples = sample_count(model, data)
-    total = steps if samples is None else len(range(0, samples, BATCH_SIZE)[:steps])
-    for x in track(batches(model, data, BATCH_SIZE, steps), total, "batch"):
+    count = sample_count(model, data)
+    total = steps if count is None else len(range(0, count, BATCH_SIZE)[:steps])
+    for number, x in enumerate(track(batches(model, data, BATCH_SIZE, steps), total, "batch")):
+        if number == 0:
+            samples.keep(model, x)
         for tap, found in zip(taps, statistics(x), strict=True):
             tap.observer.update([s.numpy() for s in found])
     return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}
@@ -161,7 +167,7 @@ def _taps(name: str, widths: Iterable[int], prototype: Observer | None) -> list[
     # One for all widths of a kind: what observers see does not depend on the width.
     kinds: dict[str, list[int]] = {}
     for bits in widths:
-        kinds.setdefault("mse" if bits < 8 else "moving_average", []).append(bits)
+        kinds.setdefault("mse" if bits <= 8 else "minmax", []).append(bits)
     return [
         _Tap(name=name, observer=observers.find(kind), widths=bits) for kind, bits in kinds.items()
     ]

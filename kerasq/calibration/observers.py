@@ -90,7 +90,8 @@ class MinMax(Observer):
     def update(self, statistics: Sequence[np.ndarray]) -> None:
         """Widens the range to hold the batch's."""
         low, high = map(float, statistics)
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        # NumPy's keep NaN, which is refused, where Python's would drop it.
+        self.low, self.high = float(np.minimum(self.low, low)), float(np.maximum(self.high, high))
 
     def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
         """The ends seen so far, whatever the grid."""
@@ -153,12 +154,15 @@ class Histogram(MinMax):
 
     def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Ends, counts, and the exponent e of the histogram's width: [-2^e, 2^e]."""
+        # The ends say it where values are infinite or NaN, which no bin takes.
+        ends = tf.reduce_min(x), tf.reduce_max(x)
+        x = tf.where(tf.math.is_finite(x), x, 0.0)
         largest = tf.maximum(tf.reduce_max(tf.abs(x)), 1e-12)
         # Where rounding of the logarithms makes it one too small, the outermost bins hold the rest.
         exponent = tf.math.ceil(tf.math.log(largest) / tf.math.log(2.0))
         bound = 2.0**exponent
         counts = tf.histogram_fixed_width(x, [-bound, bound], self.BINS, dtype=tf.int64)
-        return tf.reduce_min(x), tf.reduce_max(x), counts, exponent
+        return *ends, counts, exponent
 
     def update(self, statistics: Sequence[np.ndarray]) -> None:
         """Adds the batch's counts, the narrower histogram widened to the other's width."""
@@ -211,6 +215,8 @@ class Percentile(Histogram):
     def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
         """The two percentiles, whatever the grid."""
         del bits, symmetric
+        if not np.isfinite([self.low, self.high]).all():
+            return self.low, self.high
         share = np.cumsum(self.counts) / self.counts.sum()
         tail = 1 - self.percent / 100
         low = self.centres[np.searchsorted(share, tail, side="right")]
@@ -246,6 +252,8 @@ class MeanSquaredError(Histogram):
 
     def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
         """The range of the least error on a grid of this kind."""
+        if not np.isfinite([self.low, self.high]).all():
+            return self.low, self.high
         used = self.counts > 0
         x, weights = self.centres[used], self.counts[used]
         # What a grid is over: it holds 0 and is not empty, of zeros alone either.

@@ -8,6 +8,7 @@ operand.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -122,7 +123,9 @@ class Marker:
         with tf.init_scope():
             grid = wrapper.grid().numpy()
         if wrapper.rule is registry.QUANTIZE:
-            return self._mark(inputs, marks.Quantized(name=wrapper.name, grid=grid))
+            reads_float = wrapper.producers[0] is None
+            mark = marks.Quantized(name=wrapper.name, grid=grid, reads_float=reads_float)
+            return self._mark(inputs, mark)
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
         if made := _made(wrapper, grid):
@@ -131,7 +134,7 @@ class Marker:
             return self._mark(inputs, made)
         inputs = self._apart(inputs)
         is_relu = registry.relu_limit(wrapper.layer)[0]
-        y = _relu(inputs if is_relu else wrapper.layer(inputs), wrapper, grid, is_relu)
+        y = _relu(inputs if is_relu else wrapper.run_float(inputs), wrapper, grid, is_relu)
         return self._mark(y, marks.Computed(name=wrapper.name, grid=grid))
 
     def _kernel(self, wrapper: KernelWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:
@@ -201,10 +204,12 @@ def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
 
 def _scale(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """`kerasq.layers.Scale` as a depthwise convolution of one pixel."""
-    image = x if x.shape.rank == 4 else tf.reshape(x, [x.shape[0], 1, -1, x.shape[-1]])
+    image = (
+        x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, math.prod(x.shape[1:-1]), x.shape[-1]])
+    )
     kernel = tf.reshape(kernel, [1, 1, -1, 1])
     y = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + bias
-    return y if x.shape.rank == 4 else tf.reshape(y, x.shape)
+    return y if x.shape.rank == 4 else tf.reshape(y, [-1, *x.shape[1:]])
 
 
 def _relu(y: tf.Tensor, wrapper: QuantizeWrapper, grid: Grid, always: bool = False) -> tf.Tensor:

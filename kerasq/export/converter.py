@@ -1,5 +1,6 @@
 """TensorFlow's converter, as both exports set it up."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,17 +22,36 @@ def converter(
         run: from tensors in the structure of `model.input` to the outputs, in their order; it is
             traced, maybe more than once.
     """
-    # Names of our own: a user's may be Python keywords or hold characters that TensorFlow refuses.
-    specs = [
-        tf.TensorSpec([batch_size, *x.shape[1:]], x.dtype, name=f"input_{i}")
-        for i, x in enumerate(model.inputs)
-    ]
 
-    @tf.function(input_signature=specs, autograph=False)
+    def specs(samples: int | None) -> list[tf.TensorSpec]:
+        # Names of our own: a user's may be Python keywords, or what TensorFlow refuses.
+        return [
+            tf.TensorSpec([samples, *x.shape[1:]], x.dtype, name=f"input_{i}")
+            for i, x in enumerate(model.inputs)
+        ]
+
     def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = run(keras.tree.pack_sequence_as(model.input, list(xs)))
         return {f"output_{i}": y for i, y in enumerate(keras.tree.flatten(outputs))}
 
+    # Traced for any number of samples, as training is: Keras's operations look at shapes. A sum
+    # whose second operand squeezes to a vector, as (1, 6, 1) does, is one with a bias for it, and
+    # along another axis.
+    is_fixed = all(x.shape[0] == batch_size for x in model.inputs)
+    traced = tf.function(serve, specs(batch_size if is_fixed else None), autograph=False)
+    # Loops keep lists of tensors, whose shapes the converter must know.
+    if _has_loop(traced.get_concrete_function()):
+        traced = serve
+
     module = tf.Module()
-    module.serve = serve  # The signature, and with it the names, are those of an attribute.
-    return tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], module)
+    # The signature, and with it the names, are those of an attribute.
+    module.serve = tf.function(lambda *xs: traced(*xs), specs(batch_size), autograph=False)
+    function = module.serve.get_concrete_function()
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+
+
+def _has_loop(function: Any) -> bool:
+    """Whether a traced function, or one that it calls, has a loop."""
+    graph = function.graph.as_graph_def()
+    nodes = itertools.chain(graph.node, *(f.node_def for f in graph.library.function))
+    return any(node.op in ("While", "StatelessWhile") for node in nodes)

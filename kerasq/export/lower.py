@@ -185,7 +185,7 @@ class _Lowering:
                 # The tensor before the marker is any input: only the marker's place counts.
                 return builder.add(mark.name, mark.codes.shape, mark.grid, mark.codes)
             case Quantized():
-                return quantized(builder, source, mark.name, mark.grid)
+                return quantized(builder, source, mark)
             case LookedUp() | Emitted():
                 return self._made_from_codes(source, mark)
             case _:

@@ -64,10 +64,13 @@ class Quantized:
     Attributes:
         name: the boundary.
         grid: the grid.
+        reads_float: whether the simulation rounds floats: where an operator of a float layer could
+            move codes, as a maximum does, these are real values again before they are rounded.
     """
 
     name: str
     grid: Grid
+    reads_float: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

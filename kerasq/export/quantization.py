@@ -6,22 +6,25 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
-from kerasq.grid import Grid
+from kerasq.export.marks import Quantized
 
 
-def quantized(builder: Builder, source: int, name: str, grid: Grid) -> int:
-    """The integer tensor on a grid, for a tensor of the marked graph.
+def quantized(builder: Builder, source: int, mark: Quantized) -> int:
+    """The integer tensor that a mark asks for, from a tensor of the marked graph.
 
     QUANTIZE cuts where int8 ends. A grid of few levels takes two: the first, of the same scale,
     has the lower end of the range there, the second the upper one.
     """
-    given = builder.grids[builder.codes[source]] if source in builder.codes else None
+    name, grid = mark.name, mark.grid
+    is_code = source in builder.codes and not mark.reads_float
+    given = builder.grids[builder.codes[source]] if is_code else None
     is_cut_below = given is not None and given.low >= grid.low
     if grid.levels is not None and not is_cut_below:
         # All int8 codes at the same scale, so far down that the low end is code -128.
         full = dataclasses.replace(grid, levels=None)
         full = dataclasses.replace(full, zero_point=grid.zero_point - grid.qmin + full.qmin)
-        below = quantized(builder, source, f"{name}/lower_end", full)
+        lower = dataclasses.replace(mark, name=f"{name}/lower_end", grid=full)
+        below = quantized(builder, source, lower)
         return builder.requantized(below, name, grid)
     if given is not None:
         return builder.requantized(builder.codes[source], name, grid)

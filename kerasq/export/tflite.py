@@ -8,10 +8,12 @@ import numpy as np
 from kerasq import graph, range_limits, registry
 from kerasq.export.convert import convert
 from kerasq.export.lower import lower
+from kerasq.export.proof import prove
 from kerasq.export.signature import Signature
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
+from kerasq.support.finite import check_finite
 from kerasq.wrappers import Boundary, quantized_by, ranged, require_quantized
 
 DTYPES = ("int8", "int16", "uint8", "float32")
@@ -24,11 +26,13 @@ def export_tflite(
     input_dtype: str | None = None,
     output_dtype: str | None = None,
     batch_size: int = 1,
+    check: bool = True,
 ) -> TFLiteModel:
     """Exports a quantized model to LiteRT's integer kernels.
 
     The model is converted to a float flatbuffer that is marked, then lowered to integer operators.
-    It has been loaded by the interpreter, and run, before anything is written. Ranges that are
+    Before anything is written, it must predict what `model` does on the first samples that this was
+    calibrated on, in this process, or else on random ones. Ranges that are
     narrower than kernels take are widened in `model` as well, so that it predicts what the file
     does. That, what stays in float, or could not be packed, is printed; `print(lite)` shows all
     operators.
@@ -41,12 +45,15 @@ def export_tflite(
             "float32". An input that stays float is float32 in any case.
         output_dtype: type of its outputs: the same choice.
         batch_size: the fixed number of samples that one call takes.
+        check: whether a file that predicts something else is an error.
 
     Returns:
         The exported model.
 
     Raises:
-        ValueError: for a model that is not quantized or has seen no data, or an unknown type.
+        ValueError: for a model that is not quantized, has seen no data or has NaN weights, or an
+            unknown type; and for a file that does not compute what `model` predicts: the first
+            layer that differs is named.
         OSError: where `path` cannot be written; a file that was there stays as it was.
 
     Example:
@@ -64,11 +71,15 @@ def export_tflite(
     if path is not None:
         check_writable(path)
     _check_observed(model)
+    check_finite(model)
     for remark in range_limits.widen(model):
         print(remark)
     lite = TFLiteModel(lower(convert(model, int(batch_size)), signature))
-    # Kernels check shapes and scales when they are prepared: a file that cannot run is no file.
-    lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])
+    if check:
+        prove(model, lite)
+    else:
+        # Kernels check shapes and scales when they are prepared: a file that cannot run is no file.
+        lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])
     if path is not None:
         lite.save(path)
     for line in lite.remarks():

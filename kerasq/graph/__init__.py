@@ -1,7 +1,14 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
 from kerasq.graph.copies import copy_built, copy_call, copy_layer, set_weights
-from kerasq.graph.internals import PlainError, has_mask, is_lower_better, is_of_keras, projections
+from kerasq.graph.internals import (
+    PlainError,
+    has_mask,
+    is_lower_better,
+    is_of_keras,
+    projections,
+    without_masks,
+)
 from kerasq.graph.node import Graph, Node, Source, call_of, calls, origin, symbolic, tensor_name
 from kerasq.graph.reading import read
 from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run, transform
@@ -31,4 +38,5 @@ __all__ = [
     "symbolic",
     "tensor_name",
     "transform",
+    "without_masks",
 ]

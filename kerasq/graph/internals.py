@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 def history(tensor: keras.KerasTensor) -> tuple[Any, int, int]:
@@ -44,6 +45,11 @@ def at_rank(model: keras.Model, tensors: list[Any]) -> list[Any]:
 def has_mask(tensor: Any) -> bool:
     """Whether Keras passes a mask beside a tensor."""
     return getattr(tensor, "_keras_mask", None) is not None
+
+
+def without_masks(tensors: Any) -> Any:
+    """A structure of tensors without the masks that Keras has put beside them."""
+    return keras.tree.map_structure(lambda x: tf.identity(x) if has_mask(x) else x, tensors)
 
 
 def takes_training(layer: Any) -> bool:

@@ -24,6 +24,7 @@ class Source:
             precision says.
         reads_mask: whether it reads a mask, which Keras passes beside the tensors.
         refusal: why the user's layer could not be opened; "" where it could, or is to stay closed.
+        trainable: whether the user's layer trains, as it says itself.
         gain: the units that its kernel is trained in, one a channel; none unless a
             BatchNormalization was folded into it (`kerasq.prepare.batch_norm`).
     """
@@ -34,6 +35,7 @@ class Source:
     training_dtype: str = "float32"
     reads_mask: bool = False
     refusal: str = ""
+    trainable: bool = True
     gain: tuple[float, ...] = ()
 
 

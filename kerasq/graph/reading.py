@@ -71,8 +71,9 @@ class _Reading:
         def call(node: Node, *args: Any, **kwargs: Any) -> Any:
             # Keras passes the `training` of a model's call on to its layers, in a context that is
             # gone once the layers stand in one graph.
-            if training is not None and internals.takes_training(node.layer):
-                kwargs = {"training": training, **kwargs}
+            is_open = kwargs.get("training") is None and internals.takes_training(node.layer)
+            if training is not None and is_open:
+                kwargs = {**kwargs, "training": training}
             return self._call(node.layer, *args, **kwargs)
 
         # Keras takes a dict by the names of the inputs for any structure of them.
@@ -114,6 +115,7 @@ class _Reading:
             training_dtype=layer.compute_dtype if _is_mixed(layer) else "float32",
             reads_mask=any(map(internals.has_mask, symbolic((args, kwargs)))),
             refusal=refusal,
+            trainable=getattr(layer, "trainable", True),
         )
         if _is_mixed(layer):
             # Before the call, which builds: layers inside it take their policy from it there.

@@ -121,7 +121,8 @@ def read(content: bytes) -> Contents:
 def _tensor(model: Any, tensor: Any) -> Tensor:
     return Tensor(
         name=tensor.name.decode(),
-        shape=tuple(int(n) for n in tensor.shape),
+        # A scalar may have no shape at all.
+        shape=() if tensor.shape is None else tuple(int(n) for n in tensor.shape),
         dtype=np.dtype(flatbuffer.NUMPY_TYPES[tensor.type]),
         grid=flatbuffer.grid_of(tensor),
         type=flatbuffer.type_name(tensor.type),

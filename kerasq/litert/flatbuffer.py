@@ -67,11 +67,11 @@ def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return None
-    content = bytes(bytearray(data))
+    content, shape = bytes(bytearray(data)), () if tensor.shape is None else tensor.shape
     if tensor.type == Type.INT4:
-        return unpack(content, int(np.prod(tensor.shape))).reshape(tensor.shape)
+        return unpack(content, int(np.prod(shape))).reshape(shape)
     values: np.ndarray = np.frombuffer(content, NUMPY_TYPES[tensor.type])
-    return values.reshape(tensor.shape)
+    return values.reshape(shape)
 
 
 def pack(codes: np.ndarray) -> np.ndarray:

@@ -105,18 +105,28 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
     """Returns an equal graph in which each BatchNormalization is part of the kernel before it.
 
     The layer before it gets a bias, and the kernel that counts in inference. `Source.gain` of its
-    calls has the units to train that kernel in: see `_units`.
+    calls has the units to train that kernel in: see `_units`. Layers with a constraint or a
+    regularizer keep their BatchNormalization, with frozen statistics, which is printed: folded,
+    training would apply them to other weights than they are meant for.
 
     Args:
         graph: a decomposed graph; it is not changed.
         keep: names of the layers that stay as they are.
     """
     norms = foldable(graph, keep)
+    pairs = {id(node): (node, norms[id(node)]) for node in graph.nodes if id(node) in norms}
+    ruled = {key for key, pair in pairs.items() if any(_has_rules(x.layer) for x in pair)}
+    kept = {id(norms.pop(key)) for key in ruled}
+    if kept:
+        names = [node.layer.name for node in graph.nodes if id(node) in kept]
+        print(f"Not folded, for constraints or regularizers of what would be folded: {names}.")
     folded = {id(norm) for norm in norms.values()}
 
     def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         if id(node) in folded:
             return args[0]
+        if id(node) in kept:  # Its statistics stay, as those do that are folded.
+            return graphs.copy_call(node.layer, *args, **kwargs | {"training": False})
         if id(node) not in norms:
             return graphs.copy_call(node.layer, *args, **kwargs)
         return _folded(node.layer, norms[id(node)].layer)(*args, **kwargs)
@@ -126,7 +136,13 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
         gain = node.source.gain if norm is None else _units(norm.layer)
         return dataclasses.replace(node.source, gain=gain)
 
-    return graphs.transform(graph, call, source) if norms else graph
+    return graphs.transform(graph, call, source) if norms or kept else graph
+
+
+def _has_rules(layer: keras.Layer) -> bool:
+    """Whether a layer has constraints or regularizers."""
+    config = layer.get_config()
+    return any(config[key] for key in config if key.endswith(("_constraint", "_regularizer")))
 
 
 def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.Layer:

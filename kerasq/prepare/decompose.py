@@ -62,8 +62,8 @@ class _Decomposition:
         if not isinstance(made, tuple):
             return self.call(made, x)
         gain, shift = made
-        trainable = any(isinstance(v, keras.Variable) and v.trainable for v in args)
-        return self.scale(node.layer.name, x, gain, shift, trainable=trainable)
+        is_learned = any(isinstance(v, keras.Variable) and v.trainable for v in args)
+        return self.scale(node.layer.name, x, gain, shift, trainable=True if is_learned else None)
 
     def _activated(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
         """Calls a layer with a kernel, and its activation as a layer."""
@@ -100,9 +100,10 @@ class _Decomposition:
         make = PARTS.get(type(layer))
         return make and make(self, layer, name, *args)
 
-    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool = False) -> Any:
-        """Calls a `Scale` of constants, of shape `()` or `(channels,)`."""
-        layer = Scale(name=name, trainable=trainable, dtype="float32")
+    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
+        """Calls a `Scale`, by values of shape `()` or `(channels,)`; of constants for None."""
+        learned = {"constant": True} if trainable is None else {"trainable": trainable}
+        layer = Scale(**learned, name=name, dtype="float32")
         shape = (x.shape[-1],)
         return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in (gain, shift)])
 

@@ -44,13 +44,17 @@ def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> C
         if len(symbolic((x, y))) == 2:
             return None if layer is None else (layer(**options), [x, y])
         tensor = symbolic((x, y))[0]
-        constants = [_constant(v, tensor) if v is not tensor else None for v in (x, y)]
+        values = [None if v is tensor else _value(v) for v in (x, y)]
+        if layer is L.Add and values[1] is not None:
+            values[1] = _as_bias(values[1], tensor)
+        constants = [None if v is None else _constant(v, tensor) for v in values]
         # A scale a channel makes gains exact, and is one operator; as a tensor of their own they
         # are rounded to one grid.
         found = None if all(v is None for v in constants) else scale(*constants)
         if found is not None:
             return found, tensor
-        both = [v if v is tensor else _tensor(v, tensor, options["name"]) for v in (x, y)]
+        trainable = any(isinstance(v, keras.Variable) and v.trainable for v in args)
+        both = [tensor if v is None else _tensor(v, trainable, tensor, options) for v in values]
         if layer is None or any(v is None for v in both):
             return None
         return layer(**options), both
@@ -58,9 +62,27 @@ def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> C
     return make
 
 
-def _constant(value: Any, tensor: keras.KerasTensor) -> np.ndarray | None:
+def _value(constant: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(constant), np.float32)
+
+
+def _as_bias(value: np.ndarray, tensor: keras.KerasTensor) -> np.ndarray:
+    """A second operand of a sum, of the shape along which Keras adds it.
+
+    On TensorFlow `keras.ops.add` takes what squeezes to a vector, as (5, 1) does, for a bias: along
+    the last axis of `tensor` if that is as long, or else the second one.
+    """
+    if value.ndim < 2 or np.squeeze(value).ndim != 1 or len(tensor.shape) < 2:
+        return value
+    if value.size == tensor.shape[-1]:
+        return value.reshape(-1)
+    if value.size == tensor.shape[1]:
+        return value.reshape(-1, *(1,) * (len(tensor.shape) - 2))
+    return value
+
+
+def _constant(value: np.ndarray, tensor: keras.KerasTensor) -> np.ndarray | None:
     """A constant operand: a scalar, or a value for each channel of `tensor`."""
-    value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
     if value.size == 1:
         return value.reshape(())
     # What has more axes than the tensor would give it more by broadcasting.
@@ -68,10 +90,10 @@ def _constant(value: Any, tensor: keras.KerasTensor) -> np.ndarray | None:
     return value.reshape(-1) if is_last else None
 
 
-def _tensor(value: Any, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor | None:
+def _tensor(
+    value: np.ndarray, trainable: bool, tensor: keras.KerasTensor, options: dict
+) -> keras.KerasTensor | None:
     """A constant operand as a tensor of its own: with a value for each place of a sample."""
-    trainable = isinstance(value, keras.Variable) and value.trainable
-    value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
     rank = len(tensor.shape)
     if value.ndim == rank and value.shape[0] == 1:
         value = value[0]  # One sample, for any number of them.
@@ -79,7 +101,9 @@ def _tensor(value: Any, tensor: keras.KerasTensor, name: str) -> keras.KerasTens
     fits = all(n in (1, m) for n, m in zip(shape, tensor.shape[1:], strict=False))
     if len(shape) != rank - 1 or not fits or not tensor.dtype.startswith("float"):
         return None
-    layer = Constant(shape, name=f"{name}_constant", trainable=trainable, dtype="float32")
+    layer = Constant(
+        shape, **options | {"name": f"{options['name']}_constant"}, constant=not trainable
+    )
     # A layer of a Functional model must be called on something; this one does not look at it.
     output = layer(tensor)
     layer.set_weights([value.reshape(shape)])

@@ -14,5 +14,8 @@ class Parts(Protocol):
     def call(self, layer: keras.Layer, x: Any, weights: list[Any] | None = None) -> Any:
         """Calls a new layer, or its own parts; `weights` are its weights."""
 
-    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool = False) -> Any:
-        """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`."""
+    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
+        """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`.
+
+        `trainable` is that of the layer; None for constants, which never train.
+        """

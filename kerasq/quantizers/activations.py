@@ -9,16 +9,21 @@ import tensorflow as tf
 from kerasq import fake_quant
 from kerasq.grid import Grid
 
-# A range that was never calibrated follows the running mean of this many training batches.
+# A range that was never calibrated is the largest of this many training batches, at first.
 FIRST_BATCHES = 10
-# Later, ranges are held against these first samples of each batch, which cost an eighth of 64.
-SAMPLES = 8
-# How far an end that is too narrow, or too wide, moves towards where it may be, in each batch.
-WIDENING_RATE, NARROWING_RATE = 0.2, 0.02
-# An end that learns is too narrow if the largest value is more than this many times as large, by
-# bits (1 for 8 and more: where codes are few it pays to clip), and too wide at WIDEST the value.
-CLIPPING = {7: 1.2, 6: 1.5, 5: 2.0, 4: 2.5, 3: 4.0, 2: 6.0}
-WIDEST = 2.0
+# Ranges are held against the first samples of each batch, at least so many, and as many as have so
+# many values: of small tensors all, of large ones an eighth of 64.
+SAMPLES, VALUES = 8, 2**16
+# An end is too narrow if the largest value is more than this many times as large: where codes are
+# few it pays to clip, and some outliers may be clipped on purpose anywhere. By bits below 8, whose
+# ends learn, and then go a fifth of the way.
+CLIPPED, CLIPPING = 1.5, {7: 1.5, 6: 1.5, 5: 2.0, 4: 2.5, 3: 4.0, 2: 6.0}
+WIDENING_RATE = 0.2
+# A range is too wide if it is more than this many times what each of so many batches in a row has
+# reached, 400 samples. It then loses this share of what is too much, in each batch.
+WIDEST, PATIENCE, NARROWING_RATE = 2.0, 50, 0.05
+# What `batches_seen` is set to by calibration.
+CALIBRATED = FIRST_BATCHES + 1
 # Ranges never get narrower than this, in real units.
 NARROWEST = 1e-6
 
@@ -55,16 +60,18 @@ class ActivationQuantizer(keras.layers.Layer):
 
     Grids of up to 8 bits are asymmetric: the range is two scalar variables, `range_min` and
     `range_max`. Wider ones are symmetric, with zero point 0: `range_max` is the largest magnitude.
-    `batches_seen` counts the batches they were taken from (0: the range means nothing yet).
+    `batches_seen` counts the first 10 batches (0: the range means nothing yet), and beyond those
+    the batches in a row that have left the range too empty.
 
-    Training moves a range like this. Over the first 10 batches, unless it was calibrated, it is the
-    mean of theirs. Then it is held against the first samples of each batch: an end that is too
-    narrow for them goes 20 % of the way to where it is not, one that is too wide 2 %. Under "none"
-    the right place is their largest value, so that ranges follow a moving average of what is
-    largest (after Jacob et al. 2018, section 3.1). Ends that learn are free from where they clip
-    no more than pays at their width (nothing at 8 bits, to 1/2.5 of the largest value at 4 bits)
-    to twice the largest value. So ranges may start wrong, from calibration before the network is
-    trained, and weights may take large steps.
+    Training moves a range like this. The first 10 batches, unless it was calibrated, widen it to
+    all that they hold. Later an end that a batch exceeds by half goes where its values are. Ends
+    that learn go a fifth of the way, and only to where they clip no more than may pay at their
+    width (all beyond 1/1.5 of the largest value at 8 bits, beyond 1/2.5 at 4 bits). A range that
+    50 batches in a row have left more than half empty narrows, 5 % of what is too much in each
+    batch, until values reach the half. In between it stays, or learns. So ranges may start wrong,
+    from calibration before the network is trained, and those stay that calibration has chosen, with
+    the outliers that it cuts, and however rare the largest values are. An input's range is a
+    convention with whoever feeds it: it grows where it was never calibrated, and else stays.
 
     Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
     estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
@@ -79,8 +86,7 @@ class ActivationQuantizer(keras.layers.Layer):
         limit: what the upper end may not exceed: `max_value` of the ReLU.
         range_gradient: "lsq", "clip", or "none": the range then follows the data while training,
             until `trainable = False`.
-        is_input: whether the tensor is an input of the model, whose range is a convention with
-            whoever feeds it: nothing moves it after the first batches.
+        is_input: whether the tensor is an input of the model.
     """
 
     def __init__(
@@ -146,7 +152,7 @@ class ActivationQuantizer(keras.layers.Layer):
         return "none" if self.is_input else self.range_gradient
 
     def _averages(self) -> bool:
-        """Whether the range follows the data behind the first batches."""
+        """Whether the range follows the data, and does not learn."""
         return self.range_gradient == "none" and self.trainable and not self.is_input
 
     @property
@@ -169,7 +175,7 @@ class ActivationQuantizer(keras.layers.Layer):
         levels = 2**self.bits if self.bits < 8 else None
         return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
 
-    def assign_range(self, low: float, high: float, batches: int = FIRST_BATCHES) -> None:
+    def assign_range(self, low: float, high: float, batches: int = CALIBRATED) -> None:
         """Sets the range (made to contain 0.0) and marks it as calibrated.
 
         A tensor that was always 0.0 gets [0, 1]: any grid holds it, but not any scale fits the
@@ -186,32 +192,40 @@ class ActivationQuantizer(keras.layers.Layer):
         self.batches_seen.assign(batches)
 
     def _follow(self, x: tf.Tensor) -> None:
-        """Moves the range towards that of a batch, by the rule that the class states."""
+        """Moves the range by what a batch has, by the rule that the class states."""
+        # Few operators, since a step has them for each range.
         ends, seen = self._ends(), self.batches_seen.value
+        # NaN and infinite values, of training that diverges, move nothing.
+        values = [
+            tf.where(tf.math.is_finite(v), v, 0.0) for v in self._batch_ends(_first_samples(x))
+        ]
+        is_first = seen < FIRST_BATCHES
+        moved = [self._widened(*pair, is_first) for pair in zip(ends, values, strict=True)]
+        if self.is_input or not self.trainable:
+            # In a step that was traced before the range was set, too.
+            is_set = seen >= self._enough()
+            moved = [tf.where(is_set, *pair) for pair in zip(ends, moved, strict=True)]
+            seen = tf.where(is_set, seen, tf.minimum(seen + 1.0, FIRST_BATCHES))
+        else:
+            is_wide = WIDEST * tf.add_n(values) < tf.add_n(ends)
+            seen = tf.where(is_first | is_wide, seen + 1.0, float(FIRST_BATCHES))
+            rate = tf.where(seen > FIRST_BATCHES + PATIENCE, NARROWING_RATE, 0.0)
+            pairs = zip(moved, values, strict=True)
+            moved = [end - rate * tf.nn.relu(end - value) for end, value in pairs]
+        # A tensor that was always 0 has no range: see `assign_range`.
+        moved[-1] = tf.where(tf.add_n(moved) <= NARROWEST, 1.0, moved[-1])
+        if self.range_min is not None:
+            self.range_min.assign(-moved[0])
+        self.range_max.assign(moved[-1])
+        self.batches_seen.assign(seen)
 
-        def first() -> list[tf.Tensor]:
-            # 1 / (n + 1) makes a running mean of batches.
-            pairs = zip(ends, self._batch_ends(x), strict=True)
-            return [_moved(end, value, 1.0 / (seen + 1.0)) for end, value in pairs]
-
-        def later() -> list[tf.Tensor]:
-            if self.is_input or not self.trainable:
-                return ends
-            pairs = zip(ends, self._batch_ends(x[:SAMPLES]), strict=True)
-            return [self._later(end, value) for end, value in pairs]
-
-        if not self._is_first():
-            moved = later()
-            if self.range_min is not None:
-                self.range_min.assign(-moved[0])
-            self.range_max.assign(moved[-1])
-            return
-        # A step that is traced while the range is new is run when it is not, too. Only the values
-        # are computed under tf.cond: an assignment there would need a merge call, which
-        # tf.distribute does not allow in a conditional.
-        moved = tf.cond(seen < FIRST_BATCHES, first, later)
-        low = -moved[0] if len(moved) == 2 or self.symmetric else 0.0
-        self.assign_range(low, moved[-1], tf.minimum(seen + 1.0, FIRST_BATCHES))
+    def _widened(self, end: tf.Tensor, value: tf.Tensor, is_first: tf.Tensor) -> tf.Tensor:
+        """An end that a value may lie beyond, widened."""
+        least = value / CLIPPING.get(self.bits, CLIPPED)
+        if self._gradient() == "none":
+            return tf.where(is_first | (least > end), tf.maximum(end, value), end)
+        later = end + WIDENING_RATE * tf.nn.relu(least - end)
+        return tf.where(is_first, tf.maximum(end, value), later)
 
     def _ends(self) -> list[tf.Tensor]:
         """The magnitudes of the ends that are variables: the lower one, if it is, and the upper."""
@@ -225,14 +239,6 @@ class ActivationQuantizer(keras.layers.Layer):
         high = tf.nn.relu(tf.reduce_max(x))
         high = high if self.limit is None else tf.minimum(high, self.limit)
         return [high] if self.range_min is None else [tf.nn.relu(-tf.reduce_min(x)), high]
-
-    def _later(self, end: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-        """Where an end goes behind the first batches, for that of a batch."""
-        # Few operators, since a step has them for each range.
-        if not self._averages():
-            least = 1.0 / CLIPPING.get(self.bits, 1.0)
-            value = tf.clip_by_value(end, value * least, value * WIDEST)
-        return _moved(end, value, WIDENING_RATE, NARROWING_RATE)
 
     def clamp(self, x: tf.Tensor) -> tf.Tensor:
         """The ReLU that is part of the layer."""
@@ -249,13 +255,15 @@ class ActivationQuantizer(keras.layers.Layer):
         return self.fake_quant(x)
 
     def _follows(self) -> bool:
-        """Whether training holds the range against its batches: known when a function is traced."""
-        return not self.fixed and (self._is_first() or (self.trainable and not self.is_input))
-
-    def _is_first(self) -> bool:
-        """Whether batches may still be the first ones: known when a function is traced."""
+        """Whether training moves the range: known when a function is traced."""
+        if self.fixed or (self.trainable and not self.is_input):
+            return not self.fixed
         is_known = isinstance(self.batches_seen.value, tf.Variable)
-        return not is_known or self._batches() < FIRST_BATCHES
+        return not is_known or self._batches() < self._enough()
+
+    def _enough(self) -> int:
+        """The batches after which one that neither learns nor narrows is set."""
+        return CALIBRATED if self.is_input and self.trainable else FIRST_BATCHES
 
     def has_seen_data(self) -> bool:
         """Whether the range means something: known when a function is traced.
@@ -291,14 +299,10 @@ class ActivationQuantizer(keras.layers.Layer):
         )
 
 
-def _moved(end: tf.Tensor, target: tf.Tensor, up: Any, down: float | None = None) -> tf.Tensor:
-    """An end, a share of the way to its target: `up` if that is wider, or `down` if it is narrower.
-
-    NaN and infinite targets, of training that diverges, move nothing.
-    """
-    way = target - end
-    way = way if down is None else tf.nn.leaky_relu(way, down / up)
-    return tf.where(tf.math.is_finite(target), end + up * way, end)
+def _first_samples(x: tf.Tensor) -> tf.Tensor:
+    """The samples of a batch that ranges are held against."""
+    size = math.prod(x.shape[1:]) if None not in x.shape[1:] else VALUES
+    return x[: max(SAMPLES, VALUES // max(size, 1))]
 
 
 def project(variable: keras.Variable, constraint: keras.constraints.Constraint) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """Batches of model inputs from whatever users hold data in."""
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ def batches(
         model: the model that the batches are for.
         data: an array (or the structure of arrays that the model takes), which is cut into
             batches; or an iterable of batches, `x` or `(x, y)` or `(x, y, weights)`, such as a
-            batched `tf.data.Dataset` or a `keras.utils.PyDataset`.
+            batched `tf.data.Dataset` or a `keras.utils.PyDataset`; or a function that returns one.
         batch_size: samples in a batch, where `data` is an array.
         steps: the most batches to take, or None for all.
 
@@ -143,7 +144,14 @@ def _iterable(data: Any) -> Iterable:
     if isinstance(data, keras.utils.PyDataset):
         # In Keras 3.10 it has no `__iter__`: Python would count indices up until an IndexError.
         return (data[i] for i in range(len(data)))
-    return data
+    # As the `representative_dataset` of TFLiteConverter.
+    found = data() if inspect.isroutine(data) else data
+    if not isinstance(found, Iterable):
+        raise ValueError(
+            "`data` must be an array, an iterable of batches, or a function that returns one. "
+            f"Received: {found!r:.80}."
+        )
+    return found
 
 
 def _batch_size(model: keras.Model, batch_size: int) -> int:

@@ -22,11 +22,14 @@ class Limits:
         accumulator_bits: width of the sums, by bits of the activations.
         multiplier: what `s_in * s_w / s_out`, `s_in / s_out` of sums, and `s_a * s_b / s_out` of
             products stay below.
+        sums: what products of codes and weights add up to at most, in steps of the output, by bits
+            of the activations.
     """
 
     bias: Mapping[int, float]
     accumulator_bits: Mapping[int, int]
     multiplier: float
+    sums: Mapping[int, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

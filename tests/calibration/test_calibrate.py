@@ -222,9 +222,9 @@ def test_ranges_are_those_of_the_float_outputs():
     assert_ranges(model, {name: (y.min(), y.max()) for name, y in numpy_outputs(x).items()})
 
 
-def test_the_default_is_the_mean_over_batches_of_32():
+def test_the_moving_average_is_the_mean_over_batches_of_32():
     model, x = quantized(), samples(100)
-    kerasq.calibrate(model, x)
+    kerasq.calibrate(model, x, method="moving_average")
     parts = [numpy_outputs(x[i : i + 32]) for i in range(0, 100, 32)]
     assert BATCH_SIZE == 32 and len(parts) == 4
     assert_ranges(
@@ -389,7 +389,7 @@ def test_constant_zero_data_give_a_model_that_runs(method):
 
 
 def test_without_a_method_few_codes_leave_outliers_out():
-    """Below 8 bits "mse", from 8 on "moving_average"."""
+    """Up to 8 bits "mse", at 16 "minmax"."""
     x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
     model = keras.Sequential(
         [
@@ -400,12 +400,13 @@ def test_without_a_method_few_codes_leave_outliers_out():
         ]
     )
     found = {}
-    for method in (None, "mse", "moving_average"):
-        q = kerasq.quantize_model(model, "w2a2", overrides={"wide": "w8a8", "head": "w8a8"})
+    for method in (None, "mse", "minmax"):
+        q = kerasq.quantize_model(model, "w2a2", overrides={"wide": "w8a16", "head": "w8a8"})
         kerasq.calibrate(q, x, method=method)
         found[method] = {n: tuple(map(float, v.range())) for n, v in ranged(q).items()}
     bits = {name: quantizer.bits for name, quantizer in ranged(q).items()}
-    assert set(bits.values()) == {2, 8}
+    assert set(bits.values()) == {2, 8, 16}
     for name, width in bits.items():
-        assert found["mse"][name] != found["moving_average"][name]
-        assert found[None][name] == found["mse" if width < 8 else "moving_average"][name]
+        assert found[None][name] == found["mse" if width <= 8 else "minmax"][name]
+    assert found["mse"]["wide"] == found["minmax"]["wide"]  # Nothing is won at 16 bits.
+    assert found["mse"] != found["minmax"]

@@ -228,11 +228,25 @@ def test_a_range_of_one_value_is_one():
     assert tuple(map(float, ranged(q)["hidden"].range())) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("method", ["minmax", "moving_average", "percentile", "mse"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused_by_every_observer(method, value):
+    inner = keras.Input((4,), name="x")
+    y = keras.layers.Dense(4, name="front")(inner)
+    # Finite weights, and one value in a hundred that is none.
+    broken = keras.layers.Lambda(
+        lambda x: keras.ops.where(x > 1.5, value, x), output_shape=(4,), name="broken"
+    )
+    q = kerasq.quantize_model(keras.Model(inner, keras.layers.Dense(2, name="head")(broken(y))))
+    with pytest.raises(ValueError, match="must be two finite numbers"):
+        kerasq.calibrate(q, np.random.default_rng(0).normal(size=(96, 4)), method=method)
+
+
 def test_a_layer_that_computes_infinite_values_is_named():
     q = quantized()
     q.get_layer("logits").kernel.assign(np.full((6, 3), 3e38))
     text = (
-        r"Received: .*nan.* from MovingAverage for layer 'logits'.*the layer computes infinite"
+        r"Received: .*(nan|inf).* from MeanSquaredError for layer 'logits'.*computes infinite"
         r".*clip what it reads"
     )
     with pytest.raises(ValueError, match=text):

@@ -32,7 +32,7 @@ class Traced:
 
     def mark(self, x, grid, name="", quantizes=False):
         if quantizes:
-            return self.put(x, marks.Quantized(name=name, grid=grid))
+            return self.put(x, marks.Quantized(name=name, grid=grid, reads_float=False))
         if grid is not None:
             return self.put(x, marks.Computed(name=name, grid=grid))
         return self.put(x, marks.Named(name=name))

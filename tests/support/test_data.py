@@ -255,3 +255,15 @@ def test_labels_that_are_missing_or_too_few(model):
         list(labelled_batches(model, (samples(4), np.zeros(3))))
     with pytest.raises(ValueError, match=r"must hold labels.*batch 0 is ndarray"):
         list(labelled_batches(model, [samples(4)]))
+
+
+def test_a_function_is_called_as_a_representative_dataset_is(model):
+    x = samples(3)
+    found = [*batches(model, lambda: ([one[None]] for one in x))]
+    np.testing.assert_array_equal(np.concatenate(found), x)
+
+
+@pytest.mark.parametrize("data", [3.0, lambda: 3.0, object()])
+def test_what_holds_no_batches_is_an_error(model, data):
+    with pytest.raises(ValueError, match="must be an array, an iterable of batches, or a function"):
+        list(batches(model, data))

@@ -17,7 +17,7 @@ for network in robustness.NETWORKS:
     model = models.build(network, (32, 32, 3), 10)
     x = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("f")
     found = robustness.in_keras2(model).predict(x, verbose=0)
-    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
     print("same", network)
 """
     done = processes.python("-c", script)
@@ -31,17 +31,18 @@ def test_the_table(tmp_path):
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'data.npz'}", f"--out={tmp_path / 'out'}"]
     flags += ["--seeds=0,1", "--float_epochs=1", "--network=ds_cnn", "--optimizer=SGD 1e-3"]
+    flags += ["--contestant=kerasq"]
     done = processes.python("-m", "tools.robustness", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     header, _, accuracies, over = [x for x in done.stdout.splitlines() if x.startswith("|")]
     names = [cell.strip() for cell in header.split("|")[3:-1]]
-    assert names == ["float", "kerasq", "kerasq, folded", "tfmot"]
+    assert names == ["float", "kerasq"]
     found = {
         name: [
             100 * json.loads(path.read_text())["SGD 1e-3"]
             for path in sorted((tmp_path / "out/finetune/ds_cnn" / name).glob("*.json"))
         ]
-        for name in ("float", "kerasq", "kerasq_folded", "tfmot")
+        for name in names
     }
     assert all(len(values) == 2 for values in found.values())
     for cell, values in zip(accuracies.split("|")[3:-1], found.values(), strict=True):

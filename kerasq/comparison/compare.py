@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from kerasq import graph as graphs
 from kerasq import wrappers
-from kerasq.analysis.probe import Probe
-from kerasq.analysis.report import LayerReport, Report, Tally
+from kerasq.comparison.probe import Probe
+from kerasq.comparison.report import LayerReport, Report, Tally
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert.runtime import TFLiteModel

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import kerasq
-from kerasq.analysis.report import LayerReport, Report
+from kerasq.comparison.report import LayerReport, Report
 from kerasq.litert import flatbuffer
 from tests import networks
 

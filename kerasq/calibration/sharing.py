@@ -1,0 +1,89 @@
+"""What shares a grid and gets few of its codes: features of an input, parts of a concatenation."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq import graph
+from kerasq.layers import Scale
+from kerasq.wrappers import Boundary, QuantizeWrapper
+
+# The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
+# standard deviation is lost.
+LEAST_SQNR = 20.0
+# The least codes that a part has over its own range.
+LEAST_CODES = 16
+_NAMED = 8  # The most that a remark lists.
+
+
+def remarks(model: keras.Model, samples: Any) -> list[str]:
+    """A remark for each input, and concatenation, parts of which get too few codes.
+
+    Args:
+        model: a quantized model with ranges.
+        samples: of its inputs, in the structure of `model.input`.
+    """
+    values = {
+        id(x): np.asarray(v) for x, v in zip(model.inputs, keras.tree.flatten(samples), strict=True)
+    }
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, Boundary) and layer.is_input:
+            symbol = graph.origin(layer.output)[1][0]
+            found.append(_of_input(model, layer, symbol, values[id(symbol)]))
+        elif isinstance(layer, QuantizeWrapper) and layer.rule.operator == "CONCATENATION":
+            found.append(_of_parts(layer))
+    return [remark for remark in found if remark]
+
+
+def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, values: Any) -> str:
+    """The remark on an input whose features, along the last axis, differ by orders of magnitude."""
+    grid = boundary.grid().numpy()
+    flat = values.reshape(-1, values.shape[-1]).astype("float64")
+    errors = flat - grid.dequantize(grid.quantize(flat))
+    variances = flat.var(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sqnr = 10 * np.log10(variances / np.mean(errors**2, 0))
+    lost = np.flatnonzero((variances > 0) & (sqnr < LEAST_SQNR))
+    # All of them: the range is wrong, or the values are, but not what they share.
+    if len(lost) in (0, len(variances)):
+        return ""
+    listed = ", ".join(map(str, lost[:_NAMED])) + (", ..." if len(lost) > _NAMED else "")
+    names = [x.name, *_normalizations(model, boundary)]
+    floats = ", ".join(f'"{name}": "float"' for name in names)
+    return (
+        f"Input {x.name!r}: {len(lost)} of its {len(variances)} features ({listed}) lose more than "
+        f"a tenth of their deviation, as all share one grid, of steps of {grid.scale:.3g}. Scale "
+        + (
+            f"them alike before the model, or leave that in float: overrides={{{floats}}}."
+            if len(names) > 1
+            else "them alike before the model."
+        )
+    )
+
+
+def _normalizations(model: keras.Model, boundary: Boundary) -> list[str]:
+    """Names of the user's layers behind an input that only scale it."""
+    return [
+        layer.source
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper)
+        and isinstance(layer.layer, Scale)
+        and layer.producers == (boundary,)
+    ]
+
+
+def _of_parts(layer: QuantizeWrapper) -> str:
+    """The remark on a concatenation of what differs by orders of magnitude."""
+    step = float(layer.grid().scale)
+    grids = {x.source: x.grid() for x in layer.producers if x is not None}
+    codes = {name: float((grid.high - grid.low) / step) for name, grid in grids.items()}
+    name, least = min(codes.items(), key=lambda item: item[1])
+    if least >= LEAST_CODES:
+        return ""
+    return (
+        f"Layer {layer.name!r}: what it takes from {name!r} has {least:.0f} codes in its grid, of "
+        f"steps of {step:.3g}, which the widest part asks for. Return them as outputs of their "
+        "own, or scale them alike in front of it."
+    )

@@ -1,0 +1,1 @@
+"""Whether the device computes what the model predicts: compare."""

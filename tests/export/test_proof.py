@@ -1,0 +1,78 @@
+"""A file that computes something else than its model is not written."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq import targets
+from kerasq.calibration.samples import COUNT, samples_of
+from kerasq.kernels import int8
+from kerasq.targets import LITERT
+from tests import networks
+
+L = keras.layers
+ADD = ("ADD", 8)
+
+
+def one_more(layer, codes, grids, out):
+    """LiteRT's ADD, and 1."""
+    return int8.add(layer, codes, grids, out) + 1.0
+
+
+def test_a_difference_is_an_error_that_names_the_layer(tmp_path, monkeypatch):
+    monkeypatch.setitem(LITERT.kernels, ADD, one_more)
+    q = networks.quantized(networks.residual())
+    path = tmp_path / "model.tflite"
+    text = r"differ in .* % of their values on 4 samples, first in layer 'add' \(ADD\).*check=False"
+    with pytest.raises(ValueError, match=text):
+        kerasq.export_tflite(q, path)
+    assert not path.exists()
+    lite = kerasq.export_tflite(q, path, check=False)
+    assert path.read_bytes() == lite.content
+
+
+def test_another_target_is_not_judged_by_these_kernels():
+    target = dataclasses.replace(LITERT, name="own", kernels={**LITERT.kernels, ADD: one_more})
+    targets.register(target)
+    try:
+        kerasq.export_tflite(networks.quantized(networks.residual(), target="own"))
+    finally:
+        targets.TARGETS.pop("own")
+
+
+def test_float_layers_may_round_otherwise():
+    """What follows a float layer may be a step off, and is a file all the same."""
+    keras.utils.set_random_seed(0)
+    inner = keras.Input((6, 8), name="x")
+    y = L.LayerNormalization()(L.Dense(8, name="front")(inner))
+    model = keras.Model(inner, L.Dense(4, name="head")(L.Dense(8, activation="relu")(y)))
+    kerasq.export_tflite(networks.quantized(model))
+
+
+def test_samples_are_the_first_that_were_calibrated_on():
+    q = networks.quantized(networks.mlp())
+    x = networks.data(q, 40, seed=3)
+    kerasq.calibrate(q, x)
+    np.testing.assert_array_equal(samples_of(q), x[:32])
+    kerasq.calibrate(q, ((x[i : i + 2], np.zeros(2)) for i in (10, 20)))
+    np.testing.assert_array_equal(samples_of(q), x[10:12])
+
+
+def test_without_calibration_samples_are_random_values_of_the_ranges(tmp_path):
+    inputs = {
+        "a": keras.Input((5,), name="a"),
+        "words": keras.Input((3,), dtype="int32", name="words"),
+    }
+    words = L.Flatten()(L.Embedding(4, 2)(inputs["words"]))
+    y = L.Dense(2, name="head")(L.Concatenate()([L.Dense(3)(inputs["a"]), words]))
+    q = kerasq.quantize_model(keras.Model(inputs, y))
+    x = {"a": np.linspace(-3, 5, 40).reshape(8, 5), "words": np.ones((8, 3), "int32")}
+    kerasq.calibrate(q, [x])
+    q.save(tmp_path / "q.keras")
+    found = samples_of(kerasq.load_model(tmp_path / "q.keras"))
+    assert found["words"].dtype == np.int32 and not found["words"].any()
+    assert found["a"].shape == (COUNT, 5)
+    assert -3.1 < found["a"].min() < -2 and 4 < found["a"].max() < 5.1
