@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -97,14 +97,20 @@ def observe(
         values = _float_values(model, x)
         return [tap.observer.statistics(values[tap.name]) for tap in taps]
 
+    for x in _tracked(model, data, steps):
+        for tap, found in zip(taps, statistics(x), strict=True):
+            tap.observer.update([s.numpy() for s in found])
+    return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}
+
+
+def _tracked(model: keras.Model, data: Any, steps: int | None) -> Iterator[Any]:
+    """The batches, under a progress bar; of the first one, a few samples are kept."""
     count = sample_count(model, data)
     total = steps if count is None else len(range(0, count, BATCH_SIZE)[:steps])
     for number, x in enumerate(track(batches(model, data, BATCH_SIZE, steps), total, "batch")):
         if number == 0:
             samples.keep(model, x)
-        for tap, found in zip(taps, statistics(x), strict=True):
-            tap.observer.update([s.numpy() for s in found])
-    return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}
+        yield x
 
 
 def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:

@@ -114,12 +114,7 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
         keep: names of the layers that stay as they are.
     """
     norms = foldable(graph, keep)
-    pairs = {id(node): (node, norms[id(node)]) for node in graph.nodes if id(node) in norms}
-    ruled = {key for key, pair in pairs.items() if any(_has_rules(x.layer) for x in pair)}
-    kept = {id(norms.pop(key)) for key in ruled}
-    if kept:
-        names = [node.layer.name for node in graph.nodes if id(node) in kept]
-        print(f"Not folded, for constraints or regularizers of what would be folded: {names}.")
+    kept = {id(norms.pop(key)) for key in _ruled(graph, norms)}
     folded = {id(norm) for norm in norms.values()}
 
     def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
@@ -137,6 +132,16 @@ def fold(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Grap
         return dataclasses.replace(node.source, gain=gain)
 
     return graphs.transform(graph, call, source) if norms or kept else graph
+
+
+def _ruled(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> set[int]:
+    """The keys of those of `norms` that are not to be folded for constraints or regularizers."""
+    calls = [node for node in graph.nodes if id(node) in norms]
+    found = [x for x in calls if _has_rules(x.layer) or _has_rules(norms[id(x)].layer)]
+    if found:
+        names = [norms[id(node)].layer.name for node in found]
+        print(f"Not folded, for constraints or regularizers of what would be folded: {names}.")
+    return {*map(id, found)}
 
 
 def _has_rules(layer: keras.Layer) -> bool:
