@@ -57,7 +57,7 @@ def quantize_model(
             float model with its statistics frozen, which wants smaller rates. Where constraints or
             regularizers are meant for the unfolded weights, it is kept all the same.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
-            2018), or "none" (they follow a moving average of the data while training). None is
+            2018), or "none" (they follow the data while training). None is
             "lsq" for ranges of less than 8 bits and "none" for others. Ranges that the data has
             left are mended in any case (`kerasq.quantizers.activations`).
         weights: how weights of fewer than 8 bits lie: "uniform", "dorefa" (Zhou S. et al. 2016),

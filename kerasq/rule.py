@@ -52,7 +52,8 @@ class Rule:
             of the channels.
         grids: the grids of `Output.FIXED`, by bits.
         options: for an operator that the export makes itself, because the converter does not.
-        fits: where it says no of a call, the layer stays float. None: it always fits.
+        fits: where it says no of a call, the layer stays float. None: of calls that have more than
+            their tensors, such as a mask (`kerasq.fits.reads_tensors_alone`).
         reads_mask: whether it computes something else under a mask, which Keras passes beside the
             tensors and a file does not have.
         channels_last: whether its channels must be last, as LiteRT's kernels have them.

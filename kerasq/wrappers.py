@@ -357,6 +357,15 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
     return quantized_by(inputs[0]) if registry.passes_through(layer) else None
 
 
+def input_boundaries(model: keras.Model) -> dict[int, Boundary]:
+    """The boundary behind each input of a model, by id of the input; none where it stays float."""
+    return {
+        id(graph.origin(layer.output)[1][0]): layer
+        for layer in model.layers
+        if isinstance(layer, Boundary) and layer.is_input
+    }
+
+
 def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
     """The quantizers of a model that have a range, by layer name."""
     return {

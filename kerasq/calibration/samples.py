@@ -7,8 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import graph
-from kerasq.wrappers import Boundary
+from kerasq.wrappers import input_boundaries
 
 # As many as have so many values, within these bounds.
 VALUES, COUNT, MOST = 2**16, 4, 32
@@ -31,17 +30,15 @@ def samples_of(model: keras.Model) -> Any:
     if model in _KEPT:
         return _KEPT[model]
     rng = np.random.default_rng(0)
-    ends = {
-        id(graph.origin(layer.output)[1][0]): layer.output_quantizer.range()
-        for layer in model.layers
-        if isinstance(layer, Boundary) and layer.is_input and layer.output_quantizer is not None
-    }
+    boundaries = input_boundaries(model)
 
     def one(x: keras.KerasTensor) -> np.ndarray:
         shape = (COUNT, *x.shape[1:])
         if "float" not in x.dtype:
             return np.zeros(shape, x.dtype)
-        low, high = map(float, ends.get(id(x), (-1.0, 1.0)))
+        boundary = boundaries.get(id(x))
+        quantizer = boundary and boundary.output_quantizer
+        low, high = (-1.0, 1.0) if quantizer is None else map(float, quantizer.range())
         return rng.uniform(low, high, shape).astype("float32")
 
     return keras.tree.map_structure(one, model.input)

@@ -5,9 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import graph
 from kerasq.layers import Scale
-from kerasq.wrappers import Boundary, QuantizeWrapper
+from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
 # standard deviation is lost.
@@ -24,16 +23,17 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
         model: a quantized model with ranges.
         samples: of its inputs, in the structure of `model.input`.
     """
-    values = {
-        id(x): np.asarray(v) for x, v in zip(model.inputs, keras.tree.flatten(samples), strict=True)
-    }
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, Boundary) and layer.is_input:
-            symbol = graph.origin(layer.output)[1][0]
-            found.append(_of_input(model, layer, symbol, values[id(symbol)]))
-        elif isinstance(layer, QuantizeWrapper) and layer.rule.operator == "CONCATENATION":
-            found.append(_of_parts(layer))
+    boundaries = input_boundaries(model)
+    found = [
+        _of_input(model, boundaries[id(x)], x, np.asarray(values))
+        for x, values in zip(model.inputs, keras.tree.flatten(samples), strict=True)
+        if id(x) in boundaries
+    ]
+    found += [
+        _of_parts(layer)
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper) and layer.rule.operator == "CONCATENATION"
+    ]
     return [remark for remark in found if remark]
 
 

@@ -14,7 +14,7 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
-from kerasq.wrappers import Boundary, quantized_by, ranged, require_quantized
+from kerasq.wrappers import input_boundaries, quantized_by, ranged, require_quantized
 
 DTYPES = ("int8", "int16", "uint8", "float32")
 
@@ -105,7 +105,10 @@ def check_shapes(model: keras.Model, batch_size: int) -> None:
 
 def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | None) -> Signature:
     """Types and names of the ends, as a user asked for them."""
-    input_bits = [_input_bits(model, x) for x in model.inputs]
+    # An input has no boundary where all its readers stay float.
+    boundaries = input_boundaries(model)
+    found = [boundaries.get(id(x)) for x in model.inputs]
+    input_bits = [FLOAT_BITS if x is None else x.bits.activation_bits for x in found]
     # An output that no wrapper makes is float, and takes any type.
     output_bits = [
         wrapper.bits.code_bits for wrapper in map(quantized_by, model.outputs) if wrapper
@@ -118,17 +121,6 @@ def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | 
         output_names=output_names(model),
         output_layers=[_maker(y) for y in model.outputs],
     )
-
-
-def _input_bits(model: keras.Model, x: keras.KerasTensor) -> int:
-    """The width of an input's own grid; 32 where it stays float."""
-    # A boundary behind the input; none where all its readers stay float.
-    widths = [
-        layer.bits.activation_bits
-        for layer in model.layers
-        if isinstance(layer, Boundary) and layer.is_input and graph.origin(layer.output)[1][0] is x
-    ]
-    return widths[0] if widths else FLOAT_BITS
 
 
 def _maker(tensor: keras.KerasTensor) -> str:

@@ -151,7 +151,7 @@ class ActivationQuantizer(keras.layers.Layer):
         """How the range learns; that of an input does not."""
         return "none" if self.is_input else self.range_gradient
 
-    def _averages(self) -> bool:
+    def _only_follows(self) -> bool:
         """Whether the range follows the data, and does not learn."""
         return self.range_gradient == "none" and self.trainable and not self.is_input
 
@@ -175,7 +175,7 @@ class ActivationQuantizer(keras.layers.Layer):
         levels = 2**self.bits if self.bits < 8 else None
         return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
 
-    def assign_range(self, low: float, high: float, batches: int = CALIBRATED) -> None:
+    def assign_range(self, low: float, high: float) -> None:
         """Sets the range (made to contain 0.0) and marks it as calibrated.
 
         A tensor that was always 0.0 gets [0, 1]: any grid holds it, but not any scale fits the
@@ -189,7 +189,7 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.range_min is not None:
             self.range_min.assign(low)
         self.range_max.assign(UpperEnd(self.limit)(high))
-        self.batches_seen.assign(batches)
+        self.batches_seen.assign(CALIBRATED)
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range by what a batch has, by the rule that the class states."""
@@ -285,7 +285,7 @@ class ActivationQuantizer(keras.layers.Layer):
     def fake_quant(self, x: tf.Tensor) -> tf.Tensor:
         """Fake-quantized values; the range stays where it is."""
         low, high = self.range()
-        if self._averages() and not self.fixed and self.bits >= 8:
+        if self._only_follows() and not self.fixed and self.bits >= 8:
             return fake_quant.fake_quant_following(
                 x, low, high, bits=self.bits, relu=self.relu, limit=self.limit
             )

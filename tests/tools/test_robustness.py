@@ -30,8 +30,17 @@ def test_the_table(tmp_path):
     x = (rng.integers(0, 100, (96, 32, 32, 3)) + 50 * y[:, None, None, None]).astype("uint8")
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'data.npz'}", f"--out={tmp_path / 'out'}"]
-    flags += ["--seeds=0,1", "--float_epochs=1", "--network=ds_cnn", "--optimizer=SGD 1e-3"]
-    flags += ["--contestant=kerasq"]
+    flags += ["--float_epochs=1", "--network=ds_cnn", "--optimizer=SGD 1e-3"]
+    # All of them once, and two with a second seed.
+    done = processes.python("-m", "tools.robustness", *flags, "--seeds=0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    header = next(x for x in done.stdout.splitlines() if x.startswith("|"))
+    names = [cell.strip() for cell in header.split("|")[3:-1]]
+    assert names == ["float", "kerasq", "kerasq, folded", "tfmot"]
+    runs = tmp_path / "out/finetune/ds_cnn"
+    for name in ("float", "kerasq", "kerasq_folded", "tfmot"):
+        assert "SGD 1e-3" in json.loads((runs / name / "seed0.json").read_text())
+    flags += ["--seeds=0,1", "--contestant=kerasq"]
     done = processes.python("-m", "tools.robustness", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     header, _, accuracies, over = [x for x in done.stdout.splitlines() if x.startswith("|")]
