@@ -32,7 +32,7 @@ from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
 from kerasq.training.batches import epoch_batches
 from kerasq.training.check_training import CheckTraining
-from kerasq.training.curves import plot_curves
+from kerasq.training.curves import plot_clipped, plot_curves
 from kerasq.training.distill import distill
 from kerasq.training.distribute import MultiWorkerStrategy
 from kerasq.training.epoch_backup import EpochBackup
@@ -82,6 +82,7 @@ __all__ = [
     "first_and_last",
     "latency",
     "load_model",
+    "plot_clipped",
     "plot_curves",
     "quantize_model",
     "register_layer",

@@ -251,6 +251,14 @@ class QuantizeWrapper(keras.layers.Wrapper):
         return self.grid()
 
 
+def infer(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
+    """What a call returns in inference, without what only its gradient needs."""
+    if isinstance(node.layer, QuantizeWrapper):
+        return node.layer.run_integer(args[0])
+    # Not the layer itself: an exported RandomFlip does nothing, but it would flip.
+    return graph.infer(node.layer, *args, **kwargs)
+
+
 class UncalibratedError(graph.PlainError, ValueError):
     """A quantized model was run before its ranges came from data."""
 

@@ -3,7 +3,8 @@
 `--experiment=finetune`: one epoch for each network and optimizer, of the float model, kerasq's
 default, kerasq with BatchNormalization folded, and tfmot. `--experiment=scratch`: ResNet8 from
 random weights, calibrated before or not, with ranges that learn or follow. What is finished is not
-run again, and an interrupted run goes on.
+run again, and an interrupted run goes on. Beside the results of each run lies a map of the values
+that each layer clips, epoch by epoch.
 
 Example: python -m tools.robustness --data_dir=cifar10 --out=runs/robustness --jobs=2
 """
@@ -220,7 +221,8 @@ def one(network: str, contestant: str, seed: int) -> None:
         keras.utils.set_random_seed(seed)
         float_model = start(network, data)
         logits = not ends_in_softmax(float_model)
-        model = experiment.contestants[contestant](float_model, data.train.x[::100])
+        images = data.train.x[::100]
+        model = experiment.contestants[contestant](float_model, images)
         batches, steps = training.training_batches(data.train, fit)
         # Keras 2 has the same names, and takes no objects of Keras 3.
         library = importlib.import_module("tf_keras" if contestant == "tfmot" else "keras")
@@ -228,12 +230,35 @@ def one(network: str, contestant: str, seed: int) -> None:
             _optimizer(library, *optimizer, steps * experiment.epochs),
             library.losses.SparseCategoricalCrossentropy(from_logits=logits),
         )
-        model.fit(batches, epochs=experiment.epochs, steps_per_epoch=steps, verbose=0)
+        check = kerasq.CheckTraining(images)
+        is_checked = contestant not in ("float", "tfmot")
+        model.fit(
+            batches,
+            epochs=experiment.epochs,
+            steps_per_epoch=steps,
+            verbose=0,
+            callbacks=[check] if is_checked else [],
+        )
         outputs = model.predict(data.test.x.astype("float32"), batch_size=250, verbose=0)
         found[name] = float(np.mean(outputs.argmax(-1) == data.test.y))
+        if is_checked:
+            _keep_clipped(path, name, check.clipped)
         write_whole(path, json.dumps(found).encode())
         print(network, contestant, seed, name, found[name], flush=True)
         keras.backend.clear_session()
+
+
+def _keep_clipped(path: pathlib.Path, optimizer: str, clipped: list[dict[str, Any]]) -> None:
+    """Writes which layers clipped how much, as a map and as the greatest share of each epoch."""
+    kerasq.plot_clipped(clipped, path.with_suffix(f".{optimizer.replace(' ', '_')}.png"))
+    greatest = [max(x for x in epoch.values() if x is not None) for epoch in clipped]
+    kept = _clipped_path(path)
+    write_whole(kept, json.dumps(_read(kept) | {optimizer: greatest}).encode())
+
+
+def _clipped_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the shares of clipped values of a run are kept."""
+    return path.with_suffix(".clipped.json")
 
 
 def _optimizer(library: Any, name: str, arguments: dict[str, float], steps: int) -> Any:
@@ -244,7 +269,7 @@ def _optimizer(library: Any, name: str, arguments: dict[str, float], steps: int)
     return getattr(library.optimizers, name)(**arguments)
 
 
-def _read(path: pathlib.Path) -> dict[str, float]:
+def _read(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -268,6 +293,25 @@ def table() -> list[list[str]]:
             rows.append([network, name, *map(_cell, found.values())])
             over = [_over(values, found["float"]) for values in found.values()]
             rows.append(["", "over float", *over])
+    return rows
+
+
+def clipped_table() -> list[list[str]]:
+    """The greatest share of clipped values of any layer, in per cent, after the first epochs.
+
+    The mean over seeds. A row for each quantized network and optimizer that has been run.
+    """
+    experiment = _experiment()
+    epochs = [i for i in (1, 2, 3, 6, 12) if i <= experiment.epochs]
+    rows = [["network", "ranges", "optimizer", *(f"epoch {i}" for i in epochs)]]
+    for network, contestant, name in itertools.product(
+        experiment.networks, experiment.contestants, experiment.optimizers
+    ):
+        paths = [_clipped_path(_path(network, contestant, seed)) for seed in _SEEDS.value]
+        found = [kept[name] for kept in map(_read, paths) if name in kept]
+        if found:
+            mean = 100 * np.mean(found, axis=0)
+            rows.append([network, contestant, name, *(f"{mean[i - 1]:.2f}" for i in epochs)])
     return rows
 
 
@@ -319,6 +363,8 @@ def main(argv: list[str]) -> None:
             for job in progress.track(jobs, len(jobs), "run"):
                 job.result()
     print(tables.markdown(table(), left=2))
+    print("\nThe greatest share of values beyond the range of any layer, in per cent:\n")
+    print(tables.markdown(clipped_table(), left=3))
 
 
 if __name__ == "__main__":

@@ -114,13 +114,13 @@ def _simulation(model: keras.Model, layers: list["_Layer"]) -> Callable[[Any, li
     # One function rather than one a layer, of which each would be traced and called by itself.
     @tf.function(input_signature=signature, autograph=False)
     def simulate(data: Any, fed: list) -> tuple[list, list]:
-        outputs = keras.tree.flatten(model(data, training=False))
+        outputs = graphs.run(model, data, wrappers.infer)
         return outputs, [layer.run(x) for layer, x in zip(layers, fed, strict=True)]
 
     return simulate
 
 
-def _step(tensor: keras.KerasTensor) -> np.ndarray | None:
+def step_of(tensor: keras.KerasTensor) -> np.ndarray | None:
     """The step of the grid that a tensor lies on, in real units; None where it is float."""
     wrapper = wrappers.quantized_by(tensor)
     return None if wrapper is None else wrapper.grid().numpy().scale
@@ -131,7 +131,7 @@ class _Ends:
 
     def __init__(self, model: keras.Model) -> None:
         self.tally = Tally()
-        self._steps = [_step(y) for y in keras.tree.flatten(model.outputs)]
+        self._steps = [step_of(y) for y in keras.tree.flatten(model.outputs)]
         self._agreements: list[np.ndarray] = []
 
     def check(self, simulated: list[np.ndarray], computed: list[np.ndarray]) -> None:
@@ -157,7 +157,7 @@ class _Layer:
         self.probe = probe
         self.tally = Tally()
         self.inputs = self._known(node.inputs)
-        self.step = _step(output)
+        self.step = step_of(output)
 
     def _known(self, tensors: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
         """The tensors, or what those that the converter fused away are computed from."""
@@ -181,12 +181,7 @@ class _Layer:
         for x in node.inputs:
             if id(x) not in values:
                 self._compute(graphs.call_of(x), values)
-
-        # Not the layer itself: an exported RandomFlip does nothing, but it would flip.
-        def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
-            return graphs.infer(node.layer, *args, **kwargs)
-
-        graphs.compute(node, values, call)
+        graphs.compute(node, values, wrappers.infer)
 
     def check(self, y: np.ndarray) -> None:
         """Compares what the layer computed with the batch that the probe ran."""

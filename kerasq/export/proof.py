@@ -1,17 +1,19 @@
 """Before a file is written: it must compute what the model predicts."""
 
+import dataclasses
 import platform
 from typing import Any
 
 import keras
 import numpy as np
 
+from kerasq import graph as graphs
 from kerasq.calibration.samples import COUNT, samples_of
-from kerasq.comparison.compare import compare
-from kerasq.comparison.report import Report
+from kerasq.comparison.compare import compare, step_of
+from kerasq.comparison.report import Report, Tally
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.targets import LITERT
-from kerasq.wrappers import target_of
+from kerasq.wrappers import infer, target_of
 
 # Where LiteRT's default kernels are those that the simulation follows to the last code.
 EXACT = ("x86_64", "AMD64")
@@ -19,6 +21,32 @@ EXACT = ("x86_64", "AMD64")
 FLOAT_TOLERANCE = 1e-4
 # The share of an output's power from which on a difference is no rounding: 20 dB.
 OTHER = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """An output of a model, as it predicts it and as its file does."""
+
+    tensor: keras.KerasTensor
+    simulated: np.ndarray
+    computed: np.ndarray
+
+    def is_other(self) -> bool:
+        """Whether the file's output is another one, not only rounded otherwise on the way."""
+        error = np.mean(np.square(self.simulated.astype("float64") - self.computed))
+        return bool(error > OTHER * np.mean(np.square(self.simulated.astype("float64"))))
+
+    def off(self) -> float:
+        """The share of values that differ."""
+        if not np.issubdtype(self.simulated.dtype, np.floating):
+            return float(np.mean(self.simulated != self.computed))
+        tally = Tally()
+        tally.add(self.simulated - self.computed, step_of(self.tensor))
+        equal = tally.share(tally.equal)
+        if equal is not None:
+            return 1 - equal
+        tolerance = FLOAT_TOLERANCE * float(np.abs(self.simulated).max())
+        return float(np.mean(~(np.abs(self.simulated - self.computed) <= tolerance)))
 
 
 def prove(model: keras.Model, lite: TFLiteModel) -> None:
@@ -35,7 +63,7 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
     """
     x = keras.tree.map_structure(lambda values: values[:COUNT], samples_of(model))
     pairs = _predictions(model, lite, x)
-    off = max(_off(*pair) for pair in pairs)
+    off = max(pair.off() for pair in pairs)
     if not off or target_of(model) is not LITERT:
         return
     where = _fault(model, lite, x, pairs)
@@ -48,42 +76,24 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
         )
 
 
-def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list) -> str:
+def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list[_Pair]) -> str:
     """Where a file differs beyond what its kernels may round otherwise; "" where it does not."""
     is_exact = not lite.float_ops and platform.machine() in EXACT
     first = _first(compare(model, lite, x=[x]), 0 if is_exact else 1)
-    if not first and (is_exact or any(_is_other(*pair) for pair in pairs)):
+    if not first and (is_exact or any(pair.is_other() for pair in pairs)):
         return "in no one integer layer"
     return first
 
 
-def _predictions(
-    model: keras.Model, lite: TFLiteModel, x: Any
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _predictions(model: keras.Model, lite: TFLiteModel, x: Any) -> list[_Pair]:
     """What the model predicts for each output, and what the file does."""
-    simulated = [np.asarray(y) for y in keras.tree.flatten(model(x, training=False))]
+    simulated = [np.asarray(y) for y in graphs.run(model, x, infer)]
     found = lite.predict(keras.tree.flatten(x))
     computed = [found] if isinstance(found, np.ndarray) else [found[n] for n in lite.output_names]
-    return list(zip(simulated, computed, strict=True))
+    return [_Pair(*each) for each in zip(model.outputs, simulated, computed, strict=True)]
 
 
 def _first(report: Report, steps: int) -> str:
     """In words, the first layer that is more than so many steps off; "" for none."""
     worse = [layer for layer in report.layers if (layer.max_lsb or 0) > steps]
     return f"first in layer {worse[0].name!r} ({worse[0].op})" if worse else ""
-
-
-def _is_other(simulated: np.ndarray, computed: np.ndarray) -> bool:
-    """Whether an output is another one, not only rounded otherwise on the way."""
-    error = np.mean(np.square(simulated.astype("float64") - computed))
-    return bool(error > OTHER * np.mean(np.square(simulated.astype("float64"))))
-
-
-def _off(simulated: np.ndarray, computed: np.ndarray) -> float:
-    """The share of an output's values that differ."""
-    if np.array_equal(simulated, computed):
-        return 0.0
-    if not np.issubdtype(simulated.dtype, np.floating):
-        return float(np.mean(simulated != computed))
-    tolerance = FLOAT_TOLERANCE * float(np.abs(simulated).max())
-    return float(np.mean(~(np.abs(simulated - computed) <= tolerance)))

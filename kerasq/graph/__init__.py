@@ -3,6 +3,7 @@
 from kerasq.graph.copies import copy_built, copy_call, copy_layer, set_weights
 from kerasq.graph.internals import (
     PlainError,
+    call_memory,
     has_mask,
     is_lower_better,
     is_of_keras,
@@ -18,6 +19,7 @@ __all__ = [
     "Node",
     "PlainError",
     "Source",
+    "call_memory",
     "call_of",
     "calls",
     "compute",

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 
 def history(tensor: keras.KerasTensor) -> tuple[Any, int, int]:
@@ -61,6 +62,16 @@ def is_of_keras(x: Any, part: str = "") -> bool:
     """Whether a class or method is one of Keras's own, of its folder `part`."""
     # Public names such as keras.layers.Dense say where they really are.
     return x.__module__.startswith(f"keras.src.{part}")
+
+
+def call_memory() -> dict[Any, Any] | None:
+    """What layers may keep while a call runs, the outermost one; None where none does."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    if context is None:
+        return None
+    if not hasattr(context, "kerasq_memory"):
+        context.kerasq_memory = {}
+    return context.kerasq_memory
 
 
 def is_lower_better(metric: Any) -> bool:

@@ -1,12 +1,13 @@
 """Quantizers hold the range of a tensor and fake-quantize onto the grid over it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant
+from kerasq import fake_quant, graph
 from kerasq.grid import Grid
 
 # A range that was never calibrated is the largest of this many training batches, at first.
@@ -162,6 +163,9 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The range's ends, as float32 tensors: it contains 0.0 and is never empty."""
+        return self._once("range", self._range)
+
+    def _range(self) -> tuple[tf.Tensor, tf.Tensor]:
         high = project(self.range_max, UpperEnd(self.limit))
         if self.symmetric:
             return symmetric(high, self.bits)
@@ -171,6 +175,26 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
+        return self._once("grid", self._grid)
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, computed once in a call of a model, as each reader asks."""
+        memory = graph.call_memory()
+        if memory is None:
+            return compute()
+        # Branches and loops of a graph have graphs of their own, whose tensors others cannot read.
+        key = (self, name, None if tf.executing_eagerly() else tf.compat.v1.get_default_graph())
+        if key not in memory:
+            memory[key] = compute()
+        return memory[key]
+
+    def _forget(self) -> None:
+        """Lets `_once` compute again, as the range has moved."""
+        memory = graph.call_memory() or {}
+        for key in [key for key in memory if key[0] is self]:
+            del memory[key]
+
+    def _grid(self) -> Grid:
         # The device has no integers of 2 to 7 bits: such codes are some of int8's.
         levels = 2**self.bits if self.bits < 8 else None
         return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
@@ -190,6 +214,7 @@ class ActivationQuantizer(keras.layers.Layer):
             self.range_min.assign(low)
         self.range_max.assign(UpperEnd(self.limit)(high))
         self.batches_seen.assign(CALIBRATED)
+        self._forget()
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range by what a batch has, by the rule that the class states."""
@@ -218,6 +243,7 @@ class ActivationQuantizer(keras.layers.Layer):
             self.range_min.assign(-moved[0])
         self.range_max.assign(moved[-1])
         self.batches_seen.assign(seen)
+        self._forget()
 
     def _widened(self, end: tf.Tensor, value: tf.Tensor, is_first: tf.Tensor) -> tf.Tensor:
         """An end that a value may lie beyond, widened."""

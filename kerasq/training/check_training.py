@@ -30,7 +30,8 @@ class CheckTraining(keras.callbacks.Callback):
 
     Attributes:
         troubles: those of the last epoch.
-        clipped: after each epoch, by layer, the share of values beyond the range.
+        clipped: after each epoch, by layer, the share of values beyond the range; see
+            `kerasq.plot_clipped`.
 
     Example:
         >>> layers = [keras.Input((8,), name="x"), keras.layers.Dense(4, name="head")]

@@ -1,8 +1,10 @@
-"""Training curves, as a plot."""
+"""Plots of training: curves, and which layers clipped how much."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from kerasq.support.figures import plot
 
@@ -47,3 +49,44 @@ def _panel(axes: Any, history: Mapping[str, list[float]]) -> None:
     axes.set(ylabel="top-1 (%)" if unit == 100 else name)
     if unit == 100:  # No axis beyond what an accuracy can be.
         axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
+
+
+def plot_clipped(
+    clipped: Sequence[Mapping[str, float | None]], path: str | os.PathLike | None = None
+) -> Any:
+    """Draws the share of values beyond the range of each layer, after each epoch, as a map.
+
+    Args:
+        clipped: after each epoch, shares in [0, 1] by layer: `CheckTraining.clipped`. None is a
+            layer whose values were not looked at.
+        path: where to write a PNG, whole or not at all; None not to.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: where matplotlib is not installed.
+        ValueError: where there is no epoch.
+    """
+    if not clipped:
+        raise ValueError(
+            "`clipped` must have an epoch or more. Received: none. "
+            "Give CheckTraining data, and fit the model with it as a callback."
+        )
+    names = [*clipped[-1]]
+    shares = [[epoch.get(name) for epoch in clipped] for name in names]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        epochs = (0.5, len(clipped) + 0.5)
+        # None is NaN in floats, which is left white.
+        percent = 100 * np.array(shares, np.float64)
+        image = axes.imshow(
+            percent, aspect="auto", vmin=0, extent=(*epochs, len(names) - 0.5, -0.5), cmap="magma_r"
+        )
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="epoch", title="values beyond the range")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.colorbar(image, label="per cent")
+
+    return plot(draw, (8, 1.5 + 0.25 * len(names)), path)

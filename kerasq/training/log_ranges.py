@@ -15,7 +15,8 @@ class LogRanges(keras.callbacks.Callback):
     """Writes the ranges of a quantized model to TensorBoard after each epoch.
 
     `ranges/<layer>/low` and `high` are the ends of a layer's output; `ranges/<layer>/weights` is
-    the mean over channels of the range of its kernel, where that is learned.
+    the mean over channels of the range of its kernel, where that is learned. Behind a
+    `CheckTraining` with data, `ranges/<layer>/clipped` is the share of values beyond the range.
 
     Args:
         log_dir: folder of the event files; that of `keras.callbacks.TensorBoard` will do.
@@ -39,6 +40,8 @@ class LogRanges(keras.callbacks.Callback):
             for name, quantizer in ranged(self.model).items():
                 for end, value in zip(("low", "high"), quantizer.range(), strict=True):
                     tf.summary.scalar(f"ranges/{name}/{end}", value)
+                if quantizer.clipped is not None:
+                    tf.summary.scalar(f"ranges/{name}/clipped", quantizer.clipped)
             for layer in self.model.layers:
                 weights = getattr(layer, "weight_quantizer", None)
                 if isinstance(layer, KernelWrapper) and isinstance(weights, Uniform):

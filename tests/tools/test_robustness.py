@@ -15,7 +15,8 @@ from recipes import models
 from tools import robustness
 for network in robustness.NETWORKS:
     model = models.build(network, (32, 32, 3), 10)
-    x = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("f")
+    # Small values: a softmax of random logits in the tens would enlarge errors of rounding.
+    x = np.random.default_rng(0).uniform(0, 1, (4, 32, 32, 3)).astype("f")
     found = robustness.in_keras2(model).predict(x, verbose=0)
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
     print("same", network)
@@ -43,13 +44,14 @@ def test_the_table(tmp_path):
     flags += ["--seeds=0,1", "--contestant=kerasq"]
     done = processes.python("-m", "tools.robustness", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    header, _, accuracies, over = [x for x in done.stdout.splitlines() if x.startswith("|")]
+    printed = [x for x in done.stdout.splitlines() if x.startswith("|")]
+    header, _, accuracies, over = printed[:4]
     names = [cell.strip() for cell in header.split("|")[3:-1]]
     assert names == ["float", "kerasq"]
     found = {
         name: [
             100 * json.loads(path.read_text())["SGD 1e-3"]
-            for path in sorted((tmp_path / "out/finetune/ds_cnn" / name).glob("*.json"))
+            for path in sorted((tmp_path / "out/finetune/ds_cnn" / name).glob("seed?.json"))
         ]
         for name in names
     }
@@ -58,6 +60,16 @@ def test_the_table(tmp_path):
         assert cell.strip() == f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
     differences = np.subtract(found["kerasq"], found["float"])
     assert over.split("|")[4].strip() == f"{differences.mean():+.2f}"
+    # And what layers clip.
+    clipped = [
+        json.loads((runs / f"kerasq/seed{seed}.clipped.json").read_text())["SGD 1e-3"]
+        for seed in (0, 1)
+    ]
+    assert np.shape(clipped) == (2, 1)
+    assert printed[4].split("|")[4].strip() == "epoch 1"
+    cells = [cell.strip() for cell in printed[6].split("|")[1:-1]]
+    assert cells == ["ds_cnn", "kerasq", "SGD 1e-3", f"{100 * np.mean(clipped):.2f}"]
+    assert (runs / "kerasq/seed0.SGD_1e-3.png").read_bytes().startswith(b"\x89PNG")
     # What is finished is not run again.
     logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
     done = processes.python("-m", "tools.robustness", *flags)
