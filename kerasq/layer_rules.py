@@ -7,7 +7,7 @@ import numpy as np
 
 from kerasq import fits
 from kerasq.grid import Grid
-from kerasq.layers import Constant, Function, Gelu, Matmul, Scale
+from kerasq.layers import AddLoss, Constant, Function, Gelu, Matmul, Scale
 from kerasq.rule import Output, Rule
 
 L = keras.layers
@@ -191,6 +191,12 @@ RULES: dict[tuple[type, ...], Rule] = {
         L.RandomColorDegeneration,
         L.Identity,
     ): Rule(operators=(), output=Output.PASS_THROUGH),
+    (AddLoss,): Rule(
+        operators=(),
+        output=Output.PASS_THROUGH,
+        fits=lambda *args, **kwargs: True,
+        note="no op: what a layer that calls `add_loss` adds in training",
+    ),
     (L.ReLU,): Rule(
         operators=("RELU",),
         output=Output.LEARNED,

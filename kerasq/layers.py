@@ -172,3 +172,39 @@ class Gelu(keras.layers.Layer):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {**super().get_config(), "approximate": self.approximate}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class AddLoss(keras.layers.Layer):
+    """The identity, which adds losses when it is called: those of a layer of the user's.
+
+    Args:
+        model: computes the losses, without weights.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+
+    def call(self, x: Any, *read: Any) -> Any:
+        """`x`; the losses are of the other tensors."""
+        for loss in keras.tree.flatten(self.model(list(read))):
+            self.add_loss(loss)
+        return x
+
+    def compute_output_spec(self, x: Any, *read: Any) -> keras.KerasTensor:
+        """Shape and type of `x`."""
+        del read
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        model = keras.saving.serialize_keras_object(self.model)
+        return {**super().get_config(), "model": model}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "AddLoss":
+        """The layer of a configuration."""
+        model = keras.saving.deserialize_keras_object(config["model"])
+        return cls(**config | {"model": model})

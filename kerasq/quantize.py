@@ -128,10 +128,12 @@ def _plan(
     target: targets.Target,
 ) -> Plan:
     """What becomes of each call of the user's graph, once it is prepared."""
-    # A user knows layers, not calls: keys of `overrides` fit no "<name>_2".
-    further = {x.layer.name for x in graph.nodes if x.layer.name != x.source.name}
-    layers = {x.name: x for x in graph.model.operations if x.name not in further}
-    models = {node.layer.name: node.source.models for node in graph.nodes}
+    # A user knows layers, not calls or parts: keys of `overrides` fit no "<name>_2".
+    layers = {x.name: x for x in map(lambda x: graphs.origin(x)[0], graph.model.inputs)}
+    models: dict[str, tuple[keras.layers.Layer, ...]] = {}
+    for node in graph.nodes:
+        layers.setdefault(node.source.name, node.layer)
+        models.setdefault(node.source.name, node.source.models)
     schemes = per_layer(scheme, overrides, layers, models)
     schemes |= {node.layer.name: schemes[node.source.name] for node in graph.nodes}
     schemes, floats = _floats(graph, schemes)

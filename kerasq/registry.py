@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from kerasq.graph import is_of_keras
+from kerasq.graph import is_of_keras, own_activation
 from kerasq.grid import Grid
 from kerasq.layer_rules import ACTIVATIONS, LAYERS, NEAREST, OPERATIONS
 from kerasq.layers import Function
@@ -111,11 +111,9 @@ def activation_name(layer: keras.Layer) -> str:
     function = getattr(layer, "activation", None)
     if function is None:
         return "linear"
-    name = keras.activations.serialize(function)
-    # A function of the user's may have the name of one that Keras has.
-    if isinstance(name, str) and getattr(keras.activations, name, None) is not function:
-        return f"{name} of your own"
-    return name if isinstance(name, str) else type(function).__name__
+    own = own_activation(layer)
+    name = getattr(own or function, "__name__", None)
+    return f"{name} of your own" if own and name else name or type(function).__name__
 
 
 def find(layer: keras.Layer) -> Rule | None:

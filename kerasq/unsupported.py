@@ -16,15 +16,25 @@ from kerasq.scheme import fitting
 def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) -> bool:
     """Whether a layer stays one layer; of others, what their `call` does is quantized.
 
-    Those stay one that Keras has, that have a rule of their own, or that shall stay float.
+    Those stay one that Keras has, that have a rule of their own, or that shall stay float. But a
+    layer is parted from an activation that is none of Keras's.
     """
     # A Lambda is Keras's, but what it does is the user's.
     if isinstance(layer, (keras.Model, keras.layers.Lambda)):
         return False
-    if graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None:
-        return True
     named = {layer.name: layer}
-    return any(s == "float" and fitting(key, named) for key, s in (overrides or {}).items())
+    if any(s == "float" and fitting(key, named) for key, s in (overrides or {}).items()):
+        return True
+    if graphs.own_activation(layer) is not None and _computes_linearly(layer):
+        return False
+    return graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None
+
+
+def _computes_linearly(layer: keras.Layer) -> bool:
+    """Whether what a layer computes is an activation of something linear, or of its input."""
+    rule = registry.find(layer)
+    has_kernel = rule is not None and rule.kernel is not None
+    return has_kernel or type(layer) is keras.layers.Activation
 
 
 def asked_float(

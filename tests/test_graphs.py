@@ -1,11 +1,15 @@
 """Graphs of every shape: nested, shared, subclassed, with operators, of layers of one's own."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasq
 from kerasq.litert import flatbuffer
+from kerasq.wrappers import QuantizeWrapper
 from tests import networks
 
 # Exports are not checked before these tests compare them, on more than four samples.
@@ -286,11 +290,11 @@ class Block(L.Layer):
         return {**super().get_config(), "filters": self.filters}
 
 
-class Backwards(Gated):
-    """A layer that Keras cannot run on symbolic tensors: a variable stands first."""
+class Inhibited(Gated):
+    """A layer that calls a function of TensorFlow that Keras does not have."""
 
     def call(self, x):
-        return self.gain * x
+        return self.gain * tf.nn.local_response_normalization(x)
 
 
 def behind_a_convolution(layer):
@@ -393,10 +397,10 @@ def test_gradients_stop_where_they_did():
 
 def test_an_activation_of_ones_own_is_not_taken_for_keras_s():
     def leaky_relu(x):
-        return ops.leaky_relu(x, 0.01)
+        return ops.leaky_relu(x, 0.5)
 
-    with pytest.raises(ValueError, match="activation 'leaky_relu of your own' has no"):
-        kerasq.quantize_model(behind_a_convolution(L.Dense(2, activation=leaky_relu)))
+    q = exact(behind_a_convolution(L.Dense(2, activation=leaky_relu, name="own")), images())
+    assert q.get_layer("own").layer.negative_slope == 0.5
 
 
 def test_convolutions_in_groups_have_8_bit_weights():
@@ -414,14 +418,14 @@ def test_layers_of_ones_own_are_opened():
 
 
 def test_a_layer_that_cannot_be_opened_is_an_error_with_two_ways_out():
-    model = behind_a_convolution(Backwards(name="back"))
+    model = behind_a_convolution(Inhibited(name="own"))
     with pytest.raises(
         ValueError,
-        match=r"(?s)'back' \(Backwards\): .*cannot be traced: A KerasTensor cannot.*"
+        match=r"(?s)'own' \(Inhibited\): .*cannot be traced: TensorFlow's LRN .* has no equal.*"
         r'overrides=\{"<name>": "float"\}, or say what .*kerasq.register_layer',
     ):
         kerasq.quantize_model(model)
-    q = kerasq.quantize_model(model, overrides={"back": "float"})
+    q = kerasq.quantize_model(model, overrides={"own": "float"})
     kerasq.calibrate(q, images())
     lite = kerasq.export_tflite(q, check=False)
     np.testing.assert_allclose(lite.predict(images()), q.predict_on_batch(images()), atol=1e-6)
@@ -456,7 +460,7 @@ def test_float_layers_with_several_outputs_and_integer_inputs():
     kerasq.calibrate(q, [data])
     lite = kerasq.export_tflite(q, check=False)
     want = q.predict_on_batch(data)
-    np.testing.assert_allclose(lite.predict(data), want, atol=0.02 * np.abs(want).max())
+    np.testing.assert_allclose(lite.predict(data), want, atol=0.05 * np.abs(want).max())
 
 
 def test_a_subclass_of_functional_with_a_call_of_its_own():
@@ -481,3 +485,138 @@ def test_an_adapted_normalization():
     x = 20.0 + 5.0 * images()
     norm.adapt(x)
     exact(keras.Sequential([keras.Input((8, 8, 3)), norm, L.Conv2D(4, 3)]), x)
+
+
+def halved_relu(x):
+    return ops.relu(x) * 0.5
+
+
+def wavy(x):
+    return tf.nn.relu(x) + 0.1 * tf.sin(x)
+
+
+ACTIVATIONS = {
+    "tf.nn.relu": (tf.nn.relu, ["KernelWrapper"]),
+    "tf.nn.tanh": (tf.nn.tanh, ["KernelWrapper", "Activation"]),
+    "tf.nn.gelu": (tf.nn.gelu, ["KernelWrapper", "Gelu"]),
+    "partial": (functools.partial(tf.nn.leaky_relu, alpha=0.3), ["KernelWrapper", "LeakyReLU"]),
+    "layer": (L.LeakyReLU(0.3), ["KernelWrapper", "LeakyReLU"]),
+    "layer with weights": (L.PReLU("uniform", shared_axes=[1, 2]), None),
+    "limit": (lambda x: keras.activations.relu(x, max_value=0.5), ["KernelWrapper"]),
+    "function": (halved_relu, ["KernelWrapper", "KernelWrapper"]),
+    "of TensorFlow": (wavy, ["KernelWrapper", "ReLU", "Function", "KernelWrapper", "Add"]),
+    "identity": (lambda x: x, ["KernelWrapper"]),
+}
+
+
+def made_of(q, start):
+    """What computes in a quantized model, from a layer on."""
+    wrappers = [x for x in q.layers if isinstance(x, QuantizeWrapper)]
+    place = [x.name.startswith(start) for x in wrappers].index(True)
+    own = [x if x.rule.kernel else x.layer for x in wrappers[place:]]
+    return sorted(type(x).__name__ for x in own)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_that_are_none_of_keras_s(name):
+    function, kinds = ACTIVATIONS[name]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation=function, name="own")]
+    )
+    q = kerasq.quantize_model(model)
+    assert kinds is None or made_of(q, "own") == sorted(kinds)
+    assert q.output_names == ["own"]
+    kerasq.calibrate(q, images())
+    want = model.predict_on_batch(images())
+    np.testing.assert_allclose(q.predict_on_batch(images()), want, atol=0.05 * np.abs(want).max())
+
+
+@pytest.fixture(scope="module")
+def activated():
+    """A network of such activations, one of them called twice, quantized."""
+    keras.utils.set_random_seed(0)
+    shared, image = L.Dense(4, activation=wavy, name="shared"), keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, activation=tf.nn.relu6)(image)
+    x = L.Activation(halved_relu, name="alone")(L.BatchNormalization()(x))
+    x = L.Flatten()(shared(shared(x)))
+    model = keras.Model(image, L.Dense(3, activation=L.LeakyReLU(0.3), name="end")(x))
+    overrides = {L.Dense: "w8a8", "end": "w4a8"}
+    q = kerasq.quantize_model(model, overrides=overrides)
+    q.compile("sgd", "mse")
+    before = [w.numpy() for w in q.trainable_weights]
+    q.fit(images(), np.ones((48, 3)), epochs=2, verbose=0)
+    assert all(np.any(a != w.numpy()) for a, w in zip(before, q.trainable_weights, strict=True))
+    return q
+
+
+def test_the_scheme_of_a_layer_is_that_of_its_activation(activated):
+    assert activated.get_layer("end_linear").bits.weight_bits == 4
+    assert len([w for w in activated.weights if w.shape == (4, 4)]) == 1  # Of both calls.
+
+
+def test_activations_are_exported_and_saved(activated, tmp_path):
+    lite = kerasq.export_tflite(activated)
+    assert lite.float_ops == []
+    want = activated.predict_on_batch(images())
+    np.testing.assert_array_equal(lite.predict(images()), want)
+    activated.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(loaded.predict_on_batch(images()), want)
+
+
+def test_an_activation_that_cannot_be_traced_is_named():
+    model = behind_a_convolution(L.Dense(2, activation=tf.math.bessel_i0, name="own"))
+    with pytest.raises(
+        ValueError, match=r"'own' \(Dense\): activation 'bessel_i0 of your own' .*BesselI0 .* equal"
+    ):
+        kerasq.quantize_model(model)
+    kerasq.quantize_model(model, overrides={"own": "float"})
+
+
+class Penalized(L.Layer):
+    """A layer that adds a loss of what it computes."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(3)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        y = self.dense(x)
+        self.add_loss(0.5 * ops.mean(ops.square(y)))
+        return ops.relu(y)
+
+
+class PenalizedByTensorFlow(Penalized):
+    def call(self, x):
+        y = self.dense(x)
+        self.add_loss(0.5 * tf.reduce_mean(tf.square(y)))
+        return tf.nn.relu(y)
+
+
+@pytest.mark.parametrize("layer", [Penalized, PenalizedByTensorFlow])
+def test_losses_of_layers_that_are_opened_are_kept(layer, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), layer(), layer(), L.Dense(2)])
+    x = images(shape=(4,))
+    model(x)
+    want = [float(loss) for loss in model.losses]
+    q = exact(model, x)
+    q.save(tmp_path / "q.keras")
+    for found in (q, keras.models.load_model(tmp_path / "q.keras")):
+        found(x, training=True)
+        np.testing.assert_allclose(found.losses, want, rtol=0.05)
+
+
+def test_a_loss_of_variables_alone_is_no_loss_of_a_call():
+    class Own(Penalized):
+        def call(self, x):
+            self.add_loss(ops.sum(self.dense.kernel))
+            return self.dense(x)
+
+    model = keras.Sequential([keras.Input((4,)), Own(name="own"), L.Dense(2)])
+    with pytest.raises(ValueError, match=r"'own' \(Own\).*cannot be traced: `add_loss` must be"):
+        kerasq.quantize_model(model)

@@ -1,6 +1,6 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
-from kerasq.graph.copies import copy_built, copy_call, copy_layer, set_weights
+from kerasq.graph.copies import copy_built, copy_call, copy_layer, own_activation, set_weights
 from kerasq.graph.internals import (
     PlainError,
     call_memory,
@@ -32,6 +32,7 @@ __all__ = [
     "is_of_keras",
     "is_symbolic",
     "origin",
+    "own_activation",
     "projections",
     "read",
     "rewrite",

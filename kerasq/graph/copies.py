@@ -1,6 +1,6 @@
 """Copies of layers, weights included."""
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,17 +8,28 @@ import keras
 from kerasq.graph import internals
 
 
+def own_activation(layer: Any) -> Callable[..., Any] | None:
+    """The activation of a layer, where it is none of Keras's: a user's, TensorFlow's, a layer."""
+    function = getattr(layer, "activation", None)
+    # By identity: a function of the user's may have the name of one that Keras has.
+    name = getattr(function, "__name__", "")
+    return None if getattr(keras.activations, name, None) is function else function
+
+
 def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
     """A new, unbuilt layer, or operation, with the same configuration, `changes` applied."""
     if not isinstance(layer, keras.Layer):
         return internals.uncalled(layer, **changes)
-    config = {**layer.get_config(), **changes}
+    own = own_activation(layer)
+    plain = {} if own is None else {"activation": keras.activations.linear}
+    with internals.replaced(layer, **plain):  # A lambda has no configuration.
+        config = {**layer.get_config(), **changes}
     if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
-        plain = {key: config[key] for key in ("name", "trainable", "dtype")}
+        given = {key: config[key] for key in ("name", "trainable", "dtype")}
         options = {"output_shape": internals.output_shape(layer), "arguments": layer.arguments}
-        return keras.layers.Lambda(layer.function, **options, **plain)
-    if inspect.isfunction(getattr(layer, "activation", None)) and "activation" not in changes:
-        config["activation"] = layer.activation  # A user's has no name to find it by.
+        return keras.layers.Lambda(layer.function, **options, **given)
+    if own is not None and "activation" in config and "activation" not in changes:
+        config["activation"] = copy_built(own) if isinstance(own, keras.Layer) else own
     try:
         return type(layer).from_config(config)
     except TypeError as error:
@@ -52,6 +63,9 @@ def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwa
 def set_weights(layer: Any, source: Any) -> None:
     """Gives a built layer, or operation, the weights of another."""
     if isinstance(layer, keras.Layer):
-        layer.set_weights(source.get_weights())
+        values = source.get_weights()
+        if isinstance(getattr(source, "activation", None), keras.Layer):
+            values = values[: len(layer.weights)]  # Those of the activation come last.
+        layer.set_weights(values)
         if hasattr(layer, "finalize_state"):  # Normalization computes on what it derives.
             layer.finalize_state()

@@ -2,12 +2,14 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from kerasq.graph import internals
+from kerasq.graph import internals, tracing
+from kerasq.graph.copies import own_activation
+from kerasq.graph.losses import keep_losses
 from kerasq.graph.node import distinct_name, symbolic
 
 
@@ -56,8 +58,56 @@ def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> 
             yield _trace(layer, args or own or _built_for(layer), kwargs or {})
 
 
+@contextlib.contextmanager
+def opened_activation(layer: keras.Layer, args: tuple, kwargs: dict) -> Iterator[keras.Model]:
+    """A Functional model that computes what the activation of a layer does."""
+    function: Any = own_activation(layer)
+    is_layer = isinstance(function, keras.Layer)
+    inner = [function, *internals.layers_in(function)] if is_layer else []
+    with internals.unnoted(inner):
+        try:
+            x = layer.compute_output_spec(*args, **kwargs)
+            functional = trace(layer.name, lambda x: (function(x), []), (x,), {}, None)
+        except Exception as error:  # The user's code may raise anything.
+            raise ValueError("An activation must run on symbolic tensors.") from error
+        yield functional
+
+
 def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
     """The Functional model of what `layer.call` does with its layers."""
+
+    def call(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        losses: list[Any] = []
+        with internals.replaced(layer, add_loss=losses.append):
+            # Not `layer(...)`: Keras would then note one call of the layer, none of those in it.
+            return layer.call(*args, **kwargs), losses
+
+    if internals.takes_training(layer):
+        # Not False, its usual default, which layers inside would take for their own.
+        kwargs = {"training": None, **kwargs}
+    try:
+        return trace(layer.name, call, args, kwargs, layer)
+    except Exception as error:  # `call` is the user's code, and may raise anything.
+        raise ValueError(
+            "A subclassed model must run on symbolic inputs, such as `keras.Input` makes. "
+            f"Received: {type(layer).__name__} {layer.name!r}, whose `call` raises "
+            f"{type(error).__name__}: {error!s:.300}\nUse layers and `keras.ops` in it, or build "
+            "the same layers with `keras.Model(inputs, outputs)`."
+        ) from error
+
+
+def trace(
+    name: str, function: Callable[..., Any], args: tuple, kwargs: dict, layer: Any
+) -> keras.Model:
+    """The Functional model of what a function of tensors does.
+
+    Args:
+        name: of the model.
+        function: the function. It returns outputs and losses.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        layer: the layer that the function belongs to, or None.
+    """
     # On tensors without a past: those of the arguments lead back through the caller's graph.
     args, kwargs = keras.tree.map_structure(
         lambda x: (
@@ -67,17 +117,14 @@ def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:
         ),
         (args, kwargs),
     )
+    inputs = tensors_of(args, kwargs)
     try:
-        # Not `layer(...)`: Keras would then note one call of the layer, none of those in it.
-        outputs = layer.call(*args, **kwargs)
-        return keras.Model(tensors_of(args, kwargs), outputs, name=layer.name)
-    except Exception as error:  # `call` is the user's code, and may raise anything.
-        raise ValueError(
-            "A subclassed model must run on symbolic inputs, such as `keras.Input` makes. "
-            f"Received: {type(layer).__name__} {layer.name!r}, whose `call` raises "
-            f"{type(error).__name__}: {error!s:.300}\nUse layers and `keras.ops` in it, or build "
-            "the same layers with `keras.Model(inputs, outputs)`."
-        ) from error
+        with keras.StatelessScope():  # What it assigns to variables is not to stay.
+            outputs, losses = function(*args, **kwargs)
+        return keras.Model(inputs, keep_losses(name, inputs, outputs, losses), name=name)
+    except Exception:  # Such as Keras's, that a function of TensorFlow takes no symbolic tensors.
+        outputs, losses = tracing.replay(function, (args, kwargs), layer)
+        return keras.Model(inputs, keep_losses(name, inputs, outputs, losses), name=name)
 
 
 def _built_for(model: keras.Model) -> tuple:

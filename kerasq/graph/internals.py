@@ -109,6 +109,20 @@ def unnoted(layers: list[keras.Layer]) -> Iterator[None]:
             del x._inbound_nodes[inbound:], x._outbound_nodes[outbound:]
 
 
+@contextlib.contextmanager
+def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
+    """Replaces attributes and methods of one layer inside."""
+    before = {name: layer.__dict__[name] for name in attributes if name in layer.__dict__}
+    # Past `__setattr__`, which would track what it is given, or refuse it.
+    layer.__dict__.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del layer.__dict__[name]
+        layer.__dict__.update(before)
+
+
 def uncalled(operation: Any, **changes: Any) -> Any:
     """A copy of an operation of `keras.ops`, attributes changed by `changes`, that has no calls."""
     # Not all operations have a configuration, or can be made without arguments.

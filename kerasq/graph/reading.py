@@ -10,8 +10,14 @@ import keras
 
 from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
-from kerasq.graph.functional import check, opened, tensors_of
-from kerasq.graph.node import Graph, Node, Source, call_of, distinct_name, places, symbolic
+from kerasq.graph.functional import (
+    check,
+    opened,
+    opened_activation,
+    own_activation,
+    tensors_of,
+)
+from kerasq.graph.node import Graph, Node, Source, call_of, calls, distinct_name, places, symbolic
 from kerasq.graph.running import compute
 
 
@@ -27,7 +33,8 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
         model: a built Sequential or Functional model, or a subclassed one whose `call` runs on
             symbolic tensors.
         closed: which layers stay one layer; the others are opened, where they run on symbolic
-            tensors. By default all but models.
+            tensors. By default all but models. A layer of Keras that is opened is made into itself
+            without its activation, and what that does.
 
     Raises:
         ValueError: where `model` is no Keras 3 model, is not built or cannot be traced.
@@ -54,14 +61,21 @@ class _Reading:
         self.nodes: list[Node] = []
         self._closed = closed
         self._open: list[keras.Layer] = []  # the models that the call at hand is in
-        self._first: dict[int, str] = {}  # by id of a user's layer, the name of its first copy
+        # By id of a user's layer: what its first copy is called, what of it has weights, and what
+        # the copy for a call that is to come will be called.
+        self._first: dict[int, str] = {}
+        self._weights: dict[int, str] = {}
+        self._given: dict[int, str] = {}
         self._names: set[str] = set()
         self._reserved: set[int] = set()  # ids of the outermost layers
+        self._owner: tuple[str, bool] | None = None  # whose activation it is, and does that train
 
     def reserve(self, functional: keras.Model) -> None:
         """Keeps the names of the outermost layers for them."""
         # An inner layer of that name may be called earlier, and would get it otherwise.
-        outermost = [x for x in functional.operations if not self._opens(x)]
+        outermost = [
+            x for x in functional.operations if not self._opens(x) or own_activation(x) is not None
+        ]
         self._reserved = {id(x) for x in outermost}
         self._names = {x.name for x in outermost}
 
@@ -91,31 +105,71 @@ class _Reading:
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         refusal = ""
         if self._opens(operation):
+            kwargs = _without_default(operation, kwargs)
+            is_split = own_activation(operation) is not None
             with contextlib.ExitStack() as stack:
                 # Only opening may be refused: what fails later is a layer inside that has its say.
                 try:
-                    functional = stack.enter_context(opened(operation, args, kwargs))
+                    open_it = opened_activation if is_split else opened
+                    functional = stack.enter_context(open_it(operation, args, kwargs))
                 except ValueError as error:
                     if isinstance(operation, keras.Model):
                         raise
                     refusal = str(error.__cause__ or error)
                 else:
-                    self._open.append(operation)
-                    inputs = tensors_of(args, kwargs)
-                    output = self.inline(functional, inputs, kwargs.get("training"))
-                    self._open.pop()
-                    return output
-        layer = copy_layer(operation, name=self._name(operation))
-        first = self._first.setdefault(id(operation), layer.name)
+                    inside = self._split if is_split else self._inside
+                    return inside(operation, functional, args, kwargs)
+        return self._copy(operation, args, kwargs, self._name(operation), refusal)
+
+    def _inside(self, layer: Any, functional: keras.Model, args: tuple, kwargs: dict) -> Any:
+        """Calls copies of the layers inside a layer."""
+        self._open.append(layer)
+        output = self.inline(functional, tensors_of(args, kwargs), kwargs.get("training"))
+        self._open.pop()
+        return output
+
+    def _split(self, layer: Any, activation: keras.Model, args: tuple, kwargs: dict) -> Any:
+        """Calls a copy of a layer without its activation, "<name>_linear", and what that does.
+
+        The last operation of that has the name. A ReLU is fused again: the name is the layer's.
+        """
+        name = self._name(layer)
+        owner = (self._first.setdefault(id(layer), name), layer.trainable)
+        made = [node.layer for node in calls(activation)]
+        is_relu = len(made) == 1 and type(made[0]).__name__ in ("ReLU", "Relu", "Relu6")
+        x = args[0]
+        if type(layer) is not keras.layers.Activation or not made:
+            linear = self._free(f"{name}_linear") if made and not is_relu else name
+            x = self._copy(layer, args, kwargs, linear, activation="linear")
+            name = self._free(f"{name}_relu") if is_relu else name
+        self._given.update({id(last): name for last in made[-1:]})
+        self._owner, before = self._owner or owner, self._owner
+        output = self.inline(activation, x)
+        self._owner = before
+        return output
+
+    def _copy(
+        self,
+        operation: Any,
+        args: tuple,
+        kwargs: dict,
+        name: str,
+        refusal: str = "",
+        **changes: Any,
+    ) -> Any:
+        """Calls a copy of a layer, or operation, configuration changed by `changes`."""
+        layer = copy_layer(operation, name=name, **changes)
+        first = self._first.setdefault(id(operation), name)
+        owner, owner_trains = self._owner or (first, True)
         args, kwargs = _positional(operation, args, kwargs)
         source = Source(
-            name=first,
-            weights_of=first,
+            name=owner,
+            weights_of=self._weights.setdefault(id(operation), name),
             models=tuple(self._open),
             training_dtype=layer.compute_dtype if _is_mixed(layer) else "float32",
             reads_mask=any(map(internals.has_mask, symbolic((args, kwargs)))),
             refusal=refusal,
-            trainable=getattr(layer, "trainable", True),
+            trainable=getattr(operation, "trainable", True) and owner_trains,
         )
         if _is_mixed(layer):
             # Before the call, which builds: layers inside it take their policy from it there.
@@ -126,15 +180,32 @@ class _Reading:
         return output
 
     def _name(self, operation: Any) -> str:
+        """The name of the copy for a call."""
+        if id(operation) in self._given:
+            return self._given.pop(id(operation))
         name, first = operation.name, self._first.get(id(operation))
         if first is not None:
-            name = distinct_name(first, self._names)
-        elif id(operation) not in self._reserved:
-            if name in self._names:  # As in two models of one class, side by side.
-                name = f"{self._open[-1].name}_{name}"
-            name = distinct_name(name, self._names)
+            return self._free(first)
+        if id(operation) in self._reserved:
+            return name
+        if name in self._names:  # As in two models of one class, side by side.
+            name = f"{self._open[-1].name}_{name}" if self._open else name
+        return self._free(name)
+
+    def _free(self, name: str) -> str:
+        """`name`, or with a number behind it where that is taken; it is taken then."""
+        name = distinct_name(name, self._names)
         self._names.add(name)
         return name
+
+
+def _without_default(layer: Any, kwargs: dict) -> dict:
+    """The arguments of a call, but for a `training` that Keras has filled in."""
+    # Such as False: in training Keras passes True in its place.
+    argument = inspect.signature(layer.call).parameters.get("training")
+    if argument is None or kwargs.get("training") is not argument.default:
+        return kwargs
+    return {key: value for key, value in kwargs.items() if key != "training"}
 
 
 def _positional(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -84,4 +84,4 @@ def test_why_a_layer_was_not_opened():
 
     x = keras.Input((4,))
     graph = graphs.read(keras.Model(x, Own(name="own")(x)), closed=lambda layer: False)
-    assert "symbolic" in graph.nodes[0].source.refusal
+    assert "not 'SymbolicTensor'" in graph.nodes[0].source.refusal
