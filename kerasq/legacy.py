@@ -186,6 +186,8 @@ def _layer(old: Any) -> keras.Layer:
             f"Received: {old.name!r} ({kind}). Call tfmot's strip_pruning or strip_clustering "
             "first, where it is one of its wrappers; else rebuild the model in Keras 3."
         )
+    if kind == "Lambda":  # Its configuration is code.
+        return cls(old.function, arguments=old.arguments, **_translated_config(old))
     config = _shared_config(old, cls) | _translated_config(old)
     for key, inner in _inner_layers(old, config):
         config[key] = keras.saving.serialize_keras_object(_layer(inner))
@@ -226,7 +228,16 @@ def _translated_config(old: Any) -> dict[str, Any]:
         config["negative_slope"] = float(old.alpha)
     if kind == "BatchNormalization":
         (config["axis"],) = old.axis
+    if _is_own(getattr(old, "activation", None)):
+        config["activation"] = old.activation
     return config
+
+
+def _is_own(function: Any) -> bool:
+    """Whether an activation is a function that Keras 2 does not have, such as a user's."""
+    # By identity, as its name may be that of one of Keras's.
+    home = optional.load("tf_keras", "legacy").activations
+    return inspect.isfunction(function) and not any(function is x for x in vars(home).values())
 
 
 def _inner_layers(old: Any, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

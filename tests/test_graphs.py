@@ -504,7 +504,7 @@ ACTIVATIONS = {
     "layer with weights": (L.PReLU("uniform", shared_axes=[1, 2]), None),
     "limit": (lambda x: keras.activations.relu(x, max_value=0.5), ["KernelWrapper"]),
     "function": (halved_relu, ["KernelWrapper", "KernelWrapper"]),
-    "of TensorFlow": (wavy, ["KernelWrapper", "ReLU", "Function", "KernelWrapper", "Add"]),
+    "of TensorFlow": (wavy, ["KernelWrapper", "Activation", "Function", "KernelWrapper", "Add"]),
     "identity": (lambda x: x, ["KernelWrapper"]),
 }
 

@@ -117,14 +117,23 @@ def trace(
         ),
         (args, kwargs),
     )
-    inputs = tensors_of(args, kwargs)
     try:
         with keras.StatelessScope():  # What it assigns to variables is not to stay.
-            outputs, losses = function(*args, **kwargs)
-        return keras.Model(inputs, keep_losses(name, inputs, outputs, losses), name=name)
+            returned = function(*args, **kwargs)
+        return _model(name, tensors_of(args, kwargs), *returned)
     except Exception:  # Such as Keras's, that a function of TensorFlow takes no symbolic tensors.
-        outputs, losses = tracing.replay(function, (args, kwargs), layer)
-        return keras.Model(inputs, keep_losses(name, inputs, outputs, losses), name=name)
+        returned = tracing.replay(function, (args, kwargs), layer)
+        return _model(name, tensors_of(args, kwargs), *returned)
+
+
+def _model(name: str, inputs: Any, outputs: Any, losses: list[Any]) -> keras.Model:
+    """The Functional model between tensors, which adds losses."""
+    # Keras 3.10 finds no way between a tensor and itself.
+    given = {id(x) for x in symbolic(inputs)}
+    outputs = keras.tree.map_structure(
+        lambda y: keras.layers.Identity()(y) if id(y) in given else y, outputs
+    )
+    return keras.Model(inputs, keep_losses(name, inputs, outputs, losses), name=name)
 
 
 def _built_for(model: keras.Model) -> tuple:

@@ -124,6 +124,11 @@ def _split(operation: tf.Operation, x: Any, sizes: Any, axis: Any) -> Any:
     return ops.split(x, _axes(np.cumsum(sizes)[:-1]), int(axis))
 
 
+def _flip(operation: tf.Operation, x: Any, axes: Any) -> Any:
+    # One by one: Keras 3.10 takes no tuple.
+    return functools.reduce(ops.flip, _axes(axes), x)
+
+
 def _gather(operation: tf.Operation, x: Any, indices: Any, axis: Any) -> Any:
     _demand(operation, batch_dims=0)
     return ops.take(x, indices, axis=int(axis))
@@ -285,7 +290,7 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "PadV2": _pad,
     "Reshape": _reshape,
     "ResourceGather": lambda operation, x, indices: ops.take(x, indices, axis=0),
-    "ReverseV2": lambda operation, x, axes: ops.flip(x, _axes(axes)),
+    "ReverseV2": _flip,
     "Roll": lambda operation, x, shift, axes: ops.roll(x, _axes(shift), _axes(axes)),
     "Slice": _slice,
     "Split": lambda operation, axis, x: ops.split(x, operation.get_attr("num_split"), int(axis)),
