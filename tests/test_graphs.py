@@ -552,6 +552,7 @@ def activated():
 
 def test_the_scheme_of_a_layer_is_that_of_its_activation(activated):
     assert activated.get_layer("end_linear").bits.weight_bits == 4
+    assert activated.get_layer("shared_multiply_2").scheme == "w8a8"
     assert len([w for w in activated.weights if w.shape == (4, 4)]) == 1  # Of both calls.
 
 

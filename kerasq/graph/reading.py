@@ -186,6 +186,8 @@ class _Reading:
         name, first = operation.name, self._first.get(id(operation))
         if first is not None:
             return self._free(first)
+        if self._owner is not None:
+            return self._free(f"{self._owner[0]}_{type(operation).__name__.lower()}")
         if id(operation) in self._reserved:
             return name
         if name in self._names:  # As in two models of one class, side by side.
