@@ -37,10 +37,12 @@ LAYERS = {
     ],
     L.Conv1D: [
         (lambda: L.Conv1D(4, 3, strides=2, name="x"), [SEQUENCE]),
+        (lambda: L.Conv1D(1, 3, bias_initializer="ones", name="x"), [SEQUENCE]),
         (lambda: L.Conv1D(4, 3, padding="causal", dilation_rate=2, name="x"), [SEQUENCE]),
     ],
     L.DepthwiseConv1D: [
         (lambda: L.DepthwiseConv1D(3, padding="same", depth_multiplier=2, name="x"), [SEQUENCE]),
+        (lambda: L.DepthwiseConv1D(3, bias_initializer="ones", name="x"), [(12, 1)]),
     ],
     L.Conv2DTranspose: [
         (lambda: L.Conv2DTranspose(4, 3, strides=2, padding="same", name="x"), [IMAGE]),

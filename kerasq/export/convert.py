@@ -144,16 +144,14 @@ class Marker:
         with tf.init_scope():
             weights = wrapper.integer_weights()
             kernel = (weights.codes * weights.grid.scale).numpy()
-            bias = weights.bias.numpy()
+            bias = weights.bias.numpy().astype(np.int64)
         x = self._apart(x)
-        run = _scale if isinstance(wrapper.layer, Scale) else wrapper.run_on
-        y = run(x, tf.constant(kernel), tf.constant(bias, tf.float32))
-        mark = marks.Weighted(
-            name=wrapper.name,
-            grid=grid,
-            kernel=weights.grid.numpy(),
-            bias=bias.astype(np.int64),
-        )
+        # Without the bias, which the lowering takes from the mark: one of a single channel would be
+        # an ADD behind a RESHAPE.
+        is_scale = isinstance(wrapper.layer, Scale)
+        kernel = tf.constant(kernel)
+        y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, None)
+        mark = marks.Weighted(name=wrapper.name, grid=grid, kernel=weights.grid.numpy(), bias=bias)
         return self._mark(_relu(y, wrapper, grid), mark)
 
 
@@ -202,13 +200,13 @@ def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     return graph.infer(layer, *args, **kwargs)
 
 
-def _scale(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """`kerasq.layers.Scale` as a depthwise convolution of one pixel."""
+def _scale(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """`kerasq.layers.Scale` without bias as a depthwise convolution of one pixel."""
     image = (
         x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, math.prod(x.shape[1:-1]), x.shape[-1]])
     )
     kernel = tf.reshape(kernel, [1, 1, -1, 1])
-    y = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + bias
+    y = tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID")
     return y if x.shape.rank == 4 else tf.reshape(y, [-1, *x.shape[1:]])
 
 
