@@ -1,7 +1,9 @@
 """Models of Keras 2: from .h5 files and from `tf_keras`, rebuilt in Keras 3."""
 
+import contextlib
 import inspect
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -93,18 +95,58 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     Raises:
         FileNotFoundError: where there is no file at the path.
         ImportError: where a file of Keras 2 needs `tf_keras`, which is not installed.
-        ValueError: for layers that Keras 3 does not have; each is named.
+        ValueError: for a file that is damaged, or holds code (a Lambda), and for layers that Keras
+            3 does not have.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
-    if not h5py.is_hdf5(path):
-        return keras.models.load_model(path, custom_objects=custom_objects, compile=False)
+    with _reading(path):
+        is_old = h5py.is_hdf5(path) and _is_of_keras2(path)
+    library = optional.load("tf_keras", "legacy") if is_old else keras
+    with _reading(path):
+        model = library.models.load_model(path, custom_objects=custom_objects, compile=False)
+    return rebuild(model) if is_old else model
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Makes a ValueError of whatever readers of files raise, which is anything on damaged ones."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            "`path` must be a model file that Keras reads. Received: "
+            f"{str(path)!r}: {type(error).__name__}: {error!s:.500}. Save the model again if the "
+            "file is damaged; give layers and functions of your own as `custom_objects`."
+        ) from error
+
+
+def _is_of_keras2(path: pathlib.Path) -> bool:
+    """Whether a .h5 file was saved by Keras 2.
+
+    Raises:
+        ValueError: for one that holds code.
+    """
     with h5py.File(path) as file:
-        if str(file.attrs.get("keras_version", "2")) >= "3":
-            return keras.models.load_model(path, custom_objects=custom_objects, compile=False)
-    tf_keras = optional.load("tf_keras", "legacy")
-    return rebuild(tf_keras.models.load_model(path, custom_objects=custom_objects, compile=False))
+        # tf_keras, and Keras before 3.11.3, would run it, whatever their `safe_mode` is.
+        held = sorted(_held_code(json.loads(file.attrs["model_config"])))
+        version = str(file.attrs.get("keras_version", "2"))
+    if held:
+        raise ValueError(
+            "A .h5 file must hold no code, which reading it would run. Received: Lambda in "
+            f"{held}. Replace it by a layer or `keras.ops`."
+        )
+    return version < "3"
+
+
+def _held_code(config: Any) -> Iterator[str]:
+    """Names of layers and functions in a configuration that are Python code."""
+    if isinstance(config, dict) and config.get("class_name") in ("Lambda", "__lambda__"):
+        yield str(dict(config.get("config") or {}).get("name", "a function"))
+    elif isinstance(config, (dict, list)):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from _held_code(part)
 
 
 def is_legacy(model: Any) -> bool:

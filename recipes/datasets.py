@@ -178,14 +178,22 @@ def _npz(path: Path) -> Dataset:
             f"which is {'a folder' if path.is_dir() else 'another, or damaged'}. Write one with "
             "np.savez."
         )
-    with np.load(path) as archive:
-        missing = [name for name in _NPZ_ARRAYS if name not in archive]
-        if missing:
-            raise ValueError(
-                f"A .npz data set must hold {', '.join(_NPZ_ARRAYS)}. Received: {path.name} with "
-                f"{', '.join(archive.files)}; missing: {', '.join(missing)}."
-            )
-        x_train, y_train, x_test, y_test = (archive[name] for name in _NPZ_ARRAYS)
+    try:
+        with np.load(path) as archive:
+            missing = [name for name in _NPZ_ARRAYS if name not in archive]
+            found = [archive[name] for name in _NPZ_ARRAYS if name not in missing]
+            names = archive.files
+    except Exception as error:  # NumPy and zipfile raise errors of any kind on damaged files.
+        raise ValueError(
+            f"A .npz data set must be readable. Received: {path}: {error}. Arrays of Python "
+            "objects are not read. Write it again with np.savez."
+        ) from error
+    if missing:
+        raise ValueError(
+            f"A .npz data set must hold {', '.join(_NPZ_ARRAYS)}. Received: {path.name} with "
+            f"{', '.join(names)}; missing: {', '.join(missing)}."
+        )
+    x_train, y_train, x_test, y_test = found
     return _dataset("npz", (x_train, y_train), (x_test, y_test))
 
 
@@ -265,7 +273,7 @@ def _read(file: Path, size: int | None) -> tuple[np.ndarray, bool]:
             is_gray = image.mode == "L"
         target = None if size is None else (size, size)
         pixels = keras.utils.load_img(file, target_size=target, interpolation="bilinear")
-    except OSError as error:
+    except Exception as error:  # Pillow raises errors of any kind on damaged files.
         raise ValueError(
             f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
         ) from error

@@ -1,5 +1,7 @@
 """Models of Keras 2, rebuilt in Keras 3."""
 
+import os
+
 import h5py
 import keras
 import numpy as np
@@ -208,6 +210,36 @@ def test_files_of_keras_3(suffix, tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"`path` must be a file. Received: .*none.h5"):
         kerasq.load_model(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_damaged_files(suffix, tmp_path):
+    path = tmp_path / f"new.{suffix}"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"that Keras reads. Received: .*new.{suffix}.*Save the"):
+        kerasq.load_model(path)
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras])
+def test_h5_files_with_code_are_not_run(library, tmp_path):
+    ran = str(tmp_path / "ran")
+    layers = [
+        library.Input((4,)),
+        library.layers.Lambda(lambda x: (os.makedirs(ran, exist_ok=True), x)[1], name="f"),
+    ]
+    library.Sequential(layers).save(tmp_path / "code.h5")
+    os.rmdir(ran)
+    with pytest.raises(ValueError, match=r"must hold no code.*Received: Lambda in \['f'\]"):
+        kerasq.load_model(tmp_path / "code.h5")
+    assert not os.path.exists(ran)
+
+
+def test_keras_files_with_code_are_not_run(tmp_path):
+    double = keras.layers.Lambda(lambda x: 2 * x)
+    keras.Sequential([keras.Input((4,)), double]).save(tmp_path / "code.keras")
+    with pytest.raises(ValueError, match=r"Received: .*code.keras.*safe_mode"):
+        kerasq.load_model(tmp_path / "code.keras")
 
 
 @pytest.mark.parametrize("make", [pruned, clustered])

@@ -99,9 +99,8 @@ class Contents:
         ]
 
 
-def read(content: bytes) -> Contents:
-    """What a file of this content holds."""
-    model = flatbuffer.read(content)
+def read(model: Any, byte_count: int) -> Contents:
+    """What a file of this object form and size holds."""
     graph = model.subgraphs[0]
     tensors = [_tensor(model, tensor) for tensor in graph.tensors]
     signature = model.signatureDefs[0] if model.signatureDefs else None
@@ -112,7 +111,7 @@ def read(content: bytes) -> Contents:
         outputs=[tensors[i] for i in graph.outputs],
         input_names=_names(tensors, graph.inputs, signature and signature.inputs),
         output_names=_names(tensors, graph.outputs, signature and signature.outputs),
-        byte_count=len(content),
+        byte_count=byte_count,
         # Of buffers, not of tensors: equal constants are one buffer that several tensors share.
         constant_bytes=sum(len(x.data) for x in model.buffers if x.data is not None),
     )

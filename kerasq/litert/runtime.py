@@ -1,5 +1,6 @@
 """`TFLiteModel`: a .tflite file in the LiteRT interpreter."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kerasq.litert import contents, evaluation, flatbuffer, report, values
 from kerasq.litert.contents import Op
+from kerasq.litert.verify import verify
 from kerasq.support.files import write_whole
 from kerasq.support.progress import track
 
@@ -35,7 +37,8 @@ class TFLiteModel:
 
     Raises:
         FileNotFoundError: where there is no file at the path.
-        ValueError: for unknown `kernels`, or content that the interpreter does not load.
+        ValueError: for unknown `kernels`, or content that is damaged or that the interpreter
+            does not load.
     """
 
     def __init__(
@@ -55,30 +58,38 @@ class TFLiteModel:
             self.content = pathlib.Path(path_or_bytes).read_bytes()
         self.kernels = kernels
         self.num_threads = num_threads
-        # First of all, since the interpreter checks the file, and what it refuses is not parsed.
+        # It verifies the flatbuffer, but trusts what is in it: kernels may end the process.
         self._interpreter = self._loaded()
-        self._contents = contents.read(self.content)
+        model = flatbuffer.read(self.content)
+        verify(model)
+        with self._accepted("load"):
+            # Kernels check versions, types and shapes here, so that a bad file fails now.
+            self._interpreter.allocate_tensors()
+        self._contents = contents.read(model, len(self.content))
         self.tensors, self.ops = self._contents.tensors, self._contents.ops
         self.inputs, self.outputs = self._contents.inputs, self._contents.outputs
         self.input_names = self._contents.input_names
         self.output_names = self._contents.output_names
 
     def _loaded(self) -> Interpreter:
-        """An interpreter that is ready to run the file."""
-        try:
-            interpreter = Interpreter(
+        """An interpreter of the file, before its tensors have memory."""
+        with self._accepted("load"):
+            return Interpreter(
                 model_content=self.content,
                 num_threads=self.num_threads,
                 experimental_op_resolver_type=KERNELS[self.kernels],
             )
-            # Kernels check versions, types and shapes here, so that a bad file fails now.
-            interpreter.allocate_tensors()
+
+    @contextlib.contextmanager
+    def _accepted(self, verb: str) -> Iterator[None]:
+        """Makes a ValueError of what the interpreter refuses."""
+        try:
+            yield
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"The model must load in the LiteRT interpreter ({self.kernels} kernels). "
+                f"The model must {verb} in the LiteRT interpreter ({self.kernels} kernels). "
                 f"Received: {len(self.content)} bytes that it refuses: {error}"
             ) from error
-        return interpreter
 
     @property
     def float_ops(self) -> list[Op]:
@@ -163,7 +174,8 @@ class TFLiteModel:
                     missing = batch - len(samples)
                     samples = np.concatenate([samples, [samples[-1]] * missing])
                 self._interpreter.set_tensor(detail["index"], values.codes(samples, tensor))
-            self._interpreter.invoke()
+            with self._accepted("run"):
+                self._interpreter.invoke()
             # `get_tensor` copies, so that the next call does not change what was yielded.
             yield [self._interpreter.get_tensor(index) for index in outputs]
 

@@ -164,6 +164,18 @@ def test_bad_npz(tmp_path, changes, message):
         datasets.load("npz", tmp_path / "d.npz")
 
 
+def test_npz_of_objects_or_damaged(tmp_path):
+    write_npz(tmp_path / "d.npz", y_test=np.array([{}, {}, {}, {}], object))
+    with pytest.raises(ValueError, match=r"must be readable.*d\.npz.*Arrays of Python objects"):
+        datasets.load("npz", tmp_path / "d.npz")
+    write_npz(tmp_path / "d.npz")
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    content[60:100] = bytes(40)
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"must be readable.*d\.npz"):
+        datasets.load("npz", tmp_path / "d.npz")
+
+
 def test_npz_that_is_none(tmp_path):
     np.save(tmp_path / "d.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"must be a \.npz file.*which is another, or damaged"):
