@@ -273,11 +273,11 @@ def _read(file: Path, size: int | None) -> tuple[np.ndarray, bool]:
             is_gray = image.mode == "L"
         target = None if size is None else (size, size)
         pixels = keras.utils.load_img(file, target_size=target, interpolation="bilinear")
+        return np.asarray(pixels), is_gray  # Only now Pillow reads what needs no conversion.
     except Exception as error:  # Pillow raises errors of any kind on damaged files.
         raise ValueError(
             f"Every image must be readable. Received: {file}: {error}. Replace or remove it."
         ) from error
-    return np.asarray(pixels), is_gray
 
 
 def _resized(x: np.ndarray, size: int) -> np.ndarray:

@@ -140,10 +140,12 @@ def test_changed_data_have_another_digest(tmp_path):
     assert found[0] != found[1] and datasets.digest("digits", None) == ""
 
 
-def test_unreadable_image(tmp_path):
+@pytest.mark.parametrize("kept", [0, 60])
+def test_unreadable_image(tmp_path, kept):
     write_images(tmp_path, "train")
     write_images(tmp_path, "test")
-    (tmp_path / "train/cat/1.png").write_bytes(b"not an image")
+    file = tmp_path / "train/cat/1.png"
+    file.write_bytes(file.read_bytes()[:kept] or b"not an image")
     with pytest.raises(ValueError, match=r"must be readable.*cat/1\.png.*Replace or remove"):
         datasets.load("image_folder", tmp_path)
 

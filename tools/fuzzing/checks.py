@@ -1,0 +1,213 @@
+"""What programs of `tools.fuzzing.programs` call, and what their outcome is called."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import traceback
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import kerasq
+from kerasq import graph
+
+# Inputs of this name are integers below this.
+INDICES = 7
+# How values lie.
+KINDS = ("normal", "ties", "wide", "constant", "zeros", "tiny", "huge", "spike", "positive")
+
+
+class DifferentError(Exception):
+    """The file computes something else than its model."""
+
+
+class NoModelError(Exception):
+    """The float model does not run."""
+
+
+class Verdict(NamedTuple):
+    """How a program ended.
+
+    Attributes:
+        kind: "exported", "refused" (by a rule), "none" (the float model does not run), or one of
+            `FAILURES`.
+        detail: the error; "" where there was none.
+    """
+
+    kind: str
+    detail: str
+
+    @property
+    def signature(self) -> str:
+        """The kind and what is the same in all errors of one cause."""
+        text = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]", "_", self.detail)
+        return f"{self.kind}: {re.sub(r'[-+]?[0-9][0-9.e+-]*', '#', text)[:160]}"
+
+
+# What must not be: "unlowered" is a layer that was quantized, and found to have no integer form
+# only at export; "raw" an error that is none of kerasq's.
+FAILURES = ("difference", "unloadable", "unlowered", "raw", "crash", "hang")
+
+
+@dataclasses.dataclass
+class Tally:
+    """What examples did.
+
+    Attributes:
+        counts: how many ended in what, by `Verdict.kind`.
+        refusals: how often each rule refused one.
+        failures: by signature, the smallest example that fails so, and its error.
+        running: the example that runs.
+    """
+
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    refusals: dict[str, int] = dataclasses.field(default_factory=dict)
+    failures: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    running: str = ""
+
+    @property
+    def done(self) -> int:
+        """How many ended."""
+        return sum(self.counts.values())
+
+    def count(self, verdict: Verdict) -> None:
+        """Counts an example."""
+        self.counts[verdict.kind] = self.counts.get(verdict.kind, 0) + 1
+        if verdict.kind == "refused":
+            name = verdict.signature
+            self.refusals[name] = self.refusals.get(name, 0) + 1
+
+    def fail(self, example: str, verdict: Verdict) -> None:
+        """Keeps an example that fails, if it is the smallest one of its kind."""
+        smallest = self.failures.get(verdict.signature)
+        if smallest is None or len(example) < len(smallest[0]):
+            self.failures[verdict.signature] = example, verdict.detail
+
+
+def _values(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    normal = rng.normal(0.0, 1.0, shape)
+    found = {
+        "ties": np.round(normal * 2) / 2,
+        "wide": normal * np.logspace(-3, 3, shape[-1] if shape else 1),
+        "constant": np.full(shape, 0.7),
+        "zeros": np.zeros(shape),
+        "tiny": normal * 1e-10,
+        "huge": normal * 1e6,
+        "spike": np.where(rng.uniform(size=shape) < 0.05, 100.0, normal),
+        "positive": np.abs(normal) + 0.1,
+    }
+    return np.asarray(found.get(kind, normal), "float32")
+
+
+def fill(model: keras.Model, kind: str, seed: int) -> None:
+    """Gives a model weights of a kind, variances that are positive."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "float" in weight.dtype:
+            values = _values(rng, kind, tuple(weight.shape))
+            weight.assign(np.abs(values) if "variance" in weight.path else values)
+
+
+def samples(model: keras.Model, kind: str, count: int, seed: int) -> list[np.ndarray]:
+    """Samples of a kind for each input of a model."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.integers(0, INDICES, (count, *x.shape[1:])).astype("float32")
+        if x.name == "indices"
+        else _values(rng, kind, (count, *x.shape[1:]))
+        for x in model.inputs
+    ]
+
+
+def run(model: keras.Model, x: list[np.ndarray]) -> None:
+    """Runs a float model.
+
+    Raises:
+        NoModelError: where it cannot.
+    """
+    try:
+        model(x, training=False)
+    except Exception as error:
+        raise NoModelError(str(error)) from error
+
+
+def layer_of(tensor: keras.KerasTensor) -> Any:
+    """The layer that made a tensor."""
+    return graph.origin(tensor)[0]
+
+
+def train(model: keras.Model, x: list[np.ndarray]) -> None:
+    """One step towards zeros."""
+    model.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
+    zeros = [np.zeros((len(x[0]), *y.shape[1:]), "float32") for y in model.outputs]
+    model.train_on_batch(x, zeros)
+
+
+def compare(model: keras.Model, lite: kerasq.TFLiteModel, x: list[np.ndarray]) -> None:
+    """Compares a model with its file, also on values beyond its ranges.
+
+    Raises:
+        DifferentError: where integer outputs, or an integer layer between float ones, differ.
+    """
+    for data in (x, _beyond(model, x)):
+        if lite.float_ops:
+            _compare_layers(model, lite, data)
+            continue
+        found = lite.predict(data)
+        computed = [found] if len(lite.outputs) == 1 else [found[n] for n in lite.output_names]
+        simulated = keras.tree.flatten(model(data, training=False))
+        for a, b in zip(map(np.asarray, simulated), computed, strict=True):
+            if not np.array_equal(a, b, equal_nan=True):
+                share = 100 * np.mean(a != b)
+                raise DifferentError(f"outputs differ in {share:.3g} % of their values")
+
+
+def _beyond(model: keras.Model, x: list[np.ndarray]) -> list[np.ndarray]:
+    """Samples that ranges clip."""
+    factors = [1 if tensor.name == "indices" else 3 for tensor in model.inputs]
+    return [factor * values for factor, values in zip(factors, x, strict=True)]
+
+
+def _compare_layers(model: keras.Model, lite: kerasq.TFLiteModel, x: list[np.ndarray]) -> None:
+    report = kerasq.compare(model, lite, x=[x])
+    for layer in report.layers:
+        if layer.max_lsb:
+            raise DifferentError(f"{layer.op} {layer.name!r} is {layer.max_lsb} steps off")
+
+
+def outcome(program: str) -> Verdict:
+    """Runs a program."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
+            exec(compile(program, "<program>", "exec"), {})
+    except Exception as error:
+        return _judged(error)
+    return Verdict("exported", "")
+
+
+def _judged(error: Exception) -> Verdict:
+    text = " ".join(str(error).split())
+    if isinstance(error, NoModelError):
+        return Verdict("none", text)
+    if isinstance(error, DifferentError) or "This is a fault of kerasq's" in text:
+        return Verdict("difference", text)
+    if "must load in the LiteRT interpreter" in text:
+        return Verdict("unloadable", text)
+    if "Every operator must have an integer form" in text:
+        return Verdict("unlowered", text)
+    if is_by_rule(error):
+        return Verdict("refused", text)
+    frames = [x for x in traceback.extract_tb(error.__traceback__) if "/kerasq/" in x.filename]
+    place = f" in {frames[-1].filename.rpartition('/')[2]}, {frames[-1].name}" if frames else ""
+    return Verdict("raw", f"{type(error).__name__}{place}: {text}")
+
+
+def is_by_rule(error: Exception) -> bool:
+    """Whether an error is one of kerasq's or the recipes' own that says what it received."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    is_own = re.search(r"/(kerasq|recipes)/[a-z_0-9/]+\.py$", place) is not None
+    return is_own and isinstance(error, (ValueError, OSError)) and "Received:" in str(error)
