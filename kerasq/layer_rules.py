@@ -245,7 +245,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.DECOMPOSED,
         kernel="kernel",
         fits=fits.einsum_fits,
-        note="becomes Dense where the kernel is one between last axes; else float",
+        note="of a kernel between last axes; becomes Dense, else float",
     ),
     (L.TimeDistributed,): Rule(
         operators=("FULLY_CONNECTED",),

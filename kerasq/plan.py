@@ -6,7 +6,7 @@ functions, which hold for a layer at any scheme.
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -122,7 +122,7 @@ class Plan:
     Args:
         graph: what `kerasq.prepare.decompose` returned.
         schemes: names of schemes by name of a layer, or input, of the user's model.
-        floats: names of the layers of `graph` that stay float.
+        floats: names of the layers of `graph` that stay float, beside those without a rule.
         target: what the model is to run on.
     """
 
@@ -132,8 +132,10 @@ class Plan:
         self.graph = graph
         self.target = target
         self.schemes = schemes
-        self.floats = floats
-        self._fusions = fusion.find(graph, schemes, floats)
+        # Such as an activation that has no kernel, of a layer that has one.
+        unknown = {node.layer.name for node in graph.nodes if registry.find(node.layer) is None}
+        self.floats = floats | unknown
+        self._fusions = fusion.find(graph, schemes, self.floats)
         # In order: what a call reads is what those before it write.
         self._widths = {id(x): self.input_bits(x) for x in graph.model.inputs}
         self._calls: dict[int, Call] = {}
@@ -269,7 +271,7 @@ class Plan:
             found += [reader] if other else self._behind(reader, name)
         return found
 
-    def check_overrides(self, named: dict[Any, Iterable[str]]) -> None:
+    def check_overrides(self, named: Mapping[Any, Iterable[str]]) -> None:
         """Raises a ValueError where a key only fits layers without a scheme of their own.
 
         Args:

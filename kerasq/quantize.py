@@ -36,6 +36,7 @@ def quantize_model(
 
     The copy is a plain Functional model with the same inputs, outputs and order of layers.
     Layers keep their names; BatchNormalization and ReLU become part of the layer before them.
+    Layers that have no integer kernel stay float, and are printed with the reason.
     Train it with `compile` and `fit`, and export it with `kerasq.export_tflite`.
 
     Args:
@@ -74,9 +75,9 @@ def quantize_model(
         the first batches of training.
 
     Raises:
-        ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that
-            cannot be quantized (each is named), or an option is unknown (the legal ones are
-            listed).
+        ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that no
+            file can have (each is named), `overrides` gives integers to a layer that has no integer
+            kernel, or an option is unknown (the legal ones are listed).
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.
@@ -136,30 +137,37 @@ def _plan(
         models.setdefault(node.source.name, node.source.models)
     schemes = per_layer(scheme, overrides, layers, models)
     schemes |= {node.layer.name: schemes[node.source.name] for node in graph.nodes}
-    schemes, floats = _floats(graph, schemes)
+    named = {key: fitting(key, layers) for key in overrides or {}}
+    schemes, floats = _floats(graph, schemes, named)
     skip = ("fold",) if batch_norm == "keep" else ()
     plan = Plan(prepare(graph, floats, skip), schemes, floats, target)
-    plan.check_overrides({key: fitting(key, layers) for key in overrides or {}})
+    plan.check_overrides(named)
     plan.check_kernels()
     return plan
 
 
-def _floats(graph: graphs.Graph, schemes: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
+def _floats(
+    graph: graphs.Graph, schemes: dict[str, str], named: dict[Any, list[str]]
+) -> tuple[dict[str, str], frozenset[str]]:
     """The schemes, "float" where there is no integer kernel, and all layers that stay float.
 
-    Those without a kernel are printed. A layer that cannot be quantized at all is an error.
+    Those without a kernel are printed; an error where a key of `overrides` (`named`: the layers by
+    key) asks for their integers, and of what a file cannot have in float either.
     """
     # A ReLU or BatchNormalization has the scheme of what it becomes part of, "float" as well.
     fused = fusion.find(graph, schemes).into
-    lacking = unsupported.without_kernel(graph, unsupported.asked_float(graph, schemes, fused))
+    asked = unsupported.asked_float(graph, schemes, fused)
+    lacking = unsupported.without_kernel(graph, asked, fused)
+    unsupported.check_asked(named, schemes, lacking)
     # What has no remark to print, such as Embedding, stays a float layer of its scheme: the rows
     # that it picks may become integers.
     schemes = schemes | {name: "float" for name, text in lacking.items() if text}
     floats = unsupported.asked_float(graph, schemes, fused) | {*lacking}
-    unsupported.check(graph, floats, fused)
-    printed = "; ".join(text for text in lacking.values() if text)
-    if printed:
-        print(f"Stay in float, for want of an integer kernel: {printed}.")
+    unsupported.check(graph, floats)
+    texts = [text for text in lacking.values() if text]
+    texts += unsupported.float_activations(graph, floats)
+    if texts:
+        print(f"Stay in float, for want of an integer kernel: {'; '.join(texts)}.")
     return schemes, floats
 
 
@@ -174,7 +182,7 @@ def first_and_last(model: keras.Model) -> tuple[str, str]:
     """
     model = legacy.rebuild(model) if legacy.is_legacy(model) else model
     graph = graphs.read(model, unsupported.is_closed)
-    floats = frozenset(unsupported.without_kernel(graph, frozenset()))
+    floats = frozenset(unsupported.without_kernel(graph, frozenset(), {}))
     # Only then weights of attention, or in a TimeDistributed, are those of layers with a kernel.
     parts = decompose(graph, floats)
     names = [

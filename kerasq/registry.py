@@ -137,14 +137,17 @@ def rule(layer: keras.Layer) -> Rule:
     """
     found = find(layer)
     if found is None:
-        raise ValueError(f"The layer must have a rule. Received: {complaint(layer)}.")
+        raise ValueError(
+            "The layer must have a rule. Received: "
+            f"{layer.name!r} ({type(layer).__name__}: {complaint(layer)})."
+        )
     return found
 
 
 def passes_through(layer: keras.Layer) -> bool:
     """Whether a layer only moves or picks values: its output lies on the grid of its input."""
     found = find(layer)
-    return found is not None and found.output == Output.PASS_THROUGH
+    return found is not None and found.output == Output.PASS_THROUGH and found.unmet(layer) is None
 
 
 def is_dropped(layer: keras.Layer) -> bool:
@@ -174,17 +177,19 @@ def reads_mask(layer: keras.Layer) -> bool:
 
 
 def complaint(layer: keras.Layer) -> str | None:
-    """Why `layer` cannot be quantized, or None where it can."""
-    name = f"{layer.name!r} ({type(layer).__name__})"
-    found, activation = find(layer), activation_name(layer)
-    if found is None and type(layer) is not L.Activation:
-        return f"{name}: this layer type has no rule"
-    if found is None or activation not in ACTIVATIONS:
-        return f"{name}: activation {activation!r} has no integer kernel here"
+    """Why `layer` has no integer kernel, whatever it is called on; None where it may have one."""
+    found = find(layer)
+    if found is None:
+        is_activation = type(layer) is L.Activation
+        return repr(activation_name(layer)) if is_activation else "no rule for this type of layer"
     if type(layer) is L.Softmax and not isinstance(layer.axis, int):
-        return f"{name}: needs one axis, has axis={layer.axis!r}"
-    unmet = found.unmet(layer)
-    return unmet and f"{name}: {unmet}"
+        return f"needs one axis, has axis={layer.axis!r}"
+    activation = getattr(layer, "activation", None)
+    # They are among the weights of the layer itself. PReLU has some once it has run.
+    is_learned = isinstance(activation, L.PReLU) or getattr(activation, "weights", None)
+    if found.kernel and is_learned:
+        return f"needs an activation without weights, has {activation_name(layer)!r}"
+    return found.unmet(layer)
 
 
 def table() -> str:

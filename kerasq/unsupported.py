@@ -1,15 +1,15 @@
-"""What has no integer kernel: what stays float, and what cannot be quantized at all."""
+"""What has no integer kernel and stays float, and what no file can have."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from kerasq import convertible, registry
 from kerasq import graph as graphs
-from kerasq import registry
 from kerasq.fits import reads_tensors_alone
 from kerasq.prepare import operations
-from kerasq.rule import Output
+from kerasq.rule import Output, Rule
 from kerasq.scheme import fitting
 
 
@@ -56,106 +56,185 @@ def asked_float(
     )
 
 
-def without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]:
-    """By name, what to print of layers and operations that LiteRT has no integer kernel for.
+def without_kernel(
+    graph: graphs.Graph, asked: frozenset[str], fused: Mapping[int, str]
+) -> dict[str, str]:
+    """By name, what to print of layers and operations that have no integer kernel.
+
+    It is empty for what may become integer at export all the same, such as Embedding.
 
     Args:
         graph: the user's graph.
         asked: names of layers that shall stay float, of which nothing need be said.
+        fused: by id of a call that is fused, the name of the layer that it becomes part of.
     """
     found = {}
     for node in graph.nodes:
-        name = node.layer.name
-        if name in asked:
+        reason = None if node.layer.name in asked else _lack(node, id(node) in fused)
+        if reason is None:
             continue
-        text = _remark(node)
-        if text is not None:
-            found[name] = text
+        rule = registry.find(node.layer)
+        may_be_integer = rule is not None and rule.output == Output.FLOAT and rule.operators
+        found[node.layer.name] = "" if may_be_integer and not reason else _named(node, reason)
     return found
 
 
-def _remark(node: graphs.Node) -> str | None:
-    """What to print where a call has no integer kernel; None where it has one."""
+def _named(node: graphs.Node, reason: str) -> str:
+    """A layer by its name, its class and why it stays float, where there is more to say."""
+    layer = node.layer
+    kind = type(layer).__name__
+    if not isinstance(layer, keras.Layer):
+        kind = f"keras.ops, {kind}"
+    return f"{layer.name!r} ({kind}: {reason})" if reason else f"{layer.name!r} ({kind})"
+
+
+def _lack(node: graphs.Node, is_fused: bool) -> str | None:
+    """Why a call has no integer kernel: "" where no call of its kind has one; None where it has."""
     layer, rule = node.layer, registry.find(node.layer)
     if not isinstance(layer, keras.Layer):
-        if rule is not None or operations.equal(node, *node.args, name=layer.name) is not None:
-            return None
-        return f"{layer.name!r} (keras.ops, {type(layer).__name__})"
-    if rule is None:
-        return None  # An error names it.
-    is_float = rule.output == Output.FLOAT
-    fits = rule.fits or reads_tensors_alone
-    misfits = not fits(layer, *node.args, **node.kwargs)
-    if not is_float and not misfits:
+        return _lack_of_operation(node)
+    if node.source.refusal:
+        return f"cannot be traced: {node.source.refusal:.200}"
+    reason = registry.complaint(layer)
+    if rule is None or reason is not None:
+        return reason
+    if rule.output == Output.FLOAT:
+        return ""
+    if not is_fused and _is_norm_of_another_axis(node):
+        return f"needs axis=-1, has axis={layer.axis}"
+    return _misfit(node, rule)
+
+
+def _misfit(node: graphs.Node, rule: Rule) -> str | None:
+    """Why a call has no integer kernel, where others of its layer do; None where it has."""
+    if (rule.fits or reads_tensors_alone)(node.layer, *node.args, **node.kwargs):
         return None
-    # What has an operator all the same, such as Embedding, may become integer at export.
-    return "" if is_float and rule.operators else f"{layer.name!r} ({type(layer).__name__})"
+    # What a rule's `fits` asks for is the first thing that its note says.
+    return f"integer only {rule.note.split(';')[0]}" if rule.fits else "reads more than its tensors"
 
 
-def check(graph: graphs.Graph, floats: frozenset[str], fused: Mapping[int, str]) -> None:
-    """Raises a ValueError that names every layer that cannot be quantized.
+def _is_norm_of_another_axis(node: graphs.Node) -> bool:
+    """Whether a BatchNormalization is none along the last axis, as the Scale that it becomes is."""
+    is_norm = isinstance(node.layer, keras.layers.BatchNormalization)
+    return is_norm and node.layer.axis not in (-1, len(node.inputs[0].shape) - 1)
+
+
+def _lack_of_operation(node: graphs.Node) -> str | None:
+    """As `_lack`, of an operation of `keras.ops`."""
+    if registry.find(node.layer) is not None:
+        return None
+    made = operations.equal(node, *node.args, name=node.layer.name)
+    if made is None:
+        return ""
+    return None if isinstance(made[0], tuple) else registry.complaint(made[0])
+
+
+def float_activations(graph: graphs.Graph, floats: frozenset[str]) -> list[str]:
+    """What to print of layers that are integer, but for an activation that has no kernel."""
+    layers = [node.layer for node in graph.nodes if node.layer.name not in floats]
+    return [
+        f"{layer.name!r} (activation {registry.activation_name(layer)!r})"
+        for layer in layers
+        if (rule := registry.find(layer)) is not None
+        and rule.kernel is not None
+        and not _has_integer_activation(layer)
+    ]
+
+
+def _has_integer_activation(layer: keras.Layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    if isinstance(activation, keras.Layer):  # Such as a LeakyReLU.
+        return registry.complaint(activation) is None
+    return registry.activation_name(layer) in registry.ACTIVATIONS
+
+
+def check_asked(
+    named: Mapping[Any, list[str]], schemes: dict[str, str], lacking: Mapping[str, str]
+) -> None:
+    """Raises a ValueError where a key of `overrides` asks for integers that there are none of.
+
+    Args:
+        named: by key, the names of the layers that it fits.
+        schemes: names of schemes by layer name.
+        lacking: what `without_kernel` returned.
+    """
+    for key, names in named.items():
+        texts = [lacking[x] for x in names if lacking.get(x) and schemes[x] != "float"]
+        # A pattern or class may fit others, for which it is meant then.
+        if names and len(texts) == len(names):
+            raise ValueError(
+                "`overrides` must give integers to layers that have an integer kernel. "
+                f"Received: {key!r}, that is {', '.join(texts)}. Leave it out: it stays float."
+            )
+
+
+def check(graph: graphs.Graph, floats: frozenset[str]) -> None:
+    """Raises a ValueError that names every layer that a file cannot have, in float either.
 
     Args:
         graph: the user's graph.
-        floats: names of layers that stay float.
-        fused: by id of a call that is fused, the name of the layer that it becomes part of.
+        floats: names of the layers that stay float.
     """
-    complaints = []
-    for node in graph.nodes:
-        found = _complaint(node, node.layer.name in floats, id(node) in fused)
-        if found is not None:
-            refusal = node.source.refusal
-            complaints.append(
-                found + (f", and cannot be traced: {refusal:.200}" if refusal else "")
-            )
-    complaints += [
-        f"input {x.name!r}: is an output of the model as well"
-        for x in graph.model.inputs
-        if any(x is y for y in graph.model.outputs)
+    found = {node.layer.name: text for node in graph.nodes if (text := _complaint(node))}
+    unknown = [x for x in graph.nodes if x.layer.name in floats - {*found} and _is_unknown(x.layer)]
+    refused = convertible.refusals(unknown)
+    found |= {name: f"{text}; replace it" for name, text in refused.items()}
+    lines = [
+        f"{node.layer.name!r} ({type(node.layer).__name__}): {found[node.layer.name]}"
+        for node in graph.nodes
+        if node.layer.name in found
     ]
-    if complaints:
+    lines += _returned_inputs(graph.model)
+    if lines:
         raise ValueError(
-            "Every layer must have an integer kernel. Received:\n  "
-            + "\n  ".join(complaints)
-            + "\ndocs/layers.md lists what has one. Leave layers in float, with "
-            'overrides={"<name>": "float"}, or say what a class of your own becomes, with '
-            "kerasq.register_layer."
+            "Every layer must run in a file, on integers or in float. Received:\n  "
+            + "\n  ".join(lines)
         )
 
 
-def _complaint(node: graphs.Node, is_float: bool, is_fused: bool) -> str | None:
-    """Why the layer of a call cannot be quantized, or None where it can."""
+def _returned_inputs(model: keras.Model) -> list[str]:
+    return [
+        f"input {x.name!r}: is an output of the model as well; leave that output out"
+        for x in model.inputs
+        if any(x is y for y in model.outputs)
+    ]
+
+
+def _is_unknown(layer: keras.Layer) -> bool:
+    """Whether the table does not say what the file has of a layer, in float either."""
+    return not isinstance(layer, keras.Layer) or registry.complaint(layer) is not None
+
+
+def _complaint(node: graphs.Node) -> str | None:
+    """Why a file cannot have the layer of a call, and the way out; None where it can."""
     layer = node.layer
-    # Before all else: the file would compute something else in float, too.
-    if node.source.reads_mask and registry.reads_mask(layer):
+    if _has_hidden_mask(node):
         return (
-            f"{layer.name!r} ({type(layer).__name__}): reads a mask that Keras "
-            "passes beside the tensors, which the file does not have; pass it as an "
-            "argument, or build the Embedding with mask_zero=False"
+            "reads a mask that Keras passes beside the tensors, which the file does not have; "
+            "pass it as an argument, or build the Embedding with mask_zero=False"
         )
-    if is_float:
-        return None
     if not isinstance(layer, keras.Layer):
-        return _operation_complaint(node)
+        is_moved = registry.passes_through(layer) and _moves_samples(node)
+        # Whoever runs the file chooses the size of its batch.
+        text = "needs to keep the first axis, samples; do it before or behind the model"
+        return text if is_moved else None
     # Mixed precision is float32 by now (`graph.read`): what is left has weights of another type.
     if layer.dtype_policy.name != "float32":
-        return f"{layer.name!r}: needs dtype 'float32', has {layer.dtype_policy.name!r}"
-    if isinstance(layer, keras.layers.BatchNormalization) and not is_fused:
-        # Alone it becomes a Scale, along the last axis.
-        rank = len(node.inputs[0].shape)
-        if layer.axis not in (-1, rank - 1):
-            return f"{layer.name!r} (BatchNormalization): needs axis=-1, has {layer.axis}"
-    return registry.complaint(layer)
+        return f"needs dtype='float32', has {layer.dtype_policy.name!r}; build it with dtype=None"
+    return None
 
 
-def _operation_complaint(node: graphs.Node) -> str | None:
-    """Why an operation of `keras.ops` cannot be quantized, or None where it can."""
-    operation = node.layer
-    if registry.passes_through(operation):
-        # Whoever runs the file chooses the size of its batch.
-        if node.outputs[0].shape[:1] == node.inputs[0].shape[:1]:
-            return None
-        kind = type(operation).__name__
-        return f"{operation.name!r} ({kind}): needs to keep the first axis, samples"
-    made = operations.equal(node, *node.args, name="")
-    return None if made is None or isinstance(made[0], tuple) else registry.complaint(made[0])
+def _has_hidden_mask(node: graphs.Node) -> bool:
+    """Whether a call computes something else under a mask that is none of its arguments."""
+    # Where a layer has an argument `mask`, Keras has filled it in.
+    is_seen = any(graphs.symbolic(value) for key, value in node.kwargs.items() if "mask" in key)
+    return node.source.reads_mask and registry.reads_mask(node.layer) and not is_seen
+
+
+def _moves_samples(node: graphs.Node) -> bool:
+    """Whether an operation that moves values moves the samples of a batch."""
+    x, y = node.inputs[0], node.outputs[0]
+    axis = getattr(node.layer, "axis", ())
+    axes = range(len(x.shape)) if axis is None else keras.tree.flatten(axis)
+    # Sizes that are not known look alike, so axes tell more.
+    return x.shape[:1] != y.shape[:1] or any(i % len(x.shape) == 0 for i in axes)

@@ -20,7 +20,7 @@ FLOORS = (
     ("support",),
     ("grid", "scheme", "layers", "graph", "legacy"),
     ("fake_quant", "fused_batch_norm", "litert"),
-    ("kernels", "fits"),
+    ("kernels", "fits", "convertible"),
     ("targets",),
     ("quantizers",),
     ("rule", "layer_rules", "registry"),

@@ -1,4 +1,4 @@
-"""A mask that is an argument is computed; one that Keras passes beside tensors is an error."""
+"""A mask that is an argument is computed; one that only Keras sees is an error."""
 
 import keras
 import numpy as np
@@ -57,3 +57,20 @@ def test_a_product_under_a_mask_is_refused():
     y = L.Embedding(9, 4, mask_zero=True)(indices)
     with pytest.raises(ValueError, match=r"'product' \(Multiply\): reads a mask"):
         kerasq.quantize_model(keras.Model(indices, L.Multiply(name="product")([y, y])))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pooling_under_the_mask_of_an_embedding(batch):
+    """Keras fills in the argument of a layer that has one, which so is in the file."""
+    keras.utils.set_random_seed(0)
+    words = keras.Input((STEPS,), dtype="int32", name="words")
+    y = L.Embedding(9, 4, mask_zero=True, name="embedding")(words)
+    y = L.GlobalAveragePooling1D(name="mean")(L.Dense(4, activation="relu")(y))
+    model = keras.Model(words, L.Dense(3, name="head")(y))
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 9, (48, STEPS)) * (np.arange(STEPS) < rng.integers(3, STEPS, (48, 1)))
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q, batch_size=batch)
+    assert {op.outputs[0].split("/")[0] for op in lite.float_ops} == {"mean"}
+    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    assert networks.sqnr(model, q, x) > 25

@@ -363,44 +363,43 @@ def test_identities_leave_nothing_behind(layer):
     [
         (
             L.Conv2D(4, 3, data_format="channels_first", name="c"),
-            r"'c' \(Conv2D\): needs data_format='channels_last', has data_format='channels_first'",
+            r"needs data_format='channels_last', has data_format='channels_first'",
         ),
         (
             L.MaxPooling2D(2, data_format="channels_first", name="m"),
-            r"'m' \(MaxPooling2D\): needs data_format='channels_last'",
+            r"needs data_format='channels_last'",
         ),
         (
             L.Conv2DTranspose(4, 3, dilation_rate=2, name="d"),
-            r"'d' \(Conv2DTranspose\): needs dilation_rate=\(1, 1\), has dilation_rate=\(2, 2\)",
+            r"needs dilation_rate=\(1, 1\), has dilation_rate=\(2, 2\)",
         ),
         (
             L.UpSampling2D(interpolation="bicubic", name="u"),
-            r"'u' \(UpSampling2D\): needs interpolation='bilinear', has interpolation='bicubic'",
+            r"needs interpolation='bilinear', has interpolation='bicubic'",
         ),
         (
             L.Conv1DTranspose(4, 3, dilation_rate=2, name="e"),
-            r"'e' \(Conv1DTranspose\): needs dilation_rate=\(1,\), has dilation_rate=\(2,\)",
+            r"needs dilation_rate=\(1,\), has dilation_rate=\(2,\)",
         ),
         (
             L.Resizing(4, 4, interpolation="nearest", antialias=True, name="z"),
-            r"'z' \(Resizing\): needs antialias=False, has antialias=True",
+            r"needs antialias=False, has antialias=True",
         ),
-        (L.Softmax(axis=(1, 2), name="s"), r"'s' \(Softmax\): needs one axis, has axis=\(1, 2\)"),
+        (L.Softmax(axis=(1, 2), name="s"), r"needs one axis, has axis=\(1, 2\)"),
         (
             L.Normalization(axis=1, mean=[1, 2], variance=[1, 2], name="n"),
-            r"'n' \(Normalization\): needs one mean a channel, the last axis, has mean of shape",
+            r"needs one mean a channel, the last axis, has mean of shape",
         ),
         (
             L.Rescaling(np.ones((8, 1, 1)), name="r"),
-            r"'r' \(Rescaling\): needs one scale a channel, the last axis, has scale of shape",
+            r"needs one scale a channel, the last axis, has scale of shape",
         ),
-        (L.Dense(2, activation="glu", name="g"), r"'g' \(Dense\): activation 'glu' has no"),
-        (L.Activation("log_softmax", name="a"), r"'a' \(Activation\): activation 'log_softmax'"),
+        (L.Activation("log_softmax", name="a"), "'log_softmax'"),
         (
-            L.Dense(2, activation=L.LeakyReLU(), name="k"),
-            r"'k' \(Dense\): activation 'LeakyReLU' has no",
+            L.Dense(2, activation=L.PReLU(), name="k"),
+            "needs an activation without weights, has 'PReLU'",
         ),
-        (L.ConvLSTM2D(2, 3, name="l"), r"'l' \(ConvLSTM2D\): this layer type has no rule"),
+        (L.ConvLSTM2D(2, 3, name="l"), "no rule for this type of layer"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -419,7 +418,7 @@ def test_no_complaint_about_what_has_a_rule(row):
 
 def test_rule_of_an_unknown_layer():
     with pytest.raises(
-        ValueError, match=r"must have a rule. Received: 'lstm' \(ConvLSTM2D\): this layer"
+        ValueError, match=r"must have a rule. Received: 'lstm' \(ConvLSTM2D: no rule for"
     ):
         registry.rule(L.ConvLSTM2D(2, 3, name="lstm"))
     assert registry.find(L.ConvLSTM2D(2, 3)) is None

@@ -91,7 +91,7 @@ class Contents:
 
     def float_ops(self) -> list[Op]:
         """Operators that compute in float; QUANTIZE and DEQUANTIZE are not counted."""
-        floats = {tensor.name for tensor in self.tensors if tensor.dtype.kind == "f"}
+        floats = {tensor.name for tensor in self.tensors if tensor.dtype.kind in "fc"}
         return [
             op
             for op in self.ops
@@ -122,7 +122,7 @@ def _tensor(model: Any, tensor: Any) -> Tensor:
         name=tensor.name.decode(),
         # A scalar may have no shape at all.
         shape=() if tensor.shape is None else tuple(int(n) for n in tensor.shape),
-        dtype=np.dtype(flatbuffer.NUMPY_TYPES[tensor.type]),
+        dtype=flatbuffer.dtype(tensor),
         grid=flatbuffer.grid_of(tensor),
         type=flatbuffer.type_name(tensor.type),
         bytes=flatbuffer.byte_count(model, tensor),

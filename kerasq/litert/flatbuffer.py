@@ -23,6 +23,12 @@ NUMPY_TYPES = {
     Type.INT32: np.int32,
     Type.INT64: np.int64,
     Type.BOOL: np.bool_,
+    Type.UINT32: np.uint32,
+    Type.UINT64: np.uint64,
+    # Of float layers, such as those with a Fourier transform.
+    Type.FLOAT64: np.float64,
+    Type.COMPLEX64: np.complex64,
+    Type.COMPLEX128: np.complex128,
 }
 # Of the two types that NumPy holds as int8 the later one wins: arrays are stored as INT8.
 _TYPES = {np.dtype(value): key for key, value in NUMPY_TYPES.items()}
@@ -56,6 +62,11 @@ def type_name(code: int) -> str:
     return _TYPE_NAMES[code]
 
 
+def dtype(tensor: schema.TensorT) -> np.dtype:
+    """The type of a tensor's values in NumPy: object where that has none, as of strings."""
+    return np.dtype(NUMPY_TYPES.get(tensor.type, np.object_))
+
+
 def byte_count(model: schema.ModelT, tensor: schema.TensorT) -> int:
     """The size of a constant tensor in the file; 0 where it is computed."""
     data = model.buffers[tensor.buffer].data
@@ -63,14 +74,14 @@ def byte_count(model: schema.ModelT, tensor: schema.TensorT) -> int:
 
 
 def constant(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray | None:
-    """The values of a constant tensor, or None where it is computed."""
+    """The values of a constant tensor, or None where it is computed, or NumPy has no such type."""
     data = model.buffers[tensor.buffer].data
-    if data is None or len(data) == 0:
+    if data is None or len(data) == 0 or dtype(tensor) == np.object_:
         return None
     content, shape = bytes(bytearray(data)), () if tensor.shape is None else tensor.shape
     if tensor.type == Type.INT4:
         return unpack(content, int(np.prod(shape))).reshape(shape)
-    values: np.ndarray = np.frombuffer(content, NUMPY_TYPES[tensor.type])
+    values: np.ndarray = np.frombuffer(content, dtype(tensor))
     return values.reshape(shape)
 
 

@@ -73,6 +73,8 @@ class _Decomposition:
         linear = name if is_relu else self.name(name, "linear")
         own = self.name(name, kind) if is_relu else name
         y = self._copy(layer, args, kwargs, activation="linear", name=linear)
+        if isinstance(layer.activation, keras.Layer):  # Such as a LeakyReLU.
+            return self.call(graphs.copy_layer(layer.activation, name=own), y)
         return self.call(L.Activation(layer.activation, name=own, dtype="float32"), y)
 
     def name(self, name: str, suffix: str) -> str:

@@ -1,0 +1,123 @@
+"""What has no integer kernel stays float and is named; an error is what a file cannot have."""
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from tests import networks
+
+L = keras.layers
+ops = keras.ops
+
+
+def layers_of(ops):
+    return {op.outputs[0].split("/")[0] for op in ops}
+
+
+def sequence(shape, *layers):
+    return keras.Sequential([keras.Input(shape, name="x"), *layers])
+
+
+@keras.saving.register_keras_serializable("test_unsupported")
+class Summed(L.Layer):
+    """What no symbolic input runs through, and TFLiteConverter takes."""
+
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.math.cumsum(tf.convert_to_tensor(x), axis=1)
+
+
+@keras.saving.register_keras_serializable("test_unsupported")
+def cumulative(x):
+    return ops.cumsum(x, axis=-1)
+
+
+def test_what_has_no_kernel_stays_float_and_is_named(capsys):
+    model = sequence(
+        (6, 6, 2),
+        L.Conv2D(4, 3, activation=cumulative, name="own"),
+        L.GroupNormalization(2, name="norm"),
+        L.EinsumDense("abcd,bde->abce", (4, 4, 3), name="rows"),
+        L.Conv2D(4, 3, name="fine"),
+        Summed(name="summed"),
+        L.GlobalAveragePooling2D(name="mean"),
+    )
+    x = networks.data(model, 40)
+    q = networks.quantized(model, x)
+    printed = capsys.readouterr().out
+    assert "Stay in float, for want of an integer kernel: 'norm' (GroupNormalization); " in printed
+    assert "'rows' (EinsumDense: integer only of a kernel between last axes); " in printed
+    assert "'summed' (Summed: cannot be traced: " in printed
+    assert "; 'own' (activation 'cumulative of your own')." in printed
+    assert "fine" not in printed
+    lite = kerasq.export_tflite(q)
+    floats = layers_of(lite.float_ops)
+    assert floats == {"own", "norm", "rows", "summed"}
+    assert [op.name for op in lite.ops].count("CONV_2D") == 2
+    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    assert networks.sqnr(model, q, x) > 25
+
+
+def test_a_spectrogram_stays_float():
+    """Its file has complex tensors."""
+    mel = L.MelSpectrogram(64, 32, sampling_rate=800, num_mel_bins=8, min_freq=20, name="mel")
+    model = sequence((256,), mel, L.Permute((2, 1)), L.Conv1D(4, 3, name="conv"))
+    q = networks.quantized(model, overrides={"x": "float"})
+    lite = kerasq.export_tflite(q)
+    assert "RFFT2D" in [op.name for op in lite.float_ops]
+    assert "conv" not in layers_of(lite.float_ops)
+    x = networks.data(model)
+    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+
+
+def test_a_layer_as_an_activation():
+    model = sequence((5,), L.Dense(4, activation=L.LeakyReLU(0.3), name="leaky"))
+    lite = kerasq.export_tflite(networks.quantized(model))
+    assert [op.name for op in lite.ops] == ["FULLY_CONNECTED", "LEAKY_RELU"]
+    model = sequence((5,), L.Dense(4, activation=L.PReLU("ones"), name="sloped"), L.Dense(2))
+    lite = kerasq.export_tflite(networks.quantized(model))
+    assert layers_of(lite.float_ops) == {"sloped"}
+
+
+@pytest.mark.parametrize("key", ["recurrent", L.LSTM])
+def test_integers_that_there_are_none_of(key):
+    model = sequence((5, 4), L.LSTM(3, name="recurrent"), L.Dense(2, name="head"))
+    text = r"have an integer kernel. Received: .*, that is 'recurrent' \(LSTM\). Leave it out"
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(model, overrides={key: "w8a8"})
+    # A pattern is meant for what it can be meant for.
+    q = kerasq.quantize_model(model, overrides={"*e*": "w4a8"})
+    assert q.get_layer("head").scheme == "w4a8" and isinstance(q.get_layer("recurrent"), L.LSTM)
+
+
+def test_what_no_file_can_have_is_named(capsys):
+    x = keras.Input((8, 8, 2), name="x")
+    y = L.UpSampling2D(interpolation="bicubic", name="cubic")(x)
+    y = L.Conv2D(4, 3, name="fine")(y)
+    y = L.SpectralNormalization(L.Conv2D(4, 3), name="spectral")(y)
+    y = ops.flip(L.Dense(2, dtype="float64", name="wide")(y), axis=0)
+    with pytest.raises(ValueError, match="Every layer must run in a file") as error:
+        kerasq.quantize_model(keras.Model(x, [x, y]), overrides={"*": "float", "fine": "w8a8"})
+    assert [line.strip() for line in str(error.value).split("\n")[1:]] == [
+        "'cubic' (UpSampling2D): TensorFlow's ResizeBicubic is no operator of LiteRT; replace it",
+        "'wide' (Dense): needs dtype='float32', has 'float64'; build it with dtype=None",
+        "'flip' (Flip): needs to keep the first axis, samples; do it before or behind the model",
+        "input 'x': is an output of the model as well; leave that output out",
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_what_cannot_be_converted_is_named():
+    @keras.saving.register_keras_serializable("test_unsupported")
+    class Broken(L.Layer):
+        def call(self, x):
+            return ops.convert_to_tensor(x.numpy())
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    model = sequence((3,), Broken(name="broken"), L.Dense(2))
+    with pytest.raises(ValueError, match=r"'broken' \(Broken\): cannot be converted: .*numpy"):
+        kerasq.quantize_model(model)
