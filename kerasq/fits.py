@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasq.graph import has_mask
 
@@ -17,6 +18,47 @@ def reads_tensors_alone(layer: keras.Layer, x: Any = None, *more: Any, **options
     others = [*more, *(value for key, value in options.items() if key != "training")]
     # Not `in`: tensors have no truth value.
     return all(value is None or value is False for value in others)
+
+
+def is_per_channel(value: Any) -> bool:
+    """Whether a constant is one number, or one for each channel, the last axis."""
+    return np.size(value) in (1, *np.shape(value)[-1:])
+
+
+def constants_fit(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether the constants of a Rescaling or Normalization are those of samples of known size."""
+    del kwargs
+    names = ("scale", "offset", "mean", "variance")
+    values = [getattr(layer, name) for name in names if hasattr(layer, name)]
+    return None not in x.shape[1:] or all(map(is_per_channel, values))
+
+
+def softmax_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether a softmax is one over axes of each sample, without a mask."""
+    axes = _axes(getattr(layer, "axis", -1), x)
+    is_known = len(axes) == 1 or None not in x.shape[1:]
+    return reads_tensors_alone(layer, x, **kwargs) and 0 not in axes and is_known
+
+
+def _axes(axis: Any, x: Any) -> set[int]:
+    return {i % len(x.shape) for i in keras.tree.flatten(axis)}
+
+
+def adaptive_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether the sizes of an adaptive pooling divide those of the image."""
+    del kwargs
+    size = x.shape[1:-1]
+    return None not in size and all(
+        n % m == 0 for n, m in zip(size, layer.output_size, strict=True)
+    )
+
+
+def image_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether the size is known of an image that a CenterCrop or Resizing crops or pads."""
+    del kwargs
+    names = ("pad_to_aspect_ratio", "crop_to_aspect_ratio")
+    is_cut = any(getattr(layer, name, type(layer) is L.CenterCrop) for name in names)
+    return None not in x.shape[1:3] or not is_cut
 
 
 def as_matrix(layer: keras.layers.EinsumDense) -> tuple[int, int] | None:

@@ -25,6 +25,12 @@ def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
 _PROBABILITY = _fixed(1 / 256, -128)
 _SIGNED = _fixed(1 / 128, 0)
 
+# Keras 3.10 does not have them.
+ADAPTIVE_AVERAGE, ADAPTIVE_MAX = (
+    tuple(getattr(L, name) for name in dir(L) if name.startswith(f"Adaptive{kind}Pooling"))
+    for kind in ("Average", "Max")
+)
+
 # By the classes that they are for. A subclass has a rule of its own, or none.
 RULES: dict[tuple[type, ...], Rule] = {
     (L.Conv2D, L.Conv1D): Rule(
@@ -70,19 +76,13 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.BatchNormalization,): Rule(
         operators=(),
         output=Output.FUSED,
-        note="behind a layer with a kernel; alone, it becomes Scale",
+        note="behind a layer with a kernel; alone, it becomes Scale, along the last axis",
     ),
-    (L.Rescaling,): Rule(
+    (L.Rescaling, L.Normalization): Rule(
         operators=("DEPTHWISE_CONV_2D",),
         output=Output.DECOMPOSED,
-        per_channel=("scale", "offset"),
-        note="becomes Scale",
-    ),
-    (L.Normalization,): Rule(
-        operators=("DEPTHWISE_CONV_2D",),
-        output=Output.DECOMPOSED,
-        per_channel=("mean", "variance"),
-        note="becomes Scale",
+        fits=fits.constants_fit,
+        note="of samples of known size; becomes Scale, of the sample as a vector if need be",
     ),
     (L.Add,): Rule(operators=("ADD",), output=Output.LEARNED),
     (L.Subtract,): Rule(operators=("SUB",), output=Output.LEARNED),
@@ -126,6 +126,20 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D): Rule(
         operators=("REDUCE_MAX",), output=Output.PASS_THROUGH, channels_last=True
     ),
+    ADAPTIVE_AVERAGE: Rule(
+        operators=("AVERAGE_POOL_2D",),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        fits=fits.adaptive_fits,
+        note="to sizes that divide those of the image; becomes AveragePooling",
+    ),
+    ADAPTIVE_MAX: Rule(
+        operators=("MAX_POOL_2D",),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        fits=fits.adaptive_fits,
+        note="to sizes that divide those of the image; becomes MaxPooling",
+    ),
     (L.Flatten, L.Reshape): Rule(operators=("RESHAPE",), output=Output.PASS_THROUGH),
     (L.Permute,): Rule(operators=("TRANSPOSE",), output=Output.PASS_THROUGH),
     (L.ZeroPadding2D, L.ZeroPadding1D): Rule(
@@ -137,7 +151,11 @@ RULES: dict[tuple[type, ...], Rule] = {
     ),
     # Smaller images Keras resizes.
     (L.CenterCrop,): Rule(
-        operators=("STRIDED_SLICE",), output=Output.PASS_THROUGH, note="of larger images"
+        operators=("STRIDED_SLICE",),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        fits=fits.image_fits,
+        note="of images of known size; RESIZE_BILINEAR of smaller ones",
     ),
     (L.RepeatVector, L.UpSampling1D, L.UpSampling3D): Rule(
         operators=("TILE",), output=Output.PASS_THROUGH
@@ -155,11 +173,15 @@ RULES: dict[tuple[type, ...], Rule] = {
         channels_last=True,
         required={
             "interpolation": ("bilinear", "nearest"),
-            "crop_to_aspect_ratio": (False,),
-            "pad_to_aspect_ratio": (False,),
             "antialias": (False,),
+            "fill_value": (0.0,),
         },
-        note="bilinear, or nearest (RESIZE_NEAREST_NEIGHBOR, same)",
+        fits=fits.image_fits,
+        note="of images of known size; bilinear, or nearest (RESIZE_NEAREST_NEIGHBOR, same)",
+    ),
+    # Values of 0 are what it writes where it masks.
+    (L.Masking,): Rule(
+        operators=(), output=Output.PASS_THROUGH, required={"mask_value": (0.0,)}, note="of 0"
     ),
     # Identities in inference.
     (
@@ -225,7 +247,8 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.FIXED,
         grids=_PROBABILITY,
         reads_mask=True,
-        note="one axis, behind a Permute where it is not the last; no mask",
+        fits=fits.softmax_fits,
+        note="without a mask; between Permute and Reshape unless over the last axis",
     ),
     (Constant,): Rule(
         operators=("QUANTIZE",), output=Output.LEARNED, note="no op: a tensor of the file"
@@ -352,6 +375,11 @@ ACTIVATIONS: dict[str, Rule] = {
     ),
     "exponential": Rule(
         operators=("EXP",), output=Output.LEARNED, options=lambda _: ("ExpOptions", {})
+    ),
+    "glu": Rule(
+        operators=("SPLIT", "LOGISTIC", "MUL"),
+        output=Output.DECOMPOSED,
+        note="becomes sigmoid and Multiply of halves",
     ),
     "hard_silu": Rule(
         operators=("DEPTHWISE_CONV_2D", "MUL"),

@@ -157,7 +157,7 @@ def _floats(
     # A ReLU or BatchNormalization has the scheme of what it becomes part of, "float" as well.
     fused = fusion.find(graph, schemes).into
     asked = unsupported.asked_float(graph, schemes, fused)
-    lacking = unsupported.without_kernel(graph, asked, fused)
+    lacking = unsupported.without_kernel(graph, asked)
     unsupported.check_asked(named, schemes, lacking)
     # What has no remark to print, such as Embedding, stays a float layer of its scheme: the rows
     # that it picks may become integers.
@@ -182,7 +182,7 @@ def first_and_last(model: keras.Model) -> tuple[str, str]:
     """
     model = legacy.rebuild(model) if legacy.is_legacy(model) else model
     graph = graphs.read(model, unsupported.is_closed)
-    floats = frozenset(unsupported.without_kernel(graph, frozenset(), {}))
+    floats = frozenset(unsupported.without_kernel(graph, frozenset()))
     # Only then weights of attention, or in a TimeDistributed, are those of layers with a kernel.
     parts = decompose(graph, floats)
     names = [

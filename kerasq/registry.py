@@ -182,8 +182,6 @@ def complaint(layer: keras.Layer) -> str | None:
     if found is None:
         is_activation = type(layer) is L.Activation
         return repr(activation_name(layer)) if is_activation else "no rule for this type of layer"
-    if type(layer) is L.Softmax and not isinstance(layer.axis, int):
-        return f"needs one axis, has axis={layer.axis!r}"
     activation = getattr(layer, "activation", None)
     # They are among the weights of the layer itself. PReLU has some once it has run.
     is_learned = isinstance(activation, L.PReLU) or getattr(activation, "weights", None)

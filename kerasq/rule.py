@@ -59,7 +59,6 @@ class Rule:
         channels_last: whether its channels must be last, as LiteRT's kernels have them.
         required: what else attributes of the layer must be one of, where LiteRT has no integer
             kernel for the rest.
-        per_channel: attributes that must hold one value, or one for each channel.
         note: a condition that the table in the documentation states.
     """
 
@@ -75,7 +74,6 @@ class Rule:
     reads_mask: bool = False
     channels_last: bool = False
     required: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    per_channel: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -103,10 +101,6 @@ class Rule:
 
     def unmet(self, layer: keras.Layer) -> str | None:
         """The first condition that a layer does not meet, or None."""
-        for key in self.per_channel:
-            shape = np.shape(getattr(layer, key, ()))
-            if np.prod(shape) not in (1, *shape[-1:]):
-                return f"needs one {key} a channel, the last axis, has {key} of shape {shape}"
         data_format = {"data_format": ("channels_last",)} if self.channels_last else {}
         for key, legal in {**data_format, **self.required}.items():
             value = getattr(layer, key)

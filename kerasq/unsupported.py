@@ -56,9 +56,7 @@ def asked_float(
     )
 
 
-def without_kernel(
-    graph: graphs.Graph, asked: frozenset[str], fused: Mapping[int, str]
-) -> dict[str, str]:
+def without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]:
     """By name, what to print of layers and operations that have no integer kernel.
 
     It is empty for what may become integer at export all the same, such as Embedding.
@@ -66,11 +64,10 @@ def without_kernel(
     Args:
         graph: the user's graph.
         asked: names of layers that shall stay float, of which nothing need be said.
-        fused: by id of a call that is fused, the name of the layer that it becomes part of.
     """
     found = {}
     for node in graph.nodes:
-        reason = None if node.layer.name in asked else _lack(node, id(node) in fused)
+        reason = None if node.layer.name in asked else _lack(node)
         if reason is None:
             continue
         rule = registry.find(node.layer)
@@ -88,7 +85,7 @@ def _named(node: graphs.Node, reason: str) -> str:
     return f"{layer.name!r} ({kind}: {reason})" if reason else f"{layer.name!r} ({kind})"
 
 
-def _lack(node: graphs.Node, is_fused: bool) -> str | None:
+def _lack(node: graphs.Node) -> str | None:
     """Why a call has no integer kernel: "" where no call of its kind has one; None where it has."""
     layer, rule = node.layer, registry.find(node.layer)
     if not isinstance(layer, keras.Layer):
@@ -100,8 +97,6 @@ def _lack(node: graphs.Node, is_fused: bool) -> str | None:
         return reason
     if rule.output == Output.FLOAT:
         return ""
-    if not is_fused and _is_norm_of_another_axis(node):
-        return f"needs axis=-1, has axis={layer.axis}"
     return _misfit(node, rule)
 
 
@@ -111,12 +106,6 @@ def _misfit(node: graphs.Node, rule: Rule) -> str | None:
         return None
     # What a rule's `fits` asks for is the first thing that its note says.
     return f"integer only {rule.note.split(';')[0]}" if rule.fits else "reads more than its tensors"
-
-
-def _is_norm_of_another_axis(node: graphs.Node) -> bool:
-    """Whether a BatchNormalization is none along the last axis, as the Scale that it becomes is."""
-    is_norm = isinstance(node.layer, keras.layers.BatchNormalization)
-    return is_norm and node.layer.axis not in (-1, len(node.inputs[0].shape) - 1)
 
 
 def _lack_of_operation(node: graphs.Node) -> str | None:
@@ -211,7 +200,7 @@ def _complaint(node: graphs.Node) -> str | None:
     if _has_hidden_mask(node):
         return (
             "reads a mask that Keras passes beside the tensors, which the file does not have; "
-            "pass it as an argument, or build the Embedding with mask_zero=False"
+            "build the Embedding with mask_zero=False, and pass a mask as an argument, if need be"
         )
     if not isinstance(layer, keras.Layer):
         is_moved = registry.passes_through(layer) and _moves_samples(node)
@@ -226,8 +215,8 @@ def _complaint(node: graphs.Node) -> str | None:
 
 def _has_hidden_mask(node: graphs.Node) -> bool:
     """Whether a call computes something else under a mask that is none of its arguments."""
-    # Where a layer has an argument `mask`, Keras has filled it in.
-    is_seen = any(graphs.symbolic(value) for key, value in node.kwargs.items() if "mask" in key)
+    # Where a layer of one tensor has an argument `mask`, Keras has filled it in.
+    is_seen = bool(graphs.symbolic(node.kwargs.get("mask")))
     return node.source.reads_mask and registry.reads_mask(node.layer) and not is_seen
 
 

@@ -479,6 +479,18 @@ def test_batch_norm_standing_alone(layers, batch_norm):
     np.testing.assert_allclose(lite.predict(x), want, atol=0.05 * np.abs(want).max())
 
 
+def test_batch_norm_along_another_axis():
+    norm = L.BatchNormalization(axis=1, name="n")
+    model = networks.shake_norms(functional((6, 4), L.Conv1D(5, 3, padding="same"), norm))
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    assert isinstance(q.get_layer("n_last").layer, Scale)
+    lite = kerasq.export_tflite(q)
+    assert lite.float_ops == []
+    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    assert networks.sqnr(model, q, x) > 30
+
+
 def test_batch_norm_behind_a_tensor_that_others_read():
     inputs = keras.Input((4,), name="x")
     y = L.Dense(4, name="d")(inputs)

@@ -57,10 +57,17 @@ LAYERS = {
         (lambda: layers.Scale(name="x"), [IMAGE]),
         (lambda: layers.Scale(name="x"), [(9,)]),
     ],
-    L.Rescaling: [(lambda: L.Rescaling(0.3, offset=-1.0, name="x"), [IMAGE])],
+    L.Rescaling: [
+        (lambda: L.Rescaling(0.3, offset=-1.0, name="x"), [IMAGE]),
+        (lambda: L.Rescaling(np.arange(1.0, 7.0).reshape(6, 1, 1), name="x"), [IMAGE]),
+    ],
     L.Normalization: [
         (lambda: L.Normalization(mean=[1, 2, 3], variance=[4, 1, 2], name="x"), [IMAGE]),
         (lambda: L.Normalization(mean=1.0, variance=4.0, axis=None, invert=True), [SEQUENCE]),
+        (
+            lambda: L.Normalization((1, 2), np.arange(48).reshape(12, 4), np.ones((12, 4))),
+            [SEQUENCE],
+        ),
     ],
     L.Subtract: [(lambda: L.Subtract(name="x"), [IMAGE, IMAGE])],
     L.Multiply: [
@@ -153,7 +160,16 @@ LAYERS = {
     L.LeakyReLU: [(lambda: L.LeakyReLU(0.2, name="x"), [IMAGE])],
     layers.Gelu: [(lambda: layers.Gelu(name="x"), [IMAGE])],
     L.ELU: [(lambda: L.ELU(name="x"), [(9,)]), (lambda: L.ELU(name="x"), [IMAGE])],
-    L.Softmax: [(lambda: L.Softmax(name="x"), [(9,)]), (lambda: L.Softmax(name="x"), [IMAGE])],
+    L.Softmax: [
+        (lambda: L.Softmax(name="x"), [(9,)]),
+        (lambda: L.Softmax(name="x"), [IMAGE]),
+        (lambda: L.Softmax((1, 3), name="x"), [(2, 3, 4)]),
+        (lambda: L.Softmax((1, 2), name="x"), [(3, 2)]),
+    ],
+    **{  # Those that this version of Keras has: the name ends in "2D".
+        cls: [(lambda cls=cls: cls(2, name="x"), [(*(6,) * int(cls.__name__[-2]), 3)])]
+        for cls in (*layer_rules.ADAPTIVE_AVERAGE, *layer_rules.ADAPTIVE_MAX)
+    },
 }
 ACTIVATIONS = [
     *("relu", "relu6", "softmax", "elu", "sigmoid", "tanh"),
@@ -161,7 +177,7 @@ ACTIVATIONS = [
     *layer_rules.FUNCTIONS,
 ]
 # Rows with tests of their own, below or in test_graphs.py.
-ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant}
+ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant, "glu"}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),
@@ -194,6 +210,7 @@ IDENTITIES = [
     *(L.RandomHue(0.1), L.RandomSharpness(0.1), L.RandomGrayscale(), L.RandomGaussianBlur()),
     *(L.RandomPosterization(4), L.RandomInvert(), L.RandomColorJitter()),
     *(L.RandomColorDegeneration(0.1), L.SpatialDropout1D(0.5), L.SpatialDropout3D(0.5)),
+    L.Masking(),
 ]
 # What shapes are changed with, around operators that want an image.
 SHAPES = {"RESHAPE", "TRANSPOSE"}
@@ -385,15 +402,7 @@ def test_identities_leave_nothing_behind(layer):
             L.Resizing(4, 4, interpolation="nearest", antialias=True, name="z"),
             r"needs antialias=False, has antialias=True",
         ),
-        (L.Softmax(axis=(1, 2), name="s"), r"needs one axis, has axis=\(1, 2\)"),
-        (
-            L.Normalization(axis=1, mean=[1, 2], variance=[1, 2], name="n"),
-            r"needs one mean a channel, the last axis, has mean of shape",
-        ),
-        (
-            L.Rescaling(np.ones((8, 1, 1)), name="r"),
-            r"needs one scale a channel, the last axis, has scale of shape",
-        ),
+        (L.Masking(-1.0, name="s"), "needs mask_value=0.0, has mask_value=-1.0"),
         (L.Activation("log_softmax", name="a"), "'log_softmax'"),
         (
             L.Dense(2, activation=L.PReLU(), name="k"),
@@ -404,9 +413,18 @@ def test_identities_leave_nothing_behind(layer):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_complaint(layer, text):
-    if isinstance(layer, L.Normalization):
-        layer.build((None, 2, 3))
     assert re.match(text, registry.complaint(layer))
+
+
+def test_a_gated_linear_unit():
+    """Keras takes its output for as long as its input, so nothing can read it but the user."""
+    model = keras.Sequential([keras.Input((6,)), L.Activation("glu", name="x")])
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype("f")
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q, check=False)
+    assert [op.name for op in lite.ops] == ["SPLIT", "LOGISTIC", "MUL"]
+    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=0.05)
 
 
 @pytest.mark.parametrize("row", [*LAYERS, *ACTIVATIONS], ids=str)

@@ -1,5 +1,6 @@
 """Activations that LiteRT has no kernel for as they are, in parts."""
 
+import math
 from typing import Any
 
 import keras
@@ -41,14 +42,23 @@ def sloped(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
 
 
 def softmax(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
-    """Softmax over another axis than the last: between two Permute, "<name>_last" and "<name>"."""
+    """Softmax over other axes than the last, which LiteRT's kernel sums over.
+
+    "<name>_probabilities" is between two Permute and, of several axes, two Reshape.
+    """
     rank = len(x.shape)
-    axis = layer.axis % rank
-    if axis == rank - 1:  # The one that LiteRT's kernel sums over.
+    axes = sorted({i % rank for i in keras.tree.flatten(layer.axis)})
+    if axes == [rank - 1]:
         return None
-    order = [*(i for i in range(1, rank) if i != axis), axis]
-    x = parts.call(L.Permute(order, name=parts.name(name, "last"), dtype="float32"), x)
-    y = parts.call(L.Softmax(name=parts.name(name, "probabilities"), dtype="float32"), x)
+    order = [*(i for i in range(1, rank) if i not in axes), *axes]
+    y = parts.call(L.Permute(order, name=parts.name(name, "last"), dtype="float32"), x)
+    shape = y.shape[1:]
+    if len(axes) > 1:
+        merged = (*shape[: -len(axes)], math.prod(shape[-len(axes) :]))
+        y = parts.call(L.Reshape(merged, name=parts.name(name, "merged"), dtype="float32"), y)
+    y = parts.call(L.Softmax(name=parts.name(name, "probabilities"), dtype="float32"), y)
+    if len(axes) > 1:
+        y = parts.call(L.Reshape(shape, name=parts.name(name, "parted"), dtype="float32"), y)
     back = [1 + order.index(i) for i in range(1, rank)]
     return parts.call(L.Permute(back, name=name, dtype="float32"), y)
 
@@ -63,7 +73,8 @@ def elu(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
 def activation(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """silu, hard_silu: the sigmoid, "<name>_sigmoid", and Multiply. hard_sigmoid: Scale and ReLU.
 
-    Other functions of each value alone: Function, a lookup table.
+    glu: the first half by the sigmoid of the second. Other functions of each value alone: Function,
+    a lookup table.
     """
     kind = registry.activation_name(layer)
     # LiteRT has HARD_SWISH, but XNNPACK leaves that to the interpreter: MobileNetV3 takes 2.8 times
@@ -71,6 +82,10 @@ def activation(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     if kind in ("silu", "hard_silu"):
         own, gate = parts.name(name, "sigmoid"), kind.replace("silu", "sigmoid")
         gate = parts.call(L.Activation(gate, name=own, dtype="float32"), x)
+        return parts.call(L.Multiply(name=name, dtype="float32"), [x, gate])
+    if kind == "glu":
+        x, gate = keras.ops.split(x, 2, axis=-1)
+        gate = L.Activation("sigmoid", name=parts.name(name, "sigmoid"), dtype="float32")(gate)
         return parts.call(L.Multiply(name=name, dtype="float32"), [x, gate])
     if kind == "hard_sigmoid":  # relu6(x + 3) / 6 = min(relu(x / 6 + 1 / 2), 1)
         y = parts.scale(parts.name(name, "linear"), x, 1.0 / 6.0, 0.5)

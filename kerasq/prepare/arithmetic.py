@@ -1,10 +1,12 @@
 """Sums, products, extremes and averages of several tensors, and constant scales, in parts."""
 
+import math
 from typing import Any
 
 import keras
 import numpy as np
 
+from kerasq.fits import is_per_channel
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -31,15 +33,26 @@ def average(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
 
 
 def rescaling(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
-    """Scale."""
-    return parts.scale(name, x, layer.scale, layer.offset)
+    """Scale: see `_scaled`."""
+    return _scaled(parts, name, x, layer.scale, layer.offset)
 
 
 def normalization(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
-    """Scale: `(x - mean) / max(sqrt(variance), epsilon)`."""
-    # Keras keeps both with axes of size 1; the registry wants one value, or one a channel.
-    mean, deviation = np.ravel(layer.mean), np.sqrt(np.ravel(layer.variance))
+    """Scale: `(x - mean) / max(sqrt(variance), epsilon)`; see `_scaled`."""
+    mean, deviation = np.asarray(layer.mean), np.sqrt(np.asarray(layer.variance))
     if layer.invert:
-        return parts.scale(name, x, deviation, mean)
+        return _scaled(parts, name, x, deviation, mean)
     gain = 1.0 / np.maximum(deviation, keras.config.epsilon())
-    return parts.scale(name, x, gain, -mean * gain)
+    return _scaled(parts, name, x, gain, -mean * gain)
+
+
+def _scaled(parts: Parts, name: str, x: Any, gain: Any, shift: Any) -> Any:
+    """Scale; where there is not one gain and shift a channel, "<name>_scaled" of a vector."""
+    if is_per_channel(gain) and is_per_channel(shift):
+        return parts.scale(name, x, np.ravel(gain), np.ravel(shift))
+    # Each value as a channel has a gain of its own, and is rounded once.
+    shape = x.shape[1:]
+    vector = L.Reshape((math.prod(shape),), name=parts.name(name, "vector"), dtype="float32")
+    gain, shift = (np.broadcast_to(v, (1, *shape)).ravel() for v in (gain, shift))
+    y = parts.scale(parts.name(name, "scaled"), parts.call(vector, x), gain, shift)
+    return parts.call(L.Reshape(shape, name=name, dtype="float32"), y)

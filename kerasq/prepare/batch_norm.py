@@ -1,4 +1,4 @@
-"""BatchNormalization: what it becomes, in the kernel before it or alone. Two passes."""
+"""BatchNormalization: what it becomes, in the kernel before it or alone. Two passes, and parts."""
 
 import dataclasses
 import math
@@ -10,6 +10,23 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.layers import Scale
+from kerasq.prepare.parts import Parts
+
+L = keras.layers
+
+
+def along_last(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """One along another axis than the last: "<name>_last", between two Permute."""
+    rank = len(x.shape)
+    axis = layer.axis % rank
+    if axis == rank - 1:
+        return None
+    order = [*(i for i in range(1, rank) if i != axis), axis]
+    x = parts.call(L.Permute(order, name=parts.name(name, "moved"), dtype="float32"), x)
+    last = graphs.copy_layer(layer, axis=-1, name=parts.name(name, "last"))
+    y = parts.call(last, x, layer.get_weights())
+    back = [1 + order.index(i) for i in range(1, rank)]
+    return parts.call(L.Permute(back, name=name, dtype="float32"), y)
 
 
 def foldable(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> dict[int, graphs.Node]:

@@ -8,8 +8,18 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
 from kerasq.layers import Scale
-from kerasq.prepare import activations, arithmetic, attention, convolutions, operations, pooling
+from kerasq.prepare import (
+    activations,
+    arithmetic,
+    attention,
+    batch_norm,
+    convolutions,
+    images,
+    operations,
+    pooling,
+)
 
 L = keras.layers
 
@@ -43,8 +53,9 @@ class _Decomposition:
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
         layer = node.layer
-        # What only moves values is one operator already, and stays an operation where it is one.
-        if layer.name in self._keep or registry.passes_through(layer):
+        # What only moves values stays an operation where it is one.
+        is_moved = registry.passes_through(layer) and type(layer) not in PARTS
+        if layer.name in self._keep or is_moved:
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):
             return self._operation(node, args)
@@ -120,11 +131,15 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Average: arithmetic.average,
     L.Rescaling: arithmetic.rescaling,
     L.Normalization: arithmetic.normalization,
+    L.BatchNormalization: batch_norm.along_last,
     L.GlobalAveragePooling2D: pooling.pool_everything,
     L.GlobalAveragePooling1D: pooling.pool_everything,
     L.GlobalAveragePooling3D: pooling.pool_everything,
     L.AveragePooling3D: pooling.pool_3d,
     L.MaxPooling3D: pooling.pool_3d,
+    **dict.fromkeys((*ADAPTIVE_AVERAGE, *ADAPTIVE_MAX), pooling.adaptive),
+    L.CenterCrop: images.center_crop,
+    L.Resizing: images.resizing,
     L.SeparableConv2D: convolutions.separable,
     L.SeparableConv1D: convolutions.separable,
     L.Conv2D: convolutions.grouped,

@@ -26,6 +26,16 @@ def pool_everything(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     return parts.call(L.Reshape(shape, name=name, dtype="float32"), x)
 
 
+def adaptive(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Adaptive pooling to sizes that divide those of the image: pooling of boxes of one size."""
+    kind, size = type(layer).__name__.removeprefix("Adaptive"), layer.output_size
+    if set(size) == {1}:
+        whole = getattr(L, f"Global{kind}")
+        return parts.call(whole(keepdims=True, name=name, dtype="float32"), x)
+    boxes = tuple(n // m for n, m in zip(x.shape[1:-1], size, strict=True))
+    return parts.call(getattr(L, kind)(boxes, name=name, dtype="float32"), x)
+
+
 def pool_3d(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """Pooling of depth and height, rows of pixels as channels, then of width: "<name>_width".
 
