@@ -20,7 +20,7 @@ checks.run(model, x)
 
 def test_random_models():
     tally, run = checks.Tally(), []
-    graphs.run(5, 1, set(), tally, run.append)
+    graphs.run(5, 4, set(), tally, run.append)
     assert tally.failures == {}
     assert tally.done == len(run) == 5 and tally.counts["exported"] >= 1
     for program in run:
