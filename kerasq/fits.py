@@ -1,5 +1,7 @@
 """Whether a call of a layer has an integer form: the conditions that the registry names."""
 
+import dataclasses
+import string
 from typing import Any
 
 import keras
@@ -61,28 +63,126 @@ def image_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     return None not in x.shape[1:3] or not is_cut
 
 
-def as_matrix(layer: keras.layers.EinsumDense) -> tuple[int, int] | None:
-    """How many axes of input and output the kernel of an EinsumDense is a matrix between.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """The kernel of an Einstein sum as a matrix, and what it multiplies as rows.
 
-    None where its equation is not "...c,cd->...d" for some axes c and d.
+    Attributes:
+        rows: the axes of the input, those that are summed over last.
+        kernel: the axes of the kernel, those that are summed over first.
+        taken: how many are.
+        output: where the axes of the output are: behind each other, those that stay of the input,
+            and those of the kernel.
     """
-    inputs, output = layer.equation.replace(" ", "").split("->")
-    x, kernel = inputs.split(",")
-    # Any number of axes as one sign, so that each sign is an axis to compare.
-    x, output = x.replace("...", "."), output.replace("...", ".")
-    for count in range(1, len(kernel)):
-        taken, made = kernel[:count], kernel[count:]
-        if x.endswith(taken) and output == x[: len(x) - count] + made and len(x) > count:
-            # A Dense has one bias a unit: for each place of several axes made, all of them.
-            biased = layer.bias_axes is None or layer.bias_axes == made
-            return (count, len(made)) if biased and None not in layer.kernel.shape else None
-    return None
+
+    rows: tuple[int, ...]
+    kernel: tuple[int, ...]
+    taken: int
+    output: tuple[int, ...]
+
+
+def as_matrix(equation: str, rank: int) -> Matrix | None:
+    """How an Einstein sum of a tensor and weights is the product of rows and a matrix.
+
+    None where it is not, as where weights differ from sample to sample, or from place to place.
+
+    Args:
+        equation: such as "abc,cd->abd", or "...c,cd->...d"; samples are the first axis.
+        rank: how many axes the tensor has.
+    """
+    x, kernel, output = terms(equation, rank)
+    shared, summed, kept, made = _roles(x, kernel, output)
+    if shared or not summed or not made or not x[0] == kept[:1] == output[0]:
+        return None
+    return Matrix(
+        rows=tuple(map(x.index, kept + summed)),
+        kernel=tuple(map(kernel.index, summed + made)),
+        taken=len(summed),
+        output=tuple(map((kept + made).index, output)),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+    """An Einstein sum of two tensors as a product of matrices, the second one transposed.
+
+    Attributes:
+        shared: how many axes the two have in common, and with the output: samples at least.
+        summed: how many are summed over.
+        first: the axes of the first tensor: those, its own, and those that are summed over.
+        second: likewise, of the second one.
+        output: where the axes of the output are: behind each other, those in common, those of the
+            first, and those of the second tensor.
+    """
+
+    shared: int
+    summed: int
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+def as_product(equation: str, rank: int) -> Product | None:
+    """How an Einstein sum of two tensors, of which the first has `rank` axes, is a product.
+
+    None where it is not.
+    """
+    x, y, output = terms(equation, rank)
+    shared, summed, left, right = _roles(x, y, output)
+    # Samples are the first axis of all three.
+    if not summed or not x[0] == y[0] == output[0] == shared[:1]:
+        return None
+    return Product(
+        shared=len(shared),
+        summed=len(summed),
+        first=tuple(map(x.index, shared + left + summed)),
+        second=tuple(map(y.index, shared + right + summed)),
+        output=tuple(map((shared + left + right).index, output)),
+    )
+
+
+def terms(equation: str, rank: int) -> list[str]:
+    """The terms of an Einstein sum of two operands, "..." as capitals: "ABc", "cd", "ABd".
+
+    Args:
+        equation: see `as_matrix`.
+        rank: how many axes the first operand has.
+    """
+    inputs, output = equation.replace(" ", "").split("->")
+    x, y = inputs.split(",")
+    others = rank - len(x.replace("...", ""))
+    free = [c for c in string.ascii_uppercase if c not in equation][: max(others, 0)]
+    return [term.replace("...", "".join(free)) for term in (x, y, output)]
+
+
+def _roles(x: str, y: str, output: str) -> tuple[str, str, str, str]:
+    """The axes of an Einstein sum: shared by all, summed over, of the first, of the second.
+
+    All empty where there are others: diagonals, and sums over one operand alone.
+    """
+    pairs = ((x, y + output), (y, x + output), (output, x + y))
+    if any(len(term) != len({*term} & {*others}) for term, others in pairs):
+        return "", "", "", ""
+    both = _common(x, y)
+    left, right = _common(x, output, but=y), _common(output, y, but=x)
+    return _common(both, output), _common(both, both, but=output), left, right
+
+
+def _common(first: str, second: str, but: str = "") -> str:
+    """The axes of two terms, in the order of the first, but for those of a third."""
+    return "".join(axis for axis in first if axis in second and axis not in but)
 
 
 def einsum_fits(layer: keras.layers.EinsumDense, x: Any, **kwargs: Any) -> bool:
-    """Whether an EinsumDense is a Dense between two Reshape."""
+    """Whether an EinsumDense is a Dense, in front of it and behind a Permute and a Reshape."""
     del kwargs
-    return as_matrix(layer) is not None and None not in x.shape[1:]
+    matrix = as_matrix(layer.equation, len(x.shape))
+    if matrix is None or None in (*x.shape[1:], *layer.kernel.shape):
+        return False
+    # A Dense has one bias a unit: for each place of several axes made, all of them.
+    _, kernel, output = terms(layer.equation, len(x.shape))
+    made = "".join(axis for axis in output if axis in kernel)
+    return layer.bias_axes in (None, made)
 
 
 def distributed_fits(layer: keras.layers.TimeDistributed, x: Any, **kwargs: Any) -> bool:

@@ -7,7 +7,24 @@ import numpy as np
 
 from kerasq import fits
 from kerasq.grid import Grid
-from kerasq.layers import AddLoss, Constant, Function, Gelu, Matmul, Scale
+from kerasq.layers import (
+    AddLoss,
+    Constant,
+    Deviation,
+    Einsum,
+    Function,
+    Gelu,
+    Matmul,
+    Max,
+    Mean,
+    Min,
+    Pad,
+    Scale,
+    Stack,
+    Sum,
+    Take,
+    Variance,
+)
 from kerasq.rule import Output, Rule
 
 L = keras.layers
@@ -96,6 +113,23 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="becomes Add and Scale",
     ),
     (L.Concatenate,): Rule(operators=("CONCATENATION",), output=Output.LEARNED),
+    (Stack,): Rule(operators=("PACK",), output=Output.LEARNED),
+    (Sum,): Rule(operators=("SUM",), output=Output.LEARNED),
+    (Mean,): Rule(operators=("MEAN",), output=Output.LEARNED),
+    (Max,): Rule(operators=("REDUCE_MAX",), output=Output.PASS_THROUGH),
+    (Min,): Rule(operators=("REDUCE_MIN",), output=Output.PASS_THROUGH),
+    (Variance,): Rule(
+        operators=("MEAN", "SUB", "MUL"),
+        output=Output.DECOMPOSED,
+        note="becomes Mean, Subtract, Multiply and Mean",
+    ),
+    (Deviation,): Rule(
+        operators=("MEAN", "SUB", "MUL", "CAST", "ADD", "GATHER"),
+        output=Output.DECOMPOSED,
+        note="becomes Variance and Function",
+    ),
+    (Take,): Rule(operators=("GATHER",), output=Output.PASS_THROUGH),
+    (Pad,): Rule(operators=("PAD",), output=Output.PASS_THROUGH, note="or MIRROR_PAD"),
     # The kernel wants one grid for both ends, so averages are rounded to that of what they are of.
     (L.AveragePooling2D, L.AveragePooling1D): Rule(
         operators=("AVERAGE_POOL_2D",), output=Output.INPUT, channels_last=True
@@ -263,12 +297,17 @@ RULES: dict[tuple[type, ...], Rule] = {
         fits=fits.dot_fits,
         note="of sequences or vectors, not normalized; else float",
     ),
+    (Einsum,): Rule(
+        operators=("BATCH_MATMUL",),
+        output=Output.DECOMPOSED,
+        note="becomes Matmul",
+    ),
     (L.EinsumDense,): Rule(
         operators=("FULLY_CONNECTED",),
         output=Output.DECOMPOSED,
         kernel="kernel",
         fits=fits.einsum_fits,
-        note="of a kernel between last axes; becomes Dense, else float",
+        note="of sums over the whole of some axes; becomes Dense, else float",
     ),
     (L.TimeDistributed,): Rule(
         operators=("FULLY_CONNECTED",),
@@ -329,12 +368,14 @@ OPERATIONS: dict[str, Rule] = {
     name: Rule(operators=tuple(operators), output=Output.PASS_THROUGH, note="keeps the batch axis")
     for name, *operators in (
         ("BroadcastTo", "BROADCAST_TO"),
+        ("DepthToSpace", "DEPTH_TO_SPACE"),
         ("Flip", "REVERSE_V2"),
         ("GetItem", "STRIDED_SLICE"),
         ("Moveaxis", "TRANSPOSE"),
         ("Repeat", "GATHER"),
         ("Roll", "CONCATENATION", "STRIDED_SLICE"),
         ("Slice", "SLICE"),
+        ("SpaceToDepth", "SPACE_TO_DEPTH"),
         ("StopGradient",),
         ("Split", "SPLIT"),
         ("Swapaxes", "TRANSPOSE"),

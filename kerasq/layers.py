@@ -1,5 +1,6 @@
 """Keras layers that a quantized model needs and Keras does not have."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -149,6 +150,28 @@ class Matmul(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class Einsum(keras.layers.Layer):
+    """An Einstein sum of two tensors.
+
+    Args:
+        equation: such as "bqhd,bkhd->bhqk".
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, equation: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.equation = equation
+
+    def call(self, x: Any) -> Any:
+        """The sums."""
+        return keras.ops.einsum(self.equation, *x)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "equation": self.equation}
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Gelu(keras.layers.Layer):
     """The Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 
@@ -208,3 +231,155 @@ class AddLoss(keras.layers.Layer):
         """The layer of a configuration."""
         model = keras.saving.deserialize_keras_object(config["model"])
         return cls(**config | {"model": model})
+
+
+class _Reduction(keras.layers.Layer):
+    """A function of all values along some axes, such as their sum.
+
+    Args:
+        axis: the axes, counted from 0, the one of the samples, which is not among them.
+        keepdims: whether they stay, with a size of 1.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    # The name of the function in `keras.ops`.
+    function = ""
+
+    def __init__(self, axis: Iterable[int], keepdims: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axis = [*axis]
+        self.keepdims = keepdims
+
+    def call(self, x: Any) -> Any:
+        """The values of the function."""
+        return getattr(keras.ops, self.function)(x, axis=self.axis, keepdims=self.keepdims)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input, without the axes or with sizes of 1."""
+        sizes = [1 if i in self.axis else size for i, size in enumerate(input_shape)]
+        if self.keepdims:
+            return tuple(sizes)
+        return tuple(size for i, size in enumerate(sizes) if i not in self.axis)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "axis": self.axis, "keepdims": self.keepdims}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Sum(_Reduction):
+    """The sum along axes."""
+
+    function = "sum"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Mean(_Reduction):
+    """The average along axes."""
+
+    function = "mean"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Max(_Reduction):
+    """The largest value along axes."""
+
+    function = "max"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Min(_Reduction):
+    """The least value along axes."""
+
+    function = "min"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Variance(_Reduction):
+    """The average square of the distance from the average, along axes."""
+
+    function = "var"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Deviation(_Reduction):
+    """The square root of the variance along axes."""
+
+    function = "std"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Stack(keras.layers.Layer):
+    """Tensors of one shape beside each other, along a new axis.
+
+    Args:
+        axis: the new axis, counted from 0 in the output; not that one, of the samples.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, axis: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axis = axis
+
+    def call(self, x: Any) -> Any:
+        """The stack."""
+        return keras.ops.stack(x, axis=self.axis)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of one input, with the new axis."""
+        first = tuple(input_shape[0])
+        return (*first[: self.axis], len(input_shape), *first[self.axis :])
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "axis": self.axis}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Take(keras.layers.Layer):
+    """The values at constant places along an axis.
+
+    Args:
+        indices: the places, from 0 on; nested lists give several axes.
+        axis: the axis; not the first one, that of the samples.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, indices: Any, axis: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.indices = indices
+        self.axis = axis
+
+    def call(self, x: Any) -> Any:
+        """The values."""
+        return keras.ops.take(x, keras.ops.array(self.indices, "int32"), axis=self.axis)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "indices": self.indices, "axis": self.axis}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Pad(keras.layers.Layer):
+    """Zeros, or values mirrored, on both ends of axes.
+
+    Args:
+        pad_width: how many, before and behind, for each axis; none for the first one, that of the
+            samples.
+        mode: "constant" (zeros), "reflect" (the value at the end is the mirror) or "symmetric"
+            (the mirror is behind it).
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, pad_width: Any, mode: str = "constant", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pad_width = [list(pair) for pair in pad_width]
+        self.mode = mode
+
+    def call(self, x: Any) -> Any:
+        """The longer axes."""
+        return keras.ops.pad(x, self.pad_width, mode=self.mode)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "pad_width": self.pad_width, "mode": self.mode}

@@ -53,7 +53,7 @@ def _least_scale(layer: QuantizeWrapper) -> float:
         sums = float(keras.ops.max(layer.largest_sums(grids[0])))
         return max(step / limits.multiplier, sums / limits.sums[layer.bits.code_bits])
     match layer.rule.operator:
-        case "ADD" | "SUB":
+        case "ADD" | "SUB" | "SUM":
             return max(scales) / limits.multiplier
         case "MUL":
             return math.prod(scales) / limits.multiplier

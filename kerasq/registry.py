@@ -208,7 +208,8 @@ def _activations(row: Rule) -> str:
     if row.output == Output.FLOAT:
         return "float32"
     has_int16 = all(OPERATORS[op].int16 is not None for op in row.operators)
-    return "int8, int16" if has_int16 else "int8"
+    # What moves codes moves any: by other operators, if need be (`export.blocks`).
+    return "int8, int16" if has_int16 or row.output == Output.PASS_THROUGH else "int8"
 
 
 def _weights(row: Rule) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasq import kernels, registry
+from kerasq import kernels, layers, registry
 from kerasq.grid import Grid
 from kerasq.targets import LITERT
 from tests.single_op import Op, Tensor, build, run
@@ -426,6 +426,64 @@ def test_mean_near_ties(size, seed):
         )
         layer = keras.layers.GlobalAveragePooling2D()
         assert_agrees(simulate("MEAN", layer, [x], [source], out), content, x)
+
+
+# Shapes, and the axes that are reduced: the last, the middle, the first ones, all of them.
+REDUCED = [
+    ((3, 40), [1]),
+    ((2, 5, 7), [2]),
+    ((2, 30, 7), [1]),
+    ((2, 5, 7), [1, 2]),
+    ((2, 4, 5, 6), [1, 2]),
+    ((2, 4, 5, 6), [2, 3]),
+    ((2, 4, 5, 6), [1, 3]),
+    ((2, 3, 4, 5, 6), [2, 4]),
+]
+
+
+def reduction(name, shape, axes, keepdims, source, out, version=2):
+    """The layer of a reduction, and the model of its operator."""
+    layer = getattr(layers, name.title())(axes, keepdims)
+    dtype, to = (f"int{found.bits}" for found in (source, out))
+    operands = [
+        Tensor(shape, source, dtype),
+        Tensor((len(axes),), dtype="int32", values=np.array(axes)),
+        Tensor(layer.compute_output_shape(shape), out, to),
+    ]
+    options = {"kind": "ReducerOptions", "keepDims": keepdims}
+    return layer, build(getattr(Op, name), version, operands, **options)
+
+
+@pytest.mark.parametrize(("shape", "axes"), REDUCED)
+@pytest.mark.parametrize("name", ["SUM", "MEAN"])
+def test_reductions_along_any_axes(name, shape, axes):
+    rng = np.random.default_rng(len(axes))
+    count = np.prod([shape[i] for i in axes])
+    for i, ratio in enumerate(2.0 ** rng.uniform(-4, 4, 8)):
+        out = grid(2.0 ** rng.uniform(-10, 4), rng.integers(-128, 128))
+        # Sums of so many codes that are not correlated.
+        scale = ratio * out.scale / (np.sqrt(count) if name == "SUM" else 1)
+        source = grid(scale, rng.integers(-128, 128))
+        x = rng.integers(-128, 128, shape).astype(np.int8)
+        layer, content = reduction(name, shape, axes, i % 2 == 0, source, out)
+        found = simulate(name, layer, [x], [source], out)
+        np.testing.assert_array_equal(found, run(content, x))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sum_near_ties(seed):
+    """Where the last bits of the ratio of the scales decide."""
+    rng = np.random.default_rng(seed)
+    zero_points = (-128, int(rng.integers(-100, 100)))[:: 1 if seed % 2 else -1]
+    x = rng.integers(-128, 128, (500, 2 + seed)).astype(np.int8)
+    sums = (x.astype(int) - zero_points[0]).sum(1)
+    tie = (rng.integers(0, 60) + 0.5) / rng.choice(sums[sums > 0])
+    scale = np.float32(rng.uniform(0.005, 0.05))
+    for error in rng.normal(0.0, 1e-7, 6):
+        source, out = grid(tie * (1 + error) * scale, zero_points[0]), grid(scale, zero_points[1])
+        layer, content = reduction("SUM", x.shape, [1], False, source, out)
+        found = simulate("SUM", layer, [x], [source], out)
+        np.testing.assert_array_equal(found, run(content, x))
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.01, 0.05, 0.1, 0.2, 0.37, 0.5, 1.0, 3.0])

@@ -8,8 +8,17 @@ import tensorflow as tf
 from kerasq import kernels, registry
 from kerasq.grid import Grid
 from kerasq.targets import LITERT
-from tests.single_op import Op, Tensor, build
-from tests.test_kernels import assert_agrees, grid, integers, rescaled, simulate, tensors
+from tests.single_op import Op, Tensor, build, run
+from tests.test_kernels import (
+    REDUCED,
+    assert_agrees,
+    grid,
+    integers,
+    reduction,
+    rescaled,
+    simulate,
+    tensors,
+)
 
 CODES = np.arange(-(2**15), 2**15).astype(np.int16).reshape(1, -1)
 PROBABILITY = registry.ACTIVATIONS["softmax"].grids[16]
@@ -268,3 +277,27 @@ def test_accumulate_is_exact_for_16_bits():
     )
     assert np.abs(x @ w).max() > 2**26  # float32 would have to round
     np.testing.assert_array_equal(found, x @ w)
+
+
+@pytest.mark.parametrize(("shape", "axes"), REDUCED)
+@pytest.mark.parametrize(("name", "version"), [("SUM", 2), ("MEAN", 3)])
+def test_reductions_along_any_axes(name, version, shape, axes):
+    rng = np.random.default_rng(len(axes))
+    count = np.prod([shape[i] for i in axes])
+    for i, ratio in enumerate(2.0 ** rng.uniform(-4, 4, 8)):
+        out = wide(real_scale(rng))
+        source = wide(ratio * out.scale / (np.sqrt(count) if name == "SUM" else 1))
+        x = rng.integers(-(2**15), 2**15, shape).astype(np.int16)
+        layer, content = reduction(name, shape, axes, i % 2 == 0, source, out, version)
+        found = simulate(name, layer, [x], [source], out)
+        np.testing.assert_array_equal(found, run(content, x))
+
+
+def test_sum_of_more_than_24_bits():
+    """The sum is rounded to float32 before it is scaled."""
+    x = np.random.default_rng(0).integers(2**14, 2**15, (3, 5000)).astype(np.int16)
+    source, out = wide(1.0), wide(3000.001)
+    layer, content = reduction("SUM", x.shape, [1], False, source, out)
+    found = simulate("SUM", layer, [x], [source], out)
+    np.testing.assert_array_equal(found, run(content, x))
+    assert x.sum(1).min() > 2**24

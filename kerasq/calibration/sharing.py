@@ -32,7 +32,7 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
     found += [
         _of_parts(layer)
         for layer in model.layers
-        if isinstance(layer, QuantizeWrapper) and layer.rule.operator == "CONCATENATION"
+        if isinstance(layer, QuantizeWrapper) and layer.rule.operator in ("CONCATENATION", "PACK")
     ]
     return [remark for remark in found if remark]
 

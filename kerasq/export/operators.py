@@ -7,6 +7,7 @@ apply, it changes nothing and returns the reason.
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kerasq.export import blocks
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
 from kerasq.grid import Grid
@@ -44,14 +45,27 @@ def move(builder: Builder, op: schema.OperatorT) -> str | None:
     known = builder.target.operators.get(kind)
     if known is None or not (known.pass_through or known.one_grid):
         return f"{kind} is not known to keep a grid"
-    read = _values(builder, op)
+    if reason := _not_on_one_grid(builder, op):
+        return reason
+    grid = builder.grids[builder.codes[_values(builder, op)[0]]]
+    mark = Computed(name=_moved_name(builder, op), grid=grid)
+    if grid.bits <= 8 or known.int16 is not None:
+        return compute(builder, op, mark)
+    # The only ones that move codes, but none of 16 bits.
+    blocks.exchange(builder, op, mark)
+    return None
+
+
+def _not_on_one_grid(builder: Builder, op: schema.OperatorT) -> str | None:
+    """Why what an operator moves does not lie on one grid; None if it does."""
+    read, kind = _values(builder, op), builder.op(op)
     if not all(i in builder.codes for i in read):
         return f"{kind} reads floats"
     # Without a mark there is no range for an output of its own.
     grids = [builder.grids[builder.codes[i]] for i in read]
     if not all(grid.equals(grids[0]) for grid in grids):
         return f"{kind} reads several grids, and none is given for its output"
-    return compute(builder, op, Computed(name=_moved_name(builder, op), grid=grids[0]))
+    return None
 
 
 def _values(builder: Builder, op: schema.OperatorT) -> list[int]:

@@ -25,7 +25,7 @@ def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
 
 
 def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """CONCATENATION, MAXIMUM, MINIMUM: inputs lie on the output's grid, so nothing is rounded."""
+    """CONCATENATION, PACK, MAXIMUM, MINIMUM: inputs lie on the output's grid already."""
     del grids, out
     return layer(codes)
 

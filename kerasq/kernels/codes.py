@@ -1,5 +1,6 @@
 """Centred codes: `code - zero_point` as float32 tensors, on which all simulated kernels work."""
 
+import keras
 import tensorflow as tf
 
 from kerasq.grid import Grid
@@ -34,3 +35,9 @@ def quantize_weights(x: tf.Tensor, grid: Grid) -> tf.Tensor:
         grid: their grid, per channel along the last axis.
     """
     return clip(tf.round(x / float64(grid.scale)), grid)
+
+
+def reduced_axes(layer: keras.Layer, codes: tf.Tensor) -> list[int]:
+    """The axes that a layer takes sums over: its own, or all but the first and last."""
+    # Global poolings have no axes of their own.
+    return [*getattr(layer, "axis", range(1, codes.shape.rank - 1))]

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
-from kerasq.kernels.codes import clip
+from kerasq.kernels.codes import clip, reduced_axes
 from kerasq.kernels.fixed_point import (
     exponent_of,
     int64,
@@ -73,14 +73,30 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """MEAN over all axes but the first and last: gemmlowp's rule on the sum."""
-    axes = list(range(1, codes[0].shape.rank - 1))
+    """MEAN: gemmlowp's rule on the sum."""
+    found, count = _reduce(layer, codes[0])
+    ratio = float64(grids[0].scale) / float64(out.scale)
+    return clip(multiply_rounding_twice(found, ratio, count=count), out)
+
+
+def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """SUM: the sum by a float32 factor, ties away from zero.
+
+    Source: LiteRT, kernels/internal/optimized/reduce.h (`QuantizedMeanOrSum`).
+    """
+    found, _ = _reduce(layer, codes[0])
+    # The sum itself is rounded to float32 first, which has 24 bits.
+    scaled = float64(product(float32(found), quotient(grids[0].scale, out.scale)))
+    return clip(tf.sign(scaled) * tf.floor(tf.abs(scaled) + 0.5), out)
+
+
+def _reduce(layer: keras.Layer, codes: tf.Tensor) -> tuple[tf.Tensor, int]:
+    """The sum of codes along a layer's axes, and how many there are of each."""
+    axes = reduced_axes(layer, codes)
     keepdims = getattr(layer, "keepdims", False)
     # Sums of more than 256 codes leave the 24 bits of float32.
-    total = tf.reduce_sum(int64(codes[0]), axes, keepdims=keepdims)
-    ratio = float64(grids[0].scale) / float64(out.scale)
-    count = int(np.prod(codes[0].shape[1:-1]))
-    return clip(multiply_rounding_twice(total, ratio, count=count), out)
+    found = tf.reduce_sum(int64(codes), axes, keepdims=keepdims)
+    return found, int(np.prod([codes.shape[i] for i in axes]))
 
 
 def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
-from kerasq.kernels.codes import clip, quantize
+from kerasq.kernels.codes import clip, quantize, reduced_axes
 from kerasq.kernels.fixed_point import (
     exponent_of,
     int64,
@@ -59,20 +59,32 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """MEAN over all axes but the first and last: the codes' sum by a float32 factor, plus a bias.
+    """MEAN: as SUM, the factor divided by the count."""
+    return _reduce(layer, codes[0], grids[0], out, is_mean=True)
+
+
+def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """SUM: the codes' sum by a float32 factor, plus a bias.
 
     The bias holds both zero points. Product and sum are float32: near ties their errors decide.
     """
-    axes = list(range(1, codes[0].shape.rank - 1))
+    return _reduce(layer, codes[0], grids[0], out, is_mean=False)
+
+
+def _reduce(
+    layer: keras.Layer, codes: tf.Tensor, grid: Grid, out: Grid, is_mean: bool
+) -> tf.Tensor:
+    axes = reduced_axes(layer, codes)
     keepdims = getattr(layer, "keepdims", False)
-    count = float(np.prod(codes[0].shape[1:-1]))
-    factor = float64(grids[0].scale / out.scale * np.float32(1.0 / count))
+    count = float(np.prod([codes.shape[i] for i in axes]))
+    share = np.float32(1.0 / count) if is_mean else np.float32(1.0)
+    factor = float64(grid.scale / out.scale * share)
     # XNNPACK sums the codes as they are stored, so both zero points go into the bias. float64 holds
     # the sum of any number of them; products are rounded to float32, where it rounds.
-    zeros = count * float64(grids[0].zero_point)
-    total = tf.reduce_sum(float64(codes[0]), axes, keepdims=keepdims) + zeros
+    zeros = count * float64(grid.zero_point)
+    found = tf.reduce_sum(float64(codes), axes, keepdims=keepdims) + zeros
     bias = float32(float64(out.zero_point) - float64(float32(zeros * factor)))
-    scaled = float32(total * factor)
+    scaled = float32(found * factor)
     stored = tf.round(float32(float64(scaled) + float64(bias)))
     return clip(stored - out.zero_point, out)
 

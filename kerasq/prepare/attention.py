@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 from kerasq import graph as graphs
-from kerasq.fits import as_matrix
-from kerasq.layers import Matmul
+from kerasq.fits import Product, as_matrix, as_product
+from kerasq.layers import Einsum, Matmul
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -34,7 +34,10 @@ def _matmul(parts: Parts, x: list, name: str, transpose: bool = False) -> Any:
 
 
 def einsum_dense(parts: Parts, layer: keras.layers.EinsumDense, name: str, x: Any) -> Any:
-    """Dense, between "<name>_in" and "<name>" where the matrix is of several axes."""
+    """Dense, behind "<name>_rows" and "<name>_in", in front of "<name>_split" and "<name>".
+
+    Permute and Reshape where the matrix is of several axes, or of others than the last.
+    """
     return _dense(parts, layer, name, x, layer.trainable)
 
 
@@ -46,26 +49,69 @@ def _dense(
     trainable: bool,
     factor: float = 1.0,
 ) -> Any:
-    matrix = as_matrix(layer)
+    matrix = as_matrix(layer.equation, len(x.shape))
     assert matrix is not None  # `fits.einsum_fits` has found it.
     kernel, *bias = (factor * weight for weight in layer.get_weights())
-    taken, made = matrix
-    units = math.prod(kernel.shape[taken:])
+    kernel = kernel.transpose(matrix.kernel)
+    made = kernel.shape[matrix.taken :]
     # FULLY_CONNECTED has weights of one axis of inputs and one of units, a scale a unit: several
     # axes, such as heads and their size, are one while it runs.
-    if taken > 1:
-        shape = (*x.shape[1:-taken], math.prod(kernel.shape[:taken]))
+    x = _permuted(parts, x, matrix.rows, name, "rows")
+    if matrix.taken > 1:
+        shape = (*x.shape[1 : -matrix.taken], math.prod(kernel.shape[: matrix.taken]))
         x = _reshape(parts, x, shape, parts.name(name, "in"))
+    is_moved = matrix.output != tuple(range(len(matrix.output)))
     dense = L.Dense(
-        units,
+        math.prod(made),
         use_bias=bool(bias),
-        name=name if made == 1 else parts.name(name, "dense"),
+        name=parts.name(name, "dense") if is_moved or len(made) > 1 else name,
         trainable=trainable,
         dtype="float32",
     )
-    y = parts.call(dense, x, [kernel.reshape(-1, units), *(b.reshape(-1) for b in bias)])
-    end = (*x.shape[1:-1], *kernel.shape[taken:])
-    return y if made == 1 else _reshape(parts, y, end, name)
+    weights = [kernel.reshape(x.shape[-1], -1), *(b.reshape(-1) for b in bias)]
+    y = parts.call(dense, x, weights)
+    if len(made) > 1:
+        own = parts.name(name, "split") if is_moved else name
+        y = _reshape(parts, y, (*x.shape[1:-1], *made), own)
+    return _permute(parts, y, matrix.output[1:], name) if is_moved else y
+
+
+def einsum(parts: Parts, layer: Einsum, name: str, x: list) -> Any:
+    """Matmul, "<name>_product", between Permute and Reshape of the axes: "<name>_first", ..."""
+    product = as_product(layer.equation, len(x[0].shape))
+    assert product is not None  # `prepare.products` has found it.
+    first, second = (
+        _stacked(parts, tensor, axes, product, (name, suffix))
+        for tensor, axes, suffix in (
+            (x[0], product.first, "first"),
+            (x[1], product.second, "second"),
+        )
+    )
+    y = _matmul(parts, [first, second], parts.name(name, "product"), transpose=True)
+    sizes = [x[0].shape[i] for i in product.first[: -product.summed]]
+    sizes += [x[1].shape[i] for i in product.second[product.shared : -product.summed]]
+    is_moved = product.output != tuple(range(len(sizes)))
+    own = parts.name(name, "split") if is_moved else name
+    y = _reshape(parts, y, tuple(sizes[1:]), own)
+    return _permute(parts, y, product.output[1:], name) if is_moved else y
+
+
+def _stacked(parts: Parts, x: Any, axes: tuple, product: Product, names: tuple[str, str]) -> Any:
+    """A stack of matrices of one side of an Einstein sum: shared axes, its own, summed ones."""
+    x = _permuted(parts, x, axes, *names)
+    cuts = (1, product.shared, -product.summed)
+    parts_of_shape = [x.shape[i:j] for i, j in zip(cuts, (*cuts[1:], None), strict=True)]
+    # LiteRT's kernel has few axes, so that each of the three groups is one.
+    shape = tuple(math.prod(sizes) for sizes in parts_of_shape)
+    name, suffix = names
+    return _reshape(parts, x, shape, parts.name(name, f"{suffix}_matrices"))
+
+
+def _permuted(parts: Parts, x: Any, axes: tuple, name: str, suffix: str) -> Any:
+    """The axes of `x` in another order, the first one where it is, by "<name>_<suffix>"."""
+    if axes == tuple(range(len(axes))):
+        return x
+    return _permute(parts, x, axes[1:], parts.name(name, suffix))
 
 
 def time_distributed(parts: Parts, layer: keras.layers.TimeDistributed, name: str, x: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
-from kerasq.layers import Scale
+from kerasq.layers import Deviation, Einsum, Mean, Scale, Sum, Variance
 from kerasq.prepare import (
     activations,
     arithmetic,
@@ -135,6 +135,10 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.GlobalAveragePooling2D: pooling.pool_everything,
     L.GlobalAveragePooling1D: pooling.pool_everything,
     L.GlobalAveragePooling3D: pooling.pool_everything,
+    Mean: pooling.reduce,
+    Sum: pooling.reduce,
+    Variance: pooling.variance,
+    Deviation: pooling.deviation,
     L.AveragePooling3D: pooling.pool_3d,
     L.MaxPooling3D: pooling.pool_3d,
     **dict.fromkeys((*ADAPTIVE_AVERAGE, *ADAPTIVE_MAX), pooling.adaptive),
@@ -154,5 +158,6 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.GroupQueryAttention: attention.heads,
     L.EinsumDense: attention.einsum_dense,
     L.Dot: attention.dot,
+    Einsum: attention.einsum,
     L.TimeDistributed: attention.time_distributed,
 }

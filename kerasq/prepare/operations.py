@@ -7,7 +7,18 @@ import keras
 import numpy as np
 
 from kerasq.graph import Node, symbolic
-from kerasq.layers import Constant, Function, Gelu, Matmul
+from kerasq.layers import (
+    Constant,
+    Deviation,
+    Function,
+    Gelu,
+    Max,
+    Mean,
+    Min,
+    Sum,
+    Variance,
+)
+from kerasq.prepare import axes, products, windows
 
 L = keras.layers
 
@@ -36,17 +47,24 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
     return make(node, args, {"name": name, "dtype": "float32"})
 
 
-def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> Callable:
-    """An operation of two tensors: a layer, or a scale where one of them is constant."""
+def _binary(
+    layer: type,
+    scale: Callable[[Any, Any], Scaled | None],
+    second: Callable[[np.ndarray, keras.KerasTensor], np.ndarray] | None = None,
+) -> Callable:
+    """An operation of two tensors: a layer, or a scale where one of them is constant.
+
+    `second` says what a second operand stands for that is constant, beside the tensor.
+    """
 
     def make(node: Node, args: tuple, options: dict) -> Equal | None:
         x, y = args
         if len(symbolic((x, y))) == 2:
-            return None if layer is None else (layer(**options), [x, y])
+            return layer(**options), [x, y]
         tensor = symbolic((x, y))[0]
-        values = [None if v is tensor else _value(v) for v in (x, y)]
-        if layer is L.Add and values[1] is not None:
-            values[1] = _as_bias(values[1], tensor)
+        values = [None if v is tensor else products.value(v) for v in (x, y)]
+        if second is not None and values[1] is not None:
+            values[1] = second(values[1], tensor)
         constants = [None if v is None else _constant(v, tensor) for v in values]
         # A scale a channel makes gains exact, and is one operator; as a tensor of their own they
         # are rounded to one grid.
@@ -55,15 +73,11 @@ def _binary(layer: type | None, scale: Callable[[Any, Any], Scaled | None]) -> C
             return found, tensor
         trainable = any(isinstance(v, keras.Variable) and v.trainable for v in args)
         both = [tensor if v is None else _tensor(v, trainable, tensor, options) for v in values]
-        if layer is None or any(v is None for v in both):
+        if any(v is None for v in both):
             return None
         return layer(**options), both
 
     return make
-
-
-def _value(constant: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(constant), np.float32)
 
 
 def _as_bias(value: np.ndarray, tensor: keras.KerasTensor) -> np.ndarray:
@@ -126,11 +140,14 @@ def _divide(node: Node, args: tuple, options: dict) -> Equal | None:
     numerator, x = args
     if not symbolic(numerator) and np.size(numerator) == 1 and np.all(np.asarray(numerator) == 1.0):
         return Function("reciprocal", **options), x
-    return _binary(None, _quotient)(node, args, options)
+    if symbolic(x) or np.any(products.value(x) == 0.0):
+        return None
+    return _binary(L.Multiply, _product, _inverse)(node, args, options)
 
 
-def _quotient(x: Any, y: Any) -> Scaled | None:
-    return (1.0 / y, np.float32(0.0)) if x is None and np.all(y != 0.0) else None
+def _inverse(value: np.ndarray, tensor: keras.KerasTensor) -> np.ndarray:
+    del tensor
+    return 1.0 / value
 
 
 def _never(x: Any, y: Any) -> None:
@@ -174,21 +191,6 @@ def _function(name: str, *attributes: str) -> Callable:
     return make
 
 
-def _matmul(node: Node, args: tuple, options: dict) -> Equal | None:
-    """A product of two tensors; or of a tensor and a matrix of weights, a Dense."""
-    x, y = args
-    if len(symbolic((x, y))) == 2:
-        fits = len(x.shape) == len(y.shape) >= 3 and x.shape[:-2] == y.shape[:-2]
-        return (Matmul(**options), [x, y]) if fits else None
-    if not symbolic(x) or len(y.shape) != 2 or len(x.shape) < 2:
-        return None
-    trainable = not isinstance(y, keras.Variable) or y.trainable
-    layer = L.Dense(y.shape[1], use_bias=False, trainable=trainable, **options)
-    layer.build(x.shape)
-    layer.set_weights([keras.ops.convert_to_numpy(y)])
-    return layer, x
-
-
 def _power(node: Node, args: tuple, options: dict) -> Equal | None:
     x, exponent = args
     if symbolic(exponent) or not symbolic(x) or np.size(exponent) != 1:
@@ -225,22 +227,6 @@ def _transpose(node: Node, args: tuple, options: dict) -> Equal | None:
     axes = [axis % rank for axis in axes]
     # Permute counts axes from 1, and moves none to where the samples are.
     return (L.Permute(axes[1:], **options), args[0]) if axes[0] == 0 else None
-
-
-def _reduction(*layers: type) -> Callable:
-    """A mean or maximum over all axes but the first and last: of an image, of a sequence."""
-
-    def make(node: Node, args: tuple, options: dict) -> Equal | None:
-        if getattr(node.layer, "initial", None) is not None:
-            return None  # Another value in the maximum, which no pooling has.
-        rank = len(node.inputs[0].shape)
-        axis = node.layer.axis
-        axes = sorted(x % rank for x in ([axis] if isinstance(axis, int) else axis or ()))
-        if rank not in (3, 4) or axes != list(range(1, rank - 1)):
-            return None
-        return layers[4 - rank](keepdims=node.layer.keepdims, **options), args[0]
-
-    return make
 
 
 def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:
@@ -286,7 +272,7 @@ _FUNCTIONS = {
 }
 
 _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
-    "Add": _binary(L.Add, _sum),
+    "Add": _binary(L.Add, _sum, _as_bias),
     "Subtract": _binary(L.Subtract, _difference),
     "Multiply": _binary(L.Multiply, _product),
     "Divide": _divide,
@@ -320,7 +306,15 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Ravel": _reshape,
     "Transpose": _transpose,
     "Concatenate": _concatenate,
-    "Matmul": _matmul,
+    "Conv": windows.convolution(windows.conv),
+    "DepthwiseConv": windows.convolution(windows.depthwise_conv),
+    "SeparableConv": windows.convolution(windows.separable_conv),
+    "ConvTranspose": windows.convolution(windows.conv_transpose),
+    "AveragePool": windows.pooling(L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D),
+    "MaxPool": windows.pooling(L.MaxPooling1D, L.MaxPooling2D, L.MaxPooling3D),
+    "Resize": windows.resize,
+    "Einsum": products.einsum,
+    "Matmul": products.matmul,
     "Power": _power,
     "Selu": _function("selu"),
     "Celu": _function("celu", "alpha"),
@@ -328,6 +322,15 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "SoftShrink": _function("soft_shrink", "threshold"),
     "Threshold": _function("threshold", "threshold", "default_value"),
     **{name: _function(function) for name, function in _FUNCTIONS.items()},
-    "Mean": _reduction(L.GlobalAveragePooling2D, L.GlobalAveragePooling1D),
-    "Max": _reduction(L.GlobalMaxPooling2D, L.GlobalMaxPooling1D),
+    "Sum": axes.reduction(Sum),
+    "Mean": axes.reduction(Mean),
+    "Max": axes.reduction(Max),
+    "Amax": axes.reduction(Max),
+    "Min": axes.reduction(Min),
+    "Amin": axes.reduction(Min),
+    "Var": axes.reduction(Variance),
+    "Std": axes.reduction(Deviation),
+    "Stack": axes.stack,
+    "Take": axes.take,
+    "Pad": axes.pad,
 }

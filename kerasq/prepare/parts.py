@@ -4,6 +4,9 @@ from typing import Any, Protocol
 
 import keras
 
+# A layer that computes what an operation does, and what it is called on; None where there is none.
+Called = tuple[keras.Layer, Any] | None
+
 
 class Parts(Protocol):
     """Names and calls of the layers that one layer is made into."""

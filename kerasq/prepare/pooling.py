@@ -1,10 +1,12 @@
-"""Poolings that LiteRT has no operator for, in parts."""
+"""Poolings and reductions that LiteRT has no operator for, in parts."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
+from kerasq.layers import Function, Mean, Variance
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -12,7 +14,17 @@ L = keras.layers
 
 def pool_everything(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """The average of one pixel: Reshape. Of more it stays MEAN."""
-    size, channels = x.shape[1:-1], x.shape[-1]
+    return _of_one(parts, layer, name, x, range(1, len(x.shape) - 1))
+
+
+def reduce(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """The sum, or average, of one value: Reshape."""
+    return _of_one(parts, layer, name, x, layer.axis)
+
+
+def _of_one(parts: Parts, layer: keras.Layer, name: str, x: Any, axes: Iterable[int]) -> Any:
+    axes = [*axes]
+    size = [x.shape[i] for i in axes]
     if None in size:
         raise ValueError(
             "The image size must be known, because the exported model has fixed shapes. "
@@ -22,7 +34,7 @@ def pool_everything(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     # MEAN would round values to a grid of its own that only move.
     if np.prod(size) > 1:
         return None
-    shape = (*(1 for _ in size), channels) if layer.keepdims else (channels,)
+    shape = layer.compute_output_shape(x.shape)[1:]
     return parts.call(L.Reshape(shape, name=name, dtype="float32"), x)
 
 
@@ -34,6 +46,24 @@ def adaptive(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
         return parts.call(whole(keepdims=True, name=name, dtype="float32"), x)
     boxes = tuple(n // m for n, m in zip(x.shape[1:-1], size, strict=True))
     return parts.call(getattr(L, kind)(boxes, name=name, dtype="float32"), x)
+
+
+def variance(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """The average, "<name>_mean"; differences from it, "<name>_difference"; their squares."""
+    options = {"dtype": "float32"}
+    mean = Mean(layer.axis, keepdims=True, name=parts.name(name, "mean"), **options)
+    difference = L.Subtract(name=parts.name(name, "difference"), **options)
+    square = L.Multiply(name=parts.name(name, "square"), **options)
+    y = parts.call(difference, [x, parts.call(mean, x)])
+    y = parts.call(square, [y, y])
+    return parts.call(Mean(layer.axis, layer.keepdims, name=name, **options), y)
+
+
+def deviation(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """The variance, "<name>_variance", and its square root, Function."""
+    own = parts.name(name, "variance")
+    y = parts.call(Variance(layer.axis, layer.keepdims, name=own, dtype="float32"), x)
+    return parts.call(Function("sqrt", name=name, dtype="float32"), y)
 
 
 def pool_3d(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:

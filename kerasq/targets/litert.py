@@ -36,6 +36,8 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("MINIMUM", 16): any_width.on_one_grid,
     ("MUL", 8): int8.multiply,
     ("MUL", 16): int16.multiply,
+    ("PACK", 8): any_width.on_one_grid,
+    ("PACK", 16): any_width.on_one_grid,
     ("QUANTIZE", 8): int8.requantize,
     ("QUANTIZE", 16): int16.requantize,
     ("QUANTIZE", FLOAT_BITS): any_width.quantize,
@@ -47,6 +49,8 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("SOFTMAX", 16): int16.softmax,
     ("SUB", 8): int8.subtract,
     ("SUB", 16): int16.subtract,
+    ("SUM", 8): int8.total,
+    ("SUM", 16): int16.total,
     ("TANH", 8): int8.pointwise,
     ("TANH", 16): int16.tanh,
 }

@@ -114,7 +114,10 @@ class Target:
 
     def has_int16(self, operator: str) -> bool:
         """Whether an operator has an int16 kernel that is simulated."""
-        return operator in self.operators and self.operators[operator].int16 is not None
+        known = operator in self.operators and self.operators[operator].int16 is not None
+        # GATHER moves codes of 16 bits, but no lookup table has as many.
+        simulated = (*self.kernels, *self.accumulator_kernels)
+        return known and any(key[:2] == (operator, 16) for key in simulated)
 
     def packs(self, operator: str, weight_bits: int, activation_bits: int) -> bool:
         """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
