@@ -9,6 +9,8 @@ from kerasq import fits
 from kerasq.grid import Grid
 from kerasq.layers import (
     AddLoss,
+    ArgMax,
+    ArgMin,
     Constant,
     Deviation,
     Einsum,
@@ -291,6 +293,8 @@ RULES: dict[tuple[type, ...], Rule] = {
     # codes are negative, too.
     (Function,): Rule(operators=("CAST", "ADD", "GATHER"), output=Output.LEARNED),
     (Matmul,): Rule(operators=("BATCH_MATMUL",), output=Output.LEARNED),
+    (ArgMax,): Rule(operators=("ARG_MAX",), output=Output.INDEX, note="of int16 behind a CAST"),
+    (ArgMin,): Rule(operators=("ARG_MIN",), output=Output.INDEX, note="of int16 behind a CAST"),
     (L.Dot,): Rule(
         operators=("BATCH_MATMUL",),
         output=Output.DECOMPOSED,
@@ -362,8 +366,8 @@ NEAREST: dict[type, Rule] = {
     for cls in (L.UpSampling2D, L.Resizing)
 }
 
-# Operations of `keras.ops`, and of operators, that move or pick values; by the names of their
-# classes, which are not public.
+# Operations of `keras.ops`, and of operators, that move, pick or compare values; by the names of
+# their classes, which are not public.
 OPERATIONS: dict[str, Rule] = {
     name: Rule(operators=tuple(operators), output=Output.PASS_THROUGH, note="keeps the batch axis")
     for name, *operators in (
@@ -383,6 +387,8 @@ OPERATIONS: dict[str, Rule] = {
         ("Unstack", "UNPACK"),
     )
 }
+
+OPERATIONS |= {"Argmax": LAYERS[ArgMax], "Argmin": LAYERS[ArgMin]}
 
 # The activations that become a lookup table.
 FUNCTIONS = (

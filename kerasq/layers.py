@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -383,3 +384,50 @@ class Pad(keras.layers.Layer):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {**super().get_config(), "pad_width": self.pad_width, "mode": self.mode}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class ArgMax(keras.layers.Layer):
+    """The place of the largest value along an axis, of equal ones the first.
+
+    Args:
+        axis: the axis, not that of the samples.
+        keepdims: whether it stays, with size 1.
+        output_dtype: "int32" or "int64".
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    # Of TensorFlow: Keras's own tells -0.0 from 0.0, which are one code, and does so by operators
+    # that LiteRT does not have.
+    function = staticmethod(tf.argmax)
+
+    def __init__(
+        self, axis: int = -1, keepdims: bool = False, output_dtype: str = "int32", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.keepdims = keepdims
+        self.output_dtype = output_dtype
+
+    def call(self, x: Any) -> Any:
+        """The places."""
+        places = self.function(x, self.axis, output_type=self.output_dtype)
+        return tf.expand_dims(places, self.axis) if self.keepdims else places
+
+    def compute_output_spec(self, x: Any) -> Any:
+        """Integers, without the axis."""
+        shape, axis = list(x.shape), self.axis % len(x.shape)
+        shape[axis : axis + 1] = [1] * self.keepdims
+        return keras.KerasTensor(shape, self.output_dtype)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        own = {"axis": self.axis, "keepdims": self.keepdims, "output_dtype": self.output_dtype}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class ArgMin(ArgMax):
+    """The place of the smallest value along an axis: see `ArgMax`."""
+
+    function = staticmethod(tf.argmin)

@@ -88,6 +88,7 @@ class Kind(enum.Enum):
 
     FLOAT = "stays float"
     PASS_THROUGH = "moves or picks values, which keep their grid"
+    INDEX = "compares values of any width, and returns integers that lie on no grid"
     FUSED = "is part of the call before it"
     INTEGER = "an integer operator"
 
@@ -169,6 +170,8 @@ class Plan:
         # Before floats: what only moves values keeps their grid, whatever its scheme.
         if registry.passes_through(node.layer):
             return Kind.PASS_THROUGH
+        if registry.gives_indices(node.layer):
+            return Kind.INDEX
         return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
 
     def _call(self, node: graphs.Node) -> Call:
@@ -189,9 +192,13 @@ class Plan:
 
     def _writes(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
         scheme = self._scheme(node)
-        if kind is Kind.FLOAT:
+        if kind in (Kind.FLOAT, Kind.INDEX):
             return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
-        rule = registry.find(node.layer)
+        return self._written(node, kind, reads)
+
+    def _written(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
+        """The width of codes that a call returns."""
+        scheme, rule = self._scheme(node), registry.find(node.layer)
         if kind is not Kind.INTEGER or (rule is not None and rule.output == Output.INPUT):
             return reads[0]
         if rule is not None and rule.grids:

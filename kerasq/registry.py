@@ -150,6 +150,12 @@ def passes_through(layer: keras.Layer) -> bool:
     return found is not None and found.output == Output.PASS_THROUGH and found.unmet(layer) is None
 
 
+def gives_indices(layer: keras.Layer) -> bool:
+    """Whether a layer returns integers that lie on no grid, such as the place of a maximum."""
+    found = find(layer)
+    return found is not None and found.output == Output.INDEX
+
+
 def is_dropped(layer: keras.Layer) -> bool:
     """Whether a layer leaves no operator behind, such as Dropout: its output is its input."""
     return passes_through(layer) and not rule(layer).operators

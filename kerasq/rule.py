@@ -18,6 +18,7 @@ class Output(enum.StrEnum):
     INPUT = "input"  # that of its input, which it rounds to
     PASS_THROUGH = "same"  # that of its input, whose values are only moved or picked
     FIXED = "fixed"  # the one that the integer kernel insists on
+    INDEX = "index"  # none: integers of their own, such as the place of the largest value
     FUSED = "fused"  # none: the layer becomes part of the one before it
     DECOMPOSED = "decomposed"  # none: it becomes several layers (`kerasq.prepare.decompose`)
     FLOAT = "float"  # none: it stays float

@@ -47,12 +47,13 @@ def asked_float(
         schemes: names of schemes by layer name.
         fused: by id of a call that is fused, the name of the layer that it becomes part of.
     """
-    # What only moves values is no float layer: between integer ones its values stay codes.
+    # What only moves values, or compares them, is no float layer: between integer ones its values
+    # stay codes.
     return frozenset(
         node.layer.name
         for node in graph.nodes
         if schemes[fused.get(id(node), node.layer.name)] == "float"
-        and not registry.passes_through(node.layer)
+        and not (registry.passes_through(node.layer) or registry.gives_indices(node.layer))
     )
 
 
@@ -70,10 +71,18 @@ def without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]
         reason = None if node.layer.name in asked else _lack(node)
         if reason is None:
             continue
-        rule = registry.find(node.layer)
-        may_be_integer = rule is not None and rule.output == Output.FLOAT and rule.operators
-        found[node.layer.name] = "" if may_be_integer and not reason else _named(node, reason)
+        is_said = reason or not _may_be_integer(node)
+        found[node.layer.name] = _named(node, reason) if is_said else ""
     return found
+
+
+def _may_be_integer(node: graphs.Node) -> bool:
+    """Whether a call without an integer kernel may be none of floats in the file, all the same."""
+    # What is computed of integers, such as indices, is not in float, and lies on no grid.
+    if all("int" in x.dtype for x in (*node.inputs, *node.outputs)):
+        return True
+    rule = registry.find(node.layer)
+    return rule is not None and rule.output == Output.FLOAT and bool(rule.operators)
 
 
 def _named(node: graphs.Node, reason: str) -> str:

@@ -65,7 +65,9 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
     """Bytes of kernel and bias in the file; of all variables where the layer stays float."""
     shape = kernel_shape(layer)
     if scheme.weight_bits == FLOAT_BITS:  # Ranges of a quantized layer do not count.
-        return 4 * sum(math.prod(variable.shape) for variable in _inner(layer).weights)
+        # Operations of `keras.ops` have none.
+        weights = getattr(_inner(layer), "weights", ())
+        return 4 * sum(math.prod(variable.shape) for variable in weights)
     if shape is None:
         return 0
     if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.

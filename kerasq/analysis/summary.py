@@ -166,11 +166,12 @@ def _layer(node: graph.Node, is_calibrated: bool) -> LayerSummary:
     """The costs of one call."""
     layer, source = node.layer, quantized_by(node.outputs[0])
     name = "float" if source is None else source.scheme
-    is_copy = registry.passes_through(layer)
+    is_copy = registry.passes_through(layer) or registry.gives_indices(layer)
     return LayerSummary(
         name=node.name,
         op=_operator(layer),
-        scheme="" if is_copy else name,  # Values that only move are not computed at a width.
+        # Values that only move, or are compared, are not computed at a width.
+        scheme="" if is_copy else name,
         shape=tuple(node.outputs[0].shape[1:]),
         output_bits=memory.output_bits(node),
         activation_bytes=memory.output_bytes(node),
@@ -189,7 +190,8 @@ def _operator(layer: keras.Layer) -> str:
     """The operator that computes a layer; the class of one that stays float."""
     rule = _rule(layer)
     # Float layers become what the converter chooses, often several operators.
-    is_integer = isinstance(layer, QuantizeWrapper) or registry.passes_through(layer)
+    is_integer = isinstance(layer, QuantizeWrapper)
+    is_integer |= registry.passes_through(layer) or registry.gives_indices(layer)
     return rule.op if rule is not None and is_integer else type(layer).__name__
 
 

@@ -123,6 +123,8 @@ def _simulation(model: keras.Model, layers: list["_Layer"]) -> Callable[[Any, li
 def step_of(tensor: keras.KerasTensor) -> np.ndarray | None:
     """The step of the grid that a tensor lies on, in real units; None where it is float."""
     wrapper = wrappers.quantized_by(tensor)
+    if not tensor.dtype.startswith("float"):
+        return np.asarray(1.0, np.float32)  # Labels, for one.
     return None if wrapper is None else wrapper.grid().numpy().scale
 
 
@@ -138,12 +140,17 @@ class _Ends:
         """Compares the outputs of a batch."""
         for y, z, step in zip(simulated, computed, self._steps, strict=True):
             self.tally.add(y - z, step)
-            if y.ndim > 1:  # One value a sample has no argmax.
+            if not np.issubdtype(y.dtype, np.floating):  # Labels, which an argmax gave.
+                self._agreements.append((y == z).ravel())
+            elif y.ndim > 1:  # One value a sample has no argmax.
                 self._agreements.append(y.argmax(-1).ravel() == z.argmax(-1).ravel())
 
     @property
     def argmax_agreement(self) -> float:
-        """Share of rows along the last axis with the same argmax; 1 where there are none."""
+        """Share of labels that are equal, and of rows along the last axis with the same argmax.
+
+        1 where there are none.
+        """
         return float(np.mean(np.concatenate(self._agreements))) if self._agreements else 1.0
 
 

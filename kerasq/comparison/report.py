@@ -14,8 +14,9 @@ class LayerReport:
     Attributes:
         name: the layer's name.
         op: the operator that computes it.
-        dtype: "int8", "int16", or "float32" for a layer that stays float.
-        max_lsb: the largest difference, in steps of the output's grid; None for a float layer.
+        dtype: "int8", "int16", "int32" of labels, or "float32" for a layer that stays float.
+        max_lsb: the largest difference, in steps of the output's grid, or of labels; None for a
+            float layer.
         exact: the share of values that are equal, in [0, 1]; None for a float layer.
         max_error: the largest difference, in real units.
         values: the number of values compared.

@@ -152,7 +152,7 @@ class _Lowering:
         """An operator of which no mark says what it computes: moved along, or float."""
         # A float layer that only moves codes costs nothing on them, and DEQUANTIZE would.
         not_moved = operators.move(self.builder, op)
-        if not not_moved:
+        if not not_moved or not operators.compare(self.builder, op):
             return
         not_kept = operators.keep(self.builder, op)
         layer = self.builder.layer(int(op.outputs[0]))

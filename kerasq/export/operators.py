@@ -68,6 +68,36 @@ def _not_on_one_grid(builder: Builder, op: schema.OperatorT) -> str | None:
     return None
 
 
+def compare(builder: Builder, op: schema.OperatorT) -> str | None:
+    """An operator whose output is no code, but hangs on which codes are larger: ARG_MAX."""
+    known = builder.target.operators.get(builder.op(op))
+    if known is None or not known.compares:
+        return f"{builder.op(op)} computes more than the order of values"
+    if data_input(builder, op) not in builder.codes:
+        return "it reads floats"
+    inputs, name = integer_inputs(builder, op), builder.layer(int(op.outputs[0]))
+    name_parameters(builder, inputs, name, known.parameter)
+    grid = builder.grids[inputs[0]]
+    if grid.bits > 8:
+        inputs[0] = widened(builder, inputs[0], f"{name}/code")
+    set_version(builder, op, builder.target.version(builder.op(op), 8, grid.bits))
+    op.inputs = np.array(inputs, np.int32)
+    builder.rename(int(op.outputs[0]), f"{name}/{builder.op(op).lower()}")
+    builder.ops.append(op)
+    return None
+
+
+def widened(builder: Builder, source: int, name: str) -> int:
+    """A new int32 tensor that has the codes of an integer one, by CAST."""
+    code = flatbuffer.new_tensor(builder.model, name, builder.tensor(source).shape, np.int32)
+    types = {
+        "inDataType": builder.tensor(source).type,
+        "outDataType": schema.TensorType.INT32,
+    }
+    builder.emit("CAST", [source], [code], options=("CastOptions", types))
+    return code
+
+
 def _values(builder: Builder, op: schema.OperatorT) -> list[int]:
     """The tensors of the marked graph that must lie on the grid of an operator's output."""
     is_one_grid = builder.target.operators[builder.op(op)].one_grid
@@ -145,14 +175,19 @@ def put(
     weight_bits: int,
 ) -> None:
     """Appends an operator of the marked graph, on integer tensors, in the version they need."""
-    written = builder.model.operatorCodes[op.opcodeIndex]
     bits = data_grid(builder, op).bits
-    # The converter raises versions for options, such as dilation, that widths do not tell of.
-    version = max(builder.target.version(builder.op(op), weight_bits, bits), written.version)
-    op.opcodeIndex = flatbuffer.code_index(builder.model, written.builtinCode, version)
+    set_version(builder, op, builder.target.version(builder.op(op), weight_bits, bits))
     op.inputs = np.array(inputs, np.int32)
     op.outputs = np.array(_outputs(builder, op, mark), np.int32)
     builder.ops.append(op)
+
+
+def set_version(builder: Builder, op: schema.OperatorT, least: int) -> None:
+    """Gives an operator that the converter wrote at least a version."""
+    written = builder.model.operatorCodes[op.opcodeIndex]
+    # The converter raises versions for options, such as dilation, that widths do not tell of.
+    version = max(least, written.version)
+    op.opcodeIndex = flatbuffer.code_index(builder.model, written.builtinCode, version)
 
 
 def _outputs(builder: Builder, op: schema.OperatorT, mark: Computed | Weighted) -> list[int]:

@@ -79,6 +79,8 @@ def keras_metric(metric: Any, y: np.ndarray, predicted: np.ndarray) -> keras.Met
     """The metric object; "accuracy" is resolved by shapes, as `compile` does."""
     if metric not in ("accuracy", "acc"):
         return keras.metrics.get(metric)
+    if not np.issubdtype(predicted.dtype, np.floating):  # Labels, which an ARG_MAX gave.
+        return keras.metrics.Accuracy()
     # Keras's own "accuracy" compares values, such as probabilities with labels.
     if predicted.shape[-1] == 1:
         return keras.metrics.BinaryAccuracy()

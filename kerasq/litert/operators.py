@@ -17,6 +17,7 @@ class Operator:
         reference: whether the reference kernels have the operator at all.
         pass_through: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
+        compares: whether its output is no code, but hangs on which of the input's codes are larger.
         fuses_relu: whether a ReLU behind it becomes part of it. Any operator that computes on all
             int8 codes clamps at their ends, which does the same.
         parameter: what its constant second input is called.
@@ -30,6 +31,7 @@ class Operator:
     reference: bool = True
     pass_through: bool = False
     one_grid: bool = False
+    compares: bool = False
     fuses_relu: bool = False
     parameter: str = ""
 
@@ -40,10 +42,13 @@ class Operator:
 # INT4 weights but reads them as int8.
 OPERATORS: dict[str, Operator] = {
     "ADD": Operator(int8=2, int16=3, fuses_relu=True),
+    # Of int16 there is no kernel: codes become int32 before.
+    "ARG_MAX": Operator(int8=2, int16=2, compares=True, parameter="axis"),
+    "ARG_MIN": Operator(int8=2, int16=2, compares=True, parameter="axis"),
     "AVERAGE_POOL_2D": Operator(int8=2, int16=3),
     "BATCH_MATMUL": Operator(int8=2, int16=3),
     "BROADCAST_TO": Operator(int8=3, int16=3, pass_through=True, parameter="shape"),
-    "CAST": Operator(int8=3),
+    "CAST": Operator(int8=3, int16=3),
     "CONCATENATION": Operator(int8=2, int16=3, one_grid=True),
     "CONV_2D": Operator(int8=3, int16=4, channels=0, int4={8: 7, 16: 8}, fuses_relu=True),
     "DEPTHWISE_CONV_2D": Operator(int8=3, int16=5, channels=3, int4={8: 6}, fuses_relu=True),

@@ -8,6 +8,8 @@ import numpy as np
 
 from kerasq.graph import Node, symbolic
 from kerasq.layers import (
+    ArgMax,
+    ArgMin,
     Constant,
     Deviation,
     Function,
@@ -42,7 +44,7 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
     """
     # By name: the classes are private to Keras. Integers, such as indices, lie on no grid.
     make = _TABLE.get(type(node.layer).__name__)
-    if make is None or any("float" not in x.dtype for x in (*node.inputs, *node.outputs)):
+    if make is None or any("float" not in x.dtype for x in node.inputs):
         return None
     return make(node, args, {"name": name, "dtype": "float32"})
 
@@ -229,6 +231,20 @@ def _transpose(node: Node, args: tuple, options: dict) -> Equal | None:
     return (L.Permute(axes[1:], **options), args[0]) if axes[0] == 0 else None
 
 
+def _place(layer: type) -> Callable:
+    """The place of the largest or smallest value along an axis."""
+
+    def make(node: Node, args: tuple, options: dict) -> Equal | None:
+        rank, axis = len(node.inputs[0].shape), node.layer.axis
+        # Of all axes, or along that of the samples, it would hang on the size of the batch.
+        if axis is None or axis % rank == 0:
+            return None
+        own = {"keepdims": node.layer.keepdims, "output_dtype": node.output.dtype}
+        return layer(axis, **own, **options), args[0]
+
+    return make
+
+
 def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:
     is_all = len(symbolic(args[0])) == len(args[0])
     return (L.Concatenate(node.layer.axis, **options), args[0]) if is_all else None
@@ -333,4 +349,6 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Stack": axes.stack,
     "Take": axes.take,
     "Pad": axes.pad,
+    "Argmax": _place(ArgMax),
+    "Argmin": _place(ArgMin),
 }

@@ -17,7 +17,7 @@ from tests.test_kernels_int16 import fitting, random_codes, tensor, weighted_cas
 KERNELS = ["optimized", "reference"]
 # Those with several outputs, or other operands first, or of integers that lie on no grid: models
 # that have them are run in test_graphs.py.
-IN_MODELS = {"CAST", "SPLIT", "SPLIT_V", "TRANSPOSE_CONV", "UNPACK"}
+IN_MODELS = {"ARG_MAX", "ARG_MIN", "CAST", "SPLIT", "SPLIT_V", "TRANSPOSE_CONV", "UNPACK"}
 # What the reference kernels of LiteRT 2.1 do not have yet.
 NEW = {"REVERSE_V2"} if metadata.version("ai-edge-litert").startswith("2.1.") else set()
 WIDTHS = [
@@ -350,7 +350,7 @@ def test_the_reference_kernels_refuse_version_7_of_depthwise():
 def test_has_int16():
     computed = {name for name, found in OPERATORS.items() if not found.pass_through}
     missing = {name for name in computed if not LITERT.has_int16(name)}
-    assert missing == {"CAST", "DEQUANTIZE", "ELU", "TRANSPOSE_CONV", *NOT_SIMULATED}
+    assert missing == {"DEQUANTIZE", "ELU", "TRANSPOSE_CONV", *NOT_SIMULATED}
     # A lookup table has 256 codes.
     assert OPERATORS["GATHER"].int16 is not None and not LITERT.has_int16("GATHER")
     assert not LITERT.has_int16("-") and not LITERT.has_int16("CONV_3D")
