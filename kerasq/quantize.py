@@ -161,8 +161,11 @@ def _floats(
     unsupported.check_asked(named, schemes, lacking)
     # What has no remark to print, such as Embedding, stays a float layer of its scheme: the rows
     # that it picks may become integers.
-    schemes = schemes | {name: "float" for name, text in lacking.items() if text}
-    floats = unsupported.asked_float(graph, schemes, fused) | {*lacking}
+    named_float = {name: "float" for name, text in lacking.items() if text}
+    floats = unsupported.asked_float(graph, schemes | named_float, fused) | {*lacking}
+    # A layer of which only a part stays float, its activation, keeps its scheme.
+    parted = {node.source.name for node in graph.nodes if node.layer.name not in floats}
+    schemes = schemes | {name: "float" for name in named_float if name not in parted}
     unsupported.check(graph, floats)
     texts = [text for text in lacking.values() if text]
     texts += unsupported.float_activations(graph, floats)

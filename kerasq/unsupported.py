@@ -99,7 +99,8 @@ def _lack(node: graphs.Node) -> str | None:
     layer, rule = node.layer, registry.find(node.layer)
     if not isinstance(layer, keras.Layer):
         return _lack_of_operation(node)
-    if node.source.refusal:
+    # Of a layer that has a rule only the activation cannot be.
+    if node.source.refusal and rule is None:
         return f"cannot be traced: {node.source.refusal:.200}"
     reason = registry.complaint(layer)
     if rule is None or reason is not None:
@@ -119,7 +120,7 @@ def _misfit(node: graphs.Node, rule: Rule) -> str | None:
 
 def _lack_of_operation(node: graphs.Node) -> str | None:
     """As `_lack`, of an operation of `keras.ops`."""
-    if registry.find(node.layer) is not None:
+    if registry.passes_through(node.layer):
         return None
     made = operations.equal(node, *node.args, name=node.layer.name)
     if made is None:
@@ -212,13 +213,20 @@ def _complaint(node: graphs.Node) -> str | None:
             "build the Embedding with mask_zero=False, and pass a mask as an argument, if need be"
         )
     if not isinstance(layer, keras.Layer):
-        is_moved = registry.passes_through(layer) and _moves_samples(node)
-        # Whoever runs the file chooses the size of its batch.
-        text = "needs to keep the first axis, samples; do it before or behind the model"
-        return text if is_moved else None
+        return _complaint_of_operation(node)
     # Mixed precision is float32 by now (`graph.read`): what is left has weights of another type.
     if layer.dtype_policy.name != "float32":
         return f"needs dtype='float32', has {layer.dtype_policy.name!r}; build it with dtype=None"
+    return None
+
+
+def _complaint_of_operation(node: graphs.Node) -> str | None:
+    """As `_complaint`, of an operation of `keras.ops`."""
+    # Whoever runs the file chooses the size of its batch.
+    if registry.passes_through(node.layer) and _moves_samples(node):
+        return "needs to keep the first axis, samples; do it before or behind the model"
+    if registry.gives_indices(node.layer) and operations.equal(node, *node.args, name="") is None:
+        return f"needs an axis behind that of samples, has axis={node.layer.axis}"
     return None
 
 
