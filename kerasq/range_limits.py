@@ -53,8 +53,18 @@ def _least_scale(layer: QuantizeWrapper) -> float:
         sums = float(keras.ops.max(layer.largest_sums(grids[0])))
         return max(step / limits.multiplier, sums / limits.sums[layer.bits.code_bits])
     match layer.rule.operator:
-        case "ADD" | "SUB" | "SUM":
+        case "ADD" | "SUB":
             return max(scales) / limits.multiplier
+        case "SUM" | "MEAN" if layer.output_bits == 16:
+            # Codes of 16 bits, rescaled, have to be int32: the average, or the sum of all.
+            return scales[0] * _count(layer) / 2.0**15
         case "MUL":
             return math.prod(scales) / limits.multiplier
     return 0.0
+
+
+def _count(layer: QuantizeWrapper) -> int:
+    """How many values a sum is of; 1 for an average."""
+    if layer.rule.operator == "MEAN":
+        return 1
+    return math.prod(layer.input.shape[i] for i in layer.layer.axis)

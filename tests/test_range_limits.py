@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq import range_limits
+from kerasq import layers, range_limits
 from kerasq.kernel_wrapper import KernelWrapper
 from tests import networks
 
@@ -87,3 +87,15 @@ def test_an_untrained_network_exports(capsys):
     assert "is now" not in capsys.readouterr().out  # Calibration has widened them.
     assert lite.float_ops == []
     np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("kind", [layers.Sum, layers.Mean])
+def test_narrow_ranges_of_sums_along_axes_are_widened_on_int16(kind):
+    x = keras.Input((900, 2), name="x")
+    q = kerasq.quantize_model(keras.Model(x, kind([1], name="all")(x)), "w8a16")
+    samples = np.abs(np.random.default_rng(0).normal(size=(8, 900, 2))).astype("f")
+    kerasq.calibrate(q, samples)
+    quantizer = q.get_layer("all").output_quantizer
+    quantizer.assign_range(*(float(end) * 1e-7 for end in quantizer.range()))
+    lite = kerasq.export_tflite(q, check=False)
+    np.testing.assert_array_equal(lite.predict(samples), q.predict(samples, verbose=0))
