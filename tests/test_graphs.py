@@ -502,12 +502,15 @@ def test_rows_that_only_float_layers_read_stay_float():
     assert "table" in {op.outputs[0].split("/")[0] for op in lite.float_ops}
 
 
-def test_masks_that_would_be_lost_are_an_error():
-    def attended(ids):
-        x = L.Embedding(100, 4, mask_zero=True)(ids)
-        return L.Attention(name="x")([x, x])
-
-    model, _ = words(attended)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda x: L.MultiHeadAttention(1, 4, name="x")(x, x),
+        lambda x: L.Attention(name="x")([x, x]),
+    ],
+)
+def test_masks_that_would_be_lost_are_an_error(layer):
+    model, _ = words(lambda ids: layer(L.Embedding(100, 4, mask_zero=True)(ids)))
     with pytest.raises(ValueError, match=r"'x' \(.*\): reads a mask that Keras passes"):
         kerasq.quantize_model(model)
 
