@@ -1,6 +1,7 @@
 """Wrapping a layer with a kernel: symmetric weights, one scale a channel, and integer biases."""
 
 import contextlib
+import dataclasses
 import threading
 from typing import Any
 
@@ -186,9 +187,14 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
-        return self._weights_at(
-            self.bits, self.weight_quantizer, self.input_grids()[0], self.grid()
-        )
+        grid, out = self.input_grids()[0], self.grid()
+        return self._held(self._weights_at(self.bits, self.weight_quantizer, grid, out), grid, out)
+
+    def largest_step(self) -> tf.Tensor:
+        """The largest step of the sums, `s_in * s_w[c]`, that the kernel asks for."""
+        grid = self.input_grids()[0]
+        weights = self._weights_at(self.bits, self.weight_quantizer, grid, self.grid())
+        return grid.scale * tf.reduce_max(weights.grid.scale)
 
     def largest_sums(self, grid: Grid) -> tf.Tensor:
         """What inputs on `grid` times the kernel add up to at most: `(channels,)`, real values."""
@@ -215,6 +221,25 @@ class KernelWrapper(QuantizeWrapper):
         step = tf.cast(in_scale * grid.scale, tf.float64)
         bias_codes = tf.round(tf.cast(bias, tf.float64) / step)
         return kernels.IntegerWeights(codes, grid, bias_codes)
+
+    def _held(
+        self, weights: kernels.IntegerWeights, grid: Grid, out: Grid
+    ) -> kernels.IntegerWeights:
+        """The weights in steps that the target's multipliers and sums hold, between two grids.
+
+        Where a range is too narrow for them it is widened (`kerasq.range_limits`), but not beyond
+        the limit of a ReLU. There hardly any step of the sums lies inside of the range: all but
+        those next to 0 are at an end of it, at smaller steps as well.
+        """
+        if self.limit is None:
+            return weights
+        limits, step = self.target.limits, grid.scale * weights.grid.scale
+        least = tf.maximum(
+            step / limits.multiplier, self.largest_sums(grid) / limits.sums[out.bits]
+        )
+        share = tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / least)
+        own = dataclasses.replace(weights.grid, scale=weights.grid.scale * share)
+        return dataclasses.replace(weights, grid=own)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""
@@ -272,6 +297,7 @@ class KernelWrapper(QuantizeWrapper):
         if bits is not None:
             quantizer = Uniform(bits.weight_bits, range_gradient="none")
         weights = self._weights_at(bits or self.bits, quantizer, grid, out)
+        weights = self._held(weights, grid, out)
         total = kernels.accumulate(
             lambda codes: self.run_on(codes, weights.codes, None),
             kernels.centre(inputs, grid),

@@ -5,6 +5,7 @@ import math
 import keras
 
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.wrappers import QuantizeWrapper
 
 # Grids are rounded to float32: the limit itself must not be reached by that.
@@ -12,12 +13,13 @@ _MARGIN = 1.0 + 2.0**-20
 
 
 def widen(model: keras.Model) -> list[str]:
-    """Widens output ranges so that kernels' multipliers are below the target's limit.
+    """Widens output ranges so that kernels' multipliers and sums are below the target's limits.
 
-    That is `s_in * s_w / s_out` where there are weights, `s_in / s_out` of sums, and
+    Multipliers are `s_in * s_w / s_out` where there are weights, `s_in / s_out` of sums, and
     `s_a * s_b / s_out` of products. Outputs that are (almost) constant in the data have narrow
     ranges, those of networks that are not trained above all. On a wider range they have fewer
-    codes, which such a layer can spare.
+    codes, which such a layer can spare. No range is widened beyond the limit of its ReLU: weights
+    make up for it (`KernelWrapper.integer_weights`), sums and products cannot (`check`).
 
     Args:
         model: what `quantize_model` returned, with ranges. Ranges of activations change.
@@ -27,40 +29,74 @@ def widen(model: keras.Model) -> list[str]:
     """
     remarks = []
     # In order, as the range of an output is the scale of an input.
-    for layer in model.layers:
-        if not isinstance(layer, QuantizeWrapper) or layer.output_quantizer is None:
+    for layer, quantizer in _ranged(model):
+        low, high = map(float, quantizer.range())
+        scale, reason = _least_scale(layer)
+        factor = _MARGIN * scale / float(quantizer.grid().scale)
+        if quantizer.limit is not None:
+            factor = min(factor, quantizer.limit / high)
+        if factor <= _MARGIN:
             continue
-        quantizer, limit = layer.output_quantizer, layer.target.limits.multiplier
-        factor = _least_scale(layer) / float(quantizer.grid().scale)
-        if factor < 1.0:
-            continue
-        low, high = (float(end) * factor * _MARGIN for end in quantizer.range())
-        quantizer.assign_range(low, high)
+        quantizer.assign_range(low * factor, high * factor)
         remarks.append(
             f"The output range of layer {layer.name!r} is now {factor:.3g} times as wide, "
-            f"[{low:.3g}, {high:.3g}]: kernels take no multiplier (s_in * s_w / s_out, or of sums "
-            f"s_in / s_out) of {limit:g} or more. It was (almost) constant in the data seen."
+            f"[{low * factor:.3g}, {high * factor:.3g}]: {reason}."
         )
     return remarks
 
 
-def _least_scale(layer: QuantizeWrapper) -> float:
-    """The least output scale that the kernel of a layer takes."""
+def check(model: keras.Model) -> None:
+    """Raises a ValueError where a ReLU's limit keeps a range from being as wide as kernels ask."""
+    for layer, quantizer in _ranged(model):
+        if isinstance(layer, KernelWrapper):
+            continue
+        scale, reason = _least_scale(layer)
+        if scale > _MARGIN * float(quantizer.grid().scale):
+            raise ValueError(
+                "The inputs of a layer must not be far wider than the upper limit of its ReLU. "
+                f"Received: layer {layer.name!r}, whose range ends at {layer.limit:g}: {reason}. "
+                "Take a ReLU without a limit, scale what it reads, or leave the layer in float "
+                "with `overrides`."
+            )
+
+
+def _ranged(model: keras.Model) -> list[tuple[QuantizeWrapper, ActivationQuantizer]]:
+    """The layers that have an output range of their own, in order, and what has it."""
+    return [
+        (layer, layer.output_quantizer)
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper) and layer.output_quantizer is not None
+    ]
+
+
+def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
+    """The least output scale that the kernel of a layer takes, and what asks for it, in words."""
     limits, grids = layer.target.limits, layer.input_grids()
     scales = [float(grid.scale) for grid in grids]
+    few = f"of {limits.multiplier:g} or more. It was (almost) constant in the data, or its inputs "
+    few += "have too few codes for it"
     if isinstance(layer, KernelWrapper):
-        step = scales[0] * float(keras.ops.max(layer.integer_weights().grid.scale))
-        sums = float(keras.ops.max(layer.largest_sums(grids[0])))
-        return max(step / limits.multiplier, sums / limits.sums[layer.bits.code_bits])
+        most = limits.sums[layer.bits.code_bits]
+        sums = float(keras.ops.max(layer.largest_sums(grids[0]))) / most
+        step = float(layer.largest_step()) / limits.multiplier
+        if sums > step:
+            return sums, (
+                f"kernels take no sums of more than {most:.3g} steps of it, which its inputs and "
+                "weights could add up to"
+            )
+        return step, f"kernels take no multiplier (s_in * s_w / s_out) {few}"
     match layer.rule.operator:
         case "ADD" | "SUB":
-            return max(scales) / limits.multiplier
+            step, name = max(scales), "s_in / s_out"
         case "SUM" | "MEAN" if layer.output_bits == 16:
-            # Codes of 16 bits, rescaled, have to be int32: the average, or the sum of all.
-            return scales[0] * _count(layer) / 2.0**15
+            return scales[0] * _count(layer) / 2.0**15, (
+                "rescaled sums of int16 codes must be int32, and those of its inputs would not be"
+            )
         case "MUL":
-            return math.prod(scales) / limits.multiplier
-    return 0.0
+            step, name = math.prod(scales), "s_a * s_b / s_out"
+        case _:
+            return 0.0, ""
+    return step / limits.multiplier, f"kernels take no multiplier ({name}) {few}"
 
 
 def _count(layer: QuantizeWrapper) -> int:

@@ -50,6 +50,45 @@ def test_a_dead_layer_stays_dead_in_the_file():
         np.testing.assert_allclose(lite.predict(x), want, atol=0.02 * np.abs(want).max() + 1e-6)
 
 
+# Factor of the weights, bias, and size of the inputs.
+CONSTANT = {
+    "nothing": (0.0, 0.0, 1.0),
+    "constant": (0.0, -3.0, 1.0),
+    "huge_constant": (0.0, 1e30, 1.0),
+    "tiny_weights": (1e-30, 0.0, 1.0),
+    "tiny_inputs": (1.0, 0.0, 1e-30),
+    "small_values": (1e-3, 0.0, 1e-3),
+    "huge_weights": (1e30, 0.0, 1.0),
+    "huge_inputs": (1.0, 0.0, 1e30),
+}
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8"])
+def test_outputs_that_are_constant_tiny_or_huge(scheme):
+    keras.utils.set_random_seed(0)
+    inputs, outputs, x = {}, {}, {}
+    for name, (weight, bias, size) in CONSTANT.items():
+        inputs[name] = keras.Input((4, 4, 2), name=name)
+        first = L.Conv2D(3, 2)
+        y = L.DepthwiseConv2D(2)(first(inputs[name]))
+        first.set_weights([weight * first.kernel.numpy(), np.full(3, bias)])
+        outputs[name] = L.Dense(2)(L.Flatten()(y))
+        x[name] = size * np.random.default_rng(0).normal(size=(16, 4, 4, 2)).astype("float32")
+    model = keras.Model(inputs, outputs)
+    q = kerasq.quantize_model(model, scheme)
+    kerasq.calibrate(q, [x])
+    lite, want = kerasq.export_tflite(q), model.predict(x, verbose=0)
+    simulated, found = q.predict(x, verbose=0), lite.predict(x)
+    assert lite.float_ops == []
+    for name in CONSTANT:
+        np.testing.assert_array_equal(found[name], simulated[name])
+        assert np.isfinite(found[name]).all()
+        if scheme != "w4a8":
+            # What is below a millionth may count as nothing.
+            atol = 0.05 * np.abs(want[name]).max() + 1e-6
+            np.testing.assert_allclose(found[name], want[name], atol=atol)
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
 @pytest.mark.parametrize("kind", [L.Add, L.Subtract, L.Multiply])
 @pytest.mark.parametrize("factor", [1e-3, 1e-6])
@@ -67,6 +106,53 @@ def test_narrow_ranges_of_sums_and_products_are_widened(kind, scheme, factor):
     np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8"])
+def test_a_relu6_far_below_its_accumulators(scheme):
+    """A step of its sums is wider than the range, which ends at 6: values are 0 or 6."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), L.Dense(6, "relu6", name="thin")])
+    model.get_layer("thin").kernel.assign(1e7 * np.random.default_rng(0).normal(size=(4, 6)))
+    q = networks.quantized(model, scheme=scheme)
+    x = networks.samples(q, 64)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+    # But for sums that inputs on a grid have on the other side of 0.
+    off = np.abs(lite.predict(x) - model.predict(x, verbose=0)) > 0.03
+    assert off.mean() < 0.1
+
+
+def test_a_relu6_that_saw_hardly_anything_is_widened_to_its_limit_at_most(capsys):
+    model = keras.Sequential([keras.Input((4,)), L.Dense(6, "relu6", name="thin")])
+    q = networks.quantized(model)
+    q.get_layer("thin").output_quantizer.assign_range(0.0, 1e-5)
+    q.get_layer("thin").kernel.assign(1e7 * np.ones((4, 6)))
+    kerasq.export_tflite(q)
+    assert "times as wide, [0, 6]: kernels take no multiplier" in capsys.readouterr().out
+
+
+def test_a_sum_far_wider_than_its_relu6():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    model = keras.Model([a, b], L.ReLU(6.0)(L.Add(name="both")([a, b])))
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, [[1e6 * x for x in networks.samples(model, 16)]])
+    with pytest.raises(
+        ValueError, match=r"far wider than .* ReLU. Received: layer 'both'.* 6: ker"
+    ):
+        kerasq.export_tflite(q)
+
+
+def test_what_was_widened_for_the_sums_says_so(capsys):
+    """Inputs and weights that could add up to more than int32 holds, in steps of the output."""
+    model = keras.Sequential([keras.Input((4000,)), L.Dense(3, use_bias=False, name="thin")])
+    q = networks.quantized(model)
+    layer = q.get_layer("thin")
+    layer.kernel.assign(np.where(np.arange(4000) % 2, 1.0, -1.0)[:, None] * np.ones((1, 3)))
+    scale = float(layer.largest_step()) / 200  # below the limit of multipliers
+    layer.output_quantizer.assign_range(-128 * scale, 127 * scale)
+    kerasq.export_tflite(q)
+    assert "kernels take no sums of more than 5.37e+08 steps" in capsys.readouterr().out
+
+
 def test_ranges_that_kernels_take_stay():
     q, _ = narrow("w8a8", 0.5)
     before = [v.numpy() for v in q.variables]
@@ -82,7 +168,7 @@ def test_an_untrained_network_exports(capsys):
     x = np.random.default_rng(0).uniform(0, 255, (16, 32, 32, 3)).astype("f")
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, x)
-    assert "kernels take no multiplier" in capsys.readouterr().out
+    assert "times as wide" in capsys.readouterr().out
     lite = kerasq.export_tflite(q)
     assert "is now" not in capsys.readouterr().out  # Calibration has widened them.
     assert lite.float_ops == []

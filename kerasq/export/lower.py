@@ -46,7 +46,7 @@ def lower(converted: Converted, wanted: signature.Signature) -> bytes:
         wanted: types and names of inputs and outputs.
 
     Raises:
-        ValueError: where an operator has no integer form, or its scales do not fit the kernel.
+        ValueError: where an operator has no integer form.
         RuntimeError: where the flatbuffer has no signature.
     """
     model = flatbuffer.read(converted.content)

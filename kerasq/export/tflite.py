@@ -74,6 +74,7 @@ def export_tflite(
     check_finite(model)
     for remark in range_limits.widen(model):
         print(remark)
+    range_limits.check(model)
     lite = TFLiteModel(lower(convert(model, int(batch_size)), signature))
     if check:
         prove(model, lite)

@@ -16,9 +16,6 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
     """An operator with weights, on integer tensors; the reason, where it has no such form.
 
     Its bias is int32 at `s_in * s_w[c]`, or int64 under int16 activations.
-
-    Raises:
-        ValueError: where the scales do not fit the kernel.
     """
     if reason := no_integer_form(builder, op):
         return reason
@@ -51,22 +48,8 @@ def _bias(builder: Builder, mark: Weighted, grid: Grid) -> int:
     """The codes of a bias, in steps of the accumulators."""
     # In float32, as the kernels compute it: the file's scale must be the same number.
     scale = np.float32(grid.scale) * np.asarray(mark.kernel.scale, np.float32)
-    _check_multiplier(builder, mark, scale)
     steps = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=0)
     dtype = np.int64 if grid.bits > 8 else np.int32
     return flatbuffer.new_tensor(
         builder.model, f"{mark.name}/bias", mark.bias.shape, dtype, steps, mark.bias
     )
-
-
-def _check_multiplier(builder: Builder, mark: Weighted, scale: np.ndarray) -> None:
-    """Raises a ValueError where a target's kernels cannot hold `s_in * s_w / s_out`."""
-    largest = builder.target.limits.multiplier
-    multiplier = np.max(scale / mark.grid.scale)
-    if multiplier >= largest:
-        raise ValueError(
-            f"The output range of layer {mark.name!r} must not be far narrower than its "
-            f"accumulators: s_in * s_w / s_out must be below {largest}. Received: "
-            f"{multiplier:.3g}. The range cannot be widened beyond the upper limit of the layer's "
-            "ReLU: take a ReLU without one, or leave the layer in float with `overrides`."
-        )

@@ -163,6 +163,14 @@ def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> 
     return quantize(layer(real), out)
 
 
+def elu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """ELU: as `pointwise`, of a function that is exact near 0."""
+    del layer
+    real = float64(codes[0] * grids[0].scale)
+    # TensorFlow's takes exp(x) - 1, which float32 rounds to multiples of 2^-24.
+    return quantize(float32(tf.where(real < 0.0, tf.math.expm1(real), real)), out)
+
+
 def lookup_table(layer: keras.Layer, grid: Grid, out: Grid) -> tf.Tensor:
     """Centred codes of a function of each value alone, for every code of the input, `(256,)`."""
     codes = tf.range(float(grid.qmin), float(grid.qmax + 1)) - float32(grid.zero_point)

@@ -4,8 +4,6 @@ Widths without a row have no kernel that is simulated. Read off LiteRT 2.3, and 
 interpreter in tests/test_kernels.py and tests/test_kernels_int16.py.
 """
 
-import math
-
 from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16
 from kerasq.kernels import accumulators as sums
 from kerasq.litert.operators import OPERATORS
@@ -21,7 +19,7 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("BATCH_MATMUL", 16): int16.matmul,
     ("CONCATENATION", 8): any_width.on_one_grid,
     ("CONCATENATION", 16): any_width.on_one_grid,
-    ("ELU", 8): int8.pointwise,
+    ("ELU", 8): int8.elu,
     ("EXP", 8): int8.pointwise,
     ("GATHER", 8): int8.lookup,
     ("GELU", 8): int8.pointwise,
@@ -84,8 +82,9 @@ LITERT = Target(
         # XNNPACK's delegate refuses to load a model with 256 or more, or leaves the operator to
         # kernels that round otherwise; LiteRT's int16 kernels overflow somewhere beyond.
         multiplier=256.0,
-        # Rescaled sums are int32, and some processors' kernels wrap around where they are not.
-        # With the largest bias, `KernelWrapper` keeps them within four times that.
-        sums={8: 2.0**29, 16: math.inf},
+        # Rescaled sums are int32, and int16 kernels wrap around where they are not, as those of
+        # int8 do on some processors. With the largest bias, `KernelWrapper` keeps them within four
+        # times that.
+        sums={8: 2.0**29, 16: 2.0**29},
     ),
 )
