@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import kerasq
 from recipes import datasets, low_bit, mixed_precision, schemes, stages
 from tests import networks
-from tests.processes import ENV, LIMIT, ROOT, python
+from tests.processes import ENV, LIMIT, ROOT, python, script
 
 MODELS = ("float", "calibrated", "finetuned", "float_finetuned")
 ARTIFACTS = [f"{name}.keras" for name in MODELS]
@@ -28,7 +28,7 @@ RECIPES = ("qat", "inq", "low_bit", "mixed_precision", "ptq")
 
 
 def run(recipe, *arguments):
-    return python(f"recipes/{recipe}.py", *arguments)
+    return script(f"recipes/{recipe}.py", *arguments)
 
 
 def finished(recipe, out, *arguments):
@@ -57,8 +57,8 @@ def network(qat):
 def rows():
     """Recipe and flags of each row of docs/results.md."""
     # In a process of its own, as the tool has flags of the same names as the recipes.
-    script = "import json; from tools import results; print(json.dumps(results.ROWS))"
-    return list(json.loads(python("-c", script).stdout).values())
+    code = "import json; from tools import results; print(json.dumps(results.ROWS))"
+    return list(json.loads(python("-c", code).stdout).values())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
