@@ -50,6 +50,21 @@ class Scale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class InputScale(Scale):
+    """A `Scale` of an input, in float, in front of the grid: the device has it, or who feeds it.
+
+    Features of an input that differ by orders of magnitude share one grid only behind it.
+    """
+
+    def call(self, x: Any) -> Any:
+        """The scaled values, product and sum rounded to float32, as NumPy and a device have it."""
+        # XLA would round once: float64 holds products of float32, and rounds their sums as such.
+        x, kernel, bias = (keras.ops.cast(v, "float64") for v in (x, self.kernel, self.bias))
+        product = keras.ops.cast(keras.ops.cast(x * kernel, "float32"), "float64")
+        return keras.ops.cast(product + bias, "float32")
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Constant(keras.layers.Layer):
     """Values that do not depend on the input, such as the embedding of positions.
 

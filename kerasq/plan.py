@@ -13,6 +13,7 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.layers import InputScale
 from kerasq.litert.operators import OPERATORS, multiplies
 from kerasq.prepare import fusion
 from kerasq.rule import Output
@@ -103,7 +104,8 @@ class Call:
         scheme: name of its scheme.
         reads: the width at which it reads each of its tensors; `FLOAT_BITS` for float values.
         writes: the width of what it returns. Of a call that stays float: that of the boundary
-            behind it, where all readers are integer and its rows can be picked as integers.
+            behind it, where all readers are integer and its rows can be picked as integers, and
+            where it scales an input.
         batch_norm: the call of a BatchNormalization that becomes part of it.
         relu: the call of a ReLU that becomes part of it.
     """
@@ -138,7 +140,7 @@ class Plan:
         self.floats = floats | unknown
         self._fusions = fusion.find(graph, schemes, self.floats)
         # In order: what a call reads is what those before it write.
-        self._widths = {id(x): self.input_bits(x) for x in graph.model.inputs}
+        self._widths = {id(x): self._width_of_input(x) for x in graph.model.inputs}
         self._calls: dict[int, Call] = {}
         for node in graph.nodes:
             self._calls[id(node)] = self._call(node)
@@ -157,6 +159,11 @@ class Plan:
             return FLOAT_BITS
         return resolve(self.schemes[graphs.origin(x)[0].name]).code_bits
 
+    def _width_of_input(self, x: keras.KerasTensor) -> int:
+        """The width at which calls read an input: float, where it is scaled before its grid."""
+        is_scaled = any(isinstance(y.layer, InputScale) for y in self.graph.consumers(x))
+        return FLOAT_BITS if is_scaled else self.input_bits(x)
+
     def _scheme(self, node: graphs.Node) -> Scheme:
         return resolve(self.schemes[node.source.name])
 
@@ -172,7 +179,8 @@ class Plan:
             return Kind.PASS_THROUGH
         if registry.gives_indices(node.layer):
             return Kind.INDEX
-        return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
+        is_float = node.layer.name in self.floats or isinstance(node.layer, InputScale)
+        return Kind.FLOAT if is_float else Kind.INTEGER
 
     def _call(self, node: graphs.Node) -> Call:
         kind, op = self._kind(node), self._op(node)
@@ -193,7 +201,7 @@ class Plan:
     def _writes(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
         scheme = self._scheme(node)
         if kind in (Kind.FLOAT, Kind.INDEX):
-            return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
+            return self._width_behind(node, scheme)
         return self._written(node, kind, reads)
 
     def _written(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
@@ -208,6 +216,12 @@ class Plan:
         end = self._fusions.end(node)
         narrow = any(is_narrow_reader(self._op(x), self._scheme(x)) for x in self._readers(end))
         return written_bits(scheme, is_cut, narrow)
+
+    def _width_behind(self, node: graphs.Node, scheme: Scheme) -> int:
+        """The width of the boundary behind a call that stays float; `FLOAT_BITS` for none."""
+        if isinstance(node.layer, InputScale):
+            return scheme.code_bits
+        return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
 
     def _is_picked(self, node: graphs.Node) -> bool:
         """Whether rows that a call picks from weights, such as Embedding's, are read as integers.
@@ -287,7 +301,11 @@ class Plan:
         # Layers that only move values have schemes too, which nothing asks for: a user who sets one
         # expects something to change.
         legal = {x.name for x in self.graph.model.inputs} | self.floats
-        legal |= {x.source.name for x in self.graph.nodes if self[x].kind is Kind.INTEGER}
+        legal |= {
+            x.source.name
+            for x in self.graph.nodes
+            if self[x].kind is Kind.INTEGER or isinstance(x.layer, InputScale)
+        }
         for key, found in named.items():
             if found and not legal & {*found}:
                 raise ValueError(

@@ -12,6 +12,7 @@ from kerasq.plan import Plan
 from kerasq.prepare import fusion
 from kerasq.prepare.decompose import decompose
 from kerasq.prepare.passes import prepare
+from kerasq.prepare.preprocessing import MODES, scale_inputs
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scheme import fitting, per_layer
@@ -28,6 +29,7 @@ def quantize_model(
     *,
     overrides: dict[str, str] | None = None,
     batch_norm: str = "keep",
+    preprocessing: str = "auto",
     range_gradient: str | None = None,
     weights: str | dict[str, Any] | WeightQuantizer = "uniform",
     target: str | targets.Target = targets.DEFAULT,
@@ -57,6 +59,12 @@ def quantize_model(
             float model suit this one. "fold" folds it for good: the fastest step, as robust as the
             float model with its statistics frozen, which wants smaller rates. Where constraints or
             regularizers are meant for the unfolded weights, it is kept all the same.
+        preprocessing: where a layer that alone reads a float input and only scales it, such as a
+            Normalization, is computed. "integer": on codes of the input. "float": in front of the
+            input's grid, by the file at `input_dtype="float32"`, else by whoever feeds it
+            (`TFLiteModel.inputs[0].preprocessing`): features that differ by orders of magnitude
+            then share one grid without loss. "auto": in float where on codes the least feature
+            would have fewer than 16, by the layer's own numbers; that is printed.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
             2018), or "none" (they follow the data while training). None is
             "lsq" for ranges of less than 8 bits and "none" for others. Ranges that the data has
@@ -91,12 +99,13 @@ def quantize_model(
     model = _float_model(model)
     # Before anything that takes time.
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
+    _check_option("preprocessing", preprocessing, MODES)
     _check_option("range_gradient", range_gradient, (*RANGE_GRADIENTS, None))
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
-    plan = _plan(graph, scheme, overrides, batch_norm, target)
+    plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target)
     quantized = wrap(plan, range_gradient, weights)
     if not ranged(quantized):
         raise ValueError(
@@ -126,6 +135,7 @@ def _plan(
     scheme: str,
     overrides: dict[str, str] | None,
     batch_norm: str,
+    preprocessing: str,
     target: targets.Target,
 ) -> Plan:
     """What becomes of each call of the user's graph, once it is prepared."""
@@ -140,7 +150,8 @@ def _plan(
     named = {key: fitting(key, layers) for key in overrides or {}}
     schemes, floats = _floats(graph, schemes, named)
     skip = ("fold",) if batch_norm == "keep" else ()
-    plan = Plan(prepare(graph, floats, skip), schemes, floats, target)
+    prepared = scale_inputs(prepare(graph, floats, skip), graph, schemes, floats, preprocessing)
+    plan = Plan(prepared, schemes, floats, target)
     plan.check_overrides(named)
     plan.check_kernels()
     return plan

@@ -8,6 +8,7 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layers import InputScale
 from kerasq.plan import Call, Kind, Plan
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
@@ -46,8 +47,9 @@ class _Wrapping:
         args, kwargs = self._read(node, call, (args, kwargs))
         if call.kind is not Kind.INTEGER:
             y = self._plain(node)(*args, **kwargs)
-            is_behind = call.kind is Kind.FLOAT and call.writes != FLOAT_BITS
-            return self._boundary(y, call.writes) if is_behind else y
+            if call.kind is not Kind.FLOAT or call.writes == FLOAT_BITS:
+                return y
+            return self._boundary(y, call.writes, is_input=isinstance(layer, InputScale))
         relu, limit = registry.relu_limit((call.relu or node).layer)
         options: dict[str, Any] = {
             "scheme": call.scheme,
@@ -90,7 +92,10 @@ class _Wrapping:
         if (id(x), bits) not in self.boundaries:
             suffix = "quantize" if is_input else f"int{bits}"
             taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
-            name = f"{_legal(graphs.origin(x)[0].name)}_{suffix}"
+            maker, read = graphs.origin(x)
+            if isinstance(maker, InputScale):
+                maker, _ = graphs.origin(read[0])
+            name = f"{_legal(maker.name)}_{suffix}"
             wrapper = Boundary(
                 bits,
                 is_input=is_input,

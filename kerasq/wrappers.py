@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
-from kerasq.layers import Constant
+from kerasq.layers import Constant, InputScale
 from kerasq.quantizers import activations
 
 
@@ -368,10 +368,23 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
 def input_boundaries(model: keras.Model) -> dict[int, Boundary]:
     """The boundary behind each input of a model, by id of the input; none where it stays float."""
     return {
-        id(graph.origin(layer.output)[1][0]): layer
+        id(input_of(layer)): layer
         for layer in model.layers
         if isinstance(layer, Boundary) and layer.is_input
     }
+
+
+def input_of(boundary: Boundary) -> keras.KerasTensor:
+    """The input of the model that a boundary stands behind."""
+    scale = input_scale(boundary)
+    (x,) = graph.origin(boundary.output)[1]
+    return x if scale is None else graph.origin(x)[1][0]
+
+
+def input_scale(boundary: Boundary) -> InputScale | None:
+    """What scales an input in float in front of its boundary, if anything does."""
+    layer = graph.origin(graph.origin(boundary.output)[1][0])[0]
+    return layer if isinstance(layer, InputScale) else None
 
 
 def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:

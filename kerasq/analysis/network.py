@@ -14,7 +14,7 @@ from kerasq.quantize import quantize_model
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS, Scheme, overridden
 from kerasq.targets import Target
-from kerasq.wrappers import Boundary, QuantizeWrapper
+from kerasq.wrappers import Boundary, QuantizeWrapper, input_of
 
 
 class Network:
@@ -119,7 +119,7 @@ def _source(wrapper: QuantizeWrapper) -> str | None:
     """
     if not isinstance(wrapper, Boundary):
         return wrapper.source
-    return str(graph.origin(wrapper.output)[1][0].name) if wrapper.is_input else None
+    return str(input_of(wrapper).name) if wrapper.is_input else None
 
 
 def _quantizer(bits: int, **cut: Any) -> ActivationQuantizer:

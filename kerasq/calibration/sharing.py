@@ -6,13 +6,12 @@ import keras
 import numpy as np
 
 from kerasq.layers import Scale
-from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries
+from kerasq.prepare.preprocessing import LEAST_CODES
+from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, input_scale
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
 # standard deviation is lost.
 LEAST_SQNR = 20.0
-# The least codes that a part has over its own range.
-LEAST_CODES = 16
 _NAMED = 8  # The most that a remark lists.
 
 
@@ -39,7 +38,10 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
 
 def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, values: Any) -> str:
     """The remark on an input whose features, along the last axis, differ by orders of magnitude."""
-    grid = boundary.grid().numpy()
+    grid, scale = boundary.grid().numpy(), input_scale(boundary)
+    if scale is not None:
+        gain, shift = scale.get_weights()
+        values = values * gain + shift
     flat = values.reshape(-1, values.shape[-1]).astype("float64")
     errors = flat - grid.dequantize(grid.quantize(flat))
     variances = flat.var(0)
@@ -50,28 +52,27 @@ def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, valu
     if len(lost) in (0, len(variances)):
         return ""
     listed = ", ".join(map(str, lost[:_NAMED])) + (", ..." if len(lost) > _NAMED else "")
-    names = [x.name, *_normalizations(model, boundary)]
-    floats = ", ".join(f'"{name}": "float"' for name in names)
     return (
         f"Input {x.name!r}: {len(lost)} of its {len(variances)} features ({listed}) lose more than "
         f"a tenth of their deviation, as all share one grid, of steps of {grid.scale:.3g}. Scale "
-        + (
-            f"them alike before the model, or leave that in float: overrides={{{floats}}}."
-            if len(names) > 1
-            else "them alike before the model."
-        )
+        f"them alike before the model, or {_remedy(model, boundary, x.name)}."
     )
 
 
-def _normalizations(model: keras.Model, boundary: Boundary) -> list[str]:
-    """Names of the user's layers behind an input that only scale it."""
-    return [
-        layer.source
+def _remedy(model: keras.Model, boundary: Boundary, name: str) -> str:
+    """What helps an input whose features share a grid: how to scale them in front of it."""
+    readers = [
+        layer
         for layer in model.layers
-        if isinstance(layer, QuantizeWrapper)
-        and isinstance(layer.layer, Scale)
-        and layer.producers == (boundary,)
+        if isinstance(layer, QuantizeWrapper) and boundary in layer.producers
     ]
+    scales = [layer.source for layer in readers if isinstance(layer.layer, Scale)]
+    if not scales:
+        return "begin it with a Normalization, adapted to the data"
+    if len(readers) == 1:
+        return f"have {scales[0]!r} in front of it: quantize_model(..., preprocessing='float')"
+    floats = ", ".join(f'"{name}": "float"' for name in (name, *scales))
+    return f"leave that in float: overrides={{{floats}}}"
 
 
 def _of_parts(layer: QuantizeWrapper) -> str:

@@ -21,7 +21,7 @@ from kerasq.export import marks
 from kerasq.export.converter import converter
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import Constant, Scale
+from kerasq.layers import Constant, InputScale, Scale
 from kerasq.wrappers import QuantizeWrapper, target_of
 
 # Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
@@ -195,6 +195,8 @@ def _infer_on_constants(layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
 
 def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     """`graph.infer`, by the operators that LiteRT has."""
+    if isinstance(layer, InputScale):
+        return args[0] * layer.kernel + layer.bias  # Two operators, each of which rounds.
     is_nearest = registry.passes_through(layer) and isinstance(layer, keras.layers.UpSampling2D)
     if is_nearest:
         return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")

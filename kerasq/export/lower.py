@@ -31,7 +31,7 @@ from kerasq.export.marks import (
     Weighted,
 )
 from kerasq.export.quantization import drop_unread, quantized
-from kerasq.litert import flatbuffer
+from kerasq.litert import flatbuffer, preprocessing
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class _Lowering:
         signature.distinct_names(builder)
         flatbuffer.prune(builder.model)
         builder.model.description = b"kerasq"
+        preprocessing.write(builder.model, signature.preprocessing(wanted))
         return flatbuffer.write(builder.model)
 
     def _is_marker(self, op: schema.OperatorT) -> bool:

@@ -9,6 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from kerasq.export.builder import Builder
 from kerasq.litert import flatbuffer
 from kerasq.litert.flatbuffer import Op
+from kerasq.litert.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Signature:
         input_dtype: "uint8", "float32", or None for the codes of each input's own grid.
         output_dtype: the same choice.
         float_inputs: which inputs stay float in any case.
+        preprocessing: what scales each input in float; left to whoever feeds it integers.
         input_names: names of the inputs in the signature, and of their tensors.
         output_names: names of the outputs in the signature.
         output_layers: the layers that make them, which their tensors are named for.
@@ -27,6 +29,7 @@ class Signature:
     input_dtype: str | None
     output_dtype: str | None
     float_inputs: list[bool]
+    preprocessing: list[Preprocessing | None]
     input_names: list[str]
     output_names: list[str]
     output_layers: list[str]
@@ -54,8 +57,7 @@ def in_order(ends: list[schema.TensorMapT], kind: str) -> list[schema.TensorMapT
 
 def _integer_input(builder: Builder, real: int, name: str, dtype: str | None) -> int:
     """The tensor that takes the codes of an input instead of its values."""
-    # A boundary is all that reads an input on a grid: `quantize_model` puts one there.
-    (op,) = (op for op in builder.ops if real in op.inputs)
+    op = _boundary(builder, real)
     code = int(op.outputs[0])
     end = _typed(builder, code, name, dtype)
     if end == code:
@@ -67,6 +69,22 @@ def _integer_input(builder: Builder, real: int, name: str, dtype: str | None) ->
         version = builder.target.version("QUANTIZE", 8, 8)
         op.opcodeIndex = flatbuffer.code_index(builder.model, Op.QUANTIZE, version)
     return end
+
+
+def _boundary(builder: Builder, real: int) -> schema.OperatorT:
+    """The QUANTIZE behind a float input; operators in front of it, which scale it, go."""
+    # These are all that read it: `quantize_model` puts a boundary behind every input on a grid.
+    (op,) = (op for op in builder.ops if real in op.inputs)
+    if builder.op(op) == "QUANTIZE":
+        return op
+    builder.ops = [other for other in builder.ops if other is not op]
+    return _boundary(builder, int(op.outputs[0]))
+
+
+def preprocessing(wanted: Signature) -> list[Preprocessing | None]:
+    """What whoever feeds the finished model computes of each input."""
+    is_float = wanted.input_dtype == "float32"
+    return [None if is_float else own for own in wanted.preprocessing]
 
 
 def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) -> None:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasq.grid import Grid
-from kerasq.litert import flatbuffer
+from kerasq.litert import flatbuffer, preprocessing
 from kerasq.litert.operators import KERNEL_OPS
+from kerasq.litert.preprocessing import Preprocessing
 
 BOUNDARY_OPS = ("QUANTIZE", "DEQUANTIZE")
 
@@ -25,6 +26,8 @@ class Tensor(NamedTuple):
         bytes: the size of a constant; 0 where it is computed.
         codes: what the integers of a constant are, where fewer bits would hold them: "4-bit codes"
             (up to 5), "powers of two", "3 values a channel"; else empty.
+        preprocessing: of an input that takes the codes of other values than a user has: what makes
+            those of these, a function. `TFLiteModel.predict` calls it; a device has to.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Tensor(NamedTuple):
     type: str
     bytes: int
     codes: str
+    preprocessing: Preprocessing | None = None
 
     @property
     def constant(self) -> bool:
@@ -102,7 +106,8 @@ class Contents:
 def read(model: Any, byte_count: int) -> Contents:
     """What a file of this object form and size holds."""
     graph = model.subgraphs[0]
-    tensors = [_tensor(model, tensor) for tensor in graph.tensors]
+    owns = dict(zip(graph.inputs, preprocessing.read(model), strict=True))
+    tensors = [_tensor(model, tensor, owns.get(i)) for i, tensor in enumerate(graph.tensors)]
     signature = model.signatureDefs[0] if model.signatureDefs else None
     return Contents(
         tensors=tensors,
@@ -112,12 +117,19 @@ def read(model: Any, byte_count: int) -> Contents:
         input_names=_names(tensors, graph.inputs, signature and signature.inputs),
         output_names=_names(tensors, graph.outputs, signature and signature.outputs),
         byte_count=byte_count,
-        # Of buffers, not of tensors: equal constants are one buffer that several tensors share.
-        constant_bytes=sum(len(x.data) for x in model.buffers if x.data is not None),
+        constant_bytes=_constant_bytes(model),
     )
 
 
-def _tensor(model: Any, tensor: Any) -> Tensor:
+def _constant_bytes(model: Any) -> int:
+    """The bytes of all weights and constants."""
+    # Of buffers, not of tensors: equal constants are one buffer that several tensors share.
+    described = {entry.buffer for entry in model.metadata or []}
+    sizes = [0 if x.data is None else len(x.data) for x in model.buffers]
+    return sum(size for i, size in enumerate(sizes) if i not in described)
+
+
+def _tensor(model: Any, tensor: Any, own: Preprocessing | None) -> Tensor:
     return Tensor(
         name=tensor.name.decode(),
         # A scalar may have no shape at all.
@@ -127,6 +139,7 @@ def _tensor(model: Any, tensor: Any) -> Tensor:
         type=flatbuffer.type_name(tensor.type),
         bytes=flatbuffer.byte_count(model, tensor),
         codes=_codes(model, tensor),
+        preprocessing=own,
     )
 
 

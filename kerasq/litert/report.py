@@ -33,8 +33,13 @@ def report(contents: Contents) -> str:
 
 
 def remarks(contents: Contents) -> list[str]:
-    """What computes in float, and which weights are stored wider than they are; a line each."""
-    lines = []
+    """What feeders must compute, what is float, which weights are stored too wide; a line each."""
+    lines = [
+        f"Input {tensor.name!r} takes codes of x * gain + shift, which whoever feeds it computes: "
+        f"see `preprocessing` of `TFLiteModel.inputs[{i}]`, which `predict` calls by itself."
+        for i, tensor in enumerate(contents.inputs)
+        if tensor.preprocessing is not None
+    ]
     if floats := _float_layers(contents):
         layers = [f"{layer} ({_counted(ops)})" for layer, ops in floats.items()]
         lines.append(f"Float operators: {'; '.join(layers)}.")

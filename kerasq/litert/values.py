@@ -66,6 +66,8 @@ def _check_shapes(arrays: list[np.ndarray], tensors: list[Tensor], names: list[s
 
 def codes(values: np.ndarray, tensor: Tensor) -> np.ndarray:
     """What a tensor takes for real values: its codes, or the values in its own type."""
+    if tensor.preprocessing is not None:
+        values = tensor.preprocessing(values)
     if tensor.dtype.kind == "f" or tensor.grid is None:
         return values.astype(tensor.dtype)
     signed = tensor.grid.quantize(values)

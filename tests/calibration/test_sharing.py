@@ -25,19 +25,34 @@ def test_features_of_other_sizes_are_named_with_what_helps(capsys):
     norm = L.Normalization(name="norm")
     norm.adapt(x)
     model = network([norm])
-    q = kerasq.quantize_model(model)
+    q = kerasq.quantize_model(model, preprocessing="integer")
     kerasq.calibrate(q, x)
     printed = capsys.readouterr().out
     assert "Input 'features': 5 of its 7 features (0, 1, 3, 4, 5) lose more than a tenth" in printed
-    advice = {"features": "float", "norm": "float"}
-    assert 'overrides={"features": "float", "norm": "float"}' in printed
+    assert "have 'norm' in front of it: quantize_model(..., preprocessing='float')" in printed
     want = model.predict(x, verbose=0)
     error = np.mean((q.predict(x, verbose=0) - want) ** 2) / np.var(want)
     # The advice is worth it.
-    q = kerasq.quantize_model(model, overrides=advice)
+    q = kerasq.quantize_model(model, preprocessing="float")
+    capsys.readouterr()
     kerasq.calibrate(q, x)
-    assert "features" not in capsys.readouterr().out
+    assert "lose" not in capsys.readouterr().out
     assert np.mean((q.predict(x, verbose=0) - want) ** 2) / np.var(want) < 0.01 * error
+
+
+def test_what_helps_where_more_than_one_layer_reads_the_input(capsys):
+    inputs = keras.Input((7,), name="features")
+    h = L.Concatenate()([L.Rescaling(list(1 / SCALES), name="norm")(inputs), inputs])
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(h)))
+    kerasq.calibrate(q, table())
+    advice = 'overrides={"features": "float", "norm": "float"}'
+    assert f"leave that in float: {advice}." in capsys.readouterr().out
+
+
+def test_what_helps_where_no_layer_scales_the_input(capsys):
+    q = kerasq.quantize_model(network([]))
+    kerasq.calibrate(q, table())
+    assert "or begin it with a Normalization, adapted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("factor", [1.0, 100.0])
@@ -59,3 +74,8 @@ def test_parts_of_a_concatenation_that_get_few_codes(capsys):
     kerasq.calibrate(q, np.random.default_rng(0).normal(size=(64, 8, 8, 1)))
     printed = capsys.readouterr().out
     assert "Layer 'both': what it takes from 'scores' has 1 codes in its grid" in printed
+    # The advice: outputs of their own.
+    model = keras.Model(image, [boxes, scores])
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, np.random.default_rng(0).normal(size=(64, 8, 8, 1)))
+    assert "codes in its grid" not in capsys.readouterr().out

@@ -1,0 +1,59 @@
+"""What whoever feeds a file computes of an input, before its values are put on the grid."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+# The name of the file's metadata that holds it: JSON, a list with an entry for each input.
+METADATA = "kerasq.preprocessing"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Preprocessing:
+    """`x * gain + shift` along the last axis; the input takes the codes of the result.
+
+    Attributes:
+        gain: float32, `(channels,)`.
+        shift: float32, `(channels,)`.
+
+    Example:
+        >>> own = Preprocessing(gain=np.float32([2.0, 0.5]), shift=np.float32([0.0, 1.0]))
+        >>> own(np.array([[1.0, 4.0]]))
+        array([[2., 3.]], dtype=float32)
+    """
+
+    gain: np.ndarray
+    shift: np.ndarray
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """Values in the units of the input's grid, float32, each step rounded once."""
+        return np.asarray(x, np.float32) * self.gain + self.shift
+
+
+def write(model: schema.ModelT, inputs: list[Preprocessing | None]) -> None:
+    """Adds what belongs to the inputs, in their order, to a file; nothing where all are None."""
+    if not any(inputs):
+        return
+    # Python's floats hold float32 numbers, and their digits lead back to them.
+    entries = [own and {"gain": own.gain.tolist(), "shift": own.shift.tolist()} for own in inputs]
+    buffer, metadata = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(json.dumps(entries).encode(), np.uint8)
+    metadata.name, metadata.buffer = METADATA.encode(), len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), metadata]
+
+
+def read(model: schema.ModelT) -> list[Preprocessing | None]:
+    """What belongs to each input of a file."""
+    for metadata in model.metadata or []:
+        if metadata.name.decode() == METADATA:
+            entries = json.loads(bytes(model.buffers[metadata.buffer].data))
+            return [own and _of(**own) for own in entries]
+    return [None for _ in model.subgraphs[0].inputs]
+
+
+def _of(gain: list[float], shift: list[float]) -> Preprocessing:
+    return Preprocessing(gain=np.asarray(gain, np.float32), shift=np.asarray(shift, np.float32))
