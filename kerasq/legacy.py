@@ -135,7 +135,8 @@ def _is_of_keras2(path: pathlib.Path) -> bool:
     if held:
         raise ValueError(
             "A .h5 file must hold no code, which reading it would run. Received: Lambda in "
-            f"{held}. Replace it by a layer or `keras.ops`."
+            f"{held}. Replace it by a layer or `keras.ops`; or, if you trust the file, load it "
+            "with tf_keras and give quantize_model that model."
         )
     return version < "3"
 

@@ -279,7 +279,6 @@ def test_kernels_that_are_variables():
         (lambda x: keras.ops.max(x, axis=-1, initial=0.5), "Max"),
         (lambda x: keras.ops.take(x, [0, 5]), "Take"),
         (lambda x: keras.ops.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)], constant_values=2.0), "Pad"),
-        (lambda x: keras.ops.image.resize(x, (9, 9), interpolation="bicubic"), "Resize"),
         (lambda x: x / np.zeros((1, 6, 6, 1), "float32"), "TrueDivide"),
     ],
 )

@@ -105,5 +105,5 @@ def test_the_loss_of_float16_models_is_scaled_whatever_the_global_policy():
 def test_models_of_16_bit_variables_are_refused():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, L.Dense(2, dtype="float16", name="half")(inputs))
-    with pytest.raises(ValueError, match="'half': needs dtype 'float32', has 'float16'"):
+    with pytest.raises(ValueError, match=r"'half' .*: needs dtype='float32', has 'float16'"):
         kerasq.quantize_model(model)

@@ -202,7 +202,7 @@ ACTIVATIONS = [
 ]
 # Rows with tests of their own, below or in test_graphs.py.
 ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant, "glu"}
-ELSEWHERE |= {layers.ArgMax, layers.ArgMin}
+ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),

@@ -1,5 +1,7 @@
 """What has no integer kernel stays float and is named; an error is what a file cannot have."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -100,7 +102,8 @@ def test_what_no_file_can_have_is_named(capsys):
     y = ops.flip(L.Dense(2, dtype="float64", name="wide")(y), axis=0)
     with pytest.raises(ValueError, match="Every layer must run in a file") as error:
         kerasq.quantize_model(keras.Model(x, [x, y]), overrides={"*": "float", "fine": "w8a8"})
-    assert [line.strip() for line in str(error.value).split("\n")[1:]] == [
+    lines = re.sub(r"'flip\w*'", "'flip'", str(error.value)).split("\n")[1:]
+    assert [line.strip() for line in lines] == [
         "'cubic' (UpSampling2D): TensorFlow's ResizeBicubic is no operator of LiteRT; replace it",
         "'wide' (Dense): needs dtype='float32', has 'float64'; build it with dtype=None",
         "'flip' (Flip): needs to keep the first axis, samples; do it before or behind the model",

@@ -47,7 +47,7 @@ def test_any_choice_is_the_model_quantized_so(make, floats, method):
     x = networks.images(model, 40)
     options = {"metric": "sqnr", "overrides": floats, "steps": None, "target": "litert"}
     bench = Bench(model, x, candidates=CANDIDATES, method=method, **options)
-    for choice in choices(bench.network, 3):
+    for choice in choices(bench.network, 2):
         names = (CANDIDATES[j] for j in choice)
         overrides = dict(zip(bench.network.layers, names, strict=True)) | floats
         q = kerasq.quantize_model(model, overrides=overrides)

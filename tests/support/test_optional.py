@@ -24,7 +24,8 @@ def test_what_is_missing_is_named(package, extra, use, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    h5py.File(tmp_path / "old.h5", "w").close()
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = "{}"
     with pytest.raises(ImportError, match=rf"{package} must be .*pip install 'kerasq\[{extra}\]'"):
         use(networks.mlp(), tmp_path / "old.h5")
 
