@@ -33,6 +33,8 @@ LAYERS = {
     L.Dense: [
         (lambda: L.Dense(5, name="x"), [(7,)]),
         (lambda: L.Dense(1, use_bias=False, name="x"), [(7,)]),
+        (lambda: L.Dense(3, use_bias=False, name="x"), [(4, 1)]),
+        (lambda: L.Dense(3, name="x"), [(1, 1)]),
         (lambda: L.Dense(5, name="x"), [IMAGE]),
     ],
     L.Conv1D: [

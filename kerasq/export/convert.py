@@ -146,11 +146,14 @@ class Marker:
             kernel = (weights.codes * weights.grid.scale).numpy()
             bias = weights.bias.numpy().astype(np.int64)
         x = self._apart(x)
-        # Without the bias, which the lowering takes from the mark: one of a single channel would be
-        # an ADD behind a RESHAPE.
+        # The lowering takes the bias from the mark. Convolutions are converted without: that of one
+        # channel would be an ADD behind a RESHAPE. A product has any bias but 0: without, it would
+        # be a MUL where there is one feature.
+        is_product = wrapper.rule.operator == "FULLY_CONNECTED"
+        any_bias = tf.ones(bias.shape) if is_product else None
         is_scale = isinstance(wrapper.layer, Scale)
         kernel = tf.constant(kernel)
-        y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, None)
+        y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, any_bias)
         mark = marks.Weighted(name=wrapper.name, grid=grid, kernel=weights.grid.numpy(), bias=bias)
         return self._mark(_relu(y, wrapper, grid), mark)
 
