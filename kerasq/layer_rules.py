@@ -185,7 +185,6 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.Cropping1D, L.Cropping2D, L.Cropping3D): Rule(
         operators=("STRIDED_SLICE",), output=Output.PASS_THROUGH
     ),
-    # Smaller images Keras resizes.
     (L.CenterCrop,): Rule(
         operators=("STRIDED_SLICE",),
         output=Output.DECOMPOSED,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasq import convertible, registry
 from kerasq import graph as graphs
@@ -212,6 +213,9 @@ def _complaint(node: graphs.Node) -> str | None:
             "reads a mask that Keras passes beside the tensors, which the file does not have; "
             "build the Embedding with mask_zero=False, and pass a mask as an argument, if need be"
         )
+    # Whoever runs the file chooses the size of its batch.
+    if _mixes_samples(node) or (registry.passes_through(layer) and _moves_samples(node)):
+        return "needs to keep the first axis, samples; do it before or behind the model"
     if not isinstance(layer, keras.Layer):
         return _complaint_of_operation(node)
     # Mixed precision is float32 by now (`graph.read`): what is left has weights of another type.
@@ -222,9 +226,6 @@ def _complaint(node: graphs.Node) -> str | None:
 
 def _complaint_of_operation(node: graphs.Node) -> str | None:
     """As `_complaint`, of an operation of `keras.ops`."""
-    # Whoever runs the file chooses the size of its batch.
-    if registry.passes_through(node.layer) and _moves_samples(node):
-        return "needs to keep the first axis, samples; do it before or behind the model"
     if registry.gives_indices(node.layer) and operations.equal(node, *node.args, name="") is None:
         return f"needs an axis behind that of samples, has axis={node.layer.axis}"
     return None
@@ -244,3 +245,17 @@ def _moves_samples(node: graphs.Node) -> bool:
     axes = range(len(x.shape)) if axis is None else keras.tree.flatten(axis)
     # Sizes that are not known look alike, so axes tell more.
     return x.shape[:1] != y.shape[:1] or any(i % len(x.shape) == 0 for i in axes)
+
+
+def _mixes_samples(node: graphs.Node) -> bool:
+    """Whether a call goes along the first axis, for which a file has its own size."""
+    kind, rank = type(node.layer).__name__, len(node.inputs[0].shape)
+    if kind == "GetItem":
+        key = node.args[1]
+        first = key[0] if isinstance(key, (list, tuple)) and key else key
+        return not (first is Ellipsis or first == slice(None))
+    if kind not in ("Concatenate", "Flip", "Roll", "Softmax"):
+        return False
+    axes = node.layer.axis
+    # None stands for all of them.
+    return axes is None or any(x % rank == 0 for x in np.atleast_1d(axes))

@@ -198,7 +198,8 @@ class _Layer:
         """The result so far."""
         return LayerReport(
             name=self.name,
-            op=self.probe.ops[self.name],
+            # An input that is an output as well, no operator computes.
+            op=self.probe.ops.get(self.name, "-"),
             dtype=self.probe.dtype(self.name),
             max_lsb=self.tally.max_lsb,
             exact=self.tally.share(self.tally.equal),

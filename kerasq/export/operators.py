@@ -20,6 +20,7 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
         return reason
     kind = builder.op(op)
     known = builder.target.operators[kind]
+    _check_curve(builder, op, mark)
     if known.channels is not None:
         return f"{kind} has weights, and the layer gives no grid for them"
     inputs = integer_inputs(builder, op)
@@ -37,6 +38,21 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
         op.builtinOptions.potScaleInt16 = False  # Scales are any real numbers.
     put(builder, op, inputs, mark, 8)
     return None
+
+
+def _check_curve(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """Raises a ValueError where an int16 sigmoid, tanh or softmax would wrap around."""
+    grid, limit = data_grid(builder, op), builder.target.limits.curve_scale
+    if (
+        builder.op(op) in ("LOGISTIC", "TANH", "SOFTMAX")
+        and grid.bits == 16
+        and grid.scale >= limit
+    ):
+        raise ValueError(
+            f"The int16 input of layer {mark.name!r} must have a range below {2**15 * limit:,.0f}, "
+            f"where kernels wrap around. Received: one of scale {grid.scale:.3g}. Scale the data, "
+            "or give the layer 8 bits or 'float' with `overrides`."
+        )
 
 
 def move(builder: Builder, op: schema.OperatorT) -> str | None:

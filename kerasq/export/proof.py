@@ -67,6 +67,12 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
     if not off or target_of(model) is not LITERT:
         return
     where = _fault(model, lite, x, pairs)
+    if where and _mixes_samples(model, x, pairs):
+        raise ValueError(
+            "Layers must compute each sample by itself, since a file has a fixed number of them. "
+            "Received: a model that predicts something else for a sample alone than in a batch. "
+            "Leave the first axis as it is in layers and `keras.ops`, such as flips and sums."
+        )
     if where:
         raise ValueError(
             "A file must compute what its model predicts. Received: outputs that differ in "
@@ -83,6 +89,22 @@ def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list[_Pair]) ->
     if not first and (is_exact or any(pair.is_other() for pair in pairs)):
         return "in no one integer layer"
     return first
+
+
+def _mixes_samples(model: keras.Model, x: Any, pairs: list[_Pair]) -> bool:
+    """Whether outputs of a batch are others than those of its samples."""
+    count = len(keras.tree.flatten(x)[0])
+    alone = [
+        [np.asarray(y) for y in graphs.run(model, part, infer)]
+        for part in (keras.tree.map_structure(lambda v, i=i: v[i : i + 1], x) for i in range(count))
+    ]
+    for pair, parts in zip(pairs, zip(*alone, strict=True), strict=True):
+        joined = np.concatenate(parts)
+        if joined.shape != pair.simulated.shape:
+            return True
+        if dataclasses.replace(pair, computed=joined).off() > 0.0:
+            return True
+    return False
 
 
 def _predictions(model: keras.Model, lite: TFLiteModel, x: Any) -> list[_Pair]:

@@ -86,5 +86,8 @@ LITERT = Target(
         # int8 do on some processors. With the largest bias, `KernelWrapper` keeps them within four
         # times that.
         sums={8: 2.0**29, 16: 2.0**29},
+        # In int32, LOGISTIC and TANH multiply codes by 3 * 4096 times the scale, and SOFTMAX shifts
+        # them by the exponent of 6553.5 times the scale: they wrap around at 5.33 and 5.
+        curve_scale=5.0,
     ),
 )

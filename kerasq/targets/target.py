@@ -24,12 +24,14 @@ class Limits:
             products stay below.
         sums: what products of codes and weights add up to at most, in steps of the output, by bits
             of the activations.
+        curve_scale: what the scale of an int16 input of LOGISTIC, TANH and SOFTMAX stays below.
     """
 
     bias: Mapping[int, float]
     accumulator_bits: Mapping[int, int]
     multiplier: float
     sums: Mapping[int, float]
+    curve_scale: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

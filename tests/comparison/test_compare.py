@@ -281,3 +281,12 @@ def test_reports_are_frozen(residual):
     report = kerasq.compare(q, lite, x=x[:1])
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field"):
         report.max_lsb = 3
+
+
+def test_an_input_that_is_an_output_as_well():
+    x = keras.Input((4,))
+    same = keras.layers.Permute((1,), name="same")(x)
+    q = networks.quantized(keras.Model(x, [same, keras.layers.Dense(3, name="head")(x)]))
+    report = kerasq.compare(q, kerasq.export_tflite(q), x=networks.data(q))
+    assert [layer.op for layer in report.layers] == ["-", "FULLY_CONNECTED"]
+    assert report.exact == 1.0

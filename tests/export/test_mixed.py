@@ -827,3 +827,18 @@ def test_the_export_after_fit_agrees(fitted):
     assert lite.content != exported("interleaved")[2].content
     assert_layers_agree(q, x, lite)
     assert_exact(q, x, lite)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softmax"])
+def test_int16_curves_up_to_where_kernels_wrap_around(activation):
+    x = keras.Input((64,))
+    model = keras.Model(x, keras.layers.Activation(activation, name="curve")(x))
+    values = np.linspace(-1.0, 1.0, 64, dtype="f")[None]
+    for limit, is_legal in ((163_000.0, True), (165_000.0, False)):
+        q = networks.quantized(model, limit * values, scheme="w8a16")
+        if is_legal:
+            found = kerasq.export_tflite(q).predict(limit * values)
+            np.testing.assert_array_equal(found, q(limit * values))
+            continue
+        with pytest.raises(ValueError, match=r"input of layer 'curve' must have a range below 163"):
+            kerasq.export_tflite(q)

@@ -76,3 +76,11 @@ def test_without_calibration_samples_are_random_values_of_the_ranges(tmp_path):
     assert found["words"].dtype == np.int32 and not found["words"].any()
     assert found["a"].shape == (COUNT, 5)
     assert -3.1 < found["a"].min() < -2 and 4 < found["a"].max() < 5.1
+
+
+def test_float_operations_that_mix_samples_are_told():
+    x = keras.Input((5,))
+    y = keras.ops.cumsum(L.Dense(4)(x), axis=0)
+    q = networks.quantized(keras.Model(x, L.Dense(3)(y)))
+    with pytest.raises(ValueError, match=r"must compute each sample by itself.*flips and sums"):
+        kerasq.export_tflite(q)
