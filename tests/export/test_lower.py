@@ -57,6 +57,7 @@ class Traced:
             input_dtype=input_dtype,
             output_dtype=output_dtype,
             float_inputs=[False],
+            preprocessing=[None],
             input_names=["x"],
             output_names=["y"],
             output_layers=["layer"],
