@@ -583,19 +583,18 @@ def test_no_weights_but_the_models_own_stay_in_memory(batch_norm):
 
 
 @pytest.mark.parametrize(
-    ("make", "text"),
+    ("make", "kind"),
     [
-        (lambda x: keras.ops.flip(x), r"\(Flip\): needs to keep samples"),
-        (lambda x: keras.ops.flip(x, axis=0), r"\(Flip\): needs to keep samples"),
-        (lambda x: keras.ops.roll(x, 1, axis=(1, 0)), r"\(Roll\): needs to keep samples"),
-        (lambda x: x[::-1, :], r"\(GetItem\): needs to keep samples"),
-        (lambda x: L.Softmax(axis=0)(x), r"\(Softmax\): needs to keep samples"),
-        (lambda x: keras.ops.softmax(x, axis=0), r"\(Softmax\): needs to keep samples"),
-        (lambda x: L.CenterCrop(4, 7)(x), r"\(CenterCrop\): needs images of at least 4 x 7"),
+        (lambda x: keras.ops.flip(x), "Flip"),
+        (lambda x: keras.ops.flip(x, axis=0), "Flip"),
+        (lambda x: keras.ops.roll(x, 1, axis=(1, 0)), "Roll"),
+        (lambda x: x[::-1, :], "GetItem"),
+        (lambda x: L.Softmax(axis=0)(x), "Softmax"),
+        (lambda x: keras.ops.softmax(x, axis=0), "Softmax"),
     ],
 )
-def test_what_mixes_samples_or_resizes_by_the_way(make, text):
+def test_what_mixes_samples_is_an_error(make, kind):
     x = keras.Input((6, 6, 3))
     model = keras.Model(x, make(L.Conv2D(2, 1)(x)))
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=rf"\({kind}\): needs to keep the first axis, samples"):
         kerasq.quantize_model(model)
