@@ -35,7 +35,7 @@ _ONE = flags.DEFINE_string("one", None, "What a process runs: '<part>;<first>;<c
 # Examples a process, which grows with each model.
 SIZES = {"graphs": 40} | dict.fromkeys(files.FORMATS, 250)
 # Seconds that one example may take.
-LIMIT = 120
+LIMIT = 300
 
 
 def one(part: str, first: int, count: int) -> None:
