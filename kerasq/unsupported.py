@@ -213,6 +213,8 @@ def _complaint(node: graphs.Node) -> str | None:
             "reads a mask that Keras passes beside the tensors, which the file does not have; "
             "build the Embedding with mask_zero=False, and pass a mask as an argument, if need be"
         )
+    if any(0 in y.shape for y in node.outputs):
+        return "needs to leave values, has none; leave it out"
     # Whoever runs the file chooses the size of its batch.
     if _mixes_samples(node) or (registry.passes_through(layer) and _moves_samples(node)):
         return "needs to keep the first axis, samples; do it before or behind the model"

@@ -598,3 +598,10 @@ def test_what_mixes_samples_is_an_error(make, kind):
     model = keras.Model(x, make(L.Conv2D(2, 1)(x)))
     with pytest.raises(ValueError, match=rf"\({kind}\): needs to keep the first axis, samples"):
         kerasq.quantize_model(model)
+
+
+def test_a_slice_that_leaves_nothing_is_an_error():
+    x = keras.Input((6, 6, 3))
+    model = keras.Model(x, L.Conv2D(2, 1)(x)[:, 6:])
+    with pytest.raises(ValueError, match=r"\(GetItem\): needs to leave values, has none"):
+        kerasq.quantize_model(model)
