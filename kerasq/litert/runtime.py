@@ -177,7 +177,18 @@ class TFLiteModel:
             with self._accepted("run"):
                 self._interpreter.invoke()
             # `get_tensor` copies, so that the next call does not change what was yielded.
-            yield [self._interpreter.get_tensor(index) for index in outputs]
+            found = [self._interpreter.get_tensor(index) for index in outputs]
+            self._check_shapes(found)
+            yield found
+
+    def _check_shapes(self, found: list[np.ndarray]) -> None:
+        """Raises a ValueError where a damaged file tells other shapes than kernels have written."""
+        said = [tensor.shape for tensor in self.outputs]
+        if [y.shape for y in found] != said:
+            raise ValueError(
+                f"Outputs must have the shapes that the file says, {said}. "
+                f"Received: {[y.shape for y in found]}. Export it again."
+            )
 
     def evaluate(self, data: Any, metrics: list | dict[str, list]) -> dict[str, float]:
         """Keras metrics of the model's predictions.

@@ -106,3 +106,11 @@ def test_damage(content, damage, message):
 def test_sound_files(content):
     verify(flatbuffer.read(content))
     assert kerasq.TFLiteModel(content).content == content
+
+
+def test_an_output_of_another_shape(content):
+    model = flatbuffer.read(content)
+    tensor(model, b"label").shape = np.array([1, 0], np.int32)
+    with pytest.raises(ValueError, match=r"shapes that the file says.*Received: .*Export it again"):
+        lite = kerasq.TFLiteModel(flatbuffer.write(model))
+        lite.predict([np.zeros((1, *x.shape[1:]), "f") for x in lite.inputs])
