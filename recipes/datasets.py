@@ -18,6 +18,7 @@ from kerasq.support.progress import track
 
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+_CLASSES = 1_000_000  # that labels may count; each gets a name
 _HELD_OUT = 0.1  # share of the training images that epochs are judged by
 
 
@@ -178,23 +179,32 @@ def _npz(path: Path) -> Dataset:
             f"which is {'a folder' if path.is_dir() else 'another, or damaged'}. Write one with "
             "np.savez."
         )
+    found = _archived(path)
+    missing = [name for name in _NPZ_ARRAYS if name not in found]
+    if missing:
+        raise ValueError(
+            f"A .npz data set must hold {', '.join(_NPZ_ARRAYS)}. Received: {path.name} with "
+            f"{', '.join(found)}; missing: {', '.join(missing)}."
+        )
+    x_train, y_train, x_test, y_test = (found[name] for name in _NPZ_ARRAYS)
+    return _dataset("npz", (x_train, y_train), (x_test, y_test))
+
+
+def _archived(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy archive, by name."""
     try:
         with np.load(path) as archive:
-            missing = [name for name in _NPZ_ARRAYS if name not in archive]
-            found = [archive[name] for name in _NPZ_ARRAYS if name not in missing]
-            names = archive.files
+            found = {name: archive[name] for name in archive.files}
+        # Of a member that is no array, NumPy returns the bytes.
+        others = [name for name, values in found.items() if not isinstance(values, np.ndarray)]
+        if others:
+            raise ValueError(f"{', '.join(others)} are no arrays")
     except Exception as error:  # NumPy and zipfile raise errors of any kind on damaged files.
         raise ValueError(
             f"A .npz data set must be readable. Received: {path}: {error}. Arrays of Python "
             "objects are not read. Write it again with np.savez."
         ) from error
-    if missing:
-        raise ValueError(
-            f"A .npz data set must hold {', '.join(_NPZ_ARRAYS)}. Received: {path.name} with "
-            f"{', '.join(names)}; missing: {', '.join(missing)}."
-        )
-    x_train, y_train, x_test, y_test = found
-    return _dataset("npz", (x_train, y_train), (x_test, y_test))
+    return found
 
 
 def _image_folder(path: Path, size: int | None = None) -> Dataset:
@@ -327,6 +337,11 @@ def _labels(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"Labels of dataset={name!r} must be integers >= 0, one for each image. Received: "
             f"shape={y.shape}, dtype={y.dtype} for {len(x)} images."
+        )
+    if y.max() >= _CLASSES:
+        raise ValueError(
+            f"Labels of dataset={name!r} must be below {_CLASSES:,}. Received: {y.max()}. Count "
+            "classes from 0."
         )
     return y.astype("int32")
 

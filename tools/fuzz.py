@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ _LOG = flags.DEFINE_string("log", "runs/fuzz.jsonl", "A line a process; where to
 _ONE = flags.DEFINE_string("one", None, "What a process runs: '<part>;<first>;<count>'.")
 # Examples a process, which grows with each model.
 SIZES = {"graphs": 40} | dict.fromkeys(files.FORMATS, 250)
+# Bytes of addresses that a process may have, of which TensorFlow alone takes a third.
+MEMORY = 2**34
 # Seconds that one example may take.
 LIMIT = 300
 
@@ -41,6 +44,8 @@ LIMIT = 300
 def one(part: str, first: int, count: int) -> None:
     """Examples from a number on."""
     tally = checks.Tally()
+    # What a damaged file asks for must not take the memory of the machine.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
     def before(example: str) -> None:
         tally.running = example

@@ -1,3 +1,5 @@
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -156,6 +158,7 @@ def test_unreadable_image(tmp_path, kept):
         ({"y_test": None}, r"must hold x_train.*missing: y_test"),
         ({"y_train": np.zeros(3, int)}, r"one for each image.*shape=\(3,\).*for 4 images"),
         ({"y_train": np.zeros(4)}, r"must be integers.*dtype=float64"),
+        ({"y_train": np.array([0, 1, 2**40, 1])}, r"must be below 1,000,000.*1099511627776"),
         ({"x_test": np.zeros((2, 9, 9))}, r"must have one shape.*\(3, 2, 1\) and \(9, 9, 1\)"),
         ({"x_train": np.zeros((4, 3))}, r"non-empty array.*shape=\(4, 3\)"),
     ],
@@ -171,6 +174,13 @@ def test_npz_of_objects_or_damaged(tmp_path):
     with pytest.raises(ValueError, match=r"must be readable.*d\.npz.*Arrays of Python objects"):
         datasets.load("npz", tmp_path / "d.npz")
     write_npz(tmp_path / "d.npz")
+    with zipfile.ZipFile(tmp_path / "d.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"x" + data[1:] if name == "y_test.npy" else data)
+    with pytest.raises(ValueError, match=r"must be readable.*bytes\.npz: y_test are no arrays"):
+        datasets.load("npz", tmp_path / "bytes.npz")
     content = bytearray((tmp_path / "d.npz").read_bytes())
     content[60:100] = bytes(40)
     (tmp_path / "d.npz").write_bytes(content)
