@@ -191,6 +191,13 @@ def distributed_fits(layer: keras.layers.TimeDistributed, x: Any, **kwargs: Any)
     return type(layer.layer) is L.Dense and layer.layer.activation in _KNOWN
 
 
+def norm_fits(layer: keras.layers.UnitNormalization, x: Any, **kwargs: Any) -> bool:
+    """Whether a UnitNormalization is over one axis of a sample."""
+    del kwargs
+    axes = {axis % len(x.shape) for axis in keras.tree.flatten(layer.axis)}
+    return len(axes) == 1 and 0 not in axes
+
+
 def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:
     """Whether a Dot contracts one axis of two sequences, or of two vectors."""
     del kwargs

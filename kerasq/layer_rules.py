@@ -13,6 +13,7 @@ from kerasq.layers import (
     ArgMin,
     Constant,
     Deviation,
+    Divide,
     Einsum,
     Function,
     Gelu,
@@ -43,6 +44,7 @@ def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
 # The kernels know no other grid for these outputs (LiteRT 8-bit quantization specification).
 _PROBABILITY = _fixed(1 / 256, -128)
 _SIGNED = _fixed(1 / 128, 0)
+_LOGARITHM = {8: Grid(scale=np.float32(1 / 16), zero_point=np.int32(127))}
 
 # Keras 3.10 does not have them.
 ADAPTIVE_AVERAGE, ADAPTIVE_MAX = (
@@ -107,6 +109,11 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.Subtract,): Rule(operators=("SUB",), output=Output.LEARNED),
     # Under a mask Keras puts 1 in the place of what it leaves out.
     (L.Multiply,): Rule(operators=("MUL",), output=Output.LEARNED, reads_mask=True),
+    (Divide,): Rule(
+        operators=("CAST", "ADD", "GATHER", "MUL"),
+        output=Output.DECOMPOSED,
+        note="a reciprocal by Function, and Multiply",
+    ),
     (L.Maximum,): Rule(operators=("MAXIMUM",), output=Output.LEARNED),
     (L.Minimum,): Rule(operators=("MINIMUM",), output=Output.LEARNED),
     (L.Average,): Rule(
@@ -270,12 +277,17 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="MUL where there is more than one slope a channel",
     ),
     (L.ELU,): Rule(
-        operators=("ELU",), output=Output.LEARNED, note="with another alpha than 1 Function"
+        operators=("ELU",),
+        output=Output.LEARNED,
+        tabled=True,
+        note="with another alpha than 1, and on int16, Function",
     ),
     (Gelu,): Rule(
         operators=("GELU",),
         output=Output.LEARNED,
         options=lambda layer: ("GeluOptions", {"approximate": layer.approximate}),
+        tabled=True,
+        note="on int16 Function",
     ),
     (L.Softmax,): Rule(
         operators=("SOFTMAX",),
@@ -284,6 +296,14 @@ RULES: dict[tuple[type, ...], Rule] = {
         reads_mask=True,
         fits=fits.softmax_fits,
         note="without a mask; between Permute and Reshape unless over the last axis",
+    ),
+    (L.UnitNormalization,): Rule(
+        operators=("L2_NORMALIZATION",),
+        output=Output.FIXED,
+        grids={8: _SIGNED[8]},
+        options=lambda _: ("L2NormOptions", {}),
+        fits=fits.norm_fits,
+        note="one axis, behind a Permute where it is not the last; else float",
     ),
     (Constant,): Rule(
         operators=("QUANTIZE",), output=Output.LEARNED, note="no op: a tensor of the file"
@@ -351,7 +371,6 @@ RULES: dict[tuple[type, ...], Rule] = {
         L.RMSNormalization,
         L.RNN,
         L.SimpleRNN,
-        L.UnitNormalization,
     ): Rule(operators=(), output=Output.FLOAT),
     (L.AdditiveAttention,): Rule(operators=(), output=Output.FLOAT, reads_mask=True),
 }
@@ -412,12 +431,20 @@ ACTIVATIONS: dict[str, Rule] = {
     "relu": LAYERS[L.ReLU],
     "relu6": LAYERS[L.ReLU],
     "softmax": LAYERS[L.Softmax],
+    "log_softmax": Rule(
+        operators=("LOG_SOFTMAX",),
+        output=Output.FIXED,
+        grids=_LOGARITHM,
+        note="smaller values than -15.9 are cut",
+    ),
     "elu": LAYERS[L.ELU],
     "sigmoid": Rule(operators=("LOGISTIC",), output=Output.FIXED, grids=_PROBABILITY),
     "gelu": Rule(
         operators=("GELU",),
         output=Output.LEARNED,
         options=lambda _: ("GeluOptions", {"approximate": False}),
+        tabled=True,
+        note="on int16 Function",
     ),
     "exponential": Rule(
         operators=("EXP",), output=Output.LEARNED, options=lambda _: ("ExpOptions", {})

@@ -188,6 +188,15 @@ class Einsum(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class Divide(keras.layers.Layer):
+    """The quotient of two tensors, `x[0] / x[1]`."""
+
+    def call(self, x: Any) -> Any:
+        """The quotients."""
+        return x[0] / x[1]
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Gelu(keras.layers.Layer):
     """The Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 

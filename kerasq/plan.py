@@ -164,12 +164,23 @@ class Plan:
         is_scaled = any(isinstance(y.layer, InputScale) for y in self.graph.consumers(x))
         return FLOAT_BITS if is_scaled else self.input_bits(x)
 
+    def _scheme_name(self, node: graphs.Node) -> str:
+        """The scheme of the user's layer, at int8 where the operator has no int16 kernel."""
+        name, rule = self.schemes[node.source.name], registry.find(node.layer)
+        if rule is None or resolve(name).activation_bits != 16 or not rule.operators:
+            return name
+        op = rule.operator_at(16)
+        has_none = op in self.target.operators and not self.target.has_int16(op)
+        return name.replace("a16", "a8") if has_none else name
+
     def _scheme(self, node: graphs.Node) -> Scheme:
-        return resolve(self.schemes[node.source.name])
+        return resolve(self._scheme_name(node))
 
     def _op(self, node: graphs.Node) -> str:
         rule = registry.find(node.layer)
-        return "-" if rule is None or node.layer.name in self.floats else rule.operator
+        if rule is None or node.layer.name in self.floats:
+            return "-"
+        return rule.operator_at(self._scheme(node).code_bits)
 
     def _kind(self, node: graphs.Node) -> Kind:
         if id(node) in self._fusions.into:
@@ -191,7 +202,7 @@ class Plan:
         return Call(
             kind=kind,
             op=op,
-            scheme=self.schemes[node.source.name],
+            scheme=self._scheme_name(node),
             reads=tuple(reads),
             writes=self._writes(node, kind, reads),
             batch_norm=self._fusions.norms.get(id(node)),
@@ -262,35 +273,15 @@ class Plan:
                     "A convolution in groups must have 8-bit weights. Received: layer "
                     f"{name!r} at {call.scheme!r}. Give it another scheme."
                 )
-            if missing == "int16":
-                near = [x for y in node.inputs for x in self._before(y, name)]
-                near += self._behind(node, name)
-                names = {x.source.name for x in near if self.target.has_int16(self[x].op)}
-                raise ValueError(
-                    f"A layer at {call.scheme!r} must have an int16 kernel. Received: layer "
-                    f"{name!r}, whose operator {call.op} has none here. Give it 'w8a8' "
-                    f"or 'float', and int16 to a neighbour instead: {sorted(names)}."
-                )
 
-    def _is_other(self, node: graphs.Node, name: str) -> bool:
-        """Whether a call is an operator of another layer of the user's than `name`."""
-        return self[node].kind is Kind.INTEGER and node.source.name != name
-
-    def _before(self, x: keras.KerasTensor, name: str) -> list[graphs.Node]:
-        """The nearest operators before a tensor that belong to other layers."""
-        # None for an input of the model, and for a part of several outputs: they end the search.
-        nodes = [node for node in self.graph.nodes if node.output is x]
-        if nodes and self._is_other(nodes[0], name):
-            return nodes
-        return [found for node in nodes for y in node.inputs for found in self._before(y, name)]
-
-    def _behind(self, node: graphs.Node, name: str) -> list[graphs.Node]:
-        """The nearest operators behind a call that belong to other layers."""
-        found = []
-        for reader in self.graph.consumers(node.output):
-            other = self._is_other(reader, name)
-            found += [reader] if other else self._behind(reader, name)
-        return found
+    def narrowed(self) -> list[str]:
+        """What to print of operators that run at int8 where their scheme says int16."""
+        nodes = [x for x in self.graph.nodes if self[x].kind is Kind.INTEGER]
+        return [
+            f"{x.layer.name!r} ({self[x].op})"
+            for x in nodes
+            if self[x].scheme != self.schemes[x.source.name]
+        ]
 
     def check_overrides(self, named: Mapping[Any, Iterable[str]]) -> None:
         """Raises a ValueError where a key only fits layers without a scheme of their own.

@@ -106,6 +106,8 @@ def quantize_model(
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
     plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target)
+    if narrow := plan.narrowed():
+        print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
     quantized = wrap(plan, range_gradient, weights)
     if not ranged(quantized):
         raise ValueError(

@@ -64,6 +64,7 @@ def register_layer(
         channels=channels,
         grids={output.bits: output} if isinstance(output, Grid) else {},
         options=model.options,
+        tabled=model.tabled,
         note="registered",
     )
 
@@ -213,7 +214,7 @@ def _activations(row: Rule) -> str:
     """The widths of a layer's activations, in words."""
     if row.output == Output.FLOAT:
         return "float32"
-    has_int16 = all(OPERATORS[op].int16 is not None for op in row.operators)
+    has_int16 = row.tabled or all(OPERATORS[op].int16 is not None for op in row.operators)
     # What moves codes moves any: by other operators, if need be (`export.blocks`).
     return "int8, int16" if has_int16 or row.output == Output.PASS_THROUGH else "int8"
 

@@ -233,7 +233,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         codes = keras.tree.flatten(inputs)
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
-        codes = self.target.run(self.rule.operator, self.layer, codes, grids, out)
+        operator = self.rule.operator_at(out.bits)
+        codes = self.target.run(operator, self.layer, codes, grids, out)
         return self._clamped(codes) * out.scale
 
     def _clamped(self, codes: tf.Tensor) -> tf.Tensor:

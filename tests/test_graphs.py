@@ -751,3 +751,54 @@ def test_a_loss_of_variables_alone_stays_in_a_float_layer(capsys):
     q(np.ones((3, 4), "float32"), training=True)
     kernel = model.get_layer("own").dense.kernel.numpy()
     assert [float(x) for x in q.losses] == pytest.approx([kernel.sum()])
+
+
+def quotients(ops):
+    """A tensor by another, a map by constants, and a number by a tensor; lengths and logarithms."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 3), name="x")
+    y = L.Dense(3, name="dense")(x)
+    below = ops.abs(x) + 1.0
+    table = np.random.default_rng(1).uniform(0.5, 1.0, (1, 4, 3)).astype("float32")
+    outputs = [y / below, y / table, 3.0 / below, ops.normalize(y, axis=-2), ops.log_softmax(y)]
+    return keras.Model(x, outputs)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_quotients(scheme, capsys):
+    model = quotients(keras.ops)
+    x = np.random.default_rng(0).normal(size=(48, 4, 3)).astype("float32")
+    q = exact(model, x, scheme=scheme)
+    printed = capsys.readouterr().out
+    assert "Stay in float" not in printed
+    narrow = {"w8a8": [], "w8a16": ["(L2_NORMALIZATION)", "(LOG_SOFTMAX)"]}[scheme]
+    assert [name for name in ("(L2_NORMALIZATION)", "(LOG_SOFTMAX)") if name in printed] == narrow
+    assert q.outputs[0].shape == (None, 4, 3)
+
+
+def test_a_quotient_by_what_is_rounded_to_0():
+    """LiteRT's own DIV would end the run with an error."""
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, x / keras.ops.square(x))
+    values = np.random.default_rng(0).uniform(0.1, 4.0, (48, 4)).astype("float32")
+    q = networks.quantized(model, values)
+    lite = kerasq.export_tflite(q)
+    values[:, 0] = 0.0
+    np.testing.assert_array_equal(q.predict_on_batch(values), lite.predict(values))
+    assert np.isfinite(lite.predict(values)).all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: keras.ops.normalize(x, axis=-1, order=1),
+        lambda x: keras.ops.normalize(x, epsilon=0.5),
+        lambda x: keras.ops.log_softmax(x, axis=1),
+        lambda x: L.UnitNormalization(axis=[1, 2])(x),
+    ],
+)
+def test_what_those_kernels_do_not_compute_stays_float(function, capsys):
+    x = keras.Input((4, 3), name="x")
+    model = keras.Model(x, function(L.Dense(3)(x)))
+    lite = kerasq.export_tflite(networks.quantized(model))
+    assert "Stay in float" in capsys.readouterr().out and lite.float_ops

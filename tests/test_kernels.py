@@ -521,6 +521,25 @@ def test_softmax_at_random_scales(seed):
         assert_agrees(simulate("SOFTMAX", layer, [x], [source], PROBABILITY), content, x)
 
 
+@pytest.mark.parametrize("depth", [1, 3, 64, 9000])
+@pytest.mark.parametrize("name", ["LOG_SOFTMAX", "L2_NORMALIZATION"])
+def test_log_softmax_and_unit_norm(name, depth):
+    rng = np.random.default_rng(depth)
+    layer, kind = {
+        "LOG_SOFTMAX": (keras.layers.Activation("log_softmax"), "LogSoftmaxOptions"),
+        "L2_NORMALIZATION": (keras.layers.UnitNormalization(), "L2NormOptions"),
+    }[name]
+    out = registry.rule(layer).grids[8]
+    for scale in 2.0 ** rng.uniform(-8, 1, 4):
+        source = grid(scale, rng.integers(-128, 128))
+        spread = 2.0 ** rng.uniform(0, 7, (200, 1))
+        x = np.clip(rng.normal(source.zero_point, spread, (200, depth)), -128, 127).astype(np.int8)
+        x[0] = source.zero_point  # Of length 0.
+        operands = [Tensor(x.shape, source), Tensor(x.shape, out)]
+        content = build(getattr(Op, name), 2, operands, kind=kind)
+        assert_agrees(simulate(name, layer, [x], [source], out), content, x)
+
+
 @pytest.mark.parametrize(("name", "code"), [("sigmoid", Op.LOGISTIC), ("tanh", Op.TANH)])
 @pytest.mark.parametrize("seed", range(6))
 def test_pointwise_functions(name, code, seed):

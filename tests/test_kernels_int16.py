@@ -150,6 +150,34 @@ def test_sigmoid_and_tanh(operator, seed):
     assert_agrees(found, content, CODES, at_most=0)
 
 
+@pytest.mark.parametrize("slope", [0.1, 0.3, 1.7, -0.2])
+def test_leaky_relu(slope):
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        source = wide(real_scale(rng))
+        out = wide(source.scale * 2.0 ** rng.uniform(-2, 3))
+        operands = [tensor(CODES.shape, source), tensor(CODES.shape, out)]
+        content = build(Op.LEAKY_RELU, 2, operands, kind="LeakyReluOptions", alpha=slope)
+        layer = keras.layers.LeakyReLU(0.5)
+        layer.negative_slope = slope  # Keras refuses negative ones.
+        found = simulate("LEAKY_RELU", layer, [CODES], [source], out)
+        assert_agrees(found, content, CODES, at_most=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exponential(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        source = wide(real_scale(rng, -16, -11))
+        top = np.exp(min(source.scale * 2**15, 20.0))
+        out = wide(top * rng.uniform(0.1, 1.5) / 2**15)
+        content = build(
+            Op.EXP, 2, [tensor(CODES.shape, source), tensor(CODES.shape, out)], kind="ExpOptions"
+        )
+        found = simulate("EXP", None, [CODES], [source], out)
+        assert_agrees(found, content, CODES, at_most=0)
+
+
 def weighted_case(name, shape, channel_axis, x, bits, weight_bits, seed):
     """A flatbuffer with one kernel; its accumulators' function, grids and weights."""
     rng = np.random.default_rng(seed)

@@ -196,15 +196,19 @@ LAYERS = {
         cls: [(lambda cls=cls: cls(2, name="x"), [(*(6,) * int(cls.__name__[-2]), 3)])]
         for cls in (*layer_rules.ADAPTIVE_AVERAGE, *layer_rules.ADAPTIVE_MAX)
     },
+    L.UnitNormalization: [
+        (lambda: L.UnitNormalization(name="x"), [(9,)]),
+        (lambda: L.UnitNormalization([2], name="x"), [IMAGE]),
+    ],
 }
 ACTIVATIONS = [
-    *("relu", "relu6", "softmax", "elu", "sigmoid", "tanh"),
+    *("relu", "relu6", "softmax", "log_softmax", "elu", "sigmoid", "tanh"),
     *("gelu", "exponential", "hard_silu", "silu", "hard_sigmoid"),
     *layer_rules.FUNCTIONS,
 ]
 # Rows with tests of their own, below or in test_graphs.py.
 ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant, "glu"}
-ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin}
+ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin, layers.Divide}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),
@@ -219,7 +223,6 @@ FLOATS = {
     L.RMSNormalization: (lambda x: L.RMSNormalization(name="x")(x), IMAGE),
     L.RNN: (lambda x: L.RNN(L.GRUCell(3), name="x")(x), SEQUENCE),
     L.SimpleRNN: (lambda x: L.SimpleRNN(3, name="x")(x), SEQUENCE),
-    L.UnitNormalization: (lambda x: L.UnitNormalization(name="x")(x), IMAGE),
 }
 # Rows without an operator of their own: tested behind or before a Dense.
 WITHOUT_OP = {
@@ -243,6 +246,7 @@ IDENTITIES = [
 SHAPES = {"RESHAPE", "TRANSPOSE"}
 # LiteRT 8-bit quantization specification: scale and zero point of the output.
 SPECIFIED = {"SOFTMAX": (1 / 256, -128), "LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
+SPECIFIED |= {"LOG_SOFTMAX": (1 / 16, 127), "L2_NORMALIZATION": (1 / 128, 0)}
 # LiteRT 2.3 has no reference kernel for these: a file that needs one is refused.
 WITHOUT_REFERENCE = {"ELU"}
 # The same specification: "input and outputs must all have same scale/zero_point".
@@ -369,7 +373,9 @@ def test_contract(make, shapes, row):
         [grid.scale, *(tensor.grid.scale for tensor in lite.inputs)]
     )
     if row not in ("hard_shrink", "soft_shrink"):  # They jump.
-        np.testing.assert_allclose(simulated, model.predict_on_batch(x), atol=tolerance)
+        want = model.predict_on_batch(x)
+        want = np.maximum(want, grid.low) if rule.op == "LOG_SOFTMAX" else want
+        np.testing.assert_allclose(simulated, want, atol=tolerance)
     assert len(np.unique(simulated)) > 10
 
 
@@ -508,9 +514,10 @@ def test_table_has_every_row():
     assert rows["Activation('tanh')"] == [
         *("Activation('tanh')", "TANH", "fixed", "int8, int16", "", "")
     ]
-    assert rows["ELU"] == ["ELU", "ELU", "range", "int8", "", "with another alpha than 1 Function"]
+    condition = "with another alpha than 1, and on int16, Function"
+    assert rows["ELU"] == ["ELU", "ELU", "range", "int8, int16", "", condition]
     assert rows["LSTM"] == ["LSTM", "-", "float", "float32", "", ""]
-    assert rows["Activation('elu')"][1:4] == ["ELU", "range", "int8"]
+    assert rows["Activation('elu')"][1:4] == ["ELU", "range", "int8, int16"]
 
 
 class Blur(L.Layer):

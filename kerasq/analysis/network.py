@@ -96,7 +96,9 @@ class Network:
         """Whether the target has kernels for a layer at a scheme."""
         bits = self.schemes[scheme]
         parts = self.parts(self.layers[layer])
-        return not any(plan.lacks(x.target, x.layer, x.rule.operator, bits) for x in parts)
+        return not any(
+            plan.lacks(x.target, x.layer, x.rule.operator_at(bits.code_bits), bits) for x in parts
+        )
 
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""

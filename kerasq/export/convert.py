@@ -164,17 +164,17 @@ def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:
         with tf.init_scope():
             codes = grid.quantize(wrapper.layer.value.numpy()[None])
         return marks.Constant(name=wrapper.name, grid=grid, codes=codes)
-    if wrapper.rule.operator == "GATHER":
+    operator = wrapper.rule.operator_at(grid.bits)
+    if operator == "GATHER":
         return marks.LookedUp(name=wrapper.name, grid=grid, table=_table(wrapper, grid))
     if wrapper.rule.options is not None:
         options = wrapper.rule.options(wrapper.layer)
-        operator = wrapper.rule.operator
         return marks.Emitted(name=wrapper.name, grid=grid, op=operator, options=options)
     return None
 
 
 def _table(wrapper: QuantizeWrapper, grid: Grid) -> np.ndarray:
-    """What the target's kernel makes of every code of the input: codes, `(256,)`."""
+    """What the target's kernel makes of every code of the input: codes, `(2^bits,)`."""
     with tf.init_scope():
         (source,) = wrapper.input_grids()
         every = tf.range(source.qmin, source.qmax + 1, dtype=tf.float32)

@@ -60,7 +60,7 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
 
 
 def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """CONV_2D and DEPTHWISE_CONV_2D on int16, where sums are int64."""
+    """CONV_2D, DEPTHWISE_CONV_2D and TRANSPOSE_CONV on int16, where sums are int64."""
     return clip(multiply_15_bits(total, _multiplier(grid, weights, out)), out)
 
 

@@ -1,13 +1,18 @@
-"""The operators whose rounding is one and the same on int8 and int16."""
+"""The operators whose rounding is one and the same on int8 and int16, and lookup tables."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
 from kerasq.kernels import codes as real_codes
 from kerasq.kernels.codes import clip
-from kerasq.kernels.fixed_point import multiply_rounding_twice
-from kerasq.kernels.floats import float32, float64
+from kerasq.kernels.fixed_point import int64, multiply_rounding_twice
+from kerasq.kernels.floats import float32, float64, product, quotient
+from kerasq.layers import Function, Gelu
+
+# Layers that compute in the type of what they are given, as long as nobody casts it before.
+_OF_ANY_TYPE = (Function, Gelu, keras.layers.ELU, keras.layers.Activation)
 
 
 def quantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -39,3 +44,40 @@ def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) 
     mean = tf.nn.avg_pool(stored, layer.pool_size, layer.strides, layer.padding.upper())
     rounded = tf.sign(mean) * tf.floor(tf.abs(mean) + 0.5)
     return float32(rounded) - out.zero_point
+
+
+def slopes(layer: keras.Layer, grid: Grid, out: Grid) -> tuple[tf.Tensor, tf.Tensor]:
+    """The multipliers of LEAKY_RELU from zero on and below, float64."""
+    ratio = float64(grid.scale / out.scale)
+    # That of negative values is float32 from the file on, and after each step.
+    scaled = product(grid.scale, np.float32(layer.negative_slope))
+    return ratio, float64(quotient(scaled, out.scale))
+
+
+def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """LEAKY_RELU of LiteRT itself: gemmlowp's rule with either slope."""
+    ratio, slope = slopes(layer, grids[0], out)
+    x = float64(codes[0])
+    # Multipliers must be positive: the sign goes around, and 1e-300 stands for a slope of 0.
+    multiplier = tf.where(x >= 0.0, ratio, tf.abs(slope))
+    size = multiply_rounding_twice(x, tf.maximum(multiplier, 1e-300))
+    return clip(tf.where(x >= 0.0, size, size * int64(tf.sign(slope))), out)
+
+
+def lookup(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """CAST, ADD of the number of negative codes, and GATHER from the table."""
+    # Codes start at -2^(bits - 1), the indices of GATHER at 0.
+    stored = codes[0] + float32(grids[0].zero_point)
+    index = tf.cast(stored - float(grids[0].qmin), tf.int32)
+    return tf.gather(_table(layer, grids[0], out), index)
+
+
+def _table(layer: keras.Layer, grid: Grid, out: Grid) -> tf.Tensor:
+    """Centred codes of a function of each value alone, for every code of the input."""
+    codes = tf.range(float(grid.qmin), float(grid.qmax + 1)) - float32(grid.zero_point)
+    x = codes * grid.scale
+    # In float32 compilers differ in the last bit of an exponential, on which codes of 16 bits hang.
+    y = layer.call(float64(x)) if isinstance(layer, _OF_ANY_TYPE) else float64(layer(x))
+    # A logarithm of codes that no datum led to is NaN, which no code stands for.
+    y = tf.where(tf.math.is_nan(y), tf.zeros_like(y), y)
+    return clip(tf.round(y / float64(out.scale)), out)

@@ -78,7 +78,13 @@ def multiply_rounding_twice(
             (the vectorized ones).
         count: what the multiplier is divided by.
     """
-    mantissa, exponent = divide(*decompose(real), count)
+    return multiply_mantissa(x, *divide(*decompose(real), count), ties)
+
+
+def multiply_mantissa(
+    x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor, ties: str = "away"
+) -> tf.Tensor:
+    """`multiply_rounding_twice` by `mantissa * 2^(exponent - 31)`, a mantissa of up to 31 bits."""
     # Multipliers above 1 shift the values up before, those below 1 the result down after.
     left, right = tf.maximum(exponent, 0), tf.maximum(-exponent, 0)
     doubled = int64(x) * power_of_two(left) * mantissa
@@ -108,3 +114,29 @@ def multiply_15_bits(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     # 48-bit sums times 15 bits fit int64. Rounding may not reach 2^15, which is not 15 bits.
     short = tf.minimum(short, 2**15 - 1)
     return shift_right_half_up(int64(x) * short, 15 - exponent)
+
+
+def inverse_root(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mantissa and exponent of `1 / sqrt(x)` for integers: five steps of Newton's method.
+
+    Source: LiteRT, kernels/internal/common.h (`GetInvSqrtQuantizedMultiplierExp`).
+    """
+    is_small, x = x <= 1, tf.maximum(x, 2)
+    # x times a power of 4 that gives it 28 or 29 bits.
+    pairs = (28 - exponent_of(float64(x))) // 2
+    scaled = shift_right(x * power_of_two(2 * tf.maximum(pairs, 0)), 2 * tf.maximum(-pairs, 0))
+    # Of 31 bits, 28 are fractions.
+    whole = shift_right(scaled, 1)
+    half, y = shift_right_half_up(whole, int64(1)), tf.ones_like(x) * 2**28
+    for _ in range(5):
+        cube = _high(_high(y, y), y) * 2**6
+        y = (_high(int64(3 * 2**27), y) - _high(half, cube)) * 2**3
+    y, exponent = _high(y, int64(round(2**30.5))), pairs - 11
+    y *= power_of_two(tf.maximum(exponent, 0))
+    full = int64(2**31 - 1)
+    return tf.where(is_small, full, y), tf.where(is_small, int64(0), tf.minimum(exponent, 0))
+
+
+def _high(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """`a * b / 2^31` of positive numbers, rounded half up."""
+    return shift_right_half_up(a * b, int64(31))

@@ -26,3 +26,8 @@ def product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 def quotient(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """`a / b` of float32 numbers, rounded to float32."""
     return float32(float64(a) / float64(b))
+
+
+def plus(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """`a + b` of float32 numbers, rounded to float32."""
+    return float32(float64(a) + float64(b))

@@ -23,7 +23,7 @@ from kerasq.kernels.fixed_point import (
     shift_right,
     shift_right_half_up,
 )
-from kerasq.kernels.floats import float32, float64, product, quotient
+from kerasq.kernels.floats import float32, float64, plus, product, quotient
 
 
 def _round(x: np.ndarray) -> np.ndarray:
@@ -151,15 +151,47 @@ def _table(function: Callable, low: float, high: float) -> np.ndarray:
     return np.clip(samples, -(2**15), 2**15 - 1).astype(np.int64)
 
 
-def _interpolate(table: np.ndarray, x: tf.Tensor) -> tf.Tensor:
+def _interpolate(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The table's value at `x` in [-2^15, 2^15)."""
-    values = tf.constant(table)
     # 2^16 inputs over 512 intervals: 7 bits within one.
     index = shift_right(x, 7) + 256
     place = tf.bitwise.bitwise_and(x, int64(127))
     base = tf.gather(values, index)
     slope = tf.gather(values, index + 1) - base
     return base + shift_right_half_up(slope * place, int64(7))
+
+
+def exponential(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """EXP: a table over all codes of the input, interpolated."""
+    del layer
+    return clip(_interpolate(_table_between(tf.exp, grids[0], out), int64(codes[0])), out)
+
+
+def _table_between(function: Callable, grid: Grid, out: Grid) -> tf.Tensor:
+    """513 samples of `function` over a grid, in codes of another, as `_table` has them.
+
+    Source: LiteRT, kernels/internal/common.h (`LUTPopulateInt16`), which rounds each step to
+    float32.
+    """
+    low, high = (product(grid.scale, float(code)) for code in (grid.qmin, grid.qmax))
+    unit = quotient(2.0**16, product(out.scale, 2.0**16 - 1.0))
+    step = plus(high, -low) / 512.0
+
+    def value(x: tf.Tensor) -> tf.Tensor:
+        return product(float32(function(float64(x))), unit)
+
+    x = plus(low, product(tf.range(513.0), step))
+    ends, last = value(x), _rounded(value(high))
+    samples, middle = _rounded(ends[:-1]), _rounded(value(plus(x[:-1], step / 2.0)))
+    error = _rounded(plus(ends[1:], samples) / 2.0) - middle
+    table = tf.concat([samples - _rounded(error / 2.0), last[None]], 0)
+    return int64(tf.clip_by_value(table, -(2.0**15), 2.0**15 - 1.0))
+
+
+def _rounded(x: tf.Tensor) -> tf.Tensor:
+    """float32 to the nearest integer, ties away from zero."""
+    x = float64(x)
+    return float32(tf.sign(x) * tf.floor(tf.abs(x) + 0.5))
 
 
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -170,7 +202,7 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     multiplier = float64(grids[0].scale) / (10.0 / 65535.0)
     scaled = multiply_rounding_twice(below, multiplier)
     index = tf.clip_by_value(scaled + 2**15 - 1, int64(-(2**15)), int64(2**15 - 1))
-    exponentials = _interpolate(_table(np.exp, -10.0, 0.0), index)
+    exponentials = _interpolate(tf.constant(_table(np.exp, -10.0, 0.0)), index)
     total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
     # total = 2^shift * (1 + x)
     shift = exponent_of(float64(total))
@@ -178,7 +210,8 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     # x at 16 bits, minus the 1 in front of it (2^16) and the table's offset (2^15).
     fraction = normalized - (2**15 + 2**16)
     fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
-    inverse = _interpolate(_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0), fraction)
+    reciprocals = tf.constant(_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0))
+    inverse = _interpolate(reciprocals, fraction)
     return clip(shift_right_half_up(exponentials * inverse, shift), out)
 
 

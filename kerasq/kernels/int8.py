@@ -5,14 +5,17 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
+from kerasq.kernels import any_width
 from kerasq.kernels.codes import clip, quantize, reduced_axes
 from kerasq.kernels.fixed_point import (
     exponent_of,
     int64,
+    inverse_root,
+    multiply_mantissa,
     multiply_rounding_once,
     multiply_rounding_twice,
 )
-from kerasq.kernels.floats import float32, float64, product, quotient
+from kerasq.kernels.floats import float32, float64, plus, product, quotient
 
 
 def requantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -130,31 +133,21 @@ def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.
 def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """LEAKY_RELU: either slope rounded to 1/256, the product rounded half up.
 
-    XNNPACK leaves slopes outside of 1/256..128 to LiteRT's own kernel: gemmlowp's rule.
+    XNNPACK leaves slopes outside of 1/256..128 to LiteRT's own kernel.
     """
-    ratio = float64(grids[0].scale / out.scale)
-    # The slope of negative values is float32 after each step, as the two kernels get it.
-    scaled = float32(float64(grids[0].scale) * layer.negative_slope)
-    slope = float64(quotient(scaled, out.scale))
+    ratio, slope = any_width.slopes(layer, grids[0], out)
     x = float64(codes[0])
     # -127.99609375 is -(2^15 - 1) / 2^8, the least 16-bit multiplier but one.
     is_xnnpack = (ratio >= 2.0**-8) & (ratio <= 2.0**7) & (tf.abs(slope) >= 2.0**-8)
     is_xnnpack &= (slope <= 2.0**7) & (slope >= -127.99609375)
-    return clip(tf.where(is_xnnpack, _two_slopes(x, ratio, slope), _exact(x, ratio, slope)), out)
+    own = any_width.leaky_relu(layer, codes, grids, out)
+    return tf.where(is_xnnpack, clip(_two_slopes(x, ratio, slope), out), own)
 
 
 def _two_slopes(x: tf.Tensor, ratio: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
     """XNNPACK's LEAKY_RELU: multipliers of 8 fractional bits."""
     multiplier = tf.where(x >= 0.0, tf.round(256.0 * ratio), tf.round(256.0 * slope))
     return tf.floor((multiplier * x + 128.0) / 256.0)
-
-
-def _exact(x: tf.Tensor, ratio: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
-    """LiteRT's own LEAKY_RELU."""
-    # Multipliers must be positive: the sign goes around, and 1e-300 stands for a slope of 0.
-    multiplier = tf.where(x >= 0.0, ratio, tf.abs(slope))
-    size = multiply_rounding_twice(x, tf.maximum(multiplier, 1e-300))
-    return float64(tf.where(x >= 0.0, size, size * int64(tf.sign(slope))))
 
 
 def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -171,22 +164,6 @@ def elu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Ten
     return quantize(float32(tf.where(real < 0.0, tf.math.expm1(real), real)), out)
 
 
-def lookup_table(layer: keras.Layer, grid: Grid, out: Grid) -> tf.Tensor:
-    """Centred codes of a function of each value alone, for every code of the input, `(256,)`."""
-    codes = tf.range(float(grid.qmin), float(grid.qmax + 1)) - float32(grid.zero_point)
-    y = layer(codes * grid.scale)
-    # A logarithm of codes that no datum led to is NaN, which no code stands for.
-    return quantize(tf.where(tf.math.is_nan(y), 0.0, y), out)
-
-
-def lookup(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """CAST, ADD of the number of negative codes, and GATHER from the table."""
-    # Codes start at -128, the indices of GATHER at 0.
-    stored = codes[0] + float32(grids[0].zero_point)
-    index = tf.cast(stored - float(grids[0].qmin), tf.int32)
-    return tf.gather(lookup_table(layer, grids[0], out), index)
-
-
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """SOFTMAX: a float table of exponentials, summed in order, rounded half up."""
     del layer
@@ -197,3 +174,26 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     total = tf.cumsum(exponentials, axis=-1)[..., -1:]
     inverse = quotient(1.0, total * out.scale)
     return clip(tf.floor(product(exponentials, inverse) + 0.5), out)
+
+
+def log_softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """LOG_SOFTMAX: a float table of exponentials, summed in order; ties to even."""
+    del layer
+    scale, zero = grids[0].scale, float32(grids[0].zero_point)
+    largest = tf.reduce_max(codes[0], axis=-1, keepdims=True)
+    exponentials = float32(tf.exp(float64((codes[0] - largest) * scale)))
+    total = tf.cumsum(exponentials, axis=-1)[..., -1:]
+    logarithm = float32(tf.math.log(float64(total)))
+    # Of codes as they are stored: the zero point falls out, but for the rounding.
+    top = quotient(plus(product(scale, largest + zero), logarithm), out.scale)
+    scaled = product(quotient(scale, out.scale), codes[0] + zero)
+    return clip(tf.round(plus(scaled, -top)), out)
+
+
+def normalize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """L2_NORMALIZATION: the codes times an inverse root of their squares' sum; gemmlowp's rule."""
+    del layer, grids
+    x = int64(codes[0])
+    mantissa, exponent = inverse_root(tf.reduce_sum(x * x, axis=-1, keepdims=True))
+    # Of 128 steps a unit.
+    return clip(multiply_mantissa(x, mantissa, exponent + 7), out)

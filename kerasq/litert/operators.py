@@ -10,7 +10,7 @@ class Operator:
     Attributes:
         int8: least operator version for int8 activations.
         int16: the same for int16 activations; None where there is no such kernel, or none that
-            kerasq simulates (EXP, GELU, LEAKY_RELU).
+            kerasq simulates (GELU, whose table hangs on the device's `erfc` and `tanh`).
         int4: the same for packed INT4 weights, by the bits of the activations.
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
@@ -56,14 +56,16 @@ OPERATORS: dict[str, Operator] = {
     "DEPTH_TO_SPACE": Operator(int8=1, pass_through=True),
     "DEQUANTIZE": Operator(int8=2, int16=3),
     "ELU": Operator(int8=1, reference=False),
-    "EXP": Operator(int8=2),
+    "EXP": Operator(int8=2, int16=2),
     "FULLY_CONNECTED": Operator(
         int8=12, int16=12, channels=0, int4={8: 12, 16: 13}, fuses_relu=True
     ),
     "GATHER": Operator(int8=2, int16=4, pass_through=True, parameter="indices"),
     "GELU": Operator(int8=2),
-    "LEAKY_RELU": Operator(int8=2),
+    "L2_NORMALIZATION": Operator(int8=2),
+    "LEAKY_RELU": Operator(int8=2, int16=2),
     "LOGISTIC": Operator(int8=2, int16=3),
+    "LOG_SOFTMAX": Operator(int8=2),
     "MAXIMUM": Operator(int8=2, int16=4, one_grid=True),
     "MAX_POOL_2D": Operator(int8=2, int16=3, pass_through=True),
     "MEAN": Operator(int8=2, int16=3, parameter="axes"),
@@ -92,7 +94,7 @@ OPERATORS: dict[str, Operator] = {
     "TANH": Operator(int8=2, int16=3),
     "TILE": Operator(int8=2, int16=2, pass_through=True, parameter="multiples"),
     "TRANSPOSE": Operator(int8=2, int16=4, pass_through=True, parameter="axes"),
-    "TRANSPOSE_CONV": Operator(int8=3, channels=0, data=2, parameter="output_shape"),
+    "TRANSPOSE_CONV": Operator(int8=3, int16=3, channels=0, data=2, parameter="output_shape"),
     "UNPACK": Operator(int8=2, int16=4, pass_through=True),
 }
 

@@ -46,8 +46,24 @@ def softmax(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
 
     "<name>_probabilities" is between two Permute and, of several axes, two Reshape.
     """
+    axes = sorted({i % len(x.shape) for i in keras.tree.flatten(layer.axis)})
+    return _over_last(parts, L.Softmax, "probabilities", axes, name, x)
+
+
+def unit_norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """UnitNormalization over another axis than the last: as `softmax`."""
+    axes = [i % len(x.shape) for i in keras.tree.flatten(layer.axis)]
+    return _over_last(parts, L.UnitNormalization, "unit", axes, name, x)
+
+
+def _over_last(
+    parts: Parts, layer: type[keras.Layer], suffix: str, axes: list[int], name: str, x: Any
+) -> Any:
+    """A layer over the last axis, "<name>_<suffix>", where it was over others; None for the last.
+
+    It is between two Permute and, of several axes, two Reshape.
+    """
     rank = len(x.shape)
-    axes = sorted({i % rank for i in keras.tree.flatten(layer.axis)})
     if axes == [rank - 1]:
         return None
     order = [*(i for i in range(1, rank) if i not in axes), *axes]
@@ -56,7 +72,7 @@ def softmax(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     if len(axes) > 1:
         merged = (*shape[: -len(axes)], math.prod(shape[-len(axes) :]))
         y = parts.call(L.Reshape(merged, name=parts.name(name, "merged"), dtype="float32"), y)
-    y = parts.call(L.Softmax(name=parts.name(name, "probabilities"), dtype="float32"), y)
+    y = parts.call(layer(name=parts.name(name, suffix), dtype="float32"), y)
     if len(axes) > 1:
         y = parts.call(L.Reshape(shape, name=parts.name(name, "parted"), dtype="float32"), y)
     back = [1 + order.index(i) for i in range(1, rank)]

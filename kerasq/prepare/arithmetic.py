@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from kerasq.fits import is_per_channel
+from kerasq.layers import Function
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -23,6 +24,15 @@ def two_by_two(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
         own = parts.name(name, str(i))
         total = parts.call(type(layer)(name=own, dtype="float32"), [total, term])
     return parts.call(type(layer)(name=name, dtype="float32"), [total, last])
+
+
+def divide(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
+    """The divisor's reciprocal, "<name>_reciprocal", and Multiply."""
+    # LiteRT's DIV on int8 ends the run with an error where a divisor is rounded to 0.
+    del layer
+    own = Function("reciprocal", name=parts.name(name, "reciprocal"), dtype="float32")
+    inverse = parts.call(own, x[1])
+    return parts.call(L.Multiply(name=name, dtype="float32"), [x[0], inverse])
 
 
 def average(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
-from kerasq.layers import Deviation, Einsum, Mean, Scale, Sum, Variance
+from kerasq.layers import Deviation, Divide, Einsum, Mean, Scale, Sum, Variance
 from kerasq.prepare import (
     activations,
     arithmetic,
@@ -152,6 +152,8 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.ReLU: activations.sloped,
     L.ELU: activations.elu,
     L.Softmax: activations.softmax,
+    L.UnitNormalization: activations.unit_norm,
+    Divide: arithmetic.divide,
     L.Activation: activations.activation,
     L.Attention: attention.attention,
     L.MultiHeadAttention: attention.heads,

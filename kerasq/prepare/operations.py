@@ -6,12 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import fits
 from kerasq.graph import Node, symbolic
 from kerasq.layers import (
     ArgMax,
     ArgMin,
     Constant,
     Deviation,
+    Divide,
     Function,
     Gelu,
     Max,
@@ -142,7 +144,9 @@ def _divide(node: Node, args: tuple, options: dict) -> Equal | None:
     numerator, x = args
     if not symbolic(numerator) and np.size(numerator) == 1 and np.all(np.asarray(numerator) == 1.0):
         return Function("reciprocal", **options), x
-    if symbolic(x) or np.any(products.value(x) == 0.0):
+    if symbolic(x):
+        return _binary(Divide, _never)(node, args, options)
+    if np.any(products.value(x) == 0.0):
         return None
     return _binary(L.Multiply, _product, _inverse)(node, args, options)
 
@@ -245,6 +249,21 @@ def _place(layer: type) -> Callable:
     return make
 
 
+def _log_softmax(node: Node, args: tuple, options: dict) -> Equal | None:
+    is_last = node.layer.axis in (-1, len(node.output.shape) - 1)
+    return (L.Activation("log_softmax", **options), args[0]) if is_last else None
+
+
+def _normalize(node: Node, args: tuple, options: dict) -> Equal | None:
+    """Vectors over their lengths; those shorter than Keras's epsilon are 0 in codes."""
+    layer, x = node.layer, args[0]
+    epsilon = keras.config.epsilon() if layer.epsilon is None else layer.epsilon
+    if layer.order != 2 or epsilon > keras.config.epsilon() or layer.axis is None:
+        return None
+    made = L.UnitNormalization(layer.axis, **options)
+    return (made, x) if fits.norm_fits(made, x) else None
+
+
 def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:
     is_all = len(symbolic(args[0])) == len(args[0])
     return (L.Concatenate(node.layer.axis, **options), args[0]) if is_all else None
@@ -312,6 +331,8 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Elu": _layer(L.ELU, alpha="alpha"),
     "LeakyRelu": _layer(L.LeakyReLU, negative_slope="negative_slope"),
     "Softmax": _layer(L.Softmax, axis="axis"),
+    "LogSoftmax": _log_softmax,
+    "Normalize": _normalize,
     "Clip": _clip,
     "Identity": _same,
     "Cast": _same,

@@ -21,11 +21,16 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("CONCATENATION", 16): any_width.on_one_grid,
     ("ELU", 8): int8.elu,
     ("EXP", 8): int8.pointwise,
-    ("GATHER", 8): int8.lookup,
+    ("EXP", 16): int16.exponential,
+    ("GATHER", 8): any_width.lookup,
+    ("GATHER", 16): any_width.lookup,
     ("GELU", 8): int8.pointwise,
+    ("L2_NORMALIZATION", 8): int8.normalize,
     ("LEAKY_RELU", 8): int8.leaky_relu,
+    ("LEAKY_RELU", 16): any_width.leaky_relu,
     ("LOGISTIC", 8): int8.pointwise,
     ("LOGISTIC", 16): int16.sigmoid,
+    ("LOG_SOFTMAX", 8): int8.log_softmax,
     ("MAXIMUM", 8): any_width.on_one_grid,
     ("MAXIMUM", 16): any_width.on_one_grid,
     ("MEAN", 8): int8.mean,
@@ -67,6 +72,7 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("FULLY_CONNECTED", 16, 8): sums.rescale_once,
     ("FULLY_CONNECTED", 16, 4): sums.rescale_once,
     ("TRANSPOSE_CONV", 8, 8): sums.rescale,
+    ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
 }
 
 LITERT = Target(

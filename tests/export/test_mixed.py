@@ -1,7 +1,7 @@
 """Mixed precision end to end: int8, int16, packed int4 and float in one model."""
 
-import ast
 import contextlib
+import dataclasses
 import functools
 import re
 
@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 import kerasq
+from kerasq import targets
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.targets import LITERT
 from kerasq.wrappers import QuantizeWrapper
 from tests import networks
 
@@ -727,56 +729,69 @@ def test_types_that_there_are_not(end, dtype):
         kerasq.export_tflite(exported("int16_input")[0], **{end: dtype})
 
 
-# ELU, the operator without an int16 kernel.
-
-ELUS = {
-    "layer": lambda x: L.ELU(name="elu")(x),
-    "activation": lambda x: L.Conv2D(4, 3, activation="elu", name="elu")(x),
-    "behind_norm": lambda x: L.ELU(name="elu")(L.BatchNormalization(name="norm")(x)),
-    "behind_relu": lambda x: L.ELU(name="elu")(L.ReLU(name="relu")(x)),
-    "between_pools": lambda x: L.MaxPooling2D(name="pool1")(
-        L.ELU(name="elu")(L.MaxPooling2D(name="pool0")(x))
-    ),
-}
+# Functions of each value alone, and what else has an int16 kernel.
 
 
-def with_elu(kind):
-    image = images(size=16)
-    x = ELUS[kind](L.Conv2D(4, 3, name="before")(image))
-    return keras.Model(image, L.Conv2D(2, 3, name="after")(x))
-
-
-@pytest.mark.parametrize("kind", list(ELUS))
-def test_int16_of_elu_names_the_neighbours(kind):
-    model = with_elu(kind)
-    text = r"layer at 'w4a16' must have an int16.*'elu'.*Give it 'w8a8' or 'float'.*instead: \['"
-    with pytest.raises(ValueError, match=text) as caught:
-        kerasq.quantize_model(model, overrides={"elu": "w4a16"})
-    text = str(caught.value)
-    named = ast.literal_eval(text[text.index("instead: ") + len("instead: ") :].rstrip("."))
-    # The way out is one: these names may be overridden.
-    kerasq.quantize_model(model, overrides={"elu": "w8a8", **dict.fromkeys(named, "w8a16")})
-    assert sorted(named) == ["after", "before"]
-
-
-def test_scheme_int16_of_a_model_with_elu():
-    text = r"layer at 'w8a16' must have an int16.*'elu'.*instead: \['after', 'before'\]"
-    with pytest.raises(ValueError, match=text):
-        kerasq.quantize_model(with_elu("layer"), scheme="w8a16")
-
-
-@pytest.mark.parametrize("way_out", ["w8a8", "float"])
-def test_elu_between_int16_layers(way_out):
-    model = with_elu("layer")
-    x = networks.data(model, 8)
-    q = networks.quantized(model, x, scheme="w8a16", overrides={"elu": way_out})
-    lite = kerasq.export_tflite(q, check=False)
-    assert types(lite, "before", "elu", "after") == [
-        "int16",
-        {"w8a8": "int8", "float": "float32"}[way_out],
-        "int16",
+def curves():
+    """A transposed convolution, both kinds of LEAKY_RELU and EXP, and functions by table."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((4, 4, 3), name="image")
+    x = L.Conv2DTranspose(6, 3, strides=2, activation="gelu", name="up")(image)
+    outputs = [
+        L.LeakyReLU(0.3, name="leaky")(x),
+        L.ELU(name="elu")(x),
+        L.Conv2D(4, 3, activation="elu", name="conv")(x),
+        keras.ops.exp(x),
+        keras.ops.sqrt(L.ReLU(name="relu")(x) + 0.1),
     ]
-    assert_exact(q, x, lite)
+    return keras.Model(image, outputs)
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a16"])
+def test_curves_at_int16(scheme, capsys):
+    model = curves()
+    x = networks.data(model, 32)
+    q = networks.quantized(model, x, scheme=scheme)
+    lite = kerasq.export_tflite(q)
+    printed = capsys.readouterr().out
+    assert "Stay" not in printed and "Run at" not in printed and lite.float_ops == []
+    names = [op.name for op in lite.ops]
+    assert {"TRANSPOSE_CONV", "LEAKY_RELU", "EXP"} <= {*names} and "GELU" not in names
+    # gelu, two times elu, and sqrt: tables of all 65536 codes.
+    tables = [tensor for tensor in lite.tensors if tensor.name.endswith("/table")]
+    assert [(t.shape, t.type) for t in tables] == [((2**16,), "int16")] * names.count("GATHER")
+    assert len(tables) == 4
+    found = lite.predict(x)
+    # What a compiler makes of exponentials and roots must not move a code.
+    compiled = tf.function(lambda x: q(x, training=False), jit_compile=True)
+    want = model.predict_on_batch(x)
+    for name, y, z, w in zip(
+        lite.output_names, q.predict_on_batch(x), compiled(x), want, strict=True
+    ):
+        np.testing.assert_array_equal(y, found[name])
+        np.testing.assert_array_equal(z, found[name])
+        assert np.abs(y - w).max() < (0.02 if scheme == "w8a16" else 0.5) * np.abs(w).max()
+
+
+def test_int16_where_the_target_has_none_runs_at_int8(capsys):
+    operators = dict(LITERT.operators)
+    operators["LEAKY_RELU"] = dataclasses.replace(operators["LEAKY_RELU"], int16=None)
+    kernels = {key: x for key, x in LITERT.kernels.items() if key != ("LEAKY_RELU", 16)}
+    target = dataclasses.replace(LITERT, name="own", operators=operators, kernels=kernels)
+    targets.register(target)
+    try:
+        image = images(size=8)
+        x = L.LeakyReLU(name="leaky")(L.Conv2D(4, 3, name="before")(image))
+        model = keras.Model(image, L.Conv2D(2, 3, name="after")(x))
+        x = networks.data(model, 8)
+        q = networks.quantized(model, x, scheme="w8a16", target="own")
+        text = "Run at int8, for want of an int16 kernel: 'leaky' (LEAKY_RELU)."
+        assert text in capsys.readouterr().out
+        lite = kerasq.export_tflite(q, check=False)
+        assert types(lite, "before", "leaky", "after") == ["int16", "int8", "int16"]
+        assert_exact(q, x, lite)
+    finally:
+        targets.TARGETS.pop("own")
 
 
 # Training.

@@ -72,12 +72,18 @@ PLAIN = {
     "EXP": ({}, np.exp, 1100.0),
     "GATHER": ({"kind": "GatherOptions", "axis": 2}, lambda x: x[:, :, [2, 0, 3]], None),
     "GELU": ({"kind": "GeluOptions", "approximate": True}, lambda x: gelu(x), 8.0),
+    "L2_NORMALIZATION": ({"kind": "L2NormOptions"}, lambda x: unit(x), "tanh"),
     "LEAKY_RELU": (
         {"kind": "LeakyReluOptions", "alpha": 0.25},
         lambda x: np.where(x > 0, x, 0.25 * x),
         8.0,
     ),
     "LOGISTIC": ({}, lambda x: 1 / (1 + np.exp(-x)), "sigmoid"),
+    "LOG_SOFTMAX": (
+        {"kind": "LogSoftmaxOptions"},
+        lambda x: np.log(softmax(x)),
+        "log_softmax",
+    ),
     "MAXIMUM": ({"kind": "MaximumMinimumOptions"}, np.maximum, None),
     "MEAN": ({"kind": "ReducerOptions", "keepDims": False}, lambda x: x.mean((1, 2)), 2.0),
     "MINIMUM": ({"kind": "MaximumMinimumOptions"}, np.minimum, None),
@@ -155,7 +161,7 @@ PARAMETERS = {
     "TILE": [[1, 2, 1, 3]],
     "TRANSPOSE": [[0, 3, 1, 2]],
 }
-NOT_SIMULATED = {"EXP", "GELU", "LEAKY_RELU"}  # They have int16 kernels.
+NOT_SIMULATED = {"GELU"}  # It has an int16 kernel.
 OF_TWO = ("ADD", "BATCH_MATMUL", "CONCATENATION", "MAXIMUM", "MINIMUM", "MUL", "PACK", "SUB")
 WEIGHTS = {
     "CONV_2D": ((24, 3, 3, 16), 0, "hwcij,oijc->hwo"),
@@ -178,6 +184,10 @@ def windows(x, size=2, stride=2):
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def unit(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True))
 
 
 def gelu(x):
@@ -204,7 +214,8 @@ def plain_case(name, bits, seed=0):
     if end == "float32":
         target = Tensor(expected.shape, dtype="float32")
     elif isinstance(end, str):
-        target = tensor(expected.shape, registry.ACTIVATIONS[end].grids[bits])
+        grids = registry.ACTIVATIONS[end].grids
+        target = tensor(expected.shape, grids.get(bits, grids[8]))
     else:
         target = tensor(expected.shape, source if end is None else over(end, bits))
     tensors = [*(tensor(x.shape, source) for x in codes), *constants, target]
@@ -270,7 +281,9 @@ def test_the_reference_kernels_sum_other_integers(bits):
 
 
 @pytest.mark.parametrize("version", range(1, 6))
-@pytest.mark.parametrize("name", ["DEPTH_TO_SPACE", "ELU", "SPACE_TO_DEPTH"])
+@pytest.mark.parametrize(
+    "name", ["DEPTH_TO_SPACE", "ELU", "L2_NORMALIZATION", "LOG_SOFTMAX", "SPACE_TO_DEPTH"]
+)
 def test_the_interpreter_refuses_int16_where_the_table_has_none(name, version):
     one = case(name, 16)
     with pytest.raises((RuntimeError, ValueError), match=name):
@@ -350,17 +363,7 @@ def test_the_reference_kernels_refuse_version_7_of_depthwise():
 def test_has_int16():
     computed = {name for name, found in OPERATORS.items() if not found.pass_through}
     missing = {name for name in computed if not LITERT.has_int16(name)}
-    assert missing == {
-        "ARG_MAX",
-        "ARG_MIN",
-        "CAST",
-        "DEQUANTIZE",
-        "ELU",
-        "TRANSPOSE_CONV",
-        *NOT_SIMULATED,
-    }
-    # A lookup table has 256 codes.
-    assert OPERATORS["GATHER"].int16 is not None and not LITERT.has_int16("GATHER")
+    assert missing == {"ELU", "L2_NORMALIZATION", "LOG_SOFTMAX", *NOT_SIMULATED}
     assert not LITERT.has_int16("-") and not LITERT.has_int16("CONV_3D")
 
 
