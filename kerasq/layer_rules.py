@@ -11,6 +11,7 @@ from kerasq.layers import (
     AddLoss,
     ArgMax,
     ArgMin,
+    Compare,
     Constant,
     Deviation,
     Divide,
@@ -23,6 +24,7 @@ from kerasq.layers import (
     Min,
     Pad,
     Scale,
+    Select,
     Stack,
     Sum,
     Take,
@@ -314,6 +316,13 @@ RULES: dict[tuple[type, ...], Rule] = {
     (Matmul,): Rule(operators=("BATCH_MATMUL",), output=Output.LEARNED),
     (ArgMax,): Rule(operators=("ARG_MAX",), output=Output.INDEX, note="of int16 behind a CAST"),
     (ArgMin,): Rule(operators=("ARG_MIN",), output=Output.INDEX, note="of int16 behind a CAST"),
+    # As int32, since LiteRT's kernels on codes scale them first, and lose small differences.
+    (Compare,): Rule(
+        operators=("CAST", "GREATER"),
+        output=Output.INDEX,
+        note="with constants, or GREATER_EQUAL, LESS, ...; of two tensors behind SUB",
+    ),
+    (Select,): Rule(operators=("SELECT_V2",), output=Output.LEARNED),
     (L.Dot,): Rule(
         operators=("BATCH_MATMUL",),
         output=Output.DECOMPOSED,
@@ -407,6 +416,14 @@ OPERATIONS: dict[str, Rule] = {
 }
 
 OPERATIONS |= {"Argmax": LAYERS[ArgMax], "Argmin": LAYERS[ArgMin]}
+COMPARISONS = {
+    "Greater": "greater",
+    "GreaterEqual": "greater_equal",
+    "Less": "less",
+    "LessEqual": "less_equal",
+    "Equal": "equal",
+    "NotEqual": "not_equal",
+}
 
 # The activations that become a lookup table.
 FUNCTIONS = (

@@ -197,6 +197,54 @@ class Divide(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class Compare(keras.layers.Layer):
+    """Whether values are greater than, equal to, ... a number, or one for each of them.
+
+    Of two tensors, which become their difference and 0, as well.
+
+    Args:
+        function: "greater", "greater_equal", "less", "less_equal", "equal" or "not_equal", of
+            `keras.ops`.
+        value: the number, or lists of them.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, function: str, value: float | list = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+        self.value = value
+
+    def call(self, x: Any) -> Any:
+        """The answers, bool."""
+        first, second = x if isinstance(x, (list, tuple)) else (x, self.value)
+        return getattr(keras.ops, self.function)(first, second)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        """Of the shape that the operands broadcast to."""
+        operands = x if isinstance(x, (list, tuple)) else (x, self.value)
+        return getattr(keras.ops, self.function)(*operands)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "function": self.function, "value": self.value}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Select(keras.layers.Layer):
+    """Values of one tensor where a condition holds, of another elsewhere."""
+
+    def call(self, x: Any) -> Any:
+        """The values, of condition, first and second tensor."""
+        condition, *values = x
+        return keras.ops.where(keras.ops.cast(condition, "bool"), *values)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That to which the three broadcast."""
+        condition, *values = map(keras.KerasTensor, input_shape)
+        return keras.ops.where(condition, *values).shape
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Gelu(keras.layers.Layer):
     """The Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 

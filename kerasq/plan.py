@@ -198,7 +198,10 @@ class Plan:
         widths = [self._widths[id(x)] for x in node.inputs]
         reads = widths
         if kind is Kind.INTEGER:
-            reads = [read_bits(op, self._scheme(node), width) for width in widths]
+            scheme = self._scheme(node)
+            pairs = zip(node.inputs, widths, strict=True)
+            # A condition is no code, at any width.
+            reads = [w if x.dtype == "bool" else read_bits(op, scheme, w) for x, w in pairs]
         return Call(
             kind=kind,
             op=op,

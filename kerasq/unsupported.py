@@ -79,8 +79,8 @@ def without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]
 
 def _may_be_integer(node: graphs.Node) -> bool:
     """Whether a call without an integer kernel may be none of floats in the file, all the same."""
-    # What is computed of integers, such as indices, is not in float, and lies on no grid.
-    if all("int" in x.dtype for x in (*node.inputs, *node.outputs)):
+    # Indices and conditions lie on no grid, and what computes them is not in float.
+    if not any("float" in x.dtype for x in (*node.inputs, *node.outputs)):
         return True
     rule = registry.find(node.layer)
     return rule is not None and rule.output == Output.FLOAT and bool(rule.operators)

@@ -109,7 +109,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; on symbolic tensors, also notes which layers they come from."""
-        inputs = graph.symbolic((args, kwargs))
+        inputs = on_grids(graph.symbolic((args, kwargs)))
         # Only symbolic tensors know; those of a step or of eager calls must come from the same.
         if inputs:
             self._producers = _Producers(quantized_by(x) for x in inputs)
@@ -230,11 +230,16 @@ class QuantizeWrapper(keras.layers.Wrapper):
             bits: the scheme; by default the wrapper's own.
         """
         del bits  # Grids say it all, but for weights.
-        codes = keras.tree.flatten(inputs)
+        values = keras.tree.flatten(inputs)
+        count = len(values) - len(grids) if grids else 0
+        conditions, codes = values[:count], values[count:]
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
-        operator = self.rule.operator_at(out.bits)
-        codes = self.target.run(operator, self.layer, codes, grids, out)
+        operator, layer = self.rule.operator_at(out.bits), self.layer
+        if conditions:  # Which come first, and are no codes.
+            codes = self.target.run(operator, lambda y: layer([*conditions, *y]), codes, grids, out)
+        else:
+            codes = self.target.run(operator, layer, codes, grids, out)
         return self._clamped(codes) * out.scale
 
     def _clamped(self, codes: tf.Tensor) -> tf.Tensor:
@@ -364,6 +369,11 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
     if isinstance(layer, QuantizeWrapper):
         return layer
     return quantized_by(inputs[0]) if registry.passes_through(layer) else None
+
+
+def on_grids(tensors: list) -> list:
+    """Those of the inputs of a layer that lie on grids: all but conditions, which are bool."""
+    return [x for x in tensors if "float" in keras.backend.standardize_dtype(x.dtype)]
 
 
 def input_boundaries(model: keras.Model) -> dict[int, Boundary]:

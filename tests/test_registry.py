@@ -208,7 +208,8 @@ ACTIVATIONS = [
 ]
 # Rows with tests of their own, below or in test_graphs.py.
 ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant, "glu"}
-ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin, layers.Divide}
+ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin, layers.Divide, layers.Compare}
+ELSEWHERE |= {layers.Select}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),
@@ -437,7 +438,7 @@ def test_identities_leave_nothing_behind(layer):
             r"needs antialias=False, has antialias=True",
         ),
         (L.Masking(-1.0, name="s"), "needs mask_value=0.0, has mask_value=-1.0"),
-        (L.Activation("log_softmax", name="a"), "'log_softmax'"),
+        (L.Activation("sparsemax", name="a"), "'sparsemax'"),
         (
             L.Dense(2, activation=L.PReLU(), name="k"),
             "needs an activation without weights, has 'PReLU'",

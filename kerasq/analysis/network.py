@@ -14,7 +14,7 @@ from kerasq.quantize import quantize_model
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS, Scheme, overridden
 from kerasq.targets import Target
-from kerasq.wrappers import Boundary, QuantizeWrapper, input_of
+from kerasq.wrappers import Boundary, QuantizeWrapper, input_of, on_grids
 
 
 class Network:
@@ -78,7 +78,7 @@ class Network:
         read = [
             graph.tensor_name(tensor)
             for wrapper in self.wrappers
-            for tensor in graph.origin(wrapper.output)[1]
+            for tensor in on_grids(graph.origin(wrapper.output)[1])
             if not wrapper.reads_float
         ]
         widths = dict.fromkeys((*own, *read), self.widths)

@@ -17,7 +17,7 @@ from kerasq.litert.operators import OPERATORS
 from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, Scheme, resolve
 from kerasq.support.data import batch_spec
-from kerasq.wrappers import Boundary, QuantizeWrapper
+from kerasq.wrappers import Boundary, QuantizeWrapper, on_grids
 
 _FLOAT = resolve("float")
 
@@ -150,7 +150,7 @@ class _Call:
         # Constants are rounded when the file is written, inputs of the model by the first layer.
         if not self._wrapper.reads_float and not isinstance(self._wrapper.layer, Constant):
             self._sources = [trace.formats[x.name] for x in self._wrapper.producers]
-            self._boundaries = [self._boundary(x) for x in node.inputs]
+            self._boundaries = [self._boundary(x) for x in on_grids(node.inputs)]
         self._reads = list(map(self._read, self._sources, self._boundaries))
         self.writes = self._writes()
 
@@ -188,20 +188,27 @@ class _Call:
 
     def run(self, inputs: Any) -> tf.Tensor:
         """What the wrapper returns, as real values."""
-        values, bits = keras.tree.flatten(inputs), self._scheme.code_bits
+        bits, values = self._scheme.code_bits, keras.tree.flatten(inputs)
+        count = len(values) - len(self._sources) if self._sources else 0
+        conditions, values = values[:count], values[count:]
         out, grids = self.writes.cut(bits), [x.grid(bits) for x in self._reads]
         if self._reads:
-            as_is = {x for x in self._trace.known if self._rule[x] == x}
-            each = zip(values, self._sources, self._boundaries, strict=True)
-            values = [self._quantized(*x, as_is) for x in each]
+            values = self._read_values(values)
         operator = self._wrapper.rule.operator
         if operator in OPERATORS and OPERATORS[operator].one_grid:
             # These read 8 and 16 bits at once, where others know from the scheme what they read.
             pairs = zip(values, self._reads, strict=True)
             values = [self._quantized(x, read, out, {FLOAT_BITS}) for x, read in pairs]
             grids = [out] * len(values)
-        inputs = values if len(values) > 1 else values[0]
+        inputs = [*conditions, *values]
+        inputs = inputs if len(inputs) > 1 else inputs[0]
         return self._wrapper.run_on_grids(inputs, grids, out, self._scheme)
+
+    def _read_values(self, values: list) -> list:
+        """The inputs, each behind its boundary where that is read."""
+        as_is = {x for x in self._trace.known if self._rule[x] == x}
+        each = zip(values, self._sources, self._boundaries, strict=True)
+        return [self._quantized(*x, as_is) for x in each]
 
     def _quantized(self, x: tf.Tensor, now: _Format, out: Grid, as_is: set[int]) -> tf.Tensor:
         """Values behind a QUANTIZE; those of widths that are to stay as they are without one."""

@@ -122,9 +122,9 @@ def _simulation(model: keras.Model, layers: list["_Layer"]) -> Callable[[Any, li
 
 def step_of(tensor: keras.KerasTensor) -> np.ndarray | None:
     """The step of the grid that a tensor lies on, in real units; None where it is float."""
-    wrapper = wrappers.quantized_by(tensor)
     if not tensor.dtype.startswith("float"):
         return np.asarray(1.0, np.float32)  # Labels, for one.
+    wrapper = wrappers.quantized_by(tensor)
     return None if wrapper is None else wrapper.grid().numpy().scale
 
 
@@ -139,7 +139,7 @@ class _Ends:
     def check(self, simulated: list[np.ndarray], computed: list[np.ndarray]) -> None:
         """Compares the outputs of a batch."""
         for y, z, step in zip(simulated, computed, self._steps, strict=True):
-            self.tally.add(y - z, step)
+            self.tally.add(y, z, step)
             if not np.issubdtype(y.dtype, np.floating):  # Labels, which an argmax gave.
                 self._agreements.append((y == z).ravel())
             elif y.ndim > 1:  # One value a sample has no argmax.
@@ -192,7 +192,7 @@ class _Layer:
 
     def check(self, y: np.ndarray) -> None:
         """Compares what the layer computed with the batch that the probe ran."""
-        self.tally.add(y - self.probe.value(self.output), self.step)
+        self.tally.add(y, self.probe.value(self.output), self.step)
 
     def report(self) -> LayerReport:
         """The result so far."""

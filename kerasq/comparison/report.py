@@ -100,13 +100,15 @@ class Tally:
     largest: int = 0
     error: float = 0.0
 
-    def add(self, difference: np.ndarray, step: np.ndarray | None) -> None:
-        """Counts differences in real units.
+    def add(self, simulated: np.ndarray, computed: np.ndarray, step: np.ndarray | None) -> None:
+        """Counts the differences of two arrays of values.
 
         Args:
-            difference: of two arrays of values.
+            simulated: values in real units, integers such as labels, or conditions.
+            computed: what a file has of them.
             step: of the grid that both lie on, in real units; None where they are float.
         """
+        difference = np.subtract(simulated, computed, dtype=np.result_type(simulated, np.int8))
         self.values += difference.size
         self.error = max(self.error, float(np.abs(difference).max(initial=0.0)))
         # Float sums differ in their last bits on any two machines: there are no steps to count.

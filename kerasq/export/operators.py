@@ -16,6 +16,7 @@ from kerasq.litert import flatbuffer
 
 def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | None:
     """An operator without weights, on integer tensors."""
+    _set_options(builder, op)
     if reason := no_integer_form(builder, op):
         return reason
     kind = builder.op(op)
@@ -25,17 +26,12 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
         return f"{kind} has weights, and the layer gives no grid for them"
     inputs = integer_inputs(builder, op)
     if known.one_grid:
-        floats = [_float_name(builder, i) for i in inputs if i not in builder.grids]
+        is_float = schema.TensorType.FLOAT32  # Of SELECT_V2 the condition is bool.
+        floats = [_float_name(builder, i) for i in inputs if builder.tensor(i).type == is_float]
         if floats:
             return f"it reads {floats}, which are not on a grid"
-        # The kernels compare and copy codes, so a scale apart they would mix up values.
-        inputs = [
-            builder.requantized(tensor, f"{mark.name}/input_{i}", mark.grid)
-            for i, tensor in enumerate(inputs)
-        ]
+        inputs = _on_one_grid(builder, inputs, mark)
     name_parameters(builder, inputs, mark.name, known.parameter)
-    if kind in ("ADD", "SUB"):
-        op.builtinOptions.potScaleInt16 = False  # Scales are any real numbers.
     put(builder, op, inputs, mark, 8)
     return None
 
@@ -53,6 +49,30 @@ def _check_curve(builder: Builder, op: schema.OperatorT, mark: Computed) -> None
             f"where kernels wrap around. Received: one of scale {grid.scale:.3g}. Scale the data, "
             "or give the layer 8 bits or 'float' with `overrides`."
         )
+
+
+def _set_options(builder: Builder, op: schema.OperatorT) -> None:
+    """Changes what the converter writes for floats, and integer kernels do not take."""
+    kind = builder.op(op)
+    if kind in ("ADD", "SUB"):
+        op.builtinOptions.potScaleInt16 = False  # Scales are any real numbers.
+    elif kind == "SELECT":
+        # It broadcasts nothing, and the converter takes a constant for as large as the tensor
+        # before its marker.
+        op.opcodeIndex = flatbuffer.code_index(builder.model, flatbuffer.Op.SELECT_V2, 1)
+        op.builtinOptionsType = schema.BuiltinOptions.SelectV2Options
+        op.builtinOptions = schema.SelectV2OptionsT()
+
+
+def _on_one_grid(builder: Builder, inputs: list[int], mark: Computed) -> list[int]:
+    """The inputs that lie on grids, on that of the output."""
+    # The kernels compare and copy codes, so a scale apart they would mix up values.
+    return [
+        builder.requantized(tensor, f"{mark.name}/input_{i}", mark.grid)
+        if tensor in builder.grids
+        else tensor
+        for i, tensor in enumerate(inputs)
+    ]
 
 
 def move(builder: Builder, op: schema.OperatorT) -> str | None:
@@ -89,18 +109,50 @@ def compare(builder: Builder, op: schema.OperatorT) -> str | None:
     known = builder.target.operators.get(builder.op(op))
     if known is None or not known.compares:
         return f"{builder.op(op)} computes more than the order of values"
-    if data_input(builder, op) not in builder.codes:
-        return "it reads floats"
     inputs, name = integer_inputs(builder, op), builder.layer(int(op.outputs[0]))
+    places = [i for i, tensor in enumerate(inputs) if tensor in builder.grids]
+    if len(places) != 1:
+        return "it reads floats, or several grids"
+    (place,) = places
+    grid, is_index = builder.grids[inputs[place]], known.parameter == "axis"
+    if not is_index:
+        values = builder.constant(inputs[1 - place])
+        if values is None:
+            return "it reads floats"
+        limit = threshold(builder.op(op), values, grid, is_first=place == 0)
+        inputs[1 - place] = flatbuffer.new_tensor(
+            builder.model, f"{name}/{known.parameter}", limit.shape, np.int32, values=limit
+        )
+    if grid.bits > 8 or not is_index:
+        inputs[place] = widened(builder, inputs[place], f"{name}/code")
     name_parameters(builder, inputs, name, known.parameter)
-    grid = builder.grids[inputs[0]]
-    if grid.bits > 8:
-        inputs[0] = widened(builder, inputs[0], f"{name}/code")
     set_version(builder, op, builder.target.version(builder.op(op), 8, grid.bits))
     op.inputs = np.array(inputs, np.int32)
     builder.rename(int(op.outputs[0]), f"{name}/{builder.op(op).lower()}")
     builder.ops.append(op)
     return None
+
+
+def threshold(kind: str, values: np.ndarray, grid: Grid, is_first: bool) -> np.ndarray:
+    """The codes, int32, that compare with those of a grid as `values` do with its real values.
+
+    Args:
+        kind: the operator.
+        values: what real values are compared with.
+        grid: their grid.
+        is_first: whether the codes are the operator's first operand.
+    """
+    codes = np.arange(grid.qmin, grid.qmax + 1)
+    real = grid.dequantize(codes.astype(grid.dtype))
+    if kind in ("EQUAL", "NOT_EQUAL"):
+        place = np.minimum(np.searchsorted(real, values), len(codes) - 1)
+        # One beyond all codes where no code has the value.
+        found = np.where(real[place] == values, codes[place], grid.qmax + 1)
+        return found.astype(np.int32)
+    # Greater: than the last code whose value is not; not less: than the first one that is not.
+    is_last = (kind in ("GREATER", "LESS_EQUAL")) == is_first
+    count = np.searchsorted(real, values, side="right" if is_last else "left")
+    return (grid.qmin + count - is_last).astype(np.int32)
 
 
 def widened(builder: Builder, source: int, name: str) -> int:
@@ -179,7 +231,7 @@ def name_parameters(builder: Builder, inputs: list[int], name: str, parameter: s
     """Names the constants that an operator reads beside its values, such as axes."""
     for i, tensor in enumerate(inputs):
         # -1 is an optional input that is left out.
-        if tensor not in builder.grids and tensor >= 0:
+        if tensor >= 0 and tensor not in builder.grids and builder.constant(tensor) is not None:
             builder.rename(tensor, f"{name}/{parameter or f'input_{i}'}")
 
 

@@ -38,10 +38,8 @@ class _Pair:
 
     def off(self) -> float:
         """The share of values that differ."""
-        if not np.issubdtype(self.simulated.dtype, np.floating):
-            return float(np.mean(self.simulated != self.computed))
         tally = Tally()
-        tally.add(self.simulated - self.computed, step_of(self.tensor))
+        tally.add(self.simulated, self.computed, step_of(self.tensor))
         equal = tally.share(tally.equal)
         if equal is not None:
             return 1 - equal

@@ -30,7 +30,7 @@ def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
 
 
 def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """CONCATENATION, PACK, MAXIMUM, MINIMUM: inputs lie on the output's grid already."""
+    """CONCATENATION, PACK, MAXIMUM, MINIMUM, SELECT_V2: inputs lie on the output's grid already."""
     del grids, out
     return layer(codes)
 

@@ -17,7 +17,8 @@ class Operator:
         reference: whether the reference kernels have the operator at all.
         pass_through: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
-        compares: whether its output is no code, but hangs on which of the input's codes are larger.
+        compares: whether its output is no code, but hangs on which of the input's codes are larger,
+            among themselves or than a constant.
         fuses_relu: whether a ReLU behind it becomes part of it. Any operator that computes on all
             int8 codes clamps at their ends, which does the same.
         parameter: what its constant second input is called.
@@ -35,6 +36,9 @@ class Operator:
     fuses_relu: bool = False
     parameter: str = ""
 
+
+# Of int32, which codes become before.
+_COMPARISON = Operator(int8=1, int16=1, compares=True, parameter="threshold")
 
 # Versions from LiteRT's op_version.cc. FULLY_CONNECTED 12 is the first with per-channel weights: an
 # older runtime must refuse the file, not misread it. DEPTHWISE_CONV_2D has INT4 in version 7, which
@@ -56,14 +60,19 @@ OPERATORS: dict[str, Operator] = {
     "DEPTH_TO_SPACE": Operator(int8=1, pass_through=True),
     "DEQUANTIZE": Operator(int8=2, int16=3),
     "ELU": Operator(int8=1, reference=False),
+    "EQUAL": _COMPARISON,
     "EXP": Operator(int8=2, int16=2),
     "FULLY_CONNECTED": Operator(
         int8=12, int16=12, channels=0, int4={8: 12, 16: 13}, fuses_relu=True
     ),
     "GATHER": Operator(int8=2, int16=4, pass_through=True, parameter="indices"),
     "GELU": Operator(int8=2),
+    "GREATER": _COMPARISON,
+    "GREATER_EQUAL": _COMPARISON,
     "L2_NORMALIZATION": Operator(int8=2),
     "LEAKY_RELU": Operator(int8=2, int16=2),
+    "LESS": _COMPARISON,
+    "LESS_EQUAL": _COMPARISON,
     "LOGISTIC": Operator(int8=2, int16=3),
     "LOG_SOFTMAX": Operator(int8=2),
     "MAXIMUM": Operator(int8=2, int16=4, one_grid=True),
@@ -72,6 +81,7 @@ OPERATORS: dict[str, Operator] = {
     "MINIMUM": Operator(int8=2, int16=4, one_grid=True),
     "MIRROR_PAD": Operator(int8=2, int16=3, pass_through=True, parameter="paddings"),
     "MUL": Operator(int8=2, int16=4, fuses_relu=True),
+    "NOT_EQUAL": _COMPARISON,
     "PACK": Operator(int8=2, int16=3, one_grid=True),
     "PAD": Operator(int8=2, int16=3, pass_through=True, parameter="paddings"),
     "QUANTIZE": Operator(int8=2, int16=2),
@@ -85,6 +95,7 @@ OPERATORS: dict[str, Operator] = {
     "SLICE": Operator(int8=2, int16=4, pass_through=True, parameter="begin"),
     "SOFTMAX": Operator(int8=2, int16=3),
     "SPACE_TO_DEPTH": Operator(int8=2, pass_through=True),
+    "SELECT_V2": Operator(int8=1, int16=1, data=1, one_grid=True),
     "SUB": Operator(int8=2, int16=5, fuses_relu=True),
     "SPLIT": Operator(int8=2, int16=4, pass_through=True, data=1, parameter="axis"),
     "SPLIT_V": Operator(int8=2, int16=2, pass_through=True, parameter="sizes"),

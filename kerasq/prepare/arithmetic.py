@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerasq.fits import is_per_channel
-from kerasq.layers import Function
+from kerasq.layers import Compare, Function
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -33,6 +33,14 @@ def divide(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
     own = Function("reciprocal", name=parts.name(name, "reciprocal"), dtype="float32")
     inverse = parts.call(own, x[1])
     return parts.call(L.Multiply(name=name, dtype="float32"), [x[0], inverse])
+
+
+def compare(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Of two tensors: their difference, "<name>_difference", compared with 0."""
+    if not isinstance(x, list):
+        return None
+    own = L.Subtract(name=parts.name(name, "difference"), dtype="float32")
+    return parts.call(Compare(layer.function, name=name, dtype="float32"), parts.call(own, x))
 
 
 def average(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
-from kerasq.layers import Deviation, Divide, Einsum, Mean, Scale, Sum, Variance
+from kerasq.layers import Compare, Deviation, Divide, Einsum, Mean, Scale, Sum, Variance
 from kerasq.prepare import (
     activations,
     arithmetic,
@@ -154,6 +154,7 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Softmax: activations.softmax,
     L.UnitNormalization: activations.unit_norm,
     Divide: arithmetic.divide,
+    Compare: arithmetic.compare,
     L.Activation: activations.activation,
     L.Attention: attention.attention,
     L.MultiHeadAttention: attention.heads,

@@ -8,9 +8,11 @@ import numpy as np
 
 from kerasq import fits
 from kerasq.graph import Node, symbolic
+from kerasq.layer_rules import COMPARISONS
 from kerasq.layers import (
     ArgMax,
     ArgMin,
+    Compare,
     Constant,
     Deviation,
     Divide,
@@ -19,6 +21,7 @@ from kerasq.layers import (
     Max,
     Mean,
     Min,
+    Select,
     Sum,
     Variance,
 )
@@ -46,7 +49,8 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
     """
     # By name: the classes are private to Keras. Integers, such as indices, lie on no grid.
     make = _TABLE.get(type(node.layer).__name__)
-    if make is None or any("float" not in x.dtype for x in node.inputs):
+    values = [x for x in node.inputs if x.dtype != "bool"]  # A condition has no grid either.
+    if make is None or not values or any("float" not in x.dtype for x in values):
         return None
     return make(node, args, {"name": name, "dtype": "float32"})
 
@@ -235,6 +239,40 @@ def _transpose(node: Node, args: tuple, options: dict) -> Equal | None:
     return (L.Permute(axes[1:], **options), args[0]) if axes[0] == 0 else None
 
 
+def _compare(function: str) -> Callable:
+    """A comparison of two tensors, or of a tensor and constants."""
+    turned = function.replace("greater", "LESS").replace("less", "greater").lower()
+
+    def make(node: Node, args: tuple, options: dict) -> Equal | None:
+        x, y = args
+        if len(symbolic((x, y))) == 2:
+            return Compare(function, **options), [x, y]
+        constant, tensor = (y, x) if symbolic(x) else (x, y)
+        if isinstance(constant, keras.Variable):
+            return None
+        own = function if symbolic(x) else turned
+        return Compare(own, products.value(constant).tolist(), **options), tensor
+
+    return make
+
+
+def _where(node: Node, args: tuple, options: dict) -> Equal | None:
+    """A choice between tensors, or a tensor and constants that are finite, as codes are."""
+    condition, *values = args
+    tensors = symbolic(values)
+    if not symbolic(condition) or condition.dtype != "bool" or not tensors or len(values) != 2:
+        return None
+    both = [x if symbolic(x) else _finite(x, tensors[0], options) for x in values]
+    return None if any(x is None for x in both) else (Select(**options), [condition, *both])
+
+
+def _finite(constant: Any, tensor: keras.KerasTensor, options: dict) -> keras.KerasTensor | None:
+    """`_tensor`, where no value is infinite."""
+    value = products.value(constant)
+    is_learned = isinstance(constant, keras.Variable) and constant.trainable
+    return _tensor(value, is_learned, tensor, options) if np.isfinite(value).all() else None
+
+
 def _place(layer: type) -> Callable:
     """The place of the largest or smallest value along an axis."""
 
@@ -359,6 +397,8 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "SoftShrink": _function("soft_shrink", "threshold"),
     "Threshold": _function("threshold", "threshold", "default_value"),
     **{name: _function(function) for name, function in _FUNCTIONS.items()},
+    **{name: _compare(function) for name, function in COMPARISONS.items()},
+    "Where": _where,
     "Sum": axes.reduction(Sum),
     "Mean": axes.reduction(Mean),
     "Max": axes.reduction(Max),

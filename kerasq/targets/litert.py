@@ -48,6 +48,8 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("RELU", 16): any_width.relu,
     ("RESIZE_BILINEAR", 8): int8.resize_bilinear,
     ("RESIZE_BILINEAR", 16): int16.resize_bilinear,
+    ("SELECT_V2", 8): any_width.on_one_grid,
+    ("SELECT_V2", 16): any_width.on_one_grid,
     ("SOFTMAX", 8): int8.softmax,
     ("SOFTMAX", 16): int16.softmax,
     ("SUB", 8): int8.subtract,
