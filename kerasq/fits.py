@@ -35,15 +35,17 @@ def constants_fit(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     return None not in x.shape[1:] or all(map(is_per_channel, values))
 
 
+def axes(axis: Any, x: Any) -> list[int]:
+    """Axes of a tensor in their order, counted from the first one; None stands for all of them."""
+    rank = len(x.shape)
+    return sorted({i % rank for i in (range(rank) if axis is None else keras.tree.flatten(axis))})
+
+
 def softmax_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     """Whether a softmax is one over axes of each sample, without a mask."""
-    axes = _axes(getattr(layer, "axis", -1), x)
-    is_known = len(axes) == 1 or None not in x.shape[1:]
-    return reads_tensors_alone(layer, x, **kwargs) and 0 not in axes and is_known
-
-
-def _axes(axis: Any, x: Any) -> set[int]:
-    return {i % len(x.shape) for i in keras.tree.flatten(axis)}
+    along = axes(getattr(layer, "axis", -1), x)
+    is_known = len(along) == 1 or None not in x.shape[1:]
+    return reads_tensors_alone(layer, x, **kwargs) and 0 not in along and is_known
 
 
 def adaptive_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
@@ -194,8 +196,8 @@ def distributed_fits(layer: keras.layers.TimeDistributed, x: Any, **kwargs: Any)
 def norm_fits(layer: keras.layers.UnitNormalization, x: Any, **kwargs: Any) -> bool:
     """Whether a UnitNormalization is over one axis of a sample."""
     del kwargs
-    axes = {axis % len(x.shape) for axis in keras.tree.flatten(layer.axis)}
-    return len(axes) == 1 and 0 not in axes
+    along = axes(layer.axis, x)
+    return len(along) == 1 and 0 not in along
 
 
 def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:

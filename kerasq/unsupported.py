@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
-from kerasq import convertible, registry
+from kerasq import convertible, fits, registry
 from kerasq import graph as graphs
-from kerasq.fits import reads_tensors_alone
 from kerasq.prepare import operations
 from kerasq.rule import Output, Rule
 from kerasq.scheme import fitting
@@ -113,7 +111,7 @@ def _lack(node: graphs.Node) -> str | None:
 
 def _misfit(node: graphs.Node, rule: Rule) -> str | None:
     """Why a call has no integer kernel, where others of its layer do; None where it has."""
-    if (rule.fits or reads_tensors_alone)(node.layer, *node.args, **node.kwargs):
+    if (rule.fits or fits.reads_tensors_alone)(node.layer, *node.args, **node.kwargs):
         return None
     # What a rule's `fits` asks for is the first thing that its note says.
     return f"integer only {rule.note.split(';')[0]}" if rule.fits else "reads more than its tensors"
@@ -216,7 +214,7 @@ def _complaint(node: graphs.Node) -> str | None:
     if any(0 in y.shape for y in node.outputs):
         return "needs to leave values, has none; leave it out"
     # Whoever runs the file chooses the size of its batch.
-    if _mixes_samples(node) or (registry.passes_through(layer) and _moves_samples(node)):
+    if _moves_samples(node):
         return "needs to keep the first axis, samples; do it before or behind the model"
     if not isinstance(layer, keras.Layer):
         return _complaint_of_operation(node)
@@ -241,23 +239,14 @@ def _has_hidden_mask(node: graphs.Node) -> bool:
 
 
 def _moves_samples(node: graphs.Node) -> bool:
-    """Whether an operation that moves values moves the samples of a batch."""
-    x, y = node.inputs[0], node.outputs[0]
-    axis = getattr(node.layer, "axis", ())
-    axes = range(len(x.shape)) if axis is None else keras.tree.flatten(axis)
-    # Sizes that are not known look alike, so axes tell more.
-    return x.shape[:1] != y.shape[:1] or any(i % len(x.shape) == 0 for i in axes)
-
-
-def _mixes_samples(node: graphs.Node) -> bool:
     """Whether a call goes along the first axis, for which a file has its own size."""
-    kind, rank = type(node.layer).__name__, len(node.inputs[0].shape)
+    layer, x, y = node.layer, node.inputs[0], node.outputs[0]
+    kind, moves = type(layer).__name__, registry.passes_through(layer)
     if kind == "GetItem":
         key = node.args[1]
         first = key[0] if isinstance(key, (list, tuple)) and key else key
         return not (first is Ellipsis or first == slice(None))
-    if kind not in ("Concatenate", "Flip", "Roll", "Softmax"):
+    if not moves and kind not in ("Concatenate", "Softmax"):
         return False
-    axes = node.layer.axis
-    # None stands for all of them.
-    return axes is None or any(x % rank == 0 for x in np.atleast_1d(axes))
+    # Sizes that are not known look alike, so axes tell more.
+    return (moves and x.shape[:1] != y.shape[:1]) or 0 in fits.axes(getattr(layer, "axis", ()), x)

@@ -12,11 +12,13 @@ import functools
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
 from kerasq.layers import Constant, InputScale
+from kerasq.litert.preprocessing import Preprocessing
 from kerasq.quantizers import activations
 
 
@@ -387,13 +389,21 @@ def input_boundaries(model: keras.Model) -> dict[int, Boundary]:
 
 def input_of(boundary: Boundary) -> keras.KerasTensor:
     """The input of the model that a boundary stands behind."""
-    scale = input_scale(boundary)
+    scale = _input_scale(boundary)
     (x,) = graph.origin(boundary.output)[1]
     return x if scale is None else graph.origin(x)[1][0]
 
 
-def input_scale(boundary: Boundary) -> InputScale | None:
-    """What scales an input in float in front of its boundary, if anything does."""
+def preprocessing_of(boundary: Boundary | None) -> Preprocessing | None:
+    """What is computed of an input in float in front of its boundary, where it has one."""
+    scale = boundary and _input_scale(boundary)
+    if scale is None:
+        return None
+    gain, shift = (np.asarray(v, np.float32) for v in scale.get_weights())
+    return Preprocessing(gain=gain, shift=shift)
+
+
+def _input_scale(boundary: Boundary) -> InputScale | None:
     layer = graph.origin(graph.origin(boundary.output)[1][0])[0]
     return layer if isinstance(layer, InputScale) else None
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.wrappers import input_boundaries, input_scale
+from kerasq.wrappers import input_boundaries, preprocessing_of
 
 # As many as have so many values, within these bounds.
 VALUES, COUNT, MOST = 2**16, 4, 32
@@ -40,10 +40,7 @@ def samples_of(model: keras.Model) -> Any:
         quantizer = boundary and boundary.output_quantizer
         low, high = (-1.0, 1.0) if quantizer is None else map(float, quantizer.range())
         values = rng.uniform(low, high, shape)
-        scale = boundary and input_scale(boundary)
-        if scale is not None:
-            gain, shift = scale.get_weights()
-            values = (values - shift) / np.where(gain == 0, 1.0, gain)
-        return values.astype("float32")
+        own = preprocessing_of(boundary)
+        return (own.inverse(values) if own else values).astype("float32")
 
     return keras.tree.map_structure(one, model.input)

@@ -7,7 +7,7 @@ import numpy as np
 
 from kerasq.layers import Scale
 from kerasq.prepare.preprocessing import LEAST_CODES
-from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, input_scale
+from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preprocessing_of
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
 # standard deviation is lost.
@@ -38,10 +38,8 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
 
 def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, values: Any) -> str:
     """The remark on an input whose features, along the last axis, differ by orders of magnitude."""
-    grid, scale = boundary.grid().numpy(), input_scale(boundary)
-    if scale is not None:
-        gain, shift = scale.get_weights()
-        values = values * gain + shift
+    grid, own = boundary.grid().numpy(), preprocessing_of(boundary)
+    values = own(values) if own else values
     flat = values.reshape(-1, values.shape[-1]).astype("float64")
     errors = flat - grid.dequantize(grid.quantize(flat))
     variances = flat.var(0)

@@ -10,15 +10,13 @@ from kerasq.export.convert import convert
 from kerasq.export.lower import lower
 from kerasq.export.proof import prove
 from kerasq.export.signature import Signature
-from kerasq.litert.preprocessing import Preprocessing
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
 from kerasq.wrappers import (
-    Boundary,
     input_boundaries,
-    input_scale,
+    preprocessing_of,
     quantized_by,
     ranged,
     require_quantized,
@@ -126,20 +124,11 @@ def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | 
         input_dtype=_dtype("input_dtype", input_dtype, input_bits),
         output_dtype=_dtype("output_dtype", output_dtype, output_bits),
         float_inputs=[bits == FLOAT_BITS for bits in input_bits],
-        preprocessing=list(map(_preprocessing, found)),
+        preprocessing=list(map(preprocessing_of, found)),
         input_names=[x.name for x in model.inputs],
         output_names=output_names(model),
         output_layers=[_maker(y) for y in model.outputs],
     )
-
-
-def _preprocessing(boundary: Boundary | None) -> Preprocessing | None:
-    """What scales an input in float in front of its boundary, where it has one."""
-    scale = boundary and input_scale(boundary)
-    if scale is None:
-        return None
-    gain, shift = (np.asarray(v, np.float32) for v in scale.get_weights())
-    return Preprocessing(gain=gain, shift=shift)
 
 
 def _maker(tensor: keras.KerasTensor) -> str:

@@ -32,6 +32,10 @@ class Preprocessing:
         """Values in the units of the input's grid, float32, each step rounded once."""
         return np.asarray(x, np.float32) * self.gain + self.shift
 
+    def inverse(self, y: np.ndarray) -> np.ndarray:
+        """Values of which `y` is computed; where the gain is 0, any of them."""
+        return (y - self.shift) / np.where(self.gain == 0, 1.0, self.gain)
+
 
 def write(model: schema.ModelT, inputs: list[Preprocessing | None]) -> None:
     """Adds what belongs to the inputs, in their order, to a file; nothing where all are None."""

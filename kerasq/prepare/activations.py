@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import registry
+from kerasq import fits, registry
 from kerasq.layer_rules import FUNCTIONS
 from kerasq.layers import Constant, Function
-from kerasq.prepare.parts import Parts
+from kerasq.prepare.parts import Parts, between_permutes
 
 L = keras.layers
 
@@ -46,14 +46,12 @@ def softmax(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
 
     "<name>_probabilities" is between two Permute and, of several axes, two Reshape.
     """
-    axes = sorted({i % len(x.shape) for i in keras.tree.flatten(layer.axis)})
-    return _over_last(parts, L.Softmax, "probabilities", axes, name, x)
+    return _over_last(parts, L.Softmax, "probabilities", fits.axes(layer.axis, x), name, x)
 
 
 def unit_norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """UnitNormalization over another axis than the last: as `softmax`."""
-    axes = [i % len(x.shape) for i in keras.tree.flatten(layer.axis)]
-    return _over_last(parts, L.UnitNormalization, "unit", axes, name, x)
+    return _over_last(parts, L.UnitNormalization, "unit", fits.axes(layer.axis, x), name, x)
 
 
 def _over_last(
@@ -63,20 +61,17 @@ def _over_last(
 
     It is between two Permute and, of several axes, two Reshape.
     """
-    rank = len(x.shape)
-    if axes == [rank - 1]:
-        return None
-    order = [*(i for i in range(1, rank) if i not in axes), *axes]
-    y = parts.call(L.Permute(order, name=parts.name(name, "last"), dtype="float32"), x)
-    shape = y.shape[1:]
-    if len(axes) > 1:
-        merged = (*shape[: -len(axes)], math.prod(shape[-len(axes) :]))
-        y = parts.call(L.Reshape(merged, name=parts.name(name, "merged"), dtype="float32"), y)
-    y = parts.call(layer(name=parts.name(name, suffix), dtype="float32"), y)
-    if len(axes) > 1:
-        y = parts.call(L.Reshape(shape, name=parts.name(name, "parted"), dtype="float32"), y)
-    back = [1 + order.index(i) for i in range(1, rank)]
-    return parts.call(L.Permute(back, name=name, dtype="float32"), y)
+
+    def merged(y: Any) -> Any:
+        made, shape = layer(name=parts.name(name, suffix), dtype="float32"), y.shape[1:]
+        if len(axes) == 1:
+            return parts.call(made, y)
+        flat = (*shape[: -len(axes)], math.prod(shape[-len(axes) :]))
+        y = parts.call(L.Reshape(flat, name=parts.name(name, "merged"), dtype="float32"), y)
+        back = L.Reshape(shape, name=parts.name(name, "parted"), dtype="float32")
+        return parts.call(back, parts.call(made, y))
+
+    return between_permutes(parts, axes, name, x, merged, moved="last")
 
 
 def elu(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import fits
 from kerasq.graph import Node, symbolic
 from kerasq.layers import Pad, Stack, Take
 from kerasq.prepare.parts import Called
@@ -25,10 +26,23 @@ def reduction(layer: type) -> Callable:
 
 
 def _axes(axis: Any, tensor: keras.KerasTensor) -> list[int] | None:
-    """Axes of a tensor, counted from its first one; None where the samples are among them."""
-    rank = len(tensor.shape)
-    axes = range(rank) if axis is None else [x % rank for x in keras.tree.flatten(axis)]
-    return None if 0 in axes else sorted(axes)
+    """As `fits.axes`; None where the samples are among them."""
+    found = fits.axes(axis, tensor)
+    return None if 0 in found else found
+
+
+def place(layer: type) -> Callable:
+    """The place of the largest or smallest value along an axis."""
+
+    def make(node: Node, args: tuple, options: dict) -> Called:
+        # Of all axes, or along that of the samples, it would hang on the size of the batch.
+        axes = _axes(node.layer.axis, node.inputs[0])
+        if axes is None:
+            return None
+        own = {"keepdims": node.layer.keepdims, "output_dtype": node.output.dtype}
+        return layer(node.layer.axis, **own, **options), args[0]
+
+    return make
 
 
 def stack(node: Node, args: tuple, options: dict) -> Called:

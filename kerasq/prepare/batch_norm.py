@@ -7,26 +7,22 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import fits, registry
 from kerasq import graph as graphs
-from kerasq import registry
 from kerasq.layers import Scale
-from kerasq.prepare.parts import Parts
+from kerasq.prepare.parts import Parts, between_permutes
 
 L = keras.layers
 
 
 def along_last(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """One along another axis than the last: "<name>_last", between two Permute."""
-    rank = len(x.shape)
-    axis = layer.axis % rank
-    if axis == rank - 1:
-        return None
-    order = [*(i for i in range(1, rank) if i != axis), axis]
-    x = parts.call(L.Permute(order, name=parts.name(name, "moved"), dtype="float32"), x)
-    last = graphs.copy_layer(layer, axis=-1, name=parts.name(name, "last"))
-    y = parts.call(last, x, layer.get_weights())
-    back = [1 + order.index(i) for i in range(1, rank)]
-    return parts.call(L.Permute(back, name=name, dtype="float32"), y)
+
+    def normalized(y: Any) -> Any:
+        last = graphs.copy_layer(layer, axis=-1, name=parts.name(name, "last"))
+        return parts.call(last, y, layer.get_weights())
+
+    return between_permutes(parts, fits.axes(layer.axis, x), name, x, normalized, moved="moved")
 
 
 def foldable(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> dict[int, graphs.Node]:

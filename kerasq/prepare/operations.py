@@ -273,20 +273,6 @@ def _finite(constant: Any, tensor: keras.KerasTensor, options: dict) -> keras.Ke
     return _tensor(value, is_learned, tensor, options) if np.isfinite(value).all() else None
 
 
-def _place(layer: type) -> Callable:
-    """The place of the largest or smallest value along an axis."""
-
-    def make(node: Node, args: tuple, options: dict) -> Equal | None:
-        rank, axis = len(node.inputs[0].shape), node.layer.axis
-        # Of all axes, or along that of the samples, it would hang on the size of the batch.
-        if axis is None or axis % rank == 0:
-            return None
-        own = {"keepdims": node.layer.keepdims, "output_dtype": node.output.dtype}
-        return layer(axis, **own, **options), args[0]
-
-    return make
-
-
 def _log_softmax(node: Node, args: tuple, options: dict) -> Equal | None:
     is_last = node.layer.axis in (-1, len(node.output.shape) - 1)
     return (L.Activation("log_softmax", **options), args[0]) if is_last else None
@@ -410,6 +396,6 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Stack": axes.stack,
     "Take": axes.take,
     "Pad": axes.pad,
-    "Argmax": _place(ArgMax),
-    "Argmin": _place(ArgMin),
+    "Argmax": axes.place(ArgMax),
+    "Argmin": axes.place(ArgMin),
 }

@@ -1,5 +1,6 @@
 """What the functions that make the parts of a layer call: see `kerasq.prepare.decompose`."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import keras
@@ -22,3 +23,29 @@ class Parts(Protocol):
 
         `trainable` is that of the layer; None for constants, which never train.
         """
+
+
+def between_permutes(
+    parts: Parts, axes: list[int], name: str, x: Any, call: Callable[[Any], Any], *, moved: str
+) -> Any:
+    """What a call makes of a tensor with some of its axes moved behind all others, and moved back.
+
+    Args:
+        parts: of the layer `name`.
+        axes: in their order, counted from that of the samples.
+        name: of the layer, and of the Permute that moves axes back.
+        x: the tensor.
+        call: called on the tensor of moved axes.
+        moved: suffix of the Permute that moves them.
+
+    Returns:
+        A tensor with axes as those of `x`; None where it is the last axis alone.
+    """
+    rank = len(x.shape)
+    if axes == [rank - 1]:
+        return None
+    order = [*(i for i in range(1, rank) if i not in axes), *axes]
+    permute = keras.layers.Permute(order, name=parts.name(name, moved), dtype="float32")
+    y = call(parts.call(permute, x))
+    back = [1 + order.index(i) for i in range(1, rank)]
+    return parts.call(keras.layers.Permute(back, name=name, dtype="float32"), y)
