@@ -30,6 +30,7 @@ class Scale(keras.layers.Layer):
         """Creates the weights."""
         # By the names that layers with a kernel have in Keras, which rules and wrappers look for.
         options = {"shape": input_shape[-1:], "trainable": not self.constant}
+        self.input_spec = keras.layers.InputSpec(axes={-1: input_shape[-1]})
         self.kernel = self.add_weight(name="kernel", initializer="ones", **options)
         if self.use_bias:
             self.bias = self.add_weight(name="bias", initializer="zeros", **options)
@@ -62,6 +63,22 @@ class InputScale(Scale):
         x, kernel, bias = (keras.ops.cast(v, "float64") for v in (x, self.kernel, self.bias))
         product = keras.ops.cast(keras.ops.cast(x * kernel, "float32"), "float64")
         return keras.ops.cast(product + bias, "float32")
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class InputCast(keras.layers.Layer):
+    """Integers of an input, such as pixels, as float values, in front of the grid."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, x: Any) -> Any:
+        """The values."""
+        return keras.ops.cast(x, "float32")
+
+
+# What is computed of an input before it lies on a grid.
+IN_FRONT = (InputCast, InputScale)
 
 
 @keras.saving.register_keras_serializable("kerasq")

@@ -13,7 +13,7 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq import registry
-from kerasq.layers import InputScale
+from kerasq.layers import IN_FRONT
 from kerasq.litert.operators import OPERATORS, multiplies
 from kerasq.prepare import fusion
 from kerasq.rule import Output
@@ -160,9 +160,9 @@ class Plan:
         return resolve(self.schemes[graphs.origin(x)[0].name]).code_bits
 
     def _width_of_input(self, x: keras.KerasTensor) -> int:
-        """The width at which calls read an input: float, where it is scaled before its grid."""
-        is_scaled = any(isinstance(y.layer, InputScale) for y in self.graph.consumers(x))
-        return FLOAT_BITS if is_scaled else self.input_bits(x)
+        """The width at which calls read an input: float, where one is in front of its grid."""
+        is_real = any(isinstance(y.layer, IN_FRONT) for y in self.graph.consumers(x))
+        return FLOAT_BITS if is_real else self.input_bits(x)
 
     def _scheme_name(self, node: graphs.Node) -> str:
         """The scheme of the user's layer, at int8 where the operator has no int16 kernel."""
@@ -190,8 +190,7 @@ class Plan:
             return Kind.PASS_THROUGH
         if registry.gives_indices(node.layer):
             return Kind.INDEX
-        is_float = node.layer.name in self.floats or isinstance(node.layer, InputScale)
-        return Kind.FLOAT if is_float else Kind.INTEGER
+        return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
 
     def _call(self, node: graphs.Node) -> Call:
         kind, op = self._kind(node), self._op(node)
@@ -213,9 +212,8 @@ class Plan:
         )
 
     def _writes(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
-        scheme = self._scheme(node)
         if kind in (Kind.FLOAT, Kind.INDEX):
-            return self._width_behind(node, scheme)
+            return self._width_behind(node)
         return self._written(node, kind, reads)
 
     def _written(self, node: graphs.Node, kind: Kind, reads: list[int]) -> int:
@@ -231,11 +229,11 @@ class Plan:
         narrow = any(is_narrow_reader(self._op(x), self._scheme(x)) for x in self._readers(end))
         return written_bits(scheme, is_cut, narrow)
 
-    def _width_behind(self, node: graphs.Node, scheme: Scheme) -> int:
+    def _width_behind(self, node: graphs.Node) -> int:
         """The width of the boundary behind a call that stays float; `FLOAT_BITS` for none."""
-        if isinstance(node.layer, InputScale):
-            return scheme.code_bits
-        return scheme.activation_bits if self._is_picked(node) else FLOAT_BITS
+        if isinstance(node.layer, IN_FRONT):
+            return resolve(self.schemes[graphs.origin(node.inputs[0])[0].name]).code_bits
+        return self._scheme(node).activation_bits if self._is_picked(node) else FLOAT_BITS
 
     def _is_picked(self, node: graphs.Node) -> bool:
         """Whether rows that a call picks from weights, such as Embedding's, are read as integers.
@@ -298,7 +296,7 @@ class Plan:
         legal |= {
             x.source.name
             for x in self.graph.nodes
-            if self[x].kind is Kind.INTEGER or isinstance(x.layer, InputScale)
+            if self[x].kind is Kind.INTEGER or isinstance(x.layer, IN_FRONT)
         }
         for key, found in named.items():
             if found and not legal & {*found}:

@@ -8,7 +8,7 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import InputScale
+from kerasq.layers import IN_FRONT
 from kerasq.plan import Call, Kind, Plan
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
@@ -49,7 +49,7 @@ class _Wrapping:
             y = self._plain(node)(*args, **kwargs)
             if call.kind is not Kind.FLOAT or call.writes == FLOAT_BITS:
                 return y
-            return self._boundary(y, call.writes, is_input=isinstance(layer, InputScale))
+            return self._boundary(y, call.writes, is_input=isinstance(layer, IN_FRONT))
         relu, limit = registry.relu_limit((call.relu or node).layer)
         options: dict[str, Any] = {
             "scheme": call.scheme,
@@ -93,7 +93,7 @@ class _Wrapping:
             suffix = "quantize" if is_input else f"int{bits}"
             taken = {wrapper.name for wrapper, *_ in self.boundaries.values()}
             maker, read = graphs.origin(x)
-            if isinstance(maker, InputScale):
+            if isinstance(maker, IN_FRONT):
                 maker, _ = graphs.origin(read[0])
             name = f"{_legal(maker.name)}_{suffix}"
             wrapper = Boundary(

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
-from kerasq.layers import Constant, InputScale
+from kerasq.layers import IN_FRONT, Constant, InputScale
 from kerasq.litert.preprocessing import Preprocessing
 from kerasq.quantizers import activations
 
@@ -389,9 +389,9 @@ def input_boundaries(model: keras.Model) -> dict[int, Boundary]:
 
 def input_of(boundary: Boundary) -> keras.KerasTensor:
     """The input of the model that a boundary stands behind."""
-    scale = _input_scale(boundary)
     (x,) = graph.origin(boundary.output)[1]
-    return x if scale is None else graph.origin(x)[1][0]
+    layer, read = graph.origin(x)
+    return read[0] if isinstance(layer, IN_FRONT) else x
 
 
 def preprocessing_of(boundary: Boundary | None) -> Preprocessing | None:

@@ -2,12 +2,13 @@
 
 Prints the table of docs/results.md: small networks, trained here on data that come with
 scikit-learn or are made here, each quantized by both without fine-tuning, at int8 and at int16.
+Means over seeds.
 
 Example: python -m tools.calibration
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -194,15 +195,19 @@ def _forecaster() -> Any:
     return model, x[:1500], x[1500:], y[1500:]
 
 
-def _canvases() -> tuple[Array, Array, Array]:
-    """Digits at random places of 24 x 24 canvases, in noise: with boxes and labels."""
+def _canvases(count: int = 1200) -> tuple[Array, Array, Array]:
+    """Digits at random places of 24 x 24 canvases, in noise: with boxes and labels.
+
+    First `count` of 1200 digits, to train on, then one of each other digit.
+    """
     digits, labels = _digits()
     rng = np.random.default_rng(0)
-    canvases = rng.uniform(0, 0.3, (len(digits), 24, 24, 1)).astype("float32")
-    corners = rng.integers(0, 17, (len(digits), 2))
-    for canvas, digit, (x, y) in zip(canvases, digits, corners, strict=True):
+    which = np.concatenate([np.arange(count) % 1200, np.arange(1200, len(digits))])
+    canvases = rng.uniform(0, 0.3, (len(which), 24, 24, 1)).astype("float32")
+    corners = rng.integers(0, 17, (len(which), 2))
+    for canvas, digit, (x, y) in zip(canvases, digits[which], corners, strict=True):
         canvas[y : y + 8, x : x + 8] = np.maximum(canvas[y : y + 8, x : x + 8], digit)
-    return canvases, np.hstack([corners, corners + 8]).astype("float32"), labels
+    return canvases, np.hstack([corners, corners + 8]).astype("float32"), labels[which]
 
 
 def _segmentation() -> Any:
@@ -224,17 +229,19 @@ def _segmentation() -> Any:
 
 def _detection() -> Any:
     """A box in pixels and a class."""
-    x, boxes, labels = _canvases()
+    count = 6000
+    x, boxes, labels = _canvases(count)
     image = keras.Input((24, 24, 1))
     h = image
-    for filters in (16, 32, 32):
-        h = L.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(h)
+    for filters, strides in ((16, 2), (32, 2), (32, 1)):
+        h = L.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(h)
         h = L.ReLU()(L.BatchNormalization()(h))
     h = L.Dense(64, activation="relu")(L.Flatten()(h))
-    model = keras.Model(image, [L.Dense(4)(h), L.Dense(10, activation="softmax")(h)])
+    box = L.Rescaling(24.0)(L.Dense(4, activation="sigmoid")(h))
+    model = keras.Model(image, [box, L.Dense(10, activation="softmax")(h)])
     losses = ["mae", "sparse_categorical_crossentropy"]
-    _fit(model, x[:1200], [boxes[:1200], labels[:1200]], losses, 60)
-    return model, x[:1200], x[1200:], (boxes[1200:], labels[1200:])
+    _fit(model, x[:count], [boxes[:count], labels[:count]], losses, 16)
+    return model, x[:count], x[count:], (boxes[count:], labels[count:])
 
 
 def _image_to_image() -> Any:
@@ -292,6 +299,7 @@ TASKS = {
     "text": Task(make=_text, metric=_accuracy, unit="%"),
 }
 _TASKS = flags.DEFINE_multi_enum("task", [*TASKS], [*TASKS], "Tasks, a flag each.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of training, a network each.")
 _METHOD = flags.DEFINE_string("method", None, "Of kerasq.calibrate; its default by default.")
 
 
@@ -324,40 +332,46 @@ def _outputs(model: Any, lite: kerasq.TFLiteModel | None, x: Array) -> list[Arra
     return sorted(arrays, key=lambda a: shapes.index(a.shape[1:]))
 
 
-def rows(name: str) -> Iterator[list[str]]:
-    """A row for each type: figures of the float model, of the converter and of kerasq."""
-    keras.utils.set_random_seed(0)
+def figures(name: str, seed: int) -> dict[str, list[float]]:
+    """By type, of the float model the metric, and of the converter and kerasq that and the SQNR.
+
+    NaN where there is no model.
+    """
+    keras.utils.set_random_seed(seed)
     task = TASKS[name]
     model, train, test, wanted = task.make()
     floats = _outputs(model, None, test)
+    found: dict[str, list[float]] = {}
     for dtype in DTYPES:
-        row = [name, dtype, task.unit, f"{task.metric(floats, wanted):.1f}"]
+        found[dtype] = [task.metric(floats, wanted)]
         for make in (converted, calibrated):
             try:
                 lite = make(model, train[:SAMPLES], dtype)
             # Such as that an operator has no int16 kernel, or the converter no ranges of indices.
             except (ValueError, RuntimeError) as error:
                 print(name, dtype, make.__name__, str(error).split(". ")[0], flush=True)
-                row += ["-", "-"]
+                found[dtype] += [np.nan, np.nan]
                 continue
-            found = _outputs(model, lite, test)
+            outputs = _outputs(model, lite, test)
             # Of several outputs that which has lost the most.
-            sqnr = min(_decibels(*pair) for pair in zip(floats, found, strict=True))
-            row += [f"{task.metric(found, wanted):.1f}", f"{sqnr:.1f}"]
-        yield row
+            sqnr = min(_decibels(*pair) for pair in zip(floats, outputs, strict=True))
+            found[dtype] += [task.metric(outputs, wanted), sqnr]
+        print(name, seed, dtype, *(f"{x:.1f}" for x in found[dtype]), flush=True)
+    return found
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, row by row as tasks end."""
+    """Prints the table: means over seeds."""
     if len(argv) > 1:
         raise app.UsageError(f"Takes flags only. Received: {argv[1:]}.")
-    header = ["task", "type", "metric", "float", "converter", "SQNR", "kerasq", "SQNR"]
-    found = []
+    rows = [["task", "type", "metric", "float", "converter", "SQNR", "kerasq", "SQNR"]]
     for name in _TASKS.value:
-        for row in rows(name):
-            print(*row, flush=True)
-            found.append(row)
-    print(tables.markdown([header, *found], left=3))
+        found = [figures(name, int(seed)) for seed in _SEEDS.value]
+        for dtype in DTYPES:
+            means = np.mean([x[dtype] for x in found], axis=0)
+            cells = ["-" if np.isnan(x) else f"{x:.1f}" for x in means]
+            rows.append([name, dtype, TASKS[name].unit, *cells])
+    print(tables.markdown(rows, left=3))
 
 
 if __name__ == "__main__":

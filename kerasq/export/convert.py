@@ -199,7 +199,8 @@ def _infer_on_constants(layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
 def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     """`graph.infer`, by the operators that LiteRT has."""
     if isinstance(layer, InputScale):
-        return args[0] * layer.kernel + layer.bias  # Two operators, each of which rounds.
+        # Two operators, each of which rounds.
+        return tf.cast(args[0], tf.float32) * layer.kernel + layer.bias
     is_nearest = registry.passes_through(layer) and isinstance(layer, keras.layers.UpSampling2D)
     if is_nearest:
         return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")

@@ -1,5 +1,6 @@
 """`export_tflite`: from a quantized Keras model to an integer-only .tflite file."""
 
+import itertools
 import os
 
 import keras
@@ -48,7 +49,8 @@ def export_tflite(
         path: where to write the file, or None not to. It is written whole or not at all.
         input_dtype: type of the model's inputs: None for the integers of their own grids (int8,
             or int16 where the scheme says so), which "int8" and "int16" insist on, or "uint8" or
-            "float32". An input that stays float is float32 in any case.
+            "float32". An input that stays float is float32 in any case. At "float32" an input that
+            the model takes as integers, such as pixels of uint8, is of the model's type.
         output_dtype: type of its outputs: the same choice.
         batch_size: the fixed number of samples that one call takes.
         check: whether a file that predicts something else is an error.
@@ -172,6 +174,8 @@ def output_names(model: keras.Model) -> list[str]:
         return sorted(model.output)  # the order in which Keras flattens it
     names: list[str] = []
     for name in model.output_names:
-        taken = sum(other == name or other.startswith(f"{name}_") for other in names)
-        names.append(f"{name}_{taken}" if taken else name)
+        numbered = (f"{name}_{i}" for i in itertools.count(1))
+        # Not that of another layer, which may be an output as well.
+        others = {*names} | {*model.output_names} - {name}
+        names.append(next(n for n in itertools.chain([name], numbered) if n not in others))
     return names

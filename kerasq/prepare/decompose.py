@@ -20,6 +20,7 @@ from kerasq.prepare import (
     operations,
     pooling,
 )
+from kerasq.prepare.integers import Integers
 
 L = keras.layers
 
@@ -49,13 +50,17 @@ class _Decomposition:
         self._graph = graph
         self._keep = keep
         self._names: set[str] = set()  # those of parts
+        self._integers = Integers(graph, keep)
 
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
         layer = node.layer
         # What only moves values stays an operation where it is one.
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
-        if layer.name in self._keep or is_moved:
+        if layer.name in self._keep:
+            return graphs.copy_call(layer, *args, **kwargs)
+        args, kwargs = self._integers.as_real((args, kwargs), is_moved)
+        if is_moved:
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):
             return self._operation(node, args)

@@ -47,10 +47,11 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
         A layer, or gain and shift where the operation is `gain * x + shift` with constants of shape
         `()` or `(channels,)`; and its input. None where no layer computes the same.
     """
-    # By name: the classes are private to Keras. Integers, such as indices, lie on no grid.
-    make = _TABLE.get(type(node.layer).__name__)
-    values = [x for x in node.inputs if x.dtype != "bool"]  # A condition has no grid either.
-    if make is None or not values or any("float" not in x.dtype for x in values):
+    make = _TABLE.get(type(node.layer).__name__)  # The classes are private to Keras.
+    values = [x for x in node.inputs if x.dtype != "bool"]  # A condition lies on no grid.
+    # Nor do integers that stay such, as indices; others count as the real values that they are.
+    is_real = "float" in node.output.dtype or all("float" in x.dtype for x in values)
+    if make is None or not values or not is_real:
         return None
     return make(node, args, {"name": name, "dtype": "float32"})
 
@@ -209,9 +210,8 @@ def _power(node: Node, args: tuple, options: dict) -> Equal | None:
 
 
 def _same(node: Node, args: tuple, options: dict) -> Equal | None:
-    # Casts between float types are what is left of mixed precision: here all is float32.
-    is_float = all("float" in x.dtype for x in (node.output, node.inputs[0]))
-    return (L.Identity(**options), args[0]) if is_float else None
+    # Here all is float32: between float types a cast is what is left of mixed precision.
+    return (L.Identity(**options), args[0]) if "float" in node.output.dtype else None
 
 
 def _clip(node: Node, args: tuple, options: dict) -> Equal | None:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerasq import graph as graphs
-from kerasq.layers import InputScale, Scale
+from kerasq.layers import InputCast, InputScale, Scale
 from kerasq.scheme import resolve
 
 MODES = ("auto", "float", "integer")
@@ -56,10 +56,25 @@ def _run(
     graph: graphs.Graph, x: keras.KerasTensor, schemes: dict[str, str], floats: frozenset[str]
 ) -> list[graphs.Node]:
     """The calls that scale an input one after the other, alone: constants, or one that trains."""
-    readers = graph.consumers(x) if x.dtype.startswith("float") else []
+    readers = graph.consumers(x)
     node = readers[0] if len(readers) == 1 else None
+    front = [node] if node is not None and isinstance(node.layer, InputCast) else []
+    if front:
+        node = graph.only_consumer(front[0])
+    run = _scaling(graph, node, schemes, floats, schemes[x.name])
+    return front + run if run else []
+
+
+def _scaling(
+    graph: graphs.Graph,
+    node: graphs.Node | None,
+    schemes: dict[str, str],
+    floats: frozenset[str],
+    scheme: str,
+) -> list[graphs.Node]:
+    """The calls that scale, from `node` on."""
     run: list[graphs.Node] = []
-    while node is not None and _scales(node, schemes, floats, schemes[x.name]):
+    while node is not None and _scales(node, schemes, floats, scheme):
         if not node.layer.constant:
             shared = [y for y in graph.nodes if y.source.weights_of == node.source.weights_of]
             return run or shared if len(shared) == 1 else run
@@ -81,6 +96,8 @@ def _composed(run: list[graphs.Node]) -> tuple[np.ndarray, np.ndarray]:
     """Gain and shift of calls one after the other, float64, `(channels,)`."""
     gain, shift = np.ones(1), np.zeros(1)
     for node in run:
+        if isinstance(node.layer, InputCast):
+            continue
         kernel, bias = (np.asarray(v, np.float64) for v in node.layer.get_weights())
         gain, shift = gain * kernel, shift * kernel + bias
     return gain, shift

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import kerasq
 from kerasq import graph
+from kerasq.support.data import batch_spec
 
 # Inputs of this name are integers below this.
 INDICES = 7
@@ -129,6 +131,8 @@ def run(model: keras.Model, x: list[np.ndarray]) -> None:
     """
     try:
         model(x, training=False)
+        # Keras has layers that run, but cannot be traced for any number of samples.
+        tf.function(model, [batch_spec(model.input)], autograph=False).get_concrete_function()
     except Exception as error:
         raise NoModelError(str(error)) from error
 

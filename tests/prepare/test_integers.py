@@ -1,0 +1,103 @@
+"""Integer tensors that layers compute on: pixels of uint8, counts, labels."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kerasq
+
+L, ops = keras.layers, keras.ops
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3)).astype("uint8")
+
+
+def exported(model, x, **options):
+    """A quantized model, calibrated, and its file."""
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, x)
+    return q, kerasq.export_tflite(q, **options)
+
+
+def pixels(front):
+    """A small network on uint8 images."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 6, 3), dtype="uint8", name="image")
+    y = L.Flatten()(L.Conv2D(4, 3, activation="relu")(front(x)))
+    return keras.Model(x, L.Dense(3)(y))
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        L.Rescaling(1 / 127.5, offset=-1.0),
+        lambda x: x / 255.0,
+        lambda x: (ops.cast(x, "float32") - 127.5) / 127.5,
+        lambda x: L.Rescaling(1 / 255)(L.ZeroPadding2D(1)(L.Cropping2D(1)(x))),
+        L.Lambda(lambda x: tf.image.resize(tf.cast(x, tf.float32), (8, 8)) / 255.0),
+    ],
+    ids=["rescaling", "division", "cast", "moved", "tensorflow"],
+)
+def test_pixels(front):
+    model = pixels(front)
+    q, lite = exported(model, PIXELS)
+    want = model.predict(PIXELS, verbose=0)
+    np.testing.assert_allclose(q.predict(PIXELS, verbose=0), want, atol=0.05 * np.ptp(want))
+    report = kerasq.compare(q, lite, x=PIXELS)
+    assert report.exact == 1.0 and report.max_lsb == 0
+    (end,) = lite.inputs
+    assert (end.name, end.dtype) == ("image", np.int8) and lite.float_ops == []
+
+
+@pytest.mark.parametrize("input_dtype", ["uint8", "float32"])
+def test_types_of_the_input(input_dtype):
+    q, lite = exported(pixels(L.Rescaling(1 / 255)), PIXELS, input_dtype=input_dtype)
+    # Where others have floats, it takes what the model takes, and scales that itself.
+    assert lite.inputs[0].dtype == np.uint8
+    assert {op.name for op in lite.float_ops} == ({"CAST"} if input_dtype == "float32" else set())
+    np.testing.assert_array_equal(lite.predict(PIXELS), q.predict(PIXELS, verbose=0))
+
+
+def test_scaled_in_front_of_the_grid():
+    counts = np.random.default_rng(0).poisson([1.0, 20.0, 400.0, 9000.0], (64, 4)).astype("int32")
+    normalization = L.Normalization()
+    normalization.adapt(counts.astype("float32"))
+    x = keras.Input((4,), dtype="int32")
+    model = keras.Model(x, L.Dense(2)(normalization(x)))
+    _, lite = exported(model, counts)
+    want = model.predict(counts, verbose=0)
+    np.testing.assert_allclose(lite.predict(counts), want, atol=0.05 * np.ptp(want))
+    (own,) = [end.preprocessing for end in lite.inputs]
+    np.testing.assert_allclose(own(counts), normalization(counts), atol=1e-5)
+    _, floats = exported(model, counts, input_dtype="float32")
+    np.testing.assert_array_equal(floats.predict(counts), lite.predict(counts))
+
+
+def test_what_reads_indices_keeps_them():
+    x = keras.Input((5,), dtype="int32", name="words")
+    both = L.Concatenate()([L.Flatten()(L.Embedding(9, 3)(x)), L.Rescaling(0.1)(x)])
+    model = keras.Model(x, L.Dense(2)(both))
+    words = np.random.default_rng(0).integers(0, 9, (32, 5)).astype("int32")
+    q, lite = exported(model, words)
+    assert [end.dtype for end in lite.inputs] == [np.int32]
+    np.testing.assert_array_equal(lite.predict(words), q.predict(words, verbose=0))
+
+
+def test_labels_that_are_computed_on():
+    x = keras.Input((4,))
+    scores = L.Dense(5)(x)
+    model = keras.Model(x, L.Rescaling(0.25)(ops.argmax(scores, axis=-1, keepdims=True)))
+    values = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    q, lite = exported(model, values)
+    np.testing.assert_array_equal(lite.predict(values), q.predict(values, verbose=0))
+
+
+def test_training_saving_and_loading(tmp_path):
+    model = pixels(L.Rescaling(1 / 255))
+    q = kerasq.quantize_model(model)
+    q.compile("sgd", "mse")
+    q.fit(PIXELS, np.zeros((32, 3)), verbose=0)
+    q.save(tmp_path / "q.keras")
+    again = kerasq.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(
+        kerasq.export_tflite(again).predict(PIXELS), kerasq.export_tflite(q).predict(PIXELS)
+    )
