@@ -399,6 +399,16 @@ class Deviation(_Reduction):
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class Norm(_Reduction):
+    """The square root of the sum of squares along axes."""
+
+    def call(self, x: Any) -> Any:
+        """The lengths of vectors."""
+        squares = keras.ops.sum(keras.ops.square(x), axis=self.axis, keepdims=self.keepdims)
+        return keras.ops.sqrt(squares)
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Stack(keras.layers.Layer):
     """Tensors of one shape beside each other, along a new axis.
 

@@ -26,7 +26,15 @@ def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) ->
         return True
     if graphs.own_activation(layer) is not None and _computes_linearly(layer):
         return False
+    if type(layer) is keras.layers.TimeDistributed:
+        return fits.distributed_fits(layer, None) or not _may_be_quantized(layer.layer)
     return graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None
+
+
+def _may_be_quantized(layer: keras.Layer) -> bool:
+    """Whether a layer, or what is inside it, may have integer kernels."""
+    rule = registry.find(layer)
+    return not is_closed(layer) or (rule is not None and rule.output != Output.FLOAT)
 
 
 def _computes_linearly(layer: keras.Layer) -> bool:

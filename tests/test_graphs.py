@@ -169,7 +169,7 @@ def reductions(x):
     y = ops.sum(x, -1, keepdims=True) * x
     ends = [ops.sum(y, (1, 2)), ops.mean(x, -1), ops.mean(y, (1, -1), keepdims=True)]
     ends += [ops.min(x, 1), ops.max(y, -1), ops.amax(x, (2, 3)), ops.mean(x, (1, 2, 3))]
-    return [*ends, ops.var(x, (1, 2)), ops.mean(x[:, :1], 1)]
+    return [*ends, ops.var(x, (1, 2)), ops.mean(x[:, :1], 1), ops.norm(x, axis=-1)]
 
 
 def moves(x):

@@ -11,6 +11,7 @@ from kerasq.graph import internals, tracing
 from kerasq.graph.copies import own_activation
 from kerasq.graph.losses import keep_losses
 from kerasq.graph.node import distinct_name, symbolic
+from kerasq.layers import Stack
 
 
 def check(model: Any) -> None:
@@ -52,6 +53,9 @@ def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> 
         yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
     elif has_graph and not has_own_call:
         yield layer
+    elif isinstance(layer, keras.layers.TimeDistributed):
+        with internals.unnoted(internals.layers_in(layer)):
+            yield _step_by_step(layer, args, kwargs or {})
     else:
         own = (layer.input,) if has_graph else ()
         with internals.unnoted(internals.layers_in(layer)):
@@ -71,6 +75,20 @@ def opened_activation(layer: keras.Layer, args: tuple, kwargs: dict) -> Iterator
         except Exception as error:  # The user's code may raise anything.
             raise ValueError("An activation must run on symbolic tensors.") from error
         yield functional
+
+
+def _step_by_step(layer: keras.layers.TimeDistributed, args: tuple, kwargs: dict) -> keras.Model:
+    """The Functional model of a layer that is called on each step of a sequence."""
+    (x,) = args
+    if x.shape[1] is None or internals.has_mask(x):
+        raise ValueError("A TimeDistributed must read a sequence of known length, without a mask.")
+
+    def call(x: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        # Keras's own `call` would take part of layers, whose weights each step had for itself.
+        steps = [layer.layer(x[:, i]) for i in range(x.shape[1])]
+        return Stack(1, name=layer.name, dtype="float32")(steps), []
+
+    return trace(layer.name, call, args, {}, layer)
 
 
 def _trace(layer: keras.Layer, args: tuple, kwargs: dict) -> keras.Model:

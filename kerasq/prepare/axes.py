@@ -8,7 +8,7 @@ import numpy as np
 
 from kerasq import fits
 from kerasq.graph import Node, symbolic
-from kerasq.layers import Pad, Stack, Take
+from kerasq.layers import Norm, Pad, Stack, Take
 from kerasq.prepare.parts import Called
 
 
@@ -29,6 +29,16 @@ def _axes(axis: Any, tensor: keras.KerasTensor) -> list[int] | None:
     """As `fits.axes`; None where the samples are among them."""
     found = fits.axes(axis, tensor)
     return None if 0 in found else found
+
+
+def norm(node: Node, args: tuple, options: dict) -> Called:
+    """The lengths of vectors, or of matrices as such of all their values."""
+    axis, order = node.layer.axis, node.layer.ord
+    axes = _axes(axis, node.inputs[0])
+    is_length = order is None or (order == 2 and axes is not None and len(axes) == 1)
+    if axes is None or not (is_length or order == "fro"):
+        return None
+    return Norm(axes, node.layer.keepdims, **options), args[0]
 
 
 def place(layer: type) -> Callable:

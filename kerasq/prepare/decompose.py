@@ -9,7 +9,7 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
-from kerasq.layers import Compare, Deviation, Divide, Einsum, Mean, Scale, Sum, Variance
+from kerasq.layers import Compare, Deviation, Divide, Einsum, Mean, Norm, Scale, Sum, Variance
 from kerasq.prepare import (
     activations,
     arithmetic,
@@ -144,6 +144,7 @@ PARTS: dict[type, Callable[..., Any]] = {
     Sum: pooling.reduce,
     Variance: pooling.variance,
     Deviation: pooling.deviation,
+    Norm: pooling.norm,
     L.AveragePooling3D: pooling.pool_3d,
     L.MaxPooling3D: pooling.pool_3d,
     **dict.fromkeys((*ADAPTIVE_AVERAGE, *ADAPTIVE_MAX), pooling.adaptive),

@@ -273,9 +273,14 @@ def _finite(constant: Any, tensor: keras.KerasTensor, options: dict) -> keras.Ke
     return _tensor(value, is_learned, tensor, options) if np.isfinite(value).all() else None
 
 
-def _log_softmax(node: Node, args: tuple, options: dict) -> Equal | None:
-    is_last = node.layer.axis in (-1, len(node.output.shape) - 1)
-    return (L.Activation("log_softmax", **options), args[0]) if is_last else None
+def _along_last(function: str) -> Callable:
+    """An activation along the last axis, which layers have of no other."""
+
+    def make(node: Node, args: tuple, options: dict) -> Equal | None:
+        is_last = node.layer.axis in (-1, len(node.output.shape) - 1)
+        return (L.Activation(function, **options), args[0]) if is_last else None
+
+    return make
 
 
 def _normalize(node: Node, args: tuple, options: dict) -> Equal | None:
@@ -355,7 +360,8 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Elu": _layer(L.ELU, alpha="alpha"),
     "LeakyRelu": _layer(L.LeakyReLU, negative_slope="negative_slope"),
     "Softmax": _layer(L.Softmax, axis="axis"),
-    "LogSoftmax": _log_softmax,
+    "LogSoftmax": _along_last("log_softmax"),
+    "Glu": _along_last("glu"),
     "Normalize": _normalize,
     "Clip": _clip,
     "Identity": _same,
@@ -393,6 +399,7 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Amin": axes.reduction(Min),
     "Var": axes.reduction(Variance),
     "Std": axes.reduction(Deviation),
+    "Norm": axes.norm,
     "Stack": axes.stack,
     "Take": axes.take,
     "Pad": axes.pad,

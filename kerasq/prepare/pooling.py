@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.layers import Function, Mean, Variance
+from kerasq.layers import Function, Mean, Sum, Variance
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -64,6 +64,14 @@ def deviation(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     own = parts.name(name, "variance")
     y = parts.call(Variance(layer.axis, layer.keepdims, name=own, dtype="float32"), x)
     return parts.call(Function("sqrt", name=name, dtype="float32"), y)
+
+
+def norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """Squares, "<name>_square", their sum, "<name>_sum", and its square root, Function."""
+    options = {"dtype": "float32"}
+    y = parts.call(L.Multiply(name=parts.name(name, "square"), **options), [x, x])
+    total = Sum(layer.axis, layer.keepdims, name=parts.name(name, "sum"), **options)
+    return parts.call(Function("sqrt", name=name, **options), parts.call(total, y))
 
 
 def pool_3d(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
