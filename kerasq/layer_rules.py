@@ -351,7 +351,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         operators=("FULLY_CONNECTED",),
         output=Output.DECOMPOSED,
         fits=fits.distributed_fits,
-        note="of a Dense; else float",
+        note="of a Dense, or on a sequence of known length without a mask; that is step by step",
     ),
     (L.Attention,): Rule(
         operators=("BATCH_MATMUL", "SOFTMAX"),
