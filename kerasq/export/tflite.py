@@ -134,9 +134,11 @@ def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | 
 
 
 def _maker(tensor: keras.KerasTensor) -> str:
-    """The layer that computes a tensor: not one that is dropped, such as Dropout."""
+    """The call that computes a tensor: not one that is dropped, such as that of a Dropout."""
     layer, inputs = graph.origin(tensor)
-    return _maker(inputs[0]) if registry.is_dropped(layer) else layer.name
+    if registry.is_dropped(layer):
+        return _maker(inputs[0])
+    return graph.tensor_name(tensor).partition(":")[0]
 
 
 def _dtype(name: str, dtype: str | None, widths: list[int]) -> str | None:

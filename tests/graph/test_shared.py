@@ -52,3 +52,18 @@ def test_the_call_farthest_from_the_output_holds_shared_weights():
     q = exported(keras.Model(x, L.Flatten()(L.Add()([late, early]))))
     assert q.get_layer("c_2").leader is None
     assert q.get_layer("c").leader is q.get_layer("c_2")
+
+
+def test_calls_of_a_float_layer_are_compared_each_with_its_own():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,), name="x")
+    shared = L.LayerNormalization(name="norm")
+    first = shared(L.Dense(5, name="dense")(x))
+    model = keras.Model(x, [L.Dense(3, name="head")(first), shared(first * 2.0 + 1.0)])
+    q = networks.quantized(model)
+    x = networks.data(q, 16)
+    report = kerasq.compare(q, kerasq.export_tflite(q), x=x)
+    # The second call is an output: its tensor was called as that of the first one.
+    assert {x.name for x in report.layers} >= {"norm", "norm_2"}
+    assert report.max_lsb <= 1 and report.max_error < 0.1
+    assert all(layer.max_error < 0.1 for layer in report.layers)
