@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasq import graph as graphs
 from kerasq.litert import flatbuffer
+from kerasq.litert.runtime import TFLiteModel
 
 
 def refusals(nodes: list[graphs.Node]) -> dict[str, str]:
@@ -52,4 +53,10 @@ def _refusal(nodes: list[graphs.Node]) -> str | None:
         return f"cannot be converted: {type(error).__name__}: {text:.200}"
     codes = flatbuffer.read(content).operatorCodes
     names = sorted({x.customCode.decode() for x in codes if x.customCode is not None})
-    return f"TensorFlow's {', '.join(names)} is no operator of LiteRT" if names else None
+    if names:
+        return f"TensorFlow's {', '.join(names)} is no operator of LiteRT"
+    try:
+        TFLiteModel(content)
+    except ValueError as error:
+        return f"LiteRT does not run what becomes of it: {str(error).splitlines()[0]:.300}"
+    return None

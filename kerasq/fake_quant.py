@@ -39,7 +39,7 @@ def grid_from_range(
     # In float64, since the file gets the float32 that `Grid.from_range` gives, to the last bit.
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
     scale = (high - low) / steps
-    below = tf.clip_by_value(-low / scale, 0.0, float(steps))
+    below = tf.clip_by_value(-low * steps / (high - low), 0.0, float(steps))
     # Ties go up; tf.round takes them to even.
     zero_point = tf.cast(tf.floor(below + 0.5), tf.float32) + grid.qmin
     return dataclasses.replace(grid, scale=tf.cast(scale, tf.float32), zero_point=zero_point)

@@ -64,7 +64,8 @@ class Grid:
         """The grid over [low, high], nudged so that 0.0 has a code (Jacob et al. 2018, 3.1).
 
         `scale = (high - low) / (qmax - qmin)` in double precision, rounded once to float32, as the
-        TFLite converter does; `zero_point = qmin + floor(-low / scale + 1/2)`.
+        TFLite converter does; `zero_point = qmin + floor(-low / scale + 1/2)`, of the exact
+        quotient.
 
         Args:
             low: least real value, at most 0; scalar or `(channels,)`.
@@ -90,7 +91,8 @@ class Grid:
         grid = cls(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis, levels=levels)
         steps = grid.qmax - grid.qmin
         scale = (high - low) / steps
-        below = np.clip(-low / scale, 0, steps)
+        # Not -low / scale, whose rounding moves the ties of ranges that are symmetric.
+        below = np.clip(-low * steps / (high - low), 0, steps)
         # Ties go up; `np.rint` would take every other one down.
         zero_point = grid.qmin + np.floor(below + 0.5)
         return dataclasses.replace(

@@ -215,7 +215,8 @@ class KernelWrapper(QuantizeWrapper):
         most = 2.0 * (self.largest_sums(grid) + out.scale * 2.0**out.bits)
         bias = tf.clip_by_value(bias, -most, most)
         # Biases are counted in these scales: wider ones keep their codes within the target's limit.
-        least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits])
+        stored = 4 if bits.weight_bits <= 4 else 8
+        least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits, stored])
         codes, grid = quantizer.integer(self.flat_kernel(), gain, least=least)
         # Of int16 they have more bits than float32 has.
         step = tf.cast(in_scale * grid.scale, tf.float64)

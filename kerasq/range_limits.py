@@ -94,6 +94,11 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
             )
         case "MUL":
             step, name = math.prod(scales), "s_a * s_b / s_out"
+        case "RELU" | "MAXIMUM" | "MINIMUM" | "CONCATENATION" | "PACK" | "SELECT_V2":
+            most = limits.requantized[layer.bits.code_bits]
+            return max(scales) / most, (
+                f"kernels put no codes onto a grid of steps that are {most:.3g} times as fine"
+            )
         case _:
             return 0.0, ""
     return step / limits.multiplier, f"kernels take no multiplier ({name}) {few}"

@@ -250,6 +250,8 @@ def _moves_samples(node: graphs.Node) -> bool:
     """Whether a call goes along the first axis, for which a file has its own size."""
     layer, x, y = node.layer, node.inputs[0], node.outputs[0]
     kind, moves = type(layer).__name__, registry.passes_through(layer)
+    if kind == "Outer":  # It lays out all values in a row first.
+        return True
     if kind == "GetItem":
         key = node.args[1]
         first = key[0] if isinstance(key, (list, tuple)) and key else key

@@ -141,6 +141,37 @@ def test_a_sum_far_wider_than_its_relu6():
         kerasq.export_tflite(q)
 
 
+@pytest.mark.parametrize("scheme", ["w4a8", "w8a8"])
+def test_a_bias_far_beyond_the_sums(scheme):
+    """Kernels on packed weights multiply the bias by 16."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), L.Dense(5, name="thin")])
+    model.get_layer("thin").kernel.assign(60 * np.random.default_rng(1).normal(size=(8, 5)))
+    model.get_layer("thin").bias.assign([-1e3, 1.0, 900.0, -300.0, 1e-3])
+    q = kerasq.quantize_model(model, scheme)
+    x = 1e-6 * np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    kerasq.calibrate(q, x, method="minmax")
+    np.testing.assert_array_equal(
+        kerasq.export_tflite(q, check=False).predict(x), q.predict(x, verbose=0)
+    )
+
+
+def test_int16_values_far_wider_than_the_grid_that_they_are_put_onto():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    q = kerasq.quantize_model(keras.Model([a, b], L.Minimum(name="least")([a, b])), "w8a16")
+    x = [scale * np.random.default_rng(0).normal(size=(64, 4)) for scale in (1e6, 1.0)]
+    x = [np.abs(values).astype("float32") for values in x]
+    kerasq.calibrate(q, [x])
+    q.get_layer("least").output_quantizer.assign_range(0.0, 0.1)
+    lite = kerasq.export_tflite(q, check=False)
+    for found, want in zip([lite.predict(x)], [q.predict(x, verbose=0)], strict=True):
+        np.testing.assert_array_equal(found, want)
+    q = kerasq.quantize_model(keras.Model(a, L.ReLU(6.0, name="end")(L.Flatten()(a))), "w8a16")
+    kerasq.calibrate(q, 1e6 * x[1])
+    with pytest.raises(ValueError, match=r"far wider than .* ReLU. Received: layer 'end'"):
+        kerasq.export_tflite(q)
+
+
 def test_what_was_widened_for_the_sums_says_so(capsys):
     """Inputs and weights that could add up to more than int32 holds, in steps of the output."""
     model = keras.Sequential([keras.Input((4000,)), L.Dense(3, use_bias=False, name="thin")])

@@ -112,6 +112,16 @@ def test_what_no_file_can_have_is_named(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_what_the_converter_writes_and_litert_does_not_run_is_named():
+    model = sequence(
+        (2, 8, 8),
+        L.Dense(8),
+        L.Conv2D(3, 2, data_format="channels_first", dilation_rate=(1, 2), name="c"),
+    )
+    with pytest.raises(ValueError, match=r"'c' \(Conv2D\): LiteRT does not run what becomes of it"):
+        kerasq.quantize_model(model)
+
+
 def test_what_cannot_be_converted_is_named():
     @keras.saving.register_keras_serializable("test_unsupported")
     class Broken(L.Layer):

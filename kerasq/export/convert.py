@@ -146,6 +146,8 @@ class Marker:
             kernel = (weights.codes * weights.grid.scale).numpy()
             bias = weights.bias.numpy().astype(np.int64)
         x = self._apart(x)
+        # What is broadcast has sizes that only the model knows, where samples have no number.
+        x.set_shape((x.shape[0], *wrapper.input.shape[1:]))
         # The lowering takes the bias from the mark. Convolutions are converted without: that of one
         # channel would be an ADD behind a RESHAPE. A product has any bias but 0: without, it would
         # be a MUL where there is one feature.

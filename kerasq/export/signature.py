@@ -44,7 +44,9 @@ def set_inputs(builder: Builder, wanted: Signature) -> None:
     ):
         end.name = name.encode()
         builder.rename(end.tensorIndex, name)
-        if wanted.input_dtype != "float32" and not is_float:
+        # What the converter has found out to be constant may read no input.
+        is_read = any(end.tensorIndex in op.inputs for op in builder.ops)
+        if wanted.input_dtype != "float32" and not is_float and is_read:
             end.tensorIndex = _integer_input(builder, end.tensorIndex, name, wanted.input_dtype)
     builder.graph.inputs = [end.tensorIndex for end in signature.inputs]
 

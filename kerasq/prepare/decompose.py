@@ -59,7 +59,8 @@ class _Decomposition:
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
         if layer.name in self._keep:
             return graphs.copy_call(layer, *args, **kwargs)
-        args, kwargs = self._integers.as_real((args, kwargs), is_moved)
+        takes_conditions = type(layer).__name__ == "Where"  # By name: private to Keras.
+        args, kwargs = self._integers.as_real((args, kwargs), is_moved, takes_conditions)
         if is_moved:
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):

@@ -44,16 +44,19 @@ class Integers:
         # What has no rule, and is none of those to keep, is an operation that equals a layer.
         return rule is None or rule.output not in (Output.FLOAT, Output.INDEX)
 
-    def as_real(self, arguments: Any, is_moved: bool) -> Any:
+    def as_real(self, arguments: Any, is_moved: bool, takes_conditions: bool) -> Any:
         """Arguments of a call, in the new graph, integer tensors as float ones.
 
         Args:
             arguments: tensors, or what else a layer takes.
             is_moved: whether the layer only moves values: then integers stay such.
+            takes_conditions: whether bool tensors are conditions, and not 0 and 1.
         """
 
         def one(x: Any) -> Any:
-            if not isinstance(x, keras.KerasTensor) or not _is_integer(x):
+            if not isinstance(x, keras.KerasTensor) or "float" in x.dtype:
+                return x
+            if x.dtype == "bool" and takes_conditions:
                 return x
             name = graphs.origin(x)[0].name
             if name not in self._on_grids and is_moved:

@@ -50,7 +50,7 @@ def equal(node: Node, *args: Any, name: str) -> Equal | None:
     make = _TABLE.get(type(node.layer).__name__)  # The classes are private to Keras.
     values = [x for x in node.inputs if x.dtype != "bool"]  # A condition lies on no grid.
     # Nor do integers that stay such, as indices; others count as the real values that they are.
-    is_real = "float" in node.output.dtype or all("float" in x.dtype for x in values)
+    is_real = "float" in node.outputs[0].dtype or all("float" in x.dtype for x in values)
     if make is None or not values or not is_real:
         return None
     return make(node, args, {"name": name, "dtype": "float32"})
@@ -211,7 +211,7 @@ def _power(node: Node, args: tuple, options: dict) -> Equal | None:
 
 def _same(node: Node, args: tuple, options: dict) -> Equal | None:
     # Here all is float32: between float types a cast is what is left of mixed precision.
-    return (L.Identity(**options), args[0]) if "float" in node.output.dtype else None
+    return (L.Identity(**options), args[0]) if "float" in node.outputs[0].dtype else None
 
 
 def _clip(node: Node, args: tuple, options: dict) -> Equal | None:

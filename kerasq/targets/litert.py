@@ -85,11 +85,14 @@ LITERT = Target(
     limits=Limits(
         # Accumulators have room left in int32, and in the 48 bits that LiteRT rescales. Reached by
         # channels whose weights are nearly all 0, as folding a BatchNormalization may leave them.
-        bias={8: 2.0**30, 16: 2.0**40},
+        # XNNPACK's kernels on packed weights multiply by 16 times the weights, and so the bias.
+        bias={(8, 8): 2.0**30, (8, 4): 2.0**26, (16, 8): 2.0**40, (16, 4): 2.0**40},
         accumulator_bits={8: 32, 16: 64},
         # XNNPACK's delegate refuses to load a model with 256 or more, or leaves the operator to
         # kernels that round otherwise; LiteRT's int16 kernels overflow somewhere beyond.
         multiplier=256.0,
+        # Codes times it are int32, and wrap around beyond.
+        requantized={8: 2.0**22, 16: 2.0**15},
         # Rescaled sums are int32, and int16 kernels wrap around where they are not, as those of
         # int8 do on some processors. With the largest bias, `KernelWrapper` keeps them within four
         # times that.

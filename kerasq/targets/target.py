@@ -18,18 +18,22 @@ class Limits:
     """What a target's kernels can hold.
 
     Attributes:
-        bias: what bias codes stay below, by bits of the activations.
+        bias: what bias codes stay below, by bits of the activations, and of weights as they are
+            stored, 8 or 4.
         accumulator_bits: width of the sums, by bits of the activations.
         multiplier: what `s_in * s_w / s_out`, `s_in / s_out` of sums, and `s_a * s_b / s_out` of
             products stay below.
+        requantized: what `s_in / s_out` of codes that are only put onto another grid stays below,
+            by bits of the activations.
         sums: what products of codes and weights add up to at most, in steps of the output, by bits
             of the activations.
         curve_scale: what the scale of an int16 input of LOGISTIC, TANH and SOFTMAX stays below.
     """
 
-    bias: Mapping[int, float]
+    bias: Mapping[tuple[int, int], float]
     accumulator_bits: Mapping[int, int]
     multiplier: float
+    requantized: Mapping[int, float]
     sums: Mapping[int, float]
     curve_scale: float
 

@@ -91,6 +91,41 @@ def test_labels_that_are_computed_on():
     np.testing.assert_array_equal(lite.predict(values), q.predict(values, verbose=0))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * (x > 0.5),
+        lambda x: L.Concatenate()([x > 0.5, x]),
+        lambda x: L.Dense(3)(ops.logical_and(x > 0.1, x < 0.7)),
+    ],
+    ids=["mask", "beside", "weights"],
+)
+def test_conditions_are_0_and_1(function):
+    x = keras.Input((6,))
+    values = np.random.default_rng(0).uniform(0, 1, (32, 6)).astype("float32")
+    model = keras.Model(x, function(x))
+    q, lite = exported(model, values)
+    np.testing.assert_array_equal(lite.predict(values), q.predict(values, verbose=0))
+    off = np.abs(q.predict(values, verbose=0) - model.predict(values, verbose=0))
+    # At the threshold a code falls on either side.
+    assert np.quantile(off, 0.9) < 0.05
+
+
+def test_an_input_that_makes_no_difference():
+    x = keras.Input((3,), name="x")
+    _, lite = exported(keras.Model(x, ops.isreal(x)), np.ones((8, 3), "float32"))
+    assert [(end.name, end.dtype) for end in lite.inputs] == [("x", np.float32)]
+
+
+def test_outputs_that_are_tuples():
+    x = keras.Input((4, 3))
+    values = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
+    mean, variance = ops.moments(L.Dense(3)(x), axes=-1)
+    q, lite = exported(keras.Model(x, [mean, variance]), values)
+    for a, b in zip(lite.predict(values).values(), q.predict(values, verbose=0), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_training_saving_and_loading(tmp_path):
     model = pixels(L.Rescaling(1 / 255))
     q = kerasq.quantize_model(model)

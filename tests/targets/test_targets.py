@@ -119,7 +119,10 @@ def test_inputs_on_one_grid_are_quantized_by_the_target():
 @pytest.mark.usefixtures("register")
 def test_limits_are_those_of_the_models_target():
     limits = dataclasses.replace(
-        LITERT.limits, bias={8: 50.0, 16: 50.0}, accumulator_bits={8: 10, 16: 64}, multiplier=1e-3
+        LITERT.limits,
+        bias=dict.fromkeys(LITERT.limits.bias, 50.0),
+        accumulator_bits={8: 10, 16: 64},
+        multiplier=1e-3,
     )
     targets.register(altered(limits=limits))
     model, x = network()

@@ -131,8 +131,8 @@ def run(model: keras.Model, x: list[np.ndarray]) -> None:
     """
     try:
         model(x, training=False)
-        # Keras has layers that run, but cannot be traced for any number of samples.
-        tf.function(model, [batch_spec(model.input)], autograph=False).get_concrete_function()
+        # Some models run, but not traced for any number of samples, or in TensorFlow's graphs.
+        tf.function(model, [batch_spec(model.input)], autograph=False)(x)
     except Exception as error:
         raise NoModelError(str(error)) from error
 
@@ -143,10 +143,19 @@ def layer_of(tensor: keras.KerasTensor) -> Any:
 
 
 def train(model: keras.Model, x: list[np.ndarray]) -> None:
-    """One step towards zeros."""
+    """One step towards zeros.
+
+    Raises:
+        NoModelError: where no output has a gradient, as of labels.
+    """
     model.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
     zeros = [np.zeros((len(x[0]), *y.shape[1:]), "float32") for y in model.outputs]
-    model.train_on_batch(x, zeros)
+    try:
+        model.train_on_batch(x, zeros)
+    except ValueError as error:
+        if "No gradients" in str(error):
+            raise NoModelError(str(error)) from error
+        raise
 
 
 def compare(model: keras.Model, lite: kerasq.TFLiteModel, x: list[np.ndarray]) -> None:
