@@ -27,14 +27,16 @@ def is_closed(layer: keras.Layer, overrides: Mapping[Any, str] | None = None) ->
     if graphs.own_activation(layer) is not None and _computes_linearly(layer):
         return False
     if type(layer) is keras.layers.TimeDistributed:
-        return fits.distributed_fits(layer, None) or not _may_be_quantized(layer.layer)
+        return _stays_distributed(layer)
     return graphs.is_of_keras(type(layer), "layers") or registry.find(layer) is not None
 
 
-def _may_be_quantized(layer: keras.Layer) -> bool:
-    """Whether a layer, or what is inside it, may have integer kernels."""
-    rule = registry.find(layer)
-    return not is_closed(layer) or (rule is not None and rule.output != Output.FLOAT)
+def _stays_distributed(layer: keras.layers.TimeDistributed) -> bool:
+    """Whether it is a Dense for all steps, or what no kernel is for, at each step either."""
+    inner = layer.layer
+    rule = registry.find(inner)
+    is_float = rule is None or rule.output == Output.FLOAT
+    return fits.distributed_fits(layer, None) or (is_closed(inner) and is_float)
 
 
 def _computes_linearly(layer: keras.Layer) -> bool:

@@ -53,13 +53,11 @@ def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> 
         yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
     elif has_graph and not has_own_call:
         yield layer
-    elif isinstance(layer, keras.layers.TimeDistributed):
-        with internals.unnoted(internals.layers_in(layer)):
-            yield _step_by_step(layer, args, kwargs or {})
     else:
+        run = _step_by_step if isinstance(layer, keras.layers.TimeDistributed) else _trace
         own = (layer.input,) if has_graph else ()
         with internals.unnoted(internals.layers_in(layer)):
-            yield _trace(layer, args or own or _built_for(layer), kwargs or {})
+            yield run(layer, args or own or _built_for(layer), kwargs or {})
 
 
 @contextlib.contextmanager
@@ -77,13 +75,14 @@ def opened_activation(layer: keras.Layer, args: tuple, kwargs: dict) -> Iterator
         yield functional
 
 
-def _step_by_step(layer: keras.layers.TimeDistributed, args: tuple, kwargs: dict) -> keras.Model:
-    """The Functional model of a layer that is called on each step of a sequence."""
+def _step_by_step(layer: Any, args: tuple, kwargs: dict) -> keras.Model:
+    """The Functional model of a TimeDistributed: its layer, called on each step of a sequence."""
+    del kwargs  # Layers inside get `training` as those of a model do.
     (x,) = args
     if x.shape[1] is None or internals.has_mask(x):
         raise ValueError("A TimeDistributed must read a sequence of known length, without a mask.")
 
-    def call(x: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+    def call(x: Any) -> tuple[Any, list[Any]]:
         # Keras's own `call` would take part of layers, whose weights each step had for itself.
         steps = [layer.layer(x[:, i]) for i in range(x.shape[1])]
         return Stack(1, name=layer.name, dtype="float32")(steps), []

@@ -68,10 +68,10 @@ def deviation(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
 
 def norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """Squares, "<name>_square", their sum, "<name>_sum", and its square root, Function."""
-    options = {"dtype": "float32"}
-    y = parts.call(L.Multiply(name=parts.name(name, "square"), **options), [x, x])
-    total = Sum(layer.axis, layer.keepdims, name=parts.name(name, "sum"), **options)
-    return parts.call(Function("sqrt", name=name, **options), parts.call(total, y))
+    square = L.Multiply(name=parts.name(name, "square"), dtype="float32")
+    total = Sum(layer.axis, layer.keepdims, name=parts.name(name, "sum"), dtype="float32")
+    y = parts.call(total, parts.call(square, [x, x]))
+    return parts.call(Function("sqrt", name=name, dtype="float32"), y)
 
 
 def pool_3d(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
