@@ -43,8 +43,11 @@ class _Pair:
         equal = tally.share(tally.equal)
         if equal is not None:
             return 1 - equal
-        tolerance = FLOAT_TOLERANCE * float(np.abs(self.simulated).max())
-        return float(np.mean(~(np.abs(self.simulated - self.computed) <= tolerance)))
+        # Of infinite values, and NaN, there may be any number: they are equal, or not.
+        finite = np.where(np.isfinite(self.simulated), self.simulated, 0.0)
+        tolerance = FLOAT_TOLERANCE * float(np.abs(finite).max())
+        is_same = np.isclose(self.simulated, self.computed, 0.0, tolerance, equal_nan=True)
+        return float(np.mean(~is_same))
 
 
 def prove(model: keras.Model, lite: TFLiteModel) -> None:
@@ -75,18 +78,26 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
         raise ValueError(
             "A file must compute what its model predicts. Received: outputs that differ in "
             f"{100 * off:.3g} % of their values on {COUNT} samples, {where}; kerasq.compare has "
-            "the details. This is a fault of kerasq's: please report it. "
-            "export_tflite(check=False) writes the file all the same."
+            "the details. export_tflite(check=False) writes the file all the same."
         )
 
 
 def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list[_Pair]) -> str:
-    """Where a file differs beyond what its kernels may round otherwise; "" where it does not."""
+    """Where a file differs beyond what its kernels may round otherwise, and what to do.
+
+    "" where it does not.
+    """
     is_exact = not lite.float_ops and platform.machine() in EXACT
     first = _first(compare(model, lite, x=[x]), 0 if is_exact else 1)
-    if not first and (is_exact or any(pair.is_other() for pair in pairs)):
-        return "in no one integer layer"
-    return first
+    is_other = any(pair.is_other() for pair in pairs)
+    if first or is_exact or (is_other and not lite.float_ops):
+        return f"{first or 'in no one layer'}; this is a fault of kerasq's: please report it"
+    if not is_other:
+        return ""
+    return (
+        "in float layers, which LiteRT computes otherwise, as exponentials of large values; scale "
+        "what they read, or replace them"
+    )
 
 
 def _mixes_samples(model: keras.Model, x: Any, pairs: list[_Pair]) -> bool:

@@ -52,6 +52,27 @@ def test_float_layers_may_round_otherwise():
     kerasq.export_tflite(networks.quantized(model))
 
 
+def test_float_operators_that_overflow():
+    """Softplus is the logarithm of an exponential in LiteRT, and infinite from 89 on."""
+    inner = keras.Input((4,))
+    model = keras.Model(inner, keras.ops.softplus(100.0 * L.Dense(4, name="front")(inner)))
+    q = kerasq.quantize_model(model, overrides={"softplus*": "float"})
+    kerasq.calibrate(q, 10 * networks.data(q, 64))
+    with pytest.raises(
+        ValueError, match=r"in float layers, which LiteRT computes otherwise.*scale"
+    ):
+        kerasq.export_tflite(q)
+
+
+def test_values_that_are_infinite_or_the_largest_are_no_fault():
+    inner = keras.Input((4,))
+    model = keras.Model(inner, keras.ops.power(L.ReLU()(L.Dense(4)(inner)), 40.0))
+    q = kerasq.quantize_model(model, overrides={"power*": "float"})
+    x = 100 * networks.data(q, 64)
+    kerasq.calibrate(q, x)
+    assert kerasq.export_tflite(q).predict(x).max() >= np.finfo("float32").max
+
+
 def test_samples_are_the_first_that_were_calibrated_on():
     q = networks.quantized(networks.mlp())
     x = networks.data(q, 40, seed=3)

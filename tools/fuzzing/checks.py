@@ -206,7 +206,7 @@ def _judged(error: Exception) -> Verdict:
     text = " ".join(str(error).split())
     if isinstance(error, NoModelError):
         return Verdict("none", text)
-    if isinstance(error, DifferentError) or "This is a fault of kerasq's" in text:
+    if isinstance(error, DifferentError) or "this is a fault of kerasq's" in text:
         return Verdict("difference", text)
     if "must load in the LiteRT interpreter" in text:
         return Verdict("unloadable", text)
