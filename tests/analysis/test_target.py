@@ -31,7 +31,7 @@ def own():
         name="floored",
         operators={**LITERT.operators, "ADD": add},
         kernels={**LITERT.kernels, ("ADD", 8): floored_add},
-        limits=dataclasses.replace(LITERT.limits, bias={8: 50.0, 16: 50.0}),
+        limits=dataclasses.replace(LITERT.limits, bias=dict.fromkeys(LITERT.limits.bias, 50.0)),
     )
     targets.register(target)
     yield target
