@@ -13,8 +13,8 @@ def converter(
 ) -> tf.lite.TFLiteConverter:
     """The converter of a function of a model's inputs.
 
-    Inputs and outputs are called "input_0", ... and "output_0", ... in the model's order; see
-    `kerasq.export.signature.in_order`.
+    What it writes has no signature, but inputs and outputs in an order that
+    `kerasq.export.signature.add` knows.
 
     Args:
         model: what the inputs are those of.
@@ -43,11 +43,12 @@ def converter(
     if _has_loop(traced.get_concrete_function()):
         traced = serve
 
-    module = tf.Module()
-    # The signature, and with it the names, are those of an attribute.
-    module.serve = tf.function(lambda *xs: traced(*xs), specs(batch_size), autograph=False)
-    function = module.serve.get_concrete_function()
-    return tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+    function = tf.function(lambda *xs: traced(*xs), specs(batch_size), autograph=False)
+    concrete = function.get_concrete_function()
+    found = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
+    # By way of a SavedModel in a temporary folder it takes more than twice as long.
+    found.experimental_lower_to_saved_model = False
+    return found
 
 
 def _has_loop(function: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.export.converter import converter
-from kerasq.export.signature import in_order
+from kerasq.export.signature import add
 from kerasq.export.tflite import check_shapes, output_names
 from kerasq.litert import flatbuffer
 from kerasq.litert.runtime import TFLiteModel
@@ -80,9 +80,8 @@ def export_float_tflite(
 def _named(content: bytes, model: keras.Model) -> bytes:
     """Inputs and outputs in the model's order, by its names: the converter sorts them itself."""
     found = flatbuffer.read(content)
+    add(found)
     signature, graph = found.signatureDefs[0], found.subgraphs[0]
-    signature.inputs = in_order(signature.inputs, "input")
-    signature.outputs = in_order(signature.outputs, "output")
     names = [*(x.name for x in model.inputs), *output_names(model)]
     for end, name in zip([*signature.inputs, *signature.outputs], names, strict=True):
         end.name = name.encode()

@@ -8,7 +8,6 @@ values keep the grid of their input. All others stay float, behind DEQUANTIZE.
 
 import dataclasses
 import logging
-import tempfile
 from typing import assert_never
 
 from ai_edge_litert import schema_py_generated as schema
@@ -47,14 +46,9 @@ def lower(converted: Converted, wanted: signature.Signature) -> bytes:
 
     Raises:
         ValueError: where an operator has no integer form.
-        RuntimeError: where the flatbuffer has no signature.
     """
     model = flatbuffer.read(converted.content)
-    if not model.signatureDefs:
-        raise RuntimeError(
-            "The converter must write a signature. Received: a flatbuffer without one, as happens "
-            f"when its temporary files cannot be written. Make room in {tempfile.gettempdir()!r}."
-        )
+    signature.add(model)
     return _Lowering(model, converted).run(wanted)
 
 

@@ -35,10 +35,31 @@ class Signature:
     output_layers: list[str]
 
 
+def add(model: schema.ModelT) -> None:
+    """Adds a signature with the ends of a converted function in the Keras model's order.
+
+    Outputs are a dict, which TensorFlow sorts by name: "output_10" comes before "output_2".
+    """
+    graph = model.subgraphs[0]
+    count = len(graph.outputs)
+    # By number of an output of the Keras model, its place among those of the function.
+    places = np.argsort(sorted(range(count), key=str))
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+    signature.inputs = [_end(i) for i in graph.inputs]
+    signature.outputs = [_end(graph.outputs[place]) for place in places]
+    model.signatureDefs = [signature]
+
+
+def _end(tensor: int) -> schema.TensorMapT:
+    end = schema.TensorMapT()
+    end.tensorIndex = int(tensor)
+    return end
+
+
 def set_inputs(builder: Builder, wanted: Signature) -> None:
     """Gives inputs their type: the QUANTIZE behind one goes, or reads unsigned codes."""
     signature = builder.model.signatureDefs[0]
-    signature.inputs = in_order(signature.inputs, "input")
     for end, name, is_float in zip(
         signature.inputs, wanted.input_names, wanted.float_inputs, strict=True
     ):
@@ -49,12 +70,6 @@ def set_inputs(builder: Builder, wanted: Signature) -> None:
         if wanted.input_dtype != "float32" and not is_float and is_read:
             end.tensorIndex = _integer_input(builder, end.tensorIndex, name, wanted.input_dtype)
     builder.graph.inputs = [end.tensorIndex for end in signature.inputs]
-
-
-def in_order(ends: list[schema.TensorMapT], kind: str) -> list[schema.TensorMapT]:
-    """The ends of a signature in the model's order; the converter sorts them, "10" before "2"."""
-    by_name = {end.name.decode(): end for end in ends}
-    return [by_name[f"{kind}_{i}"] for i in range(len(by_name))]
 
 
 def _integer_input(builder: Builder, real: int, name: str, dtype: str | None) -> int:
@@ -98,7 +113,6 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
         tensors: the tensor that stands for a tensor of the marked graph, where it is another.
     """
     signature = builder.model.signatureDefs[0]
-    signature.outputs = in_order(signature.outputs, "output")
     named: set[int] = set()
     for end, name, layer in zip(
         signature.outputs, wanted.output_names, wanted.output_layers, strict=True
@@ -136,7 +150,7 @@ def distinct_names(builder: Builder) -> None:
     # Tools that look at a model find the result of a layer under its plain name.
     taken: set[str] = set()
     for index in dict.fromkeys(outputs + others):
-        name = builder.name(index)
+        name = builder.name(index).partition(";PartitionedCall/")[0]  # The same once more.
         numbered = (f"{name}/{i}" for i in itertools.count(1))
         distinct = next(n for n in itertools.chain([name], numbered) if n not in taken)
         taken.add(distinct)
