@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENV = os.environ | {
@@ -39,21 +40,34 @@ def script(path: str, *arguments: object) -> subprocess.CompletedProcess:
     """As `python`, of a script below the root, where TensorFlow has been imported already."""
     argv = [path, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
-        logs = [pathlib.Path(folder, name) for name in ("out", "err")]
-        process = _FORKS.Process(target=_run, args=(argv, *logs))
-        process.start()
-        process.join(LIMIT)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(argv, LIMIT)
-        return subprocess.CompletedProcess(argv, process.exitcode, *(x.read_text() for x in logs))
+        out, err = (pathlib.Path(folder, name) for name in ("out", "err"))
+        code = ended(started(argv, out, err))
+        return subprocess.CompletedProcess(argv, code, out.read_text(), err.read_text())
 
 
-def _run(argv: list[str], out: pathlib.Path, err: pathlib.Path) -> None:
+def started(
+    argv: list[str], out: pathlib.Path, err: pathlib.Path, env: dict[str, str] | None = None
+) -> Any:
+    """The process of a script that has been started, its output in files."""
+    process = _FORKS.Process(target=_run, args=(argv, out, err, env or {}))
+    process.start()
+    return process
+
+
+def ended(process: Any) -> int:
+    """The exit code of a process, once it has ended by itself."""
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        raise subprocess.TimeoutExpired(str(process), LIMIT)
+    return process.exitcode
+
+
+def _run(argv: list[str], out: pathlib.Path, err: pathlib.Path, env: dict[str, str]) -> None:
     """Runs a script in this process, which is for it alone."""
     for stream, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), stream)
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
     os.chdir(ROOT)
-    os.environ.update(ENV)
+    os.environ.update(ENV | env)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")

@@ -1,29 +1,24 @@
 """A recipe in two processes, each of which dies once."""
 
 import json
-import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from recipes import team
-from tests.processes import ENV, LIMIT, ROOT
+from tests import processes
 
 FLAGS = ("--float_epochs=3", "--epochs=5")
 
 
-def started(out, log, strategy, *flags, index=0, ports=()):
-    env = dict(ENV)
-    if ports:
-        cluster = {"worker": [f"localhost:{port}" for port in ports]}
-        task = {"type": "worker", "index": index}
-        env["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
-    command = [sys.executable, "recipes/qat.py", f"--out={out}", f"--strategy={strategy}", *flags]
-    with open(log, "w") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
+def started(out, log, strategy, *flags, index, ports):
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    env = {
+        "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+    }
+    argv = ["recipes/qat.py", f"--out={out}", f"--strategy={strategy}", *flags]
+    return processes.started(argv, log, log, env)
 
 
 def free_ports(count):
@@ -48,21 +43,21 @@ def test_one_of_two_dies_and_both_start_again(tmp_path):
     backup = tmp_path / "run" / "backup" / "finetune"
     for victim, epochs in ((1, 1), (0, 3)):  # a worker, then the chief
         run, logs = both(tmp_path, f"killed{victim}_")
-        deadline = time.time() + LIMIT
+        deadline = time.time() + processes.LIMIT
         while time.time() < deadline:
             if any(int(path.name[6:11]) >= epochs for path in backup.glob("epoch-*.h5")):
                 break
-            assert run[0].poll() is None, logs[0].read_text()[-3000:]
+            assert run[0].is_alive(), logs[0].read_text()[-3000:]
             time.sleep(0.02)
-        run[victim].send_signal(signal.SIGKILL)
-        run[victim].wait()
+        run[victim].kill()
+        run[victim].join()
         # The other one notices by itself, and says what to do.
-        assert run[1 - victim].wait(timeout=LIMIT) != 0
+        assert processes.ended(run[1 - victim]) != 0
         assert "Another worker has died. Start all workers again" in logs[1 - victim].read_text()
 
     run, logs = both(tmp_path, "again")
     for worker, log in zip(run, logs, strict=True):
-        assert worker.wait(timeout=LIMIT) == 0, log.read_text()[-3000:]
+        assert processes.ended(worker) == 0, log.read_text()[-3000:]
     assert "Resuming after epoch" in logs[0].read_text()
     assert "Written to" in logs[0].read_text() and "Written to" not in logs[1].read_text()
     record = json.loads((tmp_path / "run" / "stages" / "finetune.json").read_text())
