@@ -111,6 +111,7 @@ def test_conditions_are_0_and_1(function):
     assert np.quantile(off, 0.9) < 0.05
 
 
+@pytest.mark.skipif(not hasattr(ops, "isreal"), reason="Keras 3.10 has no such operation.")
 def test_an_input_that_makes_no_difference():
     x = keras.Input((3,), name="x")
     _, lite = exported(keras.Model(x, ops.isreal(x)), np.ones((8, 3), "float32"))
@@ -120,7 +121,7 @@ def test_an_input_that_makes_no_difference():
 def test_outputs_that_are_tuples():
     x = keras.Input((4, 3))
     values = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
-    mean, variance = ops.moments(L.Dense(3)(x), axes=-1)
+    mean, variance = ops.moments(L.Dense(3)(x), axes=[-1])
     q, lite = exported(keras.Model(x, [mean, variance]), values)
     for a, b in zip(lite.predict(values).values(), q.predict(values, verbose=0), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
