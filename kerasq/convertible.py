@@ -58,5 +58,6 @@ def _refusal(nodes: list[graphs.Node]) -> str | None:
     try:
         TFLiteModel(content)
     except ValueError as error:
-        return f"LiteRT does not run what becomes of it: {str(error).splitlines()[0]:.300}"
+        reason = str(error).splitlines()[0].rpartition("refuses: ")[2]
+        return f"LiteRT does not run what becomes of it: {reason:.300}"
     return None

@@ -160,6 +160,15 @@ def test_operations(case):
     exact(model, images())
 
 
+@pytest.mark.parametrize("layer", [L.Multiply, L.Subtract, L.Maximum, L.Average])
+def test_merges_of_an_image_and_a_vector(layer):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(4, 3, name="x")(image)
+    gate = L.Dense(4, activation="sigmoid", name="gate")(L.GlobalAveragePooling2D()(x))
+    exact(keras.Model(image, layer(name="both")([x, gate])), images())
+
+
 def constant(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 

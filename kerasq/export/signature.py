@@ -123,6 +123,9 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
             builder.rename(code, layer)
             named.add(code)
         dtype = wanted.output_dtype if code in builder.grids else None
+        # A float layer that only moves values is none in the file: its output may have 16 bits.
+        if dtype == "uint8" and builder.grids[code].bits > 8:
+            dtype = "float32"
         end.tensorIndex = _typed(builder, code, f"{layer}_{dtype}", dtype)
         if end.tensorIndex != code:
             kind = "DEQUANTIZE" if dtype == "float32" else "QUANTIZE"

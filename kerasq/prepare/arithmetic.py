@@ -15,15 +15,30 @@ L = keras.layers
 
 def two_by_two(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
     """Of n inputs: n - 1 layers of two, "<name>_1", "<name>_2", ..., "<name>"."""
+    rank, given = max(len(y.shape) for y in x), x
+    x = [_expanded(parts, name, y, rank) for y in given]
     # LiteRT's ADD, MUL, MAXIMUM and MINIMUM read two tensors. Each sum on the way has a range of
     # its own: one for all would have to hold the last.
     if len(x) < 3:
-        return x[0] if len(x) == 1 else None
+        is_even = all(a is b for a, b in zip(x, given, strict=True))
+        if len(x) == 2 and is_even:
+            return None
+        return x[0] if len(x) == 1 else parts.call(type(layer)(name=name, dtype="float32"), x)
     total, *rest, last = x
     for i, term in enumerate(rest, start=1):
         own = parts.name(name, str(i))
         total = parts.call(type(layer)(name=own, dtype="float32"), [total, term])
     return parts.call(type(layer)(name=name, dtype="float32"), [total, last])
+
+
+def _expanded(parts: Parts, name: str, x: Any, rank: int) -> Any:
+    """A tensor with as many axes as the others, new ones of 1 behind the samples, as Keras does."""
+    missing = rank - len(x.shape)
+    if not missing or None in x.shape[1:]:
+        return x
+    shape = (*(1,) * missing, *x.shape[1:])
+    own = L.Reshape(shape, name=parts.name(name, "expanded"), dtype="float32")
+    return parts.call(own, x)
 
 
 def divide(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:

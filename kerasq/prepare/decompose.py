@@ -131,6 +131,7 @@ class _Decomposition:
 # `Parts`, the layer, its name and what it is called on. It returns None where this one has none.
 PARTS: dict[type, Callable[..., Any]] = {
     L.Add: arithmetic.two_by_two,
+    L.Subtract: arithmetic.two_by_two,
     L.Multiply: arithmetic.two_by_two,
     L.Maximum: arithmetic.two_by_two,
     L.Minimum: arithmetic.two_by_two,

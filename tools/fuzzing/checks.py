@@ -109,7 +109,8 @@ def fill(model: keras.Model, kind: str, seed: int) -> None:
     for weight in model.weights:
         if "float" in weight.dtype:
             values = _values(rng, kind, tuple(weight.shape))
-            weight.assign(np.abs(values) if "variance" in weight.path else values)
+            values = np.abs(values) if "variance" in weight.path else values
+            weight.assign(values.reshape(weight.shape))
 
 
 def samples(model: keras.Model, kind: str, count: int, seed: int) -> list[np.ndarray]:
