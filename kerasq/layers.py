@@ -238,8 +238,7 @@ class Compare(keras.layers.Layer):
 
     def compute_output_spec(self, x: Any) -> Any:
         """Of the shape that the operands broadcast to."""
-        operands = x if isinstance(x, (list, tuple)) else (x, self.value)
-        return getattr(keras.ops, self.function)(*operands)
+        return self.call(x)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

@@ -232,9 +232,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             bits: the scheme; by default the wrapper's own.
         """
         del bits  # Grids say it all, but for weights.
-        values = keras.tree.flatten(inputs)
-        count = len(values) - len(grids) if grids else 0
-        conditions, codes = values[:count], values[count:]
+        conditions, codes = parted(keras.tree.flatten(inputs), len(grids))
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
         operator, layer = self.rule.operator_at(out.bits), self.layer
@@ -376,6 +374,15 @@ def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:
 def on_grids(tensors: list) -> list:
     """Those of the inputs of a layer that lie on grids: all but conditions, which are bool."""
     return [x for x in tensors if "float" in keras.backend.standardize_dtype(x.dtype)]
+
+
+def parted(values: list, count: int) -> tuple[list, list]:
+    """The inputs of a layer as conditions, which come first, and the `count` that lie on grids.
+
+    Where none does, all are of the second kind: values of a layer that reads floats.
+    """
+    start = len(values) - count if count else 0
+    return values[:start], values[start:]
 
 
 def input_boundaries(model: keras.Model) -> dict[int, Boundary]:

@@ -17,7 +17,7 @@ from kerasq.litert.operators import OPERATORS
 from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, Scheme, resolve
 from kerasq.support.data import batch_spec
-from kerasq.wrappers import Boundary, QuantizeWrapper, on_grids
+from kerasq.wrappers import Boundary, QuantizeWrapper, on_grids, parted
 
 _FLOAT = resolve("float")
 
@@ -188,9 +188,8 @@ class _Call:
 
     def run(self, inputs: Any) -> tf.Tensor:
         """What the wrapper returns, as real values."""
-        bits, values = self._scheme.code_bits, keras.tree.flatten(inputs)
-        count = len(values) - len(self._sources) if self._sources else 0
-        conditions, values = values[:count], values[count:]
+        bits = self._scheme.code_bits
+        conditions, values = parted(keras.tree.flatten(inputs), len(self._sources))
         out, grids = self.writes.cut(bits), [x.grid(bits) for x in self._reads]
         if self._reads:
             values = self._read_values(values)

@@ -13,8 +13,8 @@ def converter(
 ) -> tf.lite.TFLiteConverter:
     """The converter of a function of a model's inputs.
 
-    What it writes has no signature, but inputs and outputs in an order that
-    `kerasq.export.signature.add` knows.
+    What it writes has inputs and outputs in the model's order, and no signature
+    (`kerasq.export.signature.add`).
 
     Args:
         model: what the inputs are those of.
@@ -30,9 +30,8 @@ def converter(
             for i, x in enumerate(model.inputs)
         ]
 
-    def serve(*xs: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = run(keras.tree.pack_sequence_as(model.input, list(xs)))
-        return {f"output_{i}": y for i, y in enumerate(keras.tree.flatten(outputs))}
+    def serve(*xs: tf.Tensor) -> list[tf.Tensor]:
+        return keras.tree.flatten(run(keras.tree.pack_sequence_as(model.input, list(xs))))
 
     # Traced for any number of samples, as training is: Keras's operations look at shapes. A sum
     # whose second operand squeezes to a vector, as (1, 6, 1) does, is one with a bias for it, and

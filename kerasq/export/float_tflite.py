@@ -78,7 +78,7 @@ def export_float_tflite(
 
 
 def _named(content: bytes, model: keras.Model) -> bytes:
-    """Inputs and outputs in the model's order, by its names: the converter sorts them itself."""
+    """Inputs and outputs by the model's names; the converter writes none."""
     found = flatbuffer.read(content)
     add(found)
     signature, graph = found.signatureDefs[0], found.subgraphs[0]

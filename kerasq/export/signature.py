@@ -1,11 +1,11 @@
 """What the finished model looks like from outside: types and names of its ends and tensors."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kerasq import graph
 from kerasq.export.builder import Builder
 from kerasq.litert import flatbuffer
 from kerasq.litert.flatbuffer import Op
@@ -36,18 +36,11 @@ class Signature:
 
 
 def add(model: schema.ModelT) -> None:
-    """Adds a signature with the ends of a converted function in the Keras model's order.
-
-    Outputs are a dict, which TensorFlow sorts by name: "output_10" comes before "output_2".
-    """
-    graph = model.subgraphs[0]
-    count = len(graph.outputs)
-    # By number of an output of the Keras model, its place among those of the function.
-    places = np.argsort(sorted(range(count), key=str))
-    signature = schema.SignatureDefT()
+    """Adds a signature with the ends of a converted function, in the Keras model's order."""
+    signature, main = schema.SignatureDefT(), model.subgraphs[0]
     signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
-    signature.inputs = [_end(i) for i in graph.inputs]
-    signature.outputs = [_end(graph.outputs[place]) for place in places]
+    signature.inputs = list(map(_end, main.inputs))
+    signature.outputs = list(map(_end, main.outputs))
     model.signatureDefs = [signature]
 
 
@@ -154,7 +147,6 @@ def distinct_names(builder: Builder) -> None:
     taken: set[str] = set()
     for index in dict.fromkeys(outputs + others):
         name = builder.name(index).partition(";PartitionedCall/")[0]  # The same once more.
-        numbered = (f"{name}/{i}" for i in itertools.count(1))
-        distinct = next(n for n in itertools.chain([name], numbered) if n not in taken)
+        distinct = graph.distinct_name(name, taken, first=1, mark="/")
         taken.add(distinct)
         builder.rename(index, distinct)

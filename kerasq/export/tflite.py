@@ -1,6 +1,5 @@
 """`export_tflite`: from a quantized Keras model to an integer-only .tflite file."""
 
-import itertools
 import os
 
 import keras
@@ -176,8 +175,7 @@ def output_names(model: keras.Model) -> list[str]:
         return sorted(model.output)  # the order in which Keras flattens it
     names: list[str] = []
     for name in model.output_names:
-        numbered = (f"{name}_{i}" for i in itertools.count(1))
         # Not that of another layer, which may be an output as well.
         others = {*names} | {*model.output_names} - {name}
-        names.append(next(n for n in itertools.chain([name], numbered) if n not in others))
+        names.append(graph.distinct_name(name, others, first=1))
     return names

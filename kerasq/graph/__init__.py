@@ -10,7 +10,17 @@ from kerasq.graph.internals import (
     projections,
     without_masks,
 )
-from kerasq.graph.node import Graph, Node, Source, call_of, calls, origin, symbolic, tensor_name
+from kerasq.graph.node import (
+    Graph,
+    Node,
+    Source,
+    call_of,
+    calls,
+    distinct_name,
+    origin,
+    symbolic,
+    tensor_name,
+)
 from kerasq.graph.reading import read
 from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run, transform
 
@@ -26,6 +36,7 @@ __all__ = [
     "copy_built",
     "copy_call",
     "copy_layer",
+    "distinct_name",
     "has_mask",
     "infer",
     "is_lower_better",

@@ -113,9 +113,9 @@ class Graph:
         return distinct_name(name, {*taken, *(layer.name for layer in self.model.operations)})
 
 
-def distinct_name(name: str, taken: set[str]) -> str:
+def distinct_name(name: str, taken: set[str], first: int = 2, mark: str = "_") -> str:
     """`name`, or the first of "<name>_2", "<name>_3", ... that is not taken."""
-    candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+    candidates = itertools.chain([name], (f"{name}{mark}{i}" for i in itertools.count(first)))
     return next(candidate for candidate in candidates if candidate not in taken)
 
 

@@ -164,14 +164,19 @@ def elu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Ten
     return quantize(float32(tf.where(real < 0.0, tf.math.expm1(real), real)), out)
 
 
+def _exponentials(below: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Those of codes below the largest one, from a float table, and their sums."""
+    # Rounded from float64, since TensorFlow's float32 exp is not always the nearest number.
+    exponentials = float32(tf.exp(float64(below * scale)))
+    # A reduction would sum in another order, and float32 sums depend on it.
+    return exponentials, tf.cumsum(exponentials, axis=-1)[..., -1:]
+
+
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """SOFTMAX: a float table of exponentials, summed in order, rounded half up."""
     del layer
     below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
-    # Rounded from float64, since TensorFlow's float32 exp is not always the nearest number.
-    exponentials = float32(tf.exp(float64(below * grids[0].scale)))
-    # A reduction would sum in another order, and float32 sums depend on it.
-    total = tf.cumsum(exponentials, axis=-1)[..., -1:]
+    exponentials, total = _exponentials(below, grids[0].scale)
     inverse = quotient(1.0, total * out.scale)
     return clip(tf.floor(product(exponentials, inverse) + 0.5), out)
 
@@ -181,8 +186,7 @@ def log_softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -
     del layer
     scale, zero = grids[0].scale, float32(grids[0].zero_point)
     largest = tf.reduce_max(codes[0], axis=-1, keepdims=True)
-    exponentials = float32(tf.exp(float64((codes[0] - largest) * scale)))
-    total = tf.cumsum(exponentials, axis=-1)[..., -1:]
+    _, total = _exponentials(codes[0] - largest, scale)
     logarithm = float32(tf.math.log(float64(total)))
     # Of codes as they are stored: the zero point falls out, but for the rounding.
     top = quotient(plus(product(scale, largest + zero), logarithm), out.scale)

@@ -15,15 +15,12 @@ L = keras.layers
 
 def two_by_two(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
     """Of n inputs: n - 1 layers of two, "<name>_1", "<name>_2", ..., "<name>"."""
-    rank, given = max(len(y.shape) for y in x), x
-    x = [_expanded(parts, name, y, rank) for y in given]
+    if even := _even(parts, name, x):
+        return parts.call(type(layer)(name=name, dtype="float32"), even)
     # LiteRT's ADD, MUL, MAXIMUM and MINIMUM read two tensors. Each sum on the way has a range of
     # its own: one for all would have to hold the last.
     if len(x) < 3:
-        is_even = all(a is b for a, b in zip(x, given, strict=True))
-        if len(x) == 2 and is_even:
-            return None
-        return x[0] if len(x) == 1 else parts.call(type(layer)(name=name, dtype="float32"), x)
+        return x[0] if len(x) == 1 else None
     total, *rest, last = x
     for i, term in enumerate(rest, start=1):
         own = parts.name(name, str(i))
@@ -31,12 +28,20 @@ def two_by_two(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
     return parts.call(type(layer)(name=name, dtype="float32"), [total, last])
 
 
+def _even(parts: Parts, name: str, x: list) -> list | None:
+    """Tensors with one number of axes, where that of some is less than of others; else None."""
+    rank = max(len(y.shape) for y in x)
+    lower = [y for y in x if len(y.shape) < rank]
+    if not lower or any(None in y.shape[1:] for y in lower):
+        return None
+    return [_expanded(parts, name, y, rank) for y in x]
+
+
 def _expanded(parts: Parts, name: str, x: Any, rank: int) -> Any:
     """A tensor with as many axes as the others, new ones of 1 behind the samples, as Keras does."""
-    missing = rank - len(x.shape)
-    if not missing or None in x.shape[1:]:
+    if len(x.shape) == rank:
         return x
-    shape = (*(1,) * missing, *x.shape[1:])
+    shape = (*(1,) * (rank - len(x.shape)), *x.shape[1:])
     own = L.Reshape(shape, name=parts.name(name, "expanded"), dtype="float32")
     return parts.call(own, x)
 

@@ -19,6 +19,7 @@ from kerasq.prepare import (
     images,
     operations,
     pooling,
+    products,
 )
 from kerasq.prepare.integers import Integers
 
@@ -79,7 +80,7 @@ class _Decomposition:
         if not isinstance(made, tuple):
             return self.call(made, x)
         gain, shift = made
-        is_learned = any(isinstance(v, keras.Variable) and v.trainable for v in args)
+        is_learned = any(map(products.is_learned, args))
         return self.scale(node.layer.name, x, gain, shift, trainable=True if is_learned else None)
 
     def _activated(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:

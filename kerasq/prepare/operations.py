@@ -80,7 +80,7 @@ def _binary(
         found = None if all(v is None for v in constants) else scale(*constants)
         if found is not None:
             return found, tensor
-        trainable = any(isinstance(v, keras.Variable) and v.trainable for v in args)
+        trainable = any(map(products.is_learned, args))
         both = [tensor if v is None else _tensor(v, trainable, tensor, options) for v in values]
         if any(v is None for v in both):
             return None
@@ -269,8 +269,9 @@ def _where(node: Node, args: tuple, options: dict) -> Equal | None:
 def _finite(constant: Any, tensor: keras.KerasTensor, options: dict) -> keras.KerasTensor | None:
     """`_tensor`, where no value is infinite."""
     value = products.value(constant)
-    is_learned = isinstance(constant, keras.Variable) and constant.trainable
-    return _tensor(value, is_learned, tensor, options) if np.isfinite(value).all() else None
+    if not np.isfinite(value).all():
+        return None
+    return _tensor(value, products.is_learned(constant), tensor, options)
 
 
 def _along_last(function: str) -> Callable:

@@ -19,6 +19,11 @@ def value(constant: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(constant), np.float32)
 
 
+def is_learned(constant: Any) -> bool:
+    """Whether a constant operand is a variable that trains."""
+    return isinstance(constant, keras.Variable) and constant.trainable
+
+
 def matmul(node: Node, args: tuple, options: dict) -> Called:
     """A product of two tensors; or of a tensor and a matrix of weights, a Dense."""
     x, y = args
