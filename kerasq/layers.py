@@ -137,6 +137,9 @@ class Function(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """The function's values."""
+        # In TensorFlow's graphs Keras's own takes its 2 for a float32, whatever the exponent is.
+        if self.function == "exp2":
+            return keras.ops.power(2.0, x)
         # Of those that both have, such as relu, only keras.activations's take all arguments.
         home = keras.activations if hasattr(keras.activations, self.function) else keras.ops
         return getattr(home, self.function)(x, **self.arguments)

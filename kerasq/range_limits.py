@@ -73,8 +73,7 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
     """The least output scale that the kernel of a layer takes, and what asks for it, in words."""
     limits, grids = layer.target.limits, layer.input_grids()
     scales = [float(grid.scale) for grid in grids]
-    few = f"of {limits.multiplier:g} or more. It was (almost) constant in the data, or its inputs "
-    few += "have too few codes for it"
+    few = "or more. It was (almost) constant in the data, or its inputs have too few codes for it"
     if isinstance(layer, KernelWrapper):
         most = limits.sums[layer.bits.code_bits]
         sums = float(keras.ops.max(layer.largest_sums(grids[0]))) / most
@@ -84,16 +83,18 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
                 f"kernels take no sums of more than {most:.3g} steps of it, which its inputs and "
                 "weights could add up to"
             )
-        return step, f"kernels take no multiplier (s_in * s_w / s_out) {few}"
+        return step, (
+            f"kernels take no multiplier (s_in * s_w / s_out) of {limits.multiplier:g} {few}"
+        )
     match layer.rule.operator:
         case "ADD" | "SUB":
-            step, name = max(scales), "s_in / s_out"
+            most, step, name = limits.added[layer.bits.code_bits], max(scales), "s_in / s_out"
         case "SUM" | "MEAN" if layer.output_bits == 16:
             return scales[0] * _count(layer) / 2.0**15, (
                 "rescaled sums of int16 codes must be int32, and those of its inputs would not be"
             )
         case "MUL":
-            step, name = math.prod(scales), "s_a * s_b / s_out"
+            most, step, name = limits.multiplier, math.prod(scales), "s_a * s_b / s_out"
         case "RELU" | "MAXIMUM" | "MINIMUM" | "CONCATENATION" | "PACK" | "SELECT_V2":
             most = limits.requantized[layer.bits.code_bits]
             return max(scales) / most, (
@@ -101,7 +102,7 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
             )
         case _:
             return 0.0, ""
-    return step / limits.multiplier, f"kernels take no multiplier ({name}) {few}"
+    return step / most, f"kernels take no multiplier ({name}) of {most:g} {few}"
 
 
 def _count(layer: QuantizeWrapper) -> int:

@@ -184,7 +184,7 @@ def check(graph: graphs.Graph, floats: frozenset[str]) -> None:
         floats: names of the layers that stay float.
     """
     found = {node.layer.name: text for node in graph.nodes if (text := _complaint(node))}
-    unknown = [x for x in graph.nodes if x.layer.name in floats - {*found} and _is_unknown(x.layer)]
+    unknown = [x for x in graph.nodes if x.layer.name in floats - {*found} and _is_unknown(x)]
     refused = convertible.refusals(unknown)
     found |= {name: f"{text}; replace it" for name, text in refused.items()}
     lines = [
@@ -208,9 +208,13 @@ def _returned_inputs(model: keras.Model) -> list[str]:
     ]
 
 
-def _is_unknown(layer: keras.Layer) -> bool:
-    """Whether the table does not say what the file has of a layer, in float either."""
-    return not isinstance(layer, keras.Layer) or registry.complaint(layer) is not None
+def _is_unknown(node: graphs.Node) -> bool:
+    """Whether the table does not say what the file has of a call, in float either."""
+    layer = node.layer
+    if not isinstance(layer, keras.Layer) or registry.complaint(layer) is not None:
+        return True
+    rule = registry.rule(layer)
+    return rule.output != Output.FLOAT and _misfit(node, rule) is not None
 
 
 def _complaint(node: graphs.Node) -> str | None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kerasq import kernels, layers, registry
 from kerasq.grid import Grid
+from kerasq.prepare import operations
 from kerasq.targets import LITERT
 from tests.single_op import Op, Tensor, build, run
 
@@ -157,6 +158,28 @@ def test_add(ratio_a, ratio_b):
         potScaleInt16=False,
     )
     assert_agrees(simulate("ADD", None, codes, [a, b], out), content, *codes)
+
+
+@pytest.mark.parametrize("small", [0.9 * 2.0**-10, 1e-4, 1e-9])
+@pytest.mark.parametrize("ratio", [0.013, 0.5, 1.7, 126.9])
+@pytest.mark.parametrize(
+    ("operator", "version", "kind"), [("ADD", 2, "AddOptions"), ("SUB", 3, "SubOptions")]
+)
+def test_sums_of_what_is_almost_constant(operator, version, kind, ratio, small):
+    # Which XNNPACK leaves to LiteRT's own kernels, as of a branch that is dead.
+    codes = [
+        np.ascontiguousarray(x.reshape(1, 64, 64, 16))
+        for x in np.meshgrid(CODES, CODES, indexing="ij")
+    ]
+    for pair in ((ratio, small), (small, ratio)):
+        a, b, out = add_case(*pair, seed=int(ratio * 1e5))
+        tensors = [Tensor(codes[0].shape, plain) for plain in (a, b, out)]
+        content = build(getattr(Op, operator), version, tensors, kind=kind, potScaleInt16=False)
+        found = simulate(operator, None, codes, [a, b], out).astype(int)
+        # In one of a million values both roundings of a sum are at a tie.
+        off = np.abs(found - run(content, *codes))
+        assert off.max() <= 1
+        assert np.mean(off > 0) < 2e-5
 
 
 def test_concatenate_requantizes_what_lies_on_another_grid():
@@ -559,6 +582,16 @@ def test_pointwise_functions(name, code, seed):
         assert_agrees(
             simulate(registry.ACTIVATIONS[name].operator, layer, [x], [source], out), content, x
         )
+
+
+@pytest.mark.parametrize("name", sorted({*operations.FUNCTIONS.values()}))
+def test_functions_by_table_are_those_of_float64(name):
+    layer, x = layers.Function(name), np.linspace(0.1, 0.9, 9)
+    traced = tf.function(layer.call, autograph=False)(tf.constant(x))
+    assert traced.dtype == tf.float64
+    # Others come from Keras, which may have float32 in them.
+    own = {"exp2": np.exp2, "expm1": np.expm1, "log2": np.log2, "cbrt": np.cbrt, "tan": np.tan}
+    np.testing.assert_allclose(traced, own.get(name, layer.call)(x), rtol=1e-12)
 
 
 @pytest.mark.parametrize("layer", [keras.layers.ELU(), keras.layers.Activation("elu")])

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasq import kernels, registry
 from kerasq.grid import Grid
+from kerasq.layers import Matmul
 from kerasq.targets import LITERT
 from tests.single_op import Op, Tensor, build, run
 from tests.test_kernels import (
@@ -294,6 +295,19 @@ def test_fully_connected(bits, weight_bits, inputs, seed):
     )
     found = rescaled(total, source, weights, out, "FULLY_CONNECTED", np.zeros((inputs, 20)))
     assert_agrees(found, content, x)
+
+
+@pytest.mark.parametrize("ratio", [2.0**-31, 2.0**-32.5, 2.0**-40, 2.0**-60])
+def test_multipliers_below_all_bits_are_0(ratio):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-(2**15), 2**15, shape) for shape in ((1, 5, 7), (1, 7, 5)))
+    codes, out = [x.astype(np.int16) for x in (a, b)], wide(0.5)
+    grids = [wide(2.0**-8), wide(2.0**7 * ratio)]
+    operands = [tensor(x.shape, g) for x, g in zip((*codes, a @ b), (*grids, out), strict=True)]
+    options = {"adjX": False, "adjY": False, "asymmetricQuantizeInputs": False}
+    content = build(Op.BATCH_MATMUL, 4, operands, kind="BatchMatMulOptions", **options)
+    found = simulate("BATCH_MATMUL", Matmul(), codes, grids, out)
+    np.testing.assert_array_equal(found, run(content, *codes))
 
 
 def test_accumulate_is_exact_for_16_bits():

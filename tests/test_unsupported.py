@@ -112,6 +112,13 @@ def test_what_no_file_can_have_is_named(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_layer_that_does_not_fit_is_tried_in_float():
+    x = keras.Input((1, 1, 5, 1))
+    model = keras.Model(x, L.MultiHeadAttention(1, 1, name="m")(x, x))
+    with pytest.raises(ValueError, match=r"'m' \(MultiHeadAttention\): LiteRT does not run what"):
+        kerasq.quantize_model(model)
+
+
 def test_what_the_converter_writes_and_litert_does_not_run_is_named():
     model = sequence(
         (2, 8, 8),

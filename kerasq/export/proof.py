@@ -21,6 +21,10 @@ EXACT = ("x86_64", "AMD64")
 FLOAT_TOLERANCE = 1e-4
 # The share of an output's power from which on a difference is no rounding: 20 dB.
 OTHER = 1e-2
+_ALONE = (
+    "Layers must compute each sample by itself, since a file has a fixed number of them. Received:"
+)
+_LEAVE = "Leave the first axis as it is in layers and `keras.ops`, such as flips and sums."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +66,18 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
         model: what was exported.
         lite: its export.
     """
+    rows = lite.inputs[0].shape[0]
+    if any(y.shape[:1] != (rows,) for y in lite.outputs):
+        raise ValueError(f"{_ALONE} outputs of shape {[y.shape for y in lite.outputs]}. {_LEAVE}")
     x = keras.tree.map_structure(lambda values: values[:COUNT], samples_of(model))
     pairs = _predictions(model, lite, x)
     off = max(pair.off() for pair in pairs)
     if not off or target_of(model) is not LITERT:
         return
-    where = _fault(model, lite, x, pairs)
-    if where and _mixes_samples(model, x, pairs):
-        raise ValueError(
-            "Layers must compute each sample by itself, since a file has a fixed number of them. "
-            "Received: a model that predicts something else for a sample alone than in a batch. "
-            "Leave the first axis as it is in layers and `keras.ops`, such as flips and sums."
-        )
-    if where:
+    if where := _fault(model, lite, x, pairs):
+        if _mixes_samples(model, x, pairs):
+            predicts = "a model that predicts something else for a sample alone than in a batch"
+            raise ValueError(f"{_ALONE} {predicts}. {_LEAVE}")
         raise ValueError(
             "A file must compute what its model predicts. Received: outputs that differ in "
             f"{100 * off:.3g} % of their values on {COUNT} samples, {where}; kerasq.compare has "

@@ -70,7 +70,9 @@ def transform(
     # Which call of a layer comes first holds its weights, and saved weights go by that: so the
     # order is that of the new model, not of the graph that it is made of.
     place = places(model)
-    return Graph(model, sorted(nodes, key=lambda node: place[id(node.outputs[0])]))
+    # What two calls read, such as a cast of labels, was made for the first of them.
+    distinct = {id(node.outputs[0]): node for node in reversed(nodes)}
+    return Graph(model, sorted(distinct.values(), key=lambda node: place[id(node.outputs[0])]))
 
 
 def is_symbolic() -> bool:

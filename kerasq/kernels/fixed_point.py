@@ -48,13 +48,19 @@ def exponent_of(x: tf.Tensor) -> tf.Tensor:
 
 
 def decompose(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mantissa in [2^30, 2^31) and exponent of a positive float64 multiplier."""
+    """Mantissa in [2^30, 2^31) and exponent of a positive float64 multiplier.
+
+    Source: LiteRT, kernels/internal/quantization_util.cc (`QuantizeMultiplier`).
+    """
     exponent = exponent_of(real) + 1
     scaled = real * 2.0 ** float64(31 - exponent)
     mantissa = int64(tf.floor(scaled + 0.5))
     # 1 where rounding went up to 2^31, which has a bit too many: LiteRT halves it, too.
     carry = shift_right(mantissa, 31)
-    return shift_right(mantissa, carry), exponent + carry
+    mantissa, exponent = shift_right(mantissa, carry), exponent + carry
+    # Below 2^-32 all bits would be shifted out, and shifts have a limit: LiteRT multiplies by 0.
+    is_none = exponent < -31
+    return tf.where(is_none, int64(0), mantissa), tf.where(is_none, int64(0), exponent)
 
 
 def divide(mantissa: tf.Tensor, exponent: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -75,7 +81,7 @@ def multiply_rounding_twice(
         x: int32 values, in any type.
         real: positive multiplier, float64.
         ties: where the ties of the shift go: "away" from zero (the portable kernels) or "up"
-            (the vectorized ones).
+            (the vectorized ones); "down" for a shift that does not round.
         count: what the multiplier is divided by.
     """
     return multiply_mantissa(x, *divide(*decompose(real), count), ties)
@@ -91,9 +97,8 @@ def multiply_mantissa(
     # The 31 bits that the high half of a doubled 64-bit product leaves out; ties up, as the nudge
     # of 2^30 makes them.
     high = shift_right_half_up(doubled, int64(31))
-    if ties == "up":
-        return shift_right_half_up(high, right)
-    return round_half_away(high, right)
+    shift = {"up": shift_right_half_up, "down": shift_right, "away": round_half_away}[ties]
+    return shift(high, right)
 
 
 def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:

@@ -61,7 +61,9 @@ class _Decomposition:
         if layer.name in self._keep:
             return graphs.copy_call(layer, *args, **kwargs)
         takes_conditions = type(layer).__name__ == "Where"  # By name: private to Keras.
-        args, kwargs = self._integers.as_real((args, kwargs), is_moved, takes_conditions)
+        # Some layers say that they return floats of whatever they move.
+        stays = is_moved and "float" not in node.outputs[0].dtype
+        args, kwargs = self._integers.as_real((args, kwargs), stays, takes_conditions)
         if is_moved:
             return graphs.copy_call(layer, *args, **kwargs)
         if not isinstance(layer, keras.Layer):

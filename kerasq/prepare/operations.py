@@ -204,7 +204,11 @@ def _function(name: str, *attributes: str) -> Callable:
 
 def _power(node: Node, args: tuple, options: dict) -> Equal | None:
     x, exponent = args
-    if symbolic(exponent) or not symbolic(x) or np.size(exponent) != 1:
+    if symbolic(exponent) or not symbolic(x):
+        return None
+    if np.all(np.asarray(exponent) == 0.0):  # 1, even of NaN.
+        return (np.float32(0.0), np.float32(1.0)), x
+    if np.size(exponent) != 1:
         return None
     return Function("power", {"x2": float(np.reshape(exponent, ()))}, **options), x
 
@@ -300,7 +304,7 @@ def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:
 
 
 # Operations on each value alone that have no arguments, and their functions.
-_FUNCTIONS = {
+FUNCTIONS = {
     "Abs": "abs",
     "Absolute": "abs",
     "Arcsinh": "arcsinh",
@@ -389,7 +393,7 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "HardShrink": _function("hard_shrink", "threshold"),
     "SoftShrink": _function("soft_shrink", "threshold"),
     "Threshold": _function("threshold", "threshold", "default_value"),
-    **{name: _function(function) for name, function in _FUNCTIONS.items()},
+    **{name: _function(function) for name, function in FUNCTIONS.items()},
     **{name: _compare(function) for name, function in COMPARISONS.items()},
     "Where": _where,
     "Sum": axes.reduction(Sum),

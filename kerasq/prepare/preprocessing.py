@@ -98,8 +98,8 @@ def _composed(run: list[graphs.Node]) -> tuple[np.ndarray, np.ndarray]:
     for node in run:
         if isinstance(node.layer, InputCast):
             continue
-        kernel, bias = (np.asarray(v, np.float64) for v in node.layer.get_weights())
-        gain, shift = gain * kernel, shift * kernel + bias
+        kernel, *bias = (np.asarray(v, np.float64) for v in node.layer.get_weights())
+        gain, shift = gain * kernel, sum(bias, shift * kernel)
     return gain, shift
 
 

@@ -99,9 +99,19 @@ def test_without_calibration_samples_are_random_values_of_the_ranges(tmp_path):
     assert -3.1 < found["a"].min() < -2 and 4 < found["a"].max() < 5.1
 
 
-def test_float_operations_that_mix_samples_are_told():
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda y: keras.ops.cumsum(y, axis=0),
+        lambda y: keras.ops.diff(y, axis=0),
+        lambda y: keras.ops.reshape(y, (-1, 2)),
+    ],
+    ids=["other values", "fewer rows", "more rows"],
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_float_operations_that_mix_samples_are_told(operation, batch_size):
     x = keras.Input((5,))
-    y = keras.ops.cumsum(L.Dense(4)(x), axis=0)
-    q = networks.quantized(keras.Model(x, L.Dense(3)(y)))
+    y = L.Dense(3)(operation(L.Dense(4)(x)))
+    q = networks.quantized(keras.Model(x, y))
     with pytest.raises(ValueError, match=r"must compute each sample by itself.*flips and sums"):
-        kerasq.export_tflite(q)
+        kerasq.export_tflite(q, batch_size=batch_size)

@@ -111,6 +111,30 @@ def test_conditions_are_0_and_1(function):
     assert np.quantile(off, 0.9) < 0.05
 
 
+def test_layers_of_two_kinds_read_one_cast():
+    x = keras.Input((4, 3))
+    labels = ops.argmax(x, axis=1)
+    model = keras.Model(x, [L.BatchNormalization()(labels), labels + x[:, 0], labels])
+    values = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
+    q, lite = exported(model, values)
+    assert len([op for op in lite.ops if op.name == "CAST"]) == 1
+    for a, b in zip(lite.predict(values).values(), q.predict(values, verbose=0), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_conditions_that_a_layer_moves():
+    x = keras.Input((4, 4, 3))
+    moved = L.ZeroPadding2D(1)(x > 0.0)  # Keras says that it returns floats.
+    model = keras.Model(x, [moved * L.ZeroPadding2D(1)(x), moved**2])
+    values = np.random.default_rng(0).normal(size=(16, 4, 4, 3)).astype("float32")
+    q, lite = exported(model, values)
+    found, want = lite.predict(values).values(), q.predict(values, verbose=0)
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+    inner = want[1][:, 1:-1, 1:-1]
+    assert np.mean(np.abs(inner - (values > 0.0)) < 0.01) > 0.97 and want[1].sum() == inner.sum()
+
+
 @pytest.mark.skipif(not hasattr(ops, "isreal"), reason="Keras 3.10 has no such operation.")
 def test_an_input_that_makes_no_difference():
     x = keras.Input((3,), name="x")

@@ -79,3 +79,12 @@ def test_batch_normalization_that_is_to_stay_float_does(batch_norm):
     model = keras.Sequential([keras.Input((8, 8, 3)), *norms, L.Flatten()])
     q = kerasq.quantize_model(model, overrides={"norm": "float"}, batch_norm=batch_norm)
     assert type(q.get_layer("norm")) is L.BatchNormalization
+
+
+def test_the_power_of_0_is_1():
+    x = keras.Input((3,))
+    y = keras.ops.power(keras.layers.Dense(3)(x), np.zeros(3, "float32"))
+    q = networks.quantized(keras.Model(x, y))
+    lite = kerasq.export_tflite(q)
+    assert lite.float_ops == []
+    np.testing.assert_allclose(lite.predict(np.ones((2, 3), "float32")), 1.0, rtol=0.01)

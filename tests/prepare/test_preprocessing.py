@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.layers import InputScale
+from kerasq.layers import InputScale, Scale
 
 L = keras.layers
 SIZES = np.array([1.0, 1000.0, 0.01, 50.0])
@@ -100,6 +100,18 @@ def test_layers_in_a_row_are_one():
     (layer,) = scales(quantized(model, x))
     assert layer.name == "norm"
     np.testing.assert_allclose(layer.get_weights(), [1 / SIZES, -np.ones(4)], rtol=1e-6)
+
+
+def test_a_gain_alone():
+    layer = Scale(use_bias=False, constant=True, name="gain")
+    layer.build((None, 4))
+    layer.set_weights([1 / SIZES])
+    x = table()
+    q = quantized(network(layer), x)
+    (found,) = scales(q)
+    np.testing.assert_allclose(found.get_weights(), [1 / SIZES, np.zeros(4)], rtol=1e-6)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize(
