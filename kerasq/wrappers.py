@@ -424,6 +424,11 @@ def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
     }
 
 
+def range_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of those, which calibration sets."""
+    return [v for quantizer in ranged(model).values() for v in quantizer.variables]
+
+
 def target_of(model: keras.Model) -> targets.Target:
     """The target of a quantized model, which all its wrappers have in common."""
     return next(layer.target for layer in model.layers if isinstance(layer, QuantizeWrapper))

@@ -82,7 +82,7 @@ class Network:
             if not wrapper.reads_float
         ]
         widths = dict.fromkeys((*own, *read), self.widths)
-        ranges = observe(self.model, iter(samples), widths, method=method)
+        ranges, _ = observe(self.model, iter(samples), widths, method=method)
         # Few kinds for many tensors: making a layer takes longer than setting its range.
         quantizer = functools.cache(_quantizer)
 

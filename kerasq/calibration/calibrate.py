@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -15,7 +15,8 @@ from kerasq.calibration.observers import Observer
 from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
-from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
+from kerasq.support.restore import restored_on_error
+from kerasq.wrappers import QuantizeWrapper, range_variables, ranged, require_quantized
 
 # Samples that count as one batch, where the data are an array: averages over batches depend on it.
 BATCH_SIZE = 32
@@ -46,6 +47,7 @@ def calibrate(
     Raises:
         ValueError: for an unknown method, a model without ranges or with NaN weights, data that is
             empty, of the wrong shape, NaN or infinite, or an observer whose range is no range.
+            After an error, or an interrupt, the model is as it was.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(name="relu")])
@@ -58,10 +60,14 @@ def calibrate(
     check_finite(model)
     quantizers = ranged(model)
     widths = {name: [quantizer.bits] for name, quantizer in quantizers.items()}
-    # All ranges are there before the first one is set: an error leaves the model as it was.
-    for (name, _), ends in observe(model, data, widths, method=method, steps=steps).items():
-        quantizers[name].assign_range(*ends)
-    for remark in (*range_limits.widen(model), *sharing.remarks(model, samples.samples_of(model))):
+    found, batch = observe(model, data, widths, method=method, steps=steps)
+    with restored_on_error(range_variables(model)):
+        for (name, _), ends in found.items():
+            quantizers[name].assign_range(*ends)
+        few = samples.first(batch)
+        remarks = [*range_limits.widen(model), *sharing.remarks(model, few)]
+        samples.keep(model, few)
+    for remark in remarks:
         print(remark)
 
 
@@ -72,7 +78,7 @@ def observe(
     *,
     method: str | dict[str, Any] | Observer | None,
     steps: int | None = None,
-) -> dict[tuple[str, int], tuple[float, float]]:
+) -> tuple[dict[tuple[str, int], tuple[float, float]], Any]:
     """The ranges that tensors of a quantized model get from data; the model stays as it is.
 
     Args:
@@ -83,7 +89,7 @@ def observe(
         steps: as for `calibrate`.
 
     Returns:
-        By name and bits, the ends of the range, as `Observer.range` has them.
+        By name and bits, the ends of the range, as `Observer.range` has them; and the first batch.
 
     Raises:
         ValueError: as `calibrate`.
@@ -97,20 +103,13 @@ def observe(
         values = _float_values(model, x)
         return [tap.observer.statistics(values[tap.name]) for tap in taps]
 
-    for x in _tracked(model, data, steps):
+    count, first = sample_count(model, data), None
+    total = steps if count is None else len(range(0, count, BATCH_SIZE)[:steps])
+    for x in track(batches(model, data, BATCH_SIZE, steps), total, "batch"):
+        first = x if first is None else first
         for tap, found in zip(taps, statistics(x), strict=True):
             tap.observer.update([s.numpy() for s in found])
-    return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}
-
-
-def _tracked(model: keras.Model, data: Any, steps: int | None) -> Iterator[Any]:
-    """The batches, under a progress bar; of the first one, a few samples are kept."""
-    count = sample_count(model, data)
-    total = steps if count is None else len(range(0, count, BATCH_SIZE)[:steps])
-    for number, x in enumerate(track(batches(model, data, BATCH_SIZE, steps), total, "batch")):
-        if number == 0:
-            samples.keep(model, x)
-        yield x
+    return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}, first
 
 
 def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:

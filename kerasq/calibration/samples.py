@@ -15,11 +15,16 @@ VALUES, COUNT, MOST = 2**16, 4, 32
 _KEPT: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
 
 
-def keep(model: keras.Model, batch: Any) -> None:
-    """Keeps the first samples of a batch, in the structure of `model.input`."""
+def first(batch: Any) -> Any:
+    """The first samples of a batch, as many as are kept."""
     sizes = [math.prod(x.shape[1:]) for x in keras.tree.flatten(batch)]
     count = min(MOST, max(COUNT, VALUES // max(1, *sizes)))
-    _KEPT[model] = keras.tree.map_structure(lambda x: np.array(x[:count]), batch)
+    return keras.tree.map_structure(lambda x: np.array(x[:count]), batch)
+
+
+def keep(model: keras.Model, samples: Any) -> None:
+    """Keeps samples in the structure of `model.input`."""
+    _KEPT[model] = samples
 
 
 def samples_of(model: keras.Model) -> Any:

@@ -14,10 +14,12 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
+from kerasq.support.restore import restored_on_error
 from kerasq.wrappers import (
     input_boundaries,
     preprocessing_of,
     quantized_by,
+    range_variables,
     ranged,
     require_quantized,
 )
@@ -60,7 +62,7 @@ def export_tflite(
     Raises:
         ValueError: for a model that is not quantized, has seen no data or has NaN weights, or an
             unknown type; and for a file that does not compute what `model` predicts: the first
-            layer that differs is named.
+            layer that differs is named. After an error, or an interrupt, `model` is as it was.
         OSError: where `path` cannot be written; a file that was there stays as it was.
 
     Example:
@@ -79,10 +81,25 @@ def export_tflite(
         check_writable(path)
     _check_observed(model)
     check_finite(model)
+    with restored_on_error(range_variables(model)):
+        lite = _written(model, path, signature, int(batch_size), check)
+    for line in lite.remarks():
+        print(line)
+    return lite
+
+
+def _written(
+    model: keras.Model,
+    path: str | os.PathLike | None,
+    signature: Signature,
+    batch_size: int,
+    check: bool,
+) -> TFLiteModel:
+    """The exported model, proved and in its file."""
     for remark in range_limits.widen(model):
         print(remark)
     range_limits.check(model)
-    lite = TFLiteModel(lower(convert(model, int(batch_size)), signature))
+    lite = TFLiteModel(lower(convert(model, batch_size), signature))
     if check:
         prove(model, lite)
     else:
@@ -90,8 +107,6 @@ def export_tflite(
         lite.predict([np.zeros(tensor.shape, np.float32) for tensor in lite.inputs])
     if path is not None:
         lite.save(path)
-    for line in lite.remarks():
-        print(line)
     return lite
 
 

@@ -55,7 +55,7 @@ def _sum_of_litert(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.T
     """Both inputs in units of twice the larger scale, with 20 bits more, then by gemmlowp's rule.
 
     The vectorized sum cuts off where the difference rounds; with it the last values of a tensor
-    whose size is no multiple of 8 differ, by less than 2^-20, which only shows at ties.
+    whose size is no multiple of 16 differ, by less than 2^-20, which only shows at ties.
     """
     unit = 2.0 * tf.maximum(*(float64(grid.scale) for grid in grids))
     first, second = (
