@@ -258,6 +258,8 @@ def _moves_samples(node: graphs.Node) -> bool:
     kind, moves = type(layer).__name__, registry.passes_through(layer)
     if kind == "Outer":  # It lays out all values in a row first.
         return True
+    if kind == "Matmul":  # It sums over the last axis but one of the second, or over the only one.
+        return len(node.inputs) == 2 and len(node.inputs[1].shape) <= 2
     if kind == "GetItem":
         key = node.args[1]
         first = key[0] if isinstance(key, (list, tuple)) and key else key

@@ -112,6 +112,15 @@ def test_what_no_file_can_have_is_named(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("kind", ["matmul", "dot"])
+def test_sums_over_samples_are_named(kind):
+    x = keras.Input((4,))
+    y = L.Dense(1)(x)  # A product of y and itself is one for a single sample.
+    z = y @ y if kind == "matmul" else ops.dot(y, y)
+    with pytest.raises(ValueError, match="needs to keep the first axis|Dimensions must be equal"):
+        kerasq.quantize_model(keras.Model(x, z))
+
+
 def test_a_layer_that_does_not_fit_is_tried_in_float():
     x = keras.Input((1, 1, 5, 1))
     model = keras.Model(x, L.MultiHeadAttention(1, 1, name="m")(x, x))
