@@ -15,7 +15,7 @@ import keras
 
 from kerasq import graph
 from kerasq.graph import keras2
-from kerasq.support import optional
+from kerasq.support import hdf5, optional
 
 ops = keras.ops
 
@@ -102,7 +102,10 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
     with _reading(path):
-        is_old = h5py.is_hdf5(path) and _is_of_keras2(path)
+        is_hdf5 = h5py.is_hdf5(path)
+        if is_hdf5:
+            hdf5.check(path)
+        is_old = is_hdf5 and _is_of_keras2(path)
     library = optional.load("tf_keras", "legacy") if is_old else keras
     with _reading(path):
         model = library.models.load_model(path, custom_objects=custom_objects, compile=False)

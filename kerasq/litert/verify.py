@@ -140,18 +140,28 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
         yield "which reads or writes what is no tensor"
         return
     kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
+    # A bias may be absent, and the shape of a RESHAPE, which its options have as well.
+    needed = 1 if kind == "RESHAPE" else 2
+    if kind in OPERATORS and -1 in [*op.inputs[:needed]]:
+        yield f"{kind}, which lacks an input"
+        return
     if kind in OPERATORS and not OPERATORS[kind].pass_through:
-        yield from _without_grid(graph, kind, ends)
+        yield from _without_grid(model, graph, kind, ends)
 
 
-def _without_grid(graph: Any, kind: str, ends: list[int]) -> Iterator[str]:
+def _without_grid(model: Any, graph: Any, kind: str, ends: list[int]) -> Iterator[str]:
     """The codes without a grid that an operator computes on."""
     tensors = [graph.tensors[i] for i in ends]
     codes = (flatbuffer.Type.INT8, flatbuffer.Type.INT16)
     if kind in ("CAST", "GATHER", "DEQUANTIZE") or tensors[0].type not in codes:
         return
     for tensor in tensors:
-        if tensor.type in codes and flatbuffer.grid_of(tensor) is None:
+        if tensor.type not in codes:
+            continue
+        grid = flatbuffer.grid_of(tensor)
+        # Weights may be all 0, and their scales.
+        is_constant = flatbuffer.byte_count(model, tensor) > 0
+        if grid is None or not (is_constant or np.all(grid.scale > 0)):
             yield f"{kind}, which computes on {tensor.name.decode()!r}, whose grid is not there"
 
 

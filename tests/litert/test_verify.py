@@ -52,7 +52,15 @@ def set_axis(model):
 
 
 def drop_grid(model):
-    tensor(model, b"total").quantization = None
+    tensor(model, b"left").quantization = None
+
+
+def drop_scale(model):
+    tensor(model, b"left").quantization.scale = np.array([0.0], np.float32)
+
+
+def drop_input(model):
+    operator(model, "SOFTMAX").inputs = np.array([-1], np.int32)
 
 
 def set_input(model):
@@ -85,7 +93,9 @@ def set_signature(model):
         (set_scale, "whose scales are negative or no numbers"),
         (set_zero_point, "whose zero points are no codes"),
         (set_axis, "whose 6 scales do not fit axis 7"),
-        (drop_grid, "ADD, which computes on 'total', whose grid is not there"),
+        (drop_grid, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),
+        (drop_scale, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),
+        (drop_input, "SOFTMAX, which lacks an input"),
         (set_input, "which reads or writes what is no tensor"),
         (set_kind, "whose kind is not there"),
         (swap_order, "operator 0, which reads what none before it writes"),
