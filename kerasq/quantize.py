@@ -20,6 +20,8 @@ from kerasq.support.finite import check_finite
 from kerasq.wrap import wrap
 from kerasq.wrappers import ranged
 
+# What a class of models has of its own that changes how they are trained.
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 BATCH_NORMS = ("keep", "fold")
 
 
@@ -79,8 +81,9 @@ def quantize_model(
             of your own (`kerasq.targets`). The model keeps it, through saving too.
 
     Returns:
-        The quantized model. Its ranges take their first values from `kerasq.calibrate` or from
-        the first batches of training.
+        The quantized model, of the class of `model` where that has a `train_step` of its own, and
+        takes inputs and outputs as `keras.Model` does. Its ranges take their first values from
+        `kerasq.calibrate` or from the first batches of training.
 
     Raises:
         ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that no
@@ -108,7 +111,7 @@ def quantize_model(
     plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target)
     if narrow := plan.narrowed():
         print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
-    quantized = wrap(plan, range_gradient, weights)
+    quantized = _of_class(model, wrap(plan, range_gradient, weights))
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
@@ -118,6 +121,25 @@ def quantize_model(
         # By this policy `compile` scales the loss: small gradients are 0 in float16.
         quantized.dtype_policy = "mixed_float16"
     return quantized
+
+
+def _of_class(model: keras.Model, quantized: keras.Model) -> keras.Model:
+    """The quantized model as one of the class of the float one, where that has steps of its own.
+
+    That it is not, is printed where the class makes its model by itself.
+    """
+    kind = type(model)
+    own = [name for name in _STEPS if getattr(kind, name) is not getattr(keras.Model, name)]
+    if not own:
+        return quantized
+    users = [x for x in kind.__mro__ if not x.__module__.startswith("keras.")]
+    if any({"__init__", "call"} & {*vars(x)} for x in users if x is not object):
+        print(
+            f"Not kept: {', '.join(own)} of the class {kind.__name__!r}. Train the quantized model "
+            "by a model of such a class that calls it, and give kerasq's functions the inner one."
+        )
+        return quantized
+    return kind(quantized.input, quantized.output, name=quantized.name)
 
 
 def _float_model(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """What has no integer kernel and stays float, and what no file can have."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -252,18 +252,28 @@ def _has_hidden_mask(node: graphs.Node) -> bool:
     return node.source.reads_mask and registry.reads_mask(node.layer) and not is_seen
 
 
+def _picks_samples(node: graphs.Node) -> bool:
+    key = node.args[1]
+    first = key[0] if isinstance(key, (list, tuple)) and key else key
+    return not (first is Ellipsis or first == slice(None))
+
+
+# By name of the operation, whose classes are private to Keras.
+_MOVES_SAMPLES: dict[str, Callable[[graphs.Node], bool]] = {
+    "GetItem": _picks_samples,
+    # It sums over the last axis but one of the second, or over the only one.
+    "Matmul": lambda node: len(node.inputs) == 2 and len(node.inputs[1].shape) <= 2,
+    # It lays out all values in a row first.
+    "Outer": lambda node: True,
+}
+
+
 def _moves_samples(node: graphs.Node) -> bool:
     """Whether a call goes along the first axis, for which a file has its own size."""
     layer, x, y = node.layer, node.inputs[0], node.outputs[0]
     kind, moves = type(layer).__name__, registry.passes_through(layer)
-    if kind == "Outer":  # It lays out all values in a row first.
-        return True
-    if kind == "Matmul":  # It sums over the last axis but one of the second, or over the only one.
-        return len(node.inputs) == 2 and len(node.inputs[1].shape) <= 2
-    if kind == "GetItem":
-        key = node.args[1]
-        first = key[0] if isinstance(key, (list, tuple)) and key else key
-        return not (first is Ellipsis or first == slice(None))
+    if kind in _MOVES_SAMPLES:
+        return _MOVES_SAMPLES[kind](node)
     if not moves and kind not in ("Concatenate", "Softmax"):
         return False
     # Sizes that are not known look alike, so axes tell more.

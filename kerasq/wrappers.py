@@ -438,7 +438,18 @@ def require_quantized(model: Any) -> None:
     """Raises a ValueError unless `model` came from `quantize_model`."""
     if not isinstance(model, keras.Model) or not ranged(model):
         found = f"model {model.name!r}" if isinstance(model, keras.Model) else repr(model)
-        raise ValueError(
-            f"`model` must be a quantized model. Received: {found:.80}, which has no ranges. "
-            "Call kerasq.quantize_model first."
+        inner = [x.name for x in getattr(model, "layers", ()) if _is_quantized(x)]
+        way = (
+            f"Its layers {inner} are quantized models: give these, one at a time, or put the float "
+            "ones together and quantize the whole"
+            if inner
+            else "Call kerasq.quantize_model first"
         )
+        raise ValueError(
+            f"`model` must be a quantized model. Received: {found:.80}, which has no ranges. {way}."
+        )
+
+
+def _is_quantized(layer: keras.Layer) -> bool:
+    """Whether a layer is a quantized model."""
+    return isinstance(layer, keras.Model) and bool(ranged(layer))

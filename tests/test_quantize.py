@@ -605,3 +605,66 @@ def test_a_slice_that_leaves_nothing_is_an_error():
     model = keras.Model(x, L.Conv2D(2, 1)(x)[:, 6:])
     with pytest.raises(ValueError, match=r"\(GetItem\): needs to leave values, has none"):
         kerasq.quantize_model(model)
+
+
+# Classes of models.
+
+
+class Doubled(keras.Model):
+    """A Functional model with a training step of its own."""
+
+    def train_step(self, data):
+        return {**super().train_step(data), "own": 2.0}
+
+
+class Around(keras.Model):
+    """A model that makes, or calls, another one."""
+
+    def __init__(self, net, **kwargs):
+        super().__init__(**kwargs)
+        self.net = net
+
+    def call(self, x, training=None):
+        return self.net(x, training=training)
+
+    def train_step(self, data):
+        return {**super().train_step(data), "own": 2.0}
+
+
+def fitted(model):
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    return model.fit(x, np.zeros((8, 3)), verbose=0).history
+
+
+def test_a_training_step_is_kept(capsys, tmp_path):
+    float_model = networks.mlp()
+    q = networks.quantized(Doubled(float_model.input, float_model.output))
+    assert type(q) is Doubled and fitted(q)["own"] == [2.0]
+    assert capsys.readouterr().out == ""
+    lite, plain = kerasq.export_tflite(q), kerasq.quantize_model(float_model)
+    plain.set_weights(q.get_weights())
+    assert lite.content == kerasq.export_tflite(plain).content
+    q.save(tmp_path / "q.keras")
+    again = kerasq.load_model(tmp_path / "q.keras", custom_objects={"Doubled": Doubled})
+    assert type(again) is Doubled and kerasq.export_tflite(again).content == lite.content
+
+
+def test_a_class_that_makes_its_model_is_told_of(capsys):
+    model = Around(networks.mlp())
+    model(np.zeros((1, 6), "float32"))
+    q = kerasq.quantize_model(model)
+    assert "Not kept: train_step of the class 'Around'." in capsys.readouterr().out
+    outer = Around(q)
+    assert fitted(outer)["own"] == [2.0]
+    text = r"Received: model 'around\w*', which has no ranges. Its layers \['\w+'\] are quantized"
+    with pytest.raises(ValueError, match=text):
+        kerasq.export_tflite(outer)
+    assert kerasq.export_tflite(outer.net).float_ops == []
+
+
+def test_models_of_quantized_models_are_told_of():
+    part = networks.quantized(networks.mlp())
+    x = keras.Input((6,))
+    with pytest.raises(ValueError, match=r"put the float ones together and quantize the whole"):
+        kerasq.summary(keras.Model(x, L.Dense(2)(part(x))))

@@ -103,13 +103,19 @@ def observe(
         values = _float_values(model, x)
         return [tap.observer.statistics(values[tap.name]) for tap in taps]
 
-    count, first = sample_count(model, data), None
-    total = steps if count is None else len(range(0, count, BATCH_SIZE)[:steps])
-    for x in track(batches(model, data, BATCH_SIZE, steps), total, "batch"):
+    first = None
+    for x in _tracked(model, data, steps):
         first = x if first is None else first
         for tap, found in zip(taps, statistics(x), strict=True):
             tap.observer.update([s.numpy() for s in found])
     return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}, first
+
+
+def _tracked(model: keras.Model, data: Any, steps: int | None) -> Iterable[Any]:
+    """The batches, under a progress bar."""
+    count = sample_count(model, data)
+    total = steps if count is None else len(range(0, count, BATCH_SIZE)[:steps])
+    return track(batches(model, data, BATCH_SIZE, steps), total, "batch")
 
 
 def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:

@@ -140,13 +140,18 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
         yield "which reads or writes what is no tensor"
         return
     kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
+    if kind in OPERATORS:
+        yield from _of_known(model, graph, op, kind)
+
+
+def _of_known(model: Any, graph: Any, op: Any, kind: str) -> Iterator[str]:
     # A bias may be absent, and the shape of a RESHAPE, which its options have as well.
-    needed = 1 if kind == "RESHAPE" else 2
-    if kind in OPERATORS and -1 in [*op.inputs[:needed]]:
+    if -1 in [*op.inputs[: 1 if kind == "RESHAPE" else 2]]:
         yield f"{kind}, which lacks an input"
-        return
-    if kind in OPERATORS and not OPERATORS[kind].pass_through:
-        yield from _without_grid(model, graph, kind, ends)
+    elif not OPERATORS[kind].pass_through:
+        yield from _without_grid(
+            model, graph, kind, [i for i in (*op.inputs, *op.outputs) if i >= 0]
+        )
 
 
 def _without_grid(model: Any, graph: Any, kind: str, ends: list[int]) -> Iterator[str]:
