@@ -75,8 +75,8 @@ class Marker:
         return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
 
     def _mark_float(self, x: tf.Tensor, mark: marks.Mark) -> tf.Tensor:
-        """The tensor marked, where it is float: a marker takes no other types."""
-        return self._mark(x, mark) if x.dtype.is_floating else x
+        """The tensor marked, where it is float32: a marker takes no other types."""
+        return self._mark(x, mark) if x.dtype == tf.float32 else x
 
     def run(self, node: graph.Node, *args: Any, **kwargs: Any) -> Any:
         """The output of a call, marked."""

@@ -139,6 +139,9 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if not _in_range(graph, ends):
         yield "which reads or writes what is no tensor"
         return
+    # Kernels change the variables that they read.
+    if any(graph.tensors[i].isVariable for i in op.outputs):
+        yield "which writes a variable"
     kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
     if kind in OPERATORS:
         yield from _of_known(model, graph, op, kind)

@@ -202,6 +202,23 @@ def _function(name: str, *attributes: str) -> Callable:
     return make
 
 
+def _leaky_relu(node: Node, args: tuple, options: dict) -> Equal:
+    slope = node.layer.negative_slope
+    if slope < 0.0:  # Which the layer does not have.
+        return Function("leaky_relu", {"negative_slope": slope}, **options), args[0]
+    return L.LeakyReLU(slope, **options), args[0]
+
+
+def _filled(node: Node, args: tuple, options: dict) -> Equal | None:
+    """A tensor of one value, of the shape of another one."""
+    del options
+    values = {"ZerosLike": 0.0, "OnesLike": 1.0}
+    value = values.get(type(node.layer).__name__, args[1] if len(args) > 1 else None)
+    is_number = np.ndim(value) == 0 and not symbolic(value) and value is not None
+    is_float = node.outputs[0].dtype == node.inputs[0].dtype == "float32"
+    return ((np.float32(0.0), np.float32(value)), args[0]) if is_number and is_float else None
+
+
 def _power(node: Node, args: tuple, options: dict) -> Equal | None:
     x, exponent = args
     if symbolic(exponent) or not symbolic(x):
@@ -363,7 +380,7 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Exp": _activation("exponential"),
     "Gelu": _layer(Gelu, approximate="approximate"),
     "Elu": _layer(L.ELU, alpha="alpha"),
-    "LeakyRelu": _layer(L.LeakyReLU, negative_slope="negative_slope"),
+    "LeakyRelu": _leaky_relu,
     "Softmax": _layer(L.Softmax, axis="axis"),
     "LogSoftmax": _along_last("log_softmax"),
     "Glu": _along_last("glu"),
@@ -388,6 +405,9 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "Einsum": products.einsum,
     "Matmul": products.matmul,
     "Power": _power,
+    "OnesLike": _filled,
+    "ZerosLike": _filled,
+    "FullLike": _filled,
     "Selu": _function("selu"),
     "Celu": _function("celu", "alpha"),
     "HardShrink": _function("hard_shrink", "threshold"),

@@ -63,6 +63,10 @@ def drop_input(model):
     operator(model, "SOFTMAX").inputs = np.array([-1], np.int32)
 
 
+def set_variable(model):
+    tensor(model, b"score").isVariable = True
+
+
 def set_input(model):
     operator(model, "ADD").inputs = np.array([0, 999], np.int32)
 
@@ -96,6 +100,7 @@ def set_signature(model):
         (drop_grid, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),
         (drop_scale, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),
         (drop_input, "SOFTMAX, which lacks an input"),
+        (set_variable, "which writes a variable"),
         (set_input, "which reads or writes what is no tensor"),
         (set_kind, "whose kind is not there"),
         (swap_order, "operator 0, which reads what none before it writes"),

@@ -88,3 +88,41 @@ def test_the_power_of_0_is_1():
     lite = kerasq.export_tflite(q)
     assert lite.float_ops == []
     np.testing.assert_allclose(lite.predict(np.ones((2, 3), "float32")), 1.0, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("operation", "value"),
+    [
+        (keras.ops.ones_like, 1.0),
+        (keras.ops.zeros_like, 0.0),
+        (lambda y: keras.ops.full_like(y, -2.5), -2.5),
+    ],
+    ids=["ones", "zeros", "full"],
+)
+@pytest.mark.parametrize("size", [1, 3])  # Of one value a sample, the converter makes a constant.
+def test_a_tensor_of_one_value(operation, value, size):
+    x = keras.Input((4,))
+    y = keras.layers.Dense(size)(x)
+    q = networks.quantized(keras.Model(x, [y, operation(y)]))
+    lite = kerasq.export_tflite(q, batch_size=2)
+    assert lite.float_ops == []
+    _, found = lite.predict(np.ones((3, 4), "float32")).values()
+    np.testing.assert_allclose(found, np.full((3, size), value), rtol=0.01)
+
+
+def test_a_leaky_relu_of_negative_slope():
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.ops.leaky_relu(x, negative_slope=-0.5))
+    values = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    q = networks.quantized(model, values)
+    found = kerasq.export_tflite(q).predict(values)
+    np.testing.assert_allclose(found, np.where(values < 0, -0.5, 1.0) * values, atol=0.03)
+
+
+def test_outputs_of_other_types_than_float32():
+    x = keras.Input((4,))
+    y = keras.layers.Dense(2)(x)
+    q = networks.quantized(keras.Model(x, [y, keras.ops.ones_like(y, dtype="float16")]))
+    _, found = kerasq.export_tflite(q).predict(np.ones((3, 4), "float32")).values()
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, np.ones((3, 2)))

@@ -189,8 +189,11 @@ def _beyond(model: keras.Model, x: list[np.ndarray]) -> list[np.ndarray]:
 def _compare_layers(model: keras.Model, lite: kerasq.TFLiteModel, x: list[np.ndarray]) -> None:
     report = kerasq.compare(model, lite, x=[x])
     for layer in report.layers:
-        # What is 2^31 steps beyond its range, each processor makes another int32 of.
-        if layer.max_lsb and not (layer.op == "QUANTIZE" and layer.max_lsb == 2**16 - 1):
+        # On int16, of the last values of a tensor, which eight do not divide, LiteRT rounds the
+        # quotient by a scale, not the product with its inverse; and what is 2^31 steps beyond its
+        # range, each processor makes another int32 of.
+        known = (0, 1, 2**16 - 1) if (layer.op, layer.dtype) == ("QUANTIZE", "int16") else (0, None)
+        if layer.max_lsb not in known:
             raise DifferentError(f"{layer.op} {layer.name!r} is {layer.max_lsb} steps off")
 
 
