@@ -470,7 +470,10 @@ ACTIVATIONS: dict[str, Rule] = {
         note="on int16 Function",
     ),
     "exponential": Rule(
-        operators=("EXP",), output=Output.LEARNED, options=lambda _: ("ExpOptions", {})
+        operators=("EXP",),
+        output=Output.LEARNED,
+        options=lambda _: ("ExpOptions", {}),
+        tabled=True,
     ),
     "glu": Rule(
         operators=("SPLIT", "LOGISTIC", "MUL"),

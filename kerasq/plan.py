@@ -79,7 +79,7 @@ def lacks(target: Target, layer: keras.Layer, op: str, scheme: Scheme) -> str | 
         return "operator"
     if scheme.weight_bits < 8 and registry.is_grouped(layer):
         return "groups"
-    if scheme.activation_bits == 16 and not target.has_int16(op):
+    if scheme.activation_bits == 16 and not target.has(op, 16):
         return "int16"
     return None
 
@@ -169,8 +169,8 @@ class Plan:
         name, rule = self.schemes[node.source.name], registry.find(node.layer)
         if rule is None or resolve(name).activation_bits != 16 or not rule.operators:
             return name
-        op = rule.operator_at(16)
-        has_none = op in self.target.operators and not self.target.has_int16(op)
+        op = self.target.operator(rule, 16)
+        has_none = op in self.target.operators and not self.target.has(op, 16)
         return name.replace("a16", "a8") if has_none else name
 
     def _scheme(self, node: graphs.Node) -> Scheme:
@@ -180,7 +180,7 @@ class Plan:
         rule = registry.find(node.layer)
         if rule is None or node.layer.name in self.floats:
             return "-"
-        return rule.operator_at(self._scheme(node).code_bits)
+        return self.target.operator(rule, self._scheme(node).code_bits)
 
     def _kind(self, node: graphs.Node) -> Kind:
         if id(node) in self._fusions.into:

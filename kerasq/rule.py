@@ -53,7 +53,7 @@ class Rule:
             of the channels.
         grids: the grids of `Output.FIXED`, by bits.
         options: for an operator that the export makes itself, because the converter does not.
-        tabled: whether it is a lookup table on int16, GATHER, where LiteRT has no kernel for a
+        tabled: whether it may be a lookup table, GATHER, where a target has no kernel for a
             function of each value alone, or one that rounds as the device's C library does.
         fits: where it says no of a call, the layer stays float. None: of calls that have more than
             their tensors, such as a mask (`kerasq.fits.reads_tensors_alone`).
@@ -89,10 +89,6 @@ class Rule:
     def operator(self) -> str:
         """The operator that gives the output, the last one; "-" where there is none."""
         return self.operators[-1] if self.operators else "-"
-
-    def operator_at(self, bits: int) -> str:
-        """`operator` for codes of so many bits."""
-        return "GATHER" if self.tabled and bits == 16 else self.operator
 
     def flatten(self, kernel: Any) -> Any:
         """A kernel with the channels in its last axis."""

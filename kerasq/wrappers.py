@@ -235,7 +235,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         conditions, codes = parted(keras.tree.flatten(inputs), len(grids))
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
-        operator, layer = self.rule.operator_at(out.bits), self.layer
+        operator, layer = self.target.operator(self.rule, out.bits), self.layer
         if conditions:  # Which come first, and are no codes.
             codes = self.target.run(operator, lambda y: layer([*conditions, *y]), codes, grids, out)
         else:
@@ -303,6 +303,15 @@ class Boundary(QuantizeWrapper):
         kept = ("name", "trainable", "dtype", "range_gradient", "source", "target")
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
         return {key: config[key] for key in kept} | own
+
+    def run_on_grids(
+        self, inputs: Any, grids: list[Grid], out: Grid, bits: scheme.Scheme | None = None
+    ) -> tf.Tensor:
+        """As `QuantizeWrapper.run_on_grids`; an input is rounded as `Grid.quantize` does it."""
+        # By whoever feeds the model, not by a kernel.
+        if self.is_input and not grids:
+            return kernels.quantize(tf.cast(inputs, tf.float32), out) * out.scale
+        return super().run_on_grids(inputs, grids, out, bits)
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":

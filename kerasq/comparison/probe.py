@@ -30,7 +30,7 @@ class Probe:
         self._own = len(lite.outputs)
         names = {graphs.tensor_name(y) for node in graphs.calls(model) for y in node.outputs}
         content = _with_outputs(lite.content, names)
-        self._lite = TFLiteModel(content, lite.num_threads, kernels=lite.kernels)
+        self._lite = lite.reloaded(content)
         self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}
         self.samples = 0

@@ -7,6 +7,8 @@ from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed
 from kerasq.litert import flatbuffer
 
+KINDS = ("DEPTH_TO_SPACE", "SPACE_TO_DEPTH")
+
 
 def exchange(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
     """Computes `op` as RESHAPE, TRANSPOSE of two axes, and RESHAPE.

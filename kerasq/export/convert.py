@@ -166,7 +166,7 @@ def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:
         with tf.init_scope():
             codes = grid.quantize(wrapper.layer.value.numpy()[None])
         return marks.Constant(name=wrapper.name, grid=grid, codes=codes)
-    operator = wrapper.rule.operator_at(grid.bits)
+    operator = wrapper.target.operator(wrapper.rule, grid.bits)
     if operator == "GATHER":
         return marks.LookedUp(name=wrapper.name, grid=grid, table=_table(wrapper, grid))
     if wrapper.rule.options is not None:

@@ -12,6 +12,7 @@ from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
+from kerasq.litert.operators import OPERATORS as ALL
 
 
 def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | None:
@@ -79,17 +80,37 @@ def move(builder: Builder, op: schema.OperatorT) -> str | None:
     """An operator that only moves codes, or picks among them: its output has its input's grid."""
     kind = builder.op(op)
     known = builder.target.operators.get(kind)
-    if known is None or not (known.pass_through or known.one_grid):
-        return f"{kind} is not known to keep a grid"
-    if reason := _not_on_one_grid(builder, op):
+    if reason := _not_to_move(builder, op):
         return reason
+    assert known is not None
     grid = builder.grids[builder.codes[_values(builder, op)[0]]]
     mark = Computed(name=_moved_name(builder, op), grid=grid)
     if grid.bits <= 8 or known.int16 is not None:
         return compute(builder, op, mark)
-    # The only ones that move codes, but none of 16 bits.
+    if kind not in blocks.KINDS:
+        raise ValueError(_lacking(builder, op, f"{kind} of int16"))
     blocks.exchange(builder, op, mark)
     return None
+
+
+def _not_to_move(builder: Builder, op: schema.OperatorT) -> str | None:
+    """Why an operator does not only move codes; an error where the target lacks such a one."""
+    kind = builder.op(op)
+    known = builder.target.operators.get(kind)
+    if known is None and kind in ALL and ALL[kind].pass_through:
+        raise ValueError(_lacking(builder, op, kind))
+    if known is None or not (known.pass_through or known.one_grid):
+        return f"{kind} is not known to keep a grid"
+    return _not_on_one_grid(builder, op)
+
+
+def _lacking(builder: Builder, op: schema.OperatorT, operator: str) -> str:
+    layer = builder.layer(int(op.outputs[0]))
+    return (
+        f"Every operator must be one that target {builder.target.name!r} has. Received: layer "
+        f"{layer!r}, which becomes {operator}. Replace the layer, or give it and its neighbours "
+        "int8 activations if it is int16 that is lacking."
+    )
 
 
 def _not_on_one_grid(builder: Builder, op: schema.OperatorT) -> str | None:

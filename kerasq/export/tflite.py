@@ -10,11 +10,13 @@ from kerasq.export.convert import convert
 from kerasq.export.lower import lower
 from kerasq.export.proof import prove
 from kerasq.export.signature import Signature
-from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtime import RUNTIMES, TFLiteModel
 from kerasq.scheme import FLOAT_BITS
+from kerasq.support import optional
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
 from kerasq.support.restore import restored_on_error
+from kerasq.targets import LITERT, TFLM
 from kerasq.wrappers import (
     input_boundaries,
     preprocessing_of,
@@ -22,6 +24,7 @@ from kerasq.wrappers import (
     range_variables,
     ranged,
     require_quantized,
+    target_of,
 )
 
 DTYPES = ("int8", "int16", "uint8", "float32")
@@ -99,7 +102,9 @@ def _written(
     for remark in range_limits.widen(model):
         print(remark)
     range_limits.check(model)
-    lite = TFLiteModel(lower(convert(model, batch_size), signature))
+    lite = TFLiteModel(
+        lower(convert(model, batch_size), signature), target=_runtime(target_of(model).name)
+    )
     if check:
         prove(model, lite)
     else:
@@ -108,6 +113,17 @@ def _written(
     if path is not None:
         lite.save(path)
     return lite
+
+
+def _runtime(target: str) -> str:
+    """The target whose interpreter runs an export: LiteRT's, where the own one is not here."""
+    if target != TFLM.name or optional.is_installed("tflite_micro"):
+        return target if target in RUNTIMES else LITERT.name
+    print(
+        "The file is not checked against what the model predicts: tflite_micro is not installed. "
+        "Run `pip install 'kerasq[tflm]'`."
+    )
+    return LITERT.name
 
 
 def check_shapes(model: keras.Model, batch_size: int) -> None:

@@ -44,7 +44,7 @@ def accumulate(run: Callable, codes: tf.Tensor, grid: Grid) -> tf.Tensor:
     return float64(run(high)) * 256.0 + float64(run(low))
 
 
-def _multiplier(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+def double_multiplier(grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """`s_in * s_w[c] / s_out` in double precision, as LiteRT prepares its multipliers."""
     return float64(grid.scale) * float64(weights.grid.scale) / float64(out.scale)
 
@@ -61,12 +61,12 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
 
 def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """CONV_2D, DEPTHWISE_CONV_2D and TRANSPOSE_CONV on int16, where sums are int64."""
-    return clip(multiply_15_bits(total, _multiplier(grid, weights, out)), out)
+    return clip(multiply_15_bits(total, double_multiplier(grid, weights, out)), out)
 
 
 def rescale_once(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits."""
-    return clip(multiply_rounding_once(total, _multiplier(grid, weights, out)), out)
+    return clip(multiply_rounding_once(total, double_multiplier(grid, weights, out)), out)
 
 
 def rescale_twice(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
@@ -74,14 +74,16 @@ def rescale_twice(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Gr
 
     Ties go up: it is the vectorized one.
     """
-    return clip(multiply_rounding_twice(total, _multiplier(grid, weights, out), ties="up"), out)
+    return clip(
+        multiply_rounding_twice(total, double_multiplier(grid, weights, out), ties="up"), out
+    )
 
 
 def rescale_by_eights(
     total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid
 ) -> tf.Tensor:
     """DEPTHWISE_CONV_2D with packed INT4 weights on int8: as CONV_2D, but channels go by eights."""
-    multiplier = _multiplier(grid, weights, out)
+    multiplier = double_multiplier(grid, weights, out)
     up = multiply_rounding_twice(total, multiplier, ties="up")
     away = multiply_rounding_twice(total, multiplier, ties="away")
     # The channels left over go through portable code, whose ties go away from zero.

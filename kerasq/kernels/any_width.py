@@ -56,8 +56,12 @@ def slopes(layer: keras.Layer, grid: Grid, out: Grid) -> tuple[tf.Tensor, tf.Ten
 
 def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """LEAKY_RELU of LiteRT itself: gemmlowp's rule with either slope."""
-    ratio, slope = slopes(layer, grids[0], out)
-    x = float64(codes[0])
+    return with_slopes(codes[0], *slopes(layer, grids[0], out), out)
+
+
+def with_slopes(codes: tf.Tensor, ratio: tf.Tensor, slope: tf.Tensor, out: Grid) -> tf.Tensor:
+    """Codes by a multiplier from zero on, and by another one, of any sign, below."""
+    x = float64(codes)
     # Multipliers must be positive: the sign goes around, and 1e-300 stands for a slope of 0.
     multiplier = tf.where(x >= 0.0, ratio, tf.abs(slope))
     size = multiply_rounding_twice(x, tf.maximum(multiplier, 1e-300))

@@ -164,16 +164,17 @@ def _interpolate(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def exponential(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """EXP: a table over all codes of the input, interpolated."""
     del layer
-    return clip(_interpolate(_table_between(tf.exp, grids[0], out), int64(codes[0])), out)
+    return clip(_interpolate(table_between(tf.exp, grids[0], out), int64(codes[0])), out)
 
 
-def _table_between(function: Callable, grid: Grid, out: Grid) -> tf.Tensor:
+def table_between(function: Callable, grid: Grid, out: Grid) -> tf.Tensor:
     """513 samples of `function` over a grid, in codes of another, as `_table` has them.
 
     Source: LiteRT, kernels/internal/common.h (`LUTPopulateInt16`), which rounds each step to
     float32.
     """
-    low, high = (product(grid.scale, float(code)) for code in (grid.qmin, grid.qmax))
+    zero = float32(grid.zero_point)
+    low, high = (product(grid.scale, float(code) - zero) for code in (grid.qmin, grid.qmax))
     unit = quotient(2.0**16, product(out.scale, 2.0**16 - 1.0))
     step = plus(high, -low) / 512.0
 
@@ -197,12 +198,20 @@ def _rounded(x: tf.Tensor) -> tf.Tensor:
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """SOFTMAX: exp over [-10, 0] and 1 / (1 + x) over [0, 1] by tables."""
     del layer
-    below = codes[0] - tf.reduce_max(codes[0], axis=-1, keepdims=True)
+    tables = _table(np.exp, -10.0, 0.0), _table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0)
+    return softmax_by_tables(codes[0], grids[0], out, *map(tf.constant, tables))
+
+
+def softmax_by_tables(
+    codes: tf.Tensor, grid: Grid, out: Grid, exponentials: tf.Tensor, reciprocals: tf.Tensor
+) -> tf.Tensor:
+    """SOFTMAX by tables of 513 values of exp over [-10, 0] and of 1 / (1 + x) over [0, 1]."""
+    below = codes - tf.reduce_max(codes, axis=-1, keepdims=True)
     # The table takes 65536 codes over [-10, 0], the largest for the maximum itself.
-    multiplier = float64(grids[0].scale) / (10.0 / 65535.0)
+    multiplier = float64(grid.scale) / (10.0 / 65535.0)
     scaled = multiply_rounding_twice(below, multiplier)
     index = tf.clip_by_value(scaled + 2**15 - 1, int64(-(2**15)), int64(2**15 - 1))
-    exponentials = _interpolate(tf.constant(_table(np.exp, -10.0, 0.0)), index)
+    exponentials = _interpolate(exponentials, index)
     total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
     # total = 2^shift * (1 + x)
     shift = exponent_of(float64(total))
@@ -210,7 +219,6 @@ def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf
     # x at 16 bits, minus the 1 in front of it (2^16) and the table's offset (2^15).
     fraction = normalized - (2**15 + 2**16)
     fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
-    reciprocals = tf.constant(_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0))
     inverse = _interpolate(reciprocals, fraction)
     return clip(shift_right_half_up(exponentials * inverse, shift), out)
 

@@ -1,4 +1,4 @@
-"""`TFLiteModel`: a .tflite file in the LiteRT interpreter."""
+"""`TFLiteModel`: a .tflite file in the interpreter of LiteRT, or of TFLite Micro."""
 
 import contextlib
 import os
@@ -11,25 +11,31 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kerasq.litert import contents, evaluation, flatbuffer, report, values
 from kerasq.litert.contents import Op
+from kerasq.litert.micro import MicroInterpreter
 from kerasq.litert.verify import verify
 from kerasq.support.files import write_whole
 from kerasq.support.progress import track
 
 KERNELS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
+# By the target whose kernels it has, an interpreter in words.
+RUNTIMES = {"litert": "LiteRT", "tflm": "TFLite Micro"}
 
 
 class TFLiteModel:
-    """Runs a .tflite model on LiteRT's kernels.
+    """Runs a .tflite model on LiteRT's kernels, or on those of TFLite Micro.
 
     Args:
         path_or_bytes: the file's path, or its content.
         num_threads: threads of the interpreter; None for LiteRT's default.
-        kernels: "optimized" (LiteRT's default, with XNNPACK) or "reference" (portable kernels,
-            which round as TFLite Micro does).
+        kernels: of LiteRT, "optimized" (the default, with XNNPACK) or "reference" (portable ones,
+            which round as TFLite Micro does but for FULLY_CONNECTED, SOFTMAX and MUL).
+        target: whose interpreter runs it: "litert", or "tflm", which needs
+            `pip install 'kerasq[tflm]'`.
 
     Attributes:
         content: the file's bytes.
-        kernels: the kernels it runs on.
+        kernels: the kernels it runs on; "portable" where `target` is "tflm".
+        target: whose they are.
         num_threads: the threads it runs on.
         ops, tensors: the file's operators and tensors.
         inputs, outputs: the tensors at its ends.
@@ -37,8 +43,9 @@ class TFLiteModel:
 
     Raises:
         FileNotFoundError: where there is no file at the path.
-        ValueError: for unknown `kernels`, or content that is damaged or that the interpreter
-            does not load.
+        ImportError: for TFLite Micro, where it is not installed.
+        ValueError: for unknown `kernels` or `target`, or content that is damaged or that the
+            interpreter does not load.
     """
 
     def __init__(
@@ -47,21 +54,29 @@ class TFLiteModel:
         num_threads: int | None = None,
         *,
         kernels: str = "optimized",
+        target: str = "litert",
     ) -> None:
         if kernels not in KERNELS:
             raise ValueError(
                 f"`kernels` must be one of {list(KERNELS)}. Received: kernels={kernels!r}."
             )
+        if target not in RUNTIMES:
+            raise ValueError(
+                f"`target` must be one of {list(RUNTIMES)}. Received: target={target!r}."
+            )
         if isinstance(path_or_bytes, (bytes, bytearray)):
             self.content = bytes(path_or_bytes)
         else:
             self.content = pathlib.Path(path_or_bytes).read_bytes()
-        self.kernels = kernels
+        self.target, self.kernels = target, "portable" if target == "tflm" else kernels
         self.num_threads = num_threads
         # It verifies the flatbuffer, but trusts what is in it: kernels may end the process.
-        self._interpreter = self._loaded()
+        self._interpreter: Any = self._loaded()
         model = flatbuffer.read(self.content)
         verify(model)
+        if target == "tflm":
+            with self._accepted("load"):
+                self._interpreter = MicroInterpreter(self.content)
         with self._accepted("load"):
             # Kernels check versions, types and shapes here, so that a bad file fails now.
             self._interpreter.allocate_tensors()
@@ -77,8 +92,26 @@ class TFLiteModel:
             return Interpreter(
                 model_content=self.content,
                 num_threads=self.num_threads,
-                experimental_op_resolver_type=KERNELS[self.kernels],
+                experimental_op_resolver_type=KERNELS.get(self.kernels, OpResolverType.BUILTIN_REF),
             )
+
+    def reloaded(self, content: bytes) -> "TFLiteModel":
+        """Another file in an interpreter as this one's."""
+        kernels = {} if self.target == "tflm" else {"kernels": self.kernels}
+        return TFLiteModel(content, self.num_threads, target=self.target, **kernels)
+
+    def arena_bytes(self) -> int:
+        """The memory that TFLite Micro has taken for a call, in bytes, its buffers included.
+
+        Raises:
+            ValueError: where LiteRT runs the file.
+        """
+        if self.target != "tflm":
+            raise ValueError(
+                "The arena is that of TFLite Micro. Received: a model that LiteRT runs. Load it "
+                'with kerasq.TFLiteModel(path, target="tflm").'
+            )
+        return self._interpreter.arena_bytes()
 
     @contextlib.contextmanager
     def _accepted(self, verb: str) -> Iterator[None]:
@@ -87,7 +120,8 @@ class TFLiteModel:
             yield
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"The model must {verb} in the LiteRT interpreter ({self.kernels} kernels). "
+                f"The model must {verb} in the {RUNTIMES[self.target]} interpreter "
+                f"({self.kernels} kernels). "
                 f"Received: {len(self.content)} bytes that it refuses: {error}"
             ) from error
 

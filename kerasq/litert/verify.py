@@ -134,20 +134,25 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if op.inputs is None or op.outputs is None or min(op.outputs, default=-1) < 0:
         yield "without inputs or outputs"
         return
-    # -1 is an optional input that is absent.
-    ends = [i for i in (*op.inputs, *op.outputs) if i != -1]
-    if not _in_range(graph, ends):
+    if not _in_range(graph, _ends(op)):
         yield "which reads or writes what is no tensor"
         return
     # Kernels change the variables that they read.
     if any(graph.tensors[i].isVariable for i in op.outputs):
         yield "which writes a variable"
+    yield from _of_known(model, graph, op)
+
+
+def _ends(op: Any) -> list[int]:
+    """The tensors of an operator."""
+    # -1 is an optional input that is absent.
+    return [i for i in (*op.inputs, *op.outputs) if i != -1]
+
+
+def _of_known(model: Any, graph: Any, op: Any) -> Iterator[str]:
     kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
-    if kind in OPERATORS:
-        yield from _of_known(model, graph, op, kind)
-
-
-def _of_known(model: Any, graph: Any, op: Any, kind: str) -> Iterator[str]:
+    if kind not in OPERATORS:
+        return
     # A bias may be absent, and the shape of a RESHAPE, which its options have as well.
     if -1 in [*op.inputs[: 1 if kind == "RESHAPE" else 2]]:
         yield f"{kind}, which lacks an input"

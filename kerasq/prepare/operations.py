@@ -213,10 +213,11 @@ def _filled(node: Node, args: tuple, options: dict) -> Equal | None:
     """A tensor of one value, of the shape of another one."""
     del options
     values = {"ZerosLike": 0.0, "OnesLike": 1.0}
-    value = values.get(type(node.layer).__name__, args[1] if len(args) > 1 else None)
-    is_number = np.ndim(value) == 0 and not symbolic(value) and value is not None
+    value: Any = values.get(type(node.layer).__name__, args[1] if len(args) > 1 else None)
+    if value is None or symbolic(value) or np.ndim(value) > 0:
+        return None
     is_float = node.outputs[0].dtype == node.inputs[0].dtype == "float32"
-    return ((np.float32(0.0), np.float32(value)), args[0]) if is_number and is_float else None
+    return ((np.float32(0.0), np.float32(value)), args[0]) if is_float else None
 
 
 def _power(node: Node, args: tuple, options: dict) -> Equal | None:

@@ -1,6 +1,7 @@
 """Packages that not everyone needs."""
 
 import importlib
+import importlib.util
 from typing import Any
 
 
@@ -19,3 +20,8 @@ def load(module: str, extra: str) -> Any:
             f"{package} must be installed, which kerasq does not need otherwise. "
             f"Received: {error}. Run `pip install 'kerasq[{extra}]'`."
         ) from error
+
+
+def is_installed(module: str) -> bool:
+    """Whether a package is there."""
+    return importlib.util.find_spec(module) is not None

@@ -2,11 +2,12 @@
 
 from kerasq.targets.litert import LITERT
 from kerasq.targets.target import Limits, Target
+from kerasq.targets.tflm import TFLM
 
-__all__ = ["DEFAULT", "LITERT", "TARGETS", "Limits", "Target", "find", "register"]
+__all__ = ["DEFAULT", "LITERT", "TARGETS", "TFLM", "Limits", "Target", "find", "register"]
 
 # A new target is a file beside litert.py and a row here.
-TARGETS: dict[str, Target] = {target.name: target for target in (LITERT,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (LITERT, TFLM)}
 
 # The target of models that do not name one.
 DEFAULT = LITERT.name

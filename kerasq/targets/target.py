@@ -119,12 +119,17 @@ class Target:
         bits = max(grid.bits for grid in (*grids, out)) if grids else FLOAT_BITS
         return self.kernel(operator, bits)(layer, codes, grids, out)
 
-    def has_int16(self, operator: str) -> bool:
-        """Whether an operator has an int16 kernel that is simulated."""
-        known = operator in self.operators and self.operators[operator].int16 is not None
-        # GATHER moves codes of 16 bits, but no lookup table has as many.
+    def has(self, operator: str, bits: int) -> bool:
+        """Whether an operator that computes has a kernel for codes of so many bits."""
+        if operator not in self.operators or (bits > 8 and self.operators[operator].int16 is None):
+            return False
         simulated = (*self.kernels, *self.accumulator_kernels)
-        return known and any(key[:2] == (operator, 16) for key in simulated)
+        return any(key[:2] == (operator, 16 if bits > 8 else 8) for key in simulated)
+
+    def operator(self, rule: Any, bits: int) -> str:
+        """What gives the output of a layer on codes of so many bits; see `kerasq.rule.Rule`."""
+        is_table = rule.tabled and not self.has(rule.operator, bits)
+        return "GATHER" if is_table else rule.operator
 
     def packs(self, operator: str, weight_bits: int, activation_bits: int) -> bool:
         """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""

@@ -101,5 +101,5 @@ def test_sensitivities_of_another_target(network, table):
 @pytest.mark.parametrize("run", [kerasq.sensitivity, kerasq.allocate])
 def test_an_unknown_target(run, network, data):
     options = {"budget": {"bytes": 1e9}} if run is kerasq.allocate else {}
-    with pytest.raises(ValueError, match=r"`target` must be one of .*Received: target='tflm'"):
-        run(network, data, target="tflm", **options)
+    with pytest.raises(ValueError, match=r"`target` must be one of .*Received: target='esp32'"):
+        run(network, data, target="esp32", **options)

@@ -362,13 +362,13 @@ def test_the_reference_kernels_refuse_version_7_of_depthwise():
 # Functions on the table.
 
 
-def test_has_int16():
+def test_has():
     # What gives no codes needs no simulation of them.
     others = {"CAST", "DEQUANTIZE"} | {name for name, x in OPERATORS.items() if x.compares}
     computed = {name for name, x in OPERATORS.items() if not x.pass_through} - others
-    missing = {name for name in computed if not LITERT.has_int16(name)}
+    missing = {name for name in computed if not LITERT.has(name, 16)}
     assert missing == {"ELU", "L2_NORMALIZATION", "LOG_SOFTMAX", *NOT_SIMULATED}
-    assert not LITERT.has_int16("-") and not LITERT.has_int16("CONV_3D")
+    assert not LITERT.has("-", 16) and not LITERT.has("CONV_3D", 16)
 
 
 @pytest.mark.parametrize(

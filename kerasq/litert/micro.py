@@ -1,0 +1,100 @@
+"""TFLite Micro's interpreter, behind the calls that LiteRT's has."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from kerasq.support import optional
+
+# Bytes of the memory for activations and what kernels need besides; the second where the first
+# is not enough.
+ARENAS = (2**24, 2**28)
+
+
+class MicroInterpreter:
+    """Runs a file on TFLite Micro's portable kernels.
+
+    Args:
+        content: the file.
+
+    Raises:
+        ImportError: where tflite_micro is not installed.
+        RuntimeError: for a file that it does not run, in its own words.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._runtime = optional.load("tflite_micro", "tflm").runtime
+        self._content = content
+        self._interpreter = self._loaded()
+
+    def _loaded(self) -> Any:
+        for arena in ARENAS:
+            with _said() as text:
+                try:
+                    return self._runtime.Interpreter.from_bytes(self._content, arena_size=arena)
+                except RuntimeError:
+                    pass
+        raise RuntimeError(" ".join(text))
+
+    def allocate_tensors(self) -> None:
+        """Nothing: it has done so when it was made."""
+
+    def get_input_details(self) -> list[dict[str, int]]:
+        """Where `set_tensor` puts each input, as LiteRT's interpreter says it."""
+        return self._details(self._interpreter.get_input_details)
+
+    def get_output_details(self) -> list[dict[str, int]]:
+        """Where `get_tensor` finds each output."""
+        return self._details(self._interpreter.get_output_details)
+
+    def _details(self, of: Any) -> list[dict[str, int]]:
+        found: list[dict[str, int]] = []
+        # It does not say how many there are.
+        with contextlib.suppress(IndexError, ValueError, RuntimeError), _said():
+            while of(len(found)):
+                found.append({"index": len(found)})
+        return found
+
+    def set_tensor(self, index: int, value: np.ndarray) -> None:
+        """Sets an input, by its place among them."""
+        self._interpreter.set_input(value, index)
+
+    def get_tensor(self, index: int) -> np.ndarray:
+        """An output, by its place among them."""
+        return np.array(self._interpreter.get_output(index))
+
+    def invoke(self) -> None:
+        """Runs the file once."""
+        with _said() as text:
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:
+                raise RuntimeError(" ".join(text) or str(error)) from error
+
+    def arena_bytes(self) -> int:
+        """The memory that one call has taken, in bytes."""
+        with _said() as text:
+            self._interpreter.print_allocations()
+        (total,) = re.findall(r"Arena allocation total (\d+) bytes", " ".join(text))
+        return int(total)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[list[str]]:
+    """The lines that the interpreter, which is C++, writes to standard error meanwhile."""
+    lines: list[str] = []
+    kept = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines += file.read().splitlines()

@@ -1,0 +1,94 @@
+"""TFLite Micro's portable kernels, which CMSIS-NN and ESP-NN follow.
+
+Read off tflite-micro of August 2026, and checked against its interpreter in
+tests/targets/test_tflm.py.
+"""
+
+import dataclasses
+
+from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16, tflm
+from kerasq.kernels import accumulators as sums
+from kerasq.litert.operators import OPERATORS as ALL
+from kerasq.litert.operators import Operator
+from kerasq.scheme import FLOAT_BITS
+from kerasq.targets.litert import LITERT
+from kerasq.targets.target import Target
+
+# What it has no kernel of; of int16; and of packed INT4 weights, beside int8 activations.
+_MISSING = ("ELU", "EXP", "GELU", "TILE")
+_ONLY_INT8 = ("GATHER", "REDUCE_MAX", "REDUCE_MIN", "RESIZE_BILINEAR")
+_INT4 = ("CONV_2D", "DEPTHWISE_CONV_2D")
+
+
+def _operator(name: str, known: Operator) -> Operator:
+    """What it has of an operator that LiteRT has."""
+    int4 = {8: known.int4[8]} if name in _INT4 else {}
+    return dataclasses.replace(known, int4=int4, int16=None if name in _ONLY_INT8 else known.int16)
+
+
+OPERATORS = {name: _operator(name, known) for name, known in ALL.items() if name not in _MISSING}
+
+KERNELS: dict[tuple[str, int], Kernel] = {
+    ("ADD", 8): tflm.add,
+    ("ADD", 16): tflm.add,
+    ("AVERAGE_POOL_2D", 8): any_width.average_pool,
+    ("AVERAGE_POOL_2D", 16): any_width.average_pool,
+    ("BATCH_MATMUL", 8): tflm.matmul,
+    ("BATCH_MATMUL", 16): int16.matmul,
+    ("CONCATENATION", 8): any_width.on_one_grid,
+    ("CONCATENATION", 16): any_width.on_one_grid,
+    ("GATHER", 8): any_width.lookup,
+    ("L2_NORMALIZATION", 8): int8.normalize,
+    ("LEAKY_RELU", 8): any_width.leaky_relu,
+    ("LEAKY_RELU", 16): tflm.leaky_relu,
+    ("LOGISTIC", 8): tflm.sigmoid,
+    ("LOGISTIC", 16): int16.sigmoid,
+    ("LOG_SOFTMAX", 8): tflm.log_softmax,
+    ("MAXIMUM", 8): any_width.on_one_grid,
+    ("MAXIMUM", 16): any_width.on_one_grid,
+    ("MEAN", 8): tflm.mean,
+    ("MEAN", 16): tflm.mean,
+    ("MINIMUM", 8): any_width.on_one_grid,
+    ("MINIMUM", 16): any_width.on_one_grid,
+    ("MUL", 8): tflm.multiply,
+    ("MUL", 16): tflm.multiply,
+    ("PACK", 8): any_width.on_one_grid,
+    ("PACK", 16): any_width.on_one_grid,
+    ("QUANTIZE", 8): int16.requantize,
+    ("QUANTIZE", 16): int16.requantize,
+    ("QUANTIZE", FLOAT_BITS): tflm.quantize,
+    ("RELU", 8): tflm.relu,
+    ("RELU", 16): tflm.relu,
+    ("RESIZE_BILINEAR", 8): tflm.resize_bilinear,
+    ("SELECT_V2", 8): any_width.on_one_grid,
+    ("SELECT_V2", 16): any_width.on_one_grid,
+    ("SOFTMAX", 8): tflm.softmax,
+    ("SOFTMAX", 16): tflm.softmax_16,
+    ("SUB", 8): tflm.subtract,
+    ("SUB", 16): tflm.subtract,
+    ("SUM", 8): tflm.total,
+    ("SUM", 16): tflm.total,
+    ("TANH", 8): tflm.tanh,
+    ("TANH", 16): int16.tanh,
+}
+
+ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
+    ("CONV_2D", 8, 8): tflm.rescale,
+    ("CONV_2D", 8, 4): tflm.rescale,
+    ("CONV_2D", 16, 8): sums.rescale_15_bits,
+    ("DEPTHWISE_CONV_2D", 8, 8): tflm.rescale,
+    ("DEPTHWISE_CONV_2D", 8, 4): tflm.rescale,
+    ("DEPTHWISE_CONV_2D", 16, 8): sums.rescale_15_bits,
+    ("FULLY_CONNECTED", 8, 8): tflm.rescale,
+    ("FULLY_CONNECTED", 16, 8): sums.rescale_15_bits,
+    ("TRANSPOSE_CONV", 8, 8): tflm.rescale,
+    ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
+}
+
+TFLM = Target(
+    name="tflm",
+    operators=OPERATORS,
+    kernels=KERNELS,
+    accumulator_kernels=ACCUMULATOR_KERNELS,
+    limits=dataclasses.replace(LITERT.limits, added={8: 256.0, 16: 256.0}),
+)

@@ -1,0 +1,270 @@
+"""The target "tflm" against TFLite Micro's own interpreter."""
+
+import collections
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kerasq
+from kerasq import registry
+from kerasq.kernels import gemmlowp
+from kerasq.litert.micro import MicroInterpreter
+from kerasq.targets import TFLM
+from tests import networks
+from tests.single_op import Op, Tensor, build
+from tests.test_kernels import CODES, grid, integers, tensors
+from tests.test_registry import CASES
+
+pytest.importorskip("tflite_micro")
+L = keras.layers
+
+
+def run(content, *inputs):
+    interpreter = MicroInterpreter(content)
+    for i, values in enumerate(inputs):
+        interpreter.set_tensor(i, values)
+    interpreter.invoke()
+    return interpreter.get_tensor(0)
+
+
+def assert_agrees(operator, layer, codes, grids, out, version=2, **options):
+    """What the target says an operator does to codes is what the interpreter does."""
+    centred = [
+        tf.constant(code - np.float32(plain.zero_point), tf.float32)
+        for code, plain in zip(codes, grids, strict=True)
+    ]
+    found = TFLM.run(operator, layer, centred, [tensors(plain) for plain in grids], tensors(out))
+    found = integers(found, out)
+    operands = [Tensor(x.shape, p, f"int{p.bits}") for x, p in zip(codes, grids, strict=True)]
+    operands.append(Tensor(found.shape, out, f"int{out.bits}"))
+    content = build(getattr(Op, operator), version, operands, **options)
+    np.testing.assert_array_equal(run(content, *codes), found)
+
+
+def scale(rng, low, high):
+    return np.float32(2.0 ** rng.uniform(low, high))
+
+
+def zero_point(rng, bits):
+    return rng.integers(-128, 128) if bits == 8 else 0
+
+
+def any_codes(rng, bits, shape):
+    return rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(f"int{bits}")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("ADD", {"kind": "AddOptions", "potScaleInt16": False}),
+        ("SUB", {"kind": "SubOptions", "potScaleInt16": False}),
+        ("MUL", {"kind": "MulOptions"}),
+    ],
+)
+def test_two_tensors(operator, options, bits):
+    rng = np.random.default_rng(bits)
+    for _ in range(8):
+        out = grid(scale(rng, -10, 4), zero_point(rng, bits), bits=bits)
+        # Sums of what is almost constant as well.
+        ratios = [scale(rng, -12, 3), scale(rng, -12, 3)]
+        if operator == "MUL":
+            ratios = [scale(rng, -7, 0), np.float32(2.0 ** rng.uniform(-8, 0)) / out.scale]
+        grids = [grid(out.scale * r, zero_point(rng, bits), bits=bits) for r in ratios]
+        codes = [any_codes(rng, bits, (1, 20_000)) for _ in range(2)]
+        assert_agrees(operator, None, codes, grids, out, **options)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("operator", "layer", "options"),
+    [
+        ("LOGISTIC", L.Activation("sigmoid"), {}),
+        ("TANH", L.Activation("tanh"), {}),
+        ("LEAKY_RELU", L.LeakyReLU(0.3), {"kind": "LeakyReluOptions", "alpha": 0.3}),
+        ("RELU", L.ReLU(), {}),
+        ("QUANTIZE", None, {"kind": "QuantizeOptions"}),
+    ],
+    ids=["LOGISTIC", "TANH", "LEAKY_RELU", "RELU", "QUANTIZE"],
+)
+def test_values_alone(operator, layer, options, bits):
+    rng = np.random.default_rng(bits)
+    codes = CODES if bits == 8 else np.arange(-(2**15), 2**15, 3).astype(np.int16)
+    fixed = registry.ACTIVATIONS[layer.activation.__name__] if operator in "LOGISTIC TANH" else None
+    for _ in range(12):
+        source = grid(scale(rng, -12, 2), zero_point(rng, bits), bits=bits)
+        other = grid(source.scale * scale(rng, -2, 2), zero_point(rng, bits), bits=bits)
+        out = fixed.grids[bits] if fixed else other
+        assert_agrees(operator, layer, [codes.reshape(1, -1)], [source], out, **options)
+
+
+@pytest.mark.parametrize(
+    ("operator", "bits", "low", "options"),
+    [
+        ("SOFTMAX", 8, -8, {"kind": "SoftmaxOptions", "beta": 1.0}),
+        ("SOFTMAX", 16, -14, {"kind": "SoftmaxOptions", "beta": 1.0}),
+        ("LOG_SOFTMAX", 8, -8, {}),
+        ("L2_NORMALIZATION", 8, -8, {"kind": "L2NormOptions"}),
+    ],
+)
+def test_rows(operator, bits, low, options):
+    rng = np.random.default_rng(bits)
+    names = {"SOFTMAX": "softmax", "LOG_SOFTMAX": "log_softmax"}
+    out = grid(1 / 128)
+    if operator in names:
+        out = registry.ACTIVATIONS[names[operator]].grids[bits]
+    for depth in (2, 3, 10, 39):
+        for _ in range(3):
+            source = grid(scale(rng, low, low + 8), zero_point(rng, bits), bits=bits)
+            codes = any_codes(rng, bits, (200, depth))
+            assert_agrees(operator, None, [codes], [source], out, **options)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_quantize_from_float(bits):
+    rng = np.random.default_rng(bits)
+    for _ in range(10):
+        out = grid(scale(rng, -10, 4), zero_point(rng, bits), bits=bits)
+        x = (rng.uniform(-1, 1, (1, 9999)) * out.scale * 2.0**bits).astype("float32")
+        x[0, :1000] = (np.arange(1000) - 499.5) * out.scale  # Ties.
+        found = integers(
+            TFLM.run("QUANTIZE", L.Identity(), [tf.constant(x)], [], tensors(out)), out
+        )
+        operands = [Tensor(x.shape, dtype="float32"), Tensor(x.shape, out, f"int{bits}")]
+        content = build(Op.QUANTIZE, 1, operands, kind="QuantizeOptions")
+        np.testing.assert_array_equal(run(content, x), found)
+
+
+def fixed_point(x, integer_bits):
+    return tf.constant(np.rint(np.asarray(x) * 2.0 ** (31 - integer_bits)), tf.int64)
+
+
+@pytest.mark.parametrize(
+    ("function", "want", "x", "integer_bits", "result_bits"),
+    [
+        (lambda a: gemmlowp.exp_of_negative(a, 5), np.exp, np.linspace(-31, 0, 999), 5, 0),
+        (lambda a: gemmlowp.tanh(a, 4), np.tanh, np.linspace(-15, 15, 999), 4, 0),
+        (lambda a: gemmlowp.log(a, 12), np.log, np.linspace(1, 4000, 999), 12, 5),
+    ],
+    ids=["exp", "tanh", "log"],
+)
+def test_fixed_point_functions(function, want, x, integer_bits, result_bits):
+    found = function(fixed_point(x, integer_bits)).numpy() * 2.0 ** (result_bits - 31)
+    np.testing.assert_allclose(found, want(x), rtol=0, atol=2.0 ** (result_bits - 21))
+
+
+# Whole models.
+
+
+def assert_exact(q, x):
+    lite = kerasq.export_tflite(q)
+    assert lite.target == "tflm" and lite.float_ops == []
+    found = lite.predict(x)
+    found = [*found.values()] if isinstance(found, dict) else [found]
+    for a, b in zip(keras.tree.flatten(q.predict(x, verbose=0)), found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    return lite
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8", "w4a16", "w2a2"])
+@pytest.mark.parametrize("name", ["mlp", "residual", "mobile", "two_by_two"])
+def test_networks(name, scheme):
+    model = getattr(networks, name)()
+    x = networks.data(model, 32)
+    lite = assert_exact(networks.quantized(model, x, scheme=scheme, target="tflm"), x)
+    # Packed weights only where it reads them.
+    types = {op.name: lite.tensors for op in lite.ops}
+    packed = {x.name for x in lite.tensors if x.type == "int4"}
+    assert bool(packed) == (scheme in ("w4a8", "w2a2") and "CONV_2D" in types)
+    assert lite.arena_bytes() > 0
+
+
+# On int16 it has none of these, and they only move values.
+WITHOUT_INT16 = ("Max-", "Min-", "Take-", "GlobalMaxPooling")
+# TILE, and a slice of five axes.
+REFUSED = ("RepeatVector", "UpSampling1D", "UpSampling3D", "Cropping3D")
+
+
+def grouped(scheme):
+    """Layers by the shapes of what they read: a model has all of one kind."""
+    without = REFUSED + (WITHOUT_INT16 if scheme == "w8a16" else ())
+    found = collections.defaultdict(list)
+    for case in CASES:
+        if not case.id.startswith(without):
+            make, shapes, _ = case.values
+            found[tuple(map(tuple, shapes))].append(make)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+@pytest.mark.parametrize("shapes", grouped("w8a8"), ids=str)
+def test_layers(shapes, scheme):
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input(shape) for shape in shapes]
+    layers = [make() for make in grouped(scheme)[shapes]]
+    for i, layer in enumerate(layers):
+        layer.name = f"layer_{i}"
+    x = inputs[0] if len(inputs) == 1 else inputs
+    model = keras.Model(inputs, [layer(x) for layer in layers])
+    rng = np.random.default_rng(1)
+    data = [rng.normal(0.3 * i, 3 / (i + 1), (24, *s)).astype("f") for i, s in enumerate(shapes)]
+    assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
+
+
+@pytest.mark.parametrize(
+    ("layer", "scheme", "operator"),
+    [
+        (L.UpSampling1D(2, name="x"), "w8a8", "TILE"),
+        (L.RepeatVector(2, name="x"), "w8a8", "TILE"),
+        (L.GlobalMaxPooling1D(name="x"), "w8a16", "REDUCE_MAX of int16"),
+    ],
+    ids=["UpSampling1D", "RepeatVector", "GlobalMaxPooling1D"],
+)
+def test_what_it_does_not_have_is_an_error_with_a_way_out(layer, scheme, operator):
+    x = keras.Input((6,) if isinstance(layer, L.RepeatVector) else (6, 3))
+    q = networks.quantized(keras.Model(x, layer(x)), scheme=scheme, target="tflm")
+    text = rf"that target 'tflm' has. Received: layer 'x', which becomes {operator}. Replace"
+    with pytest.raises(ValueError, match=text):
+        kerasq.export_tflite(q)
+
+
+def test_functions_without_an_operator_are_tables():
+    x = keras.Input((9,))
+    names = ["gelu", "exponential", "elu"]
+    model = keras.Model(x, [L.Activation(name)(x) for name in names])
+    data = np.random.default_rng(0).normal(size=(32, 9)).astype("float32")
+    for scheme in ("w8a8", "w8a16"):  # Of 65536 codes it reads no table: they run at int8.
+        lite = assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
+        assert [op.name for op in lite.ops].count("GATHER") == 3
+
+
+def test_a_saved_model_keeps_its_target(tmp_path):
+    q = networks.quantized(networks.mlp(), target="tflm")
+    q.save(tmp_path / "q.keras")
+    again = kerasq.load_model(tmp_path / "q.keras")
+    assert kerasq.export_tflite(again).content == kerasq.export_tflite(q).content
+    report = kerasq.compare(again, kerasq.export_tflite(q), x=networks.data(q, 16))
+    assert report.exact == 1.0 and report.kernels == "portable"
+
+
+def test_a_file_of_litert_is_refused_in_the_runtimes_words():
+    x = keras.Input((4,))
+    lite = kerasq.export_tflite(networks.quantized(keras.Model(x, L.Activation("gelu")(x))))
+    with pytest.raises(ValueError, match=r"in the TFLite Micro interpreter .*opcode 'GELU'"):
+        kerasq.TFLiteModel(lite.content, target="tflm")
+    with pytest.raises(ValueError, match=r"The arena is that of TFLite Micro"):
+        lite.arena_bytes()
+    with pytest.raises(ValueError, match=r"`target` must be one of \['litert', 'tflm'\]"):
+        kerasq.TFLiteModel(lite.content, target="esp32")
+
+
+def test_kernels_round_twice_where_litert_rounds_once():
+    """Why there is a target: the same file, and other codes."""
+    model = networks.mobile()
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    micro = kerasq.TFLiteModel(lite.content, target="tflm")
+    assert 0 < np.mean(lite.predict(x) != micro.predict(x)) < 0.8
