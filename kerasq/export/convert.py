@@ -254,8 +254,16 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
 
     found = converter(model, batch_size, run)
     found.allow_custom_ops = True  # Markers are.
+    try:
+        content = found.convert()
+    except Exception as error:  # TensorFlow's, of several classes.
+        text = " ".join(str(error).split())
+        raise ValueError(
+            "Every layer must be one that TFLiteConverter converts. Received: "
+            f"{type(error).__name__}: {text:.400}. Replace the layer that it names."
+        ) from error
     return Converted(
-        content=found.convert(),
+        content=content,
         marks=marker.marks,
         layers=marker.layers,
         target=target_of(model),

@@ -71,6 +71,9 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
         raise ValueError(f"{_ALONE} outputs of shape {[y.shape for y in lite.outputs]}. {_LEAVE}")
     x = keras.tree.map_structure(lambda values: values[:COUNT], samples_of(model))
     pairs = _predictions(model, lite, x)
+    # Such as attention between a sequence and an image, whose rows become columns.
+    if found := [p.simulated.shape for p in pairs if p.simulated.shape != p.computed.shape]:
+        raise ValueError(f"{_ALONE} outputs of shape {found} in a batch. {_LEAVE}")
     off = max(pair.off() for pair in pairs)
     if not off or target_of(model).name != lite.target:
         return

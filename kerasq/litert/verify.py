@@ -157,9 +157,7 @@ def _of_known(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if -1 in [*op.inputs[: 1 if kind == "RESHAPE" else 2]]:
         yield f"{kind}, which lacks an input"
     elif not OPERATORS[kind].pass_through:
-        yield from _without_grid(
-            model, graph, kind, [i for i in (*op.inputs, *op.outputs) if i >= 0]
-        )
+        yield from _without_grid(model, graph, kind, _ends(op))
 
 
 def _without_grid(model: Any, graph: Any, kind: str, ends: list[int]) -> Iterator[str]:

@@ -32,10 +32,15 @@ def prelu(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
 
 
 def sloped(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
-    """ReLU with a slope: LeakyReLU; with a threshold, or a slope and a limit: Function."""
+    """ReLU with a slope: LeakyReLU; with a threshold, or a slope and a limit: Function.
+
+    Up to 0 it is 0 everywhere, which no grid of its own holds: Scale.
+    """
     arguments = {key: getattr(layer, key) for key in ("negative_slope", "max_value", "threshold")}
     if layer.threshold or (layer.negative_slope and layer.max_value is not None):
         return parts.call(Function("relu", arguments, name=name, dtype="float32"), x)
+    if layer.max_value == 0.0:
+        return parts.scale(name, x, 0.0, 0.0)
     if layer.negative_slope == 0.0:
         return None
     return parts.call(L.LeakyReLU(layer.negative_slope, name=name, dtype="float32"), x)

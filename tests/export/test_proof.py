@@ -99,6 +99,22 @@ def test_without_calibration_samples_are_random_values_of_the_ranges(tmp_path):
     assert -3.1 < found["a"].min() < -2 and 4 < found["a"].max() < 5.1
 
 
+def test_attention_between_an_image_and_a_sequence_is_told():
+    image, sequence = keras.Input((1, 1, 3)), keras.Input((4, 3))
+    y = L.Attention()([L.Dense(3)(image), L.Dense(3)(sequence)])  # Samples meet as queries.
+    q = networks.quantized(keras.Model([image, sequence], y))
+    with pytest.raises(ValueError, match=r"outputs of shape \[\(4, 4, 1, 3\)\] in a batch"):
+        kerasq.export_tflite(q)
+
+
+def test_what_the_converter_fails_on_is_an_error_in_its_words():
+    x = keras.Input((2,))
+    y = keras.ops.divide_no_nan(L.Dense(2)(x), np.zeros(1, "float32"))
+    q = networks.quantized(keras.Model(x, y))
+    with pytest.raises(ValueError, match=r"TFLiteConverter converts. Received: ConverterError"):
+        kerasq.export_tflite(q)
+
+
 @pytest.mark.parametrize(
     "operation",
     [

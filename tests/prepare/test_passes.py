@@ -119,6 +119,12 @@ def test_a_leaky_relu_of_negative_slope():
     np.testing.assert_allclose(found, np.where(values < 0, -0.5, 1.0) * values, atol=0.03)
 
 
+def test_a_relu_up_to_0_is_0():
+    x = keras.Input((4,))
+    q = networks.quantized(keras.Model(x, keras.layers.ReLU(max_value=0.0)(x)))
+    assert not kerasq.export_tflite(q).predict(np.ones((3, 4), "float32")).any()
+
+
 def test_outputs_of_other_types_than_float32():
     x = keras.Input((4,))
     y = keras.layers.Dense(2)(x)

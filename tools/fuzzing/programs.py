@@ -57,7 +57,7 @@ KNOWN = sorted({_snake(x) for x in (*operations._TABLE, *OPERATIONS)} & {*vars(k
 _NOT_OF_VALUES = (
     *("array", "convert_to_numpy", "convert_to_tensor", "dtype", "is_tensor", "ndim", "shape"),
     *("size", "bartlett", "blackman", "hamming", "hanning", "view"),
-    "unravel_index",
+    *("unravel_index", "isreal"),  # The latter is the same for all values.
 )
 OTHERS = sorted(
     name
