@@ -203,6 +203,9 @@ def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     if isinstance(layer, InputScale):
         # Two operators, each of which rounds.
         return tf.cast(args[0], tf.float32) * layer.kernel + layer.bias
+    if isinstance(layer, keras.layers.Embedding):
+        # Keras's has operators for places that are counted from the end.
+        return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
     is_nearest = registry.passes_through(layer) and isinstance(layer, keras.layers.UpSampling2D)
     if is_nearest:
         return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")

@@ -7,9 +7,9 @@ apply, it changes nothing and returns the reason.
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq.export import blocks
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
+from kerasq.export.substitutes import SUBSTITUTES
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS as ALL
@@ -82,23 +82,20 @@ def move(builder: Builder, op: schema.OperatorT) -> str | None:
     known = builder.target.operators.get(kind)
     if reason := _not_to_move(builder, op):
         return reason
-    assert known is not None
     grid = builder.grids[builder.codes[_values(builder, op)[0]]]
     mark = Computed(name=_moved_name(builder, op), grid=grid)
-    if grid.bits <= 8 or known.int16 is not None:
+    if known is not None and (grid.bits <= 8 or known.int16 is not None):
         return compute(builder, op, mark)
-    if kind not in blocks.KINDS:
-        raise ValueError(_lacking(builder, op, f"{kind} of int16"))
-    blocks.exchange(builder, op, mark)
+    if kind not in SUBSTITUTES:
+        raise ValueError(_lacking(builder, op, f"{kind} of {'int8' if known is None else 'int16'}"))
+    SUBSTITUTES[kind](builder, op, mark)
     return None
 
 
 def _not_to_move(builder: Builder, op: schema.OperatorT) -> str | None:
-    """Why an operator does not only move codes; an error where the target lacks such a one."""
+    """Why an operator does not only move codes."""
     kind = builder.op(op)
-    known = builder.target.operators.get(kind)
-    if known is None and kind in ALL and ALL[kind].pass_through:
-        raise ValueError(_lacking(builder, op, kind))
+    known = builder.target.operators.get(kind, ALL.get(kind))
     if known is None or not (known.pass_through or known.one_grid):
         return f"{kind} is not known to keep a grid"
     return _not_on_one_grid(builder, op)
@@ -189,7 +186,8 @@ def widened(builder: Builder, source: int, name: str) -> int:
 
 def _values(builder: Builder, op: schema.OperatorT) -> list[int]:
     """The tensors of the marked graph that must lie on the grid of an operator's output."""
-    is_one_grid = builder.target.operators[builder.op(op)].one_grid
+    known = builder.target.operators.get(builder.op(op))
+    is_one_grid = known is not None and known.one_grid
     return [int(i) for i in op.inputs] if is_one_grid else [data_input(builder, op)]
 
 

@@ -66,14 +66,8 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
         model: what was exported.
         lite: its export.
     """
-    rows = lite.inputs[0].shape[0]
-    if any(y.shape[:1] != (rows,) for y in lite.outputs):
-        raise ValueError(f"{_ALONE} outputs of shape {[y.shape for y in lite.outputs]}. {_LEAVE}")
     x = keras.tree.map_structure(lambda values: values[:COUNT], samples_of(model))
     pairs = _predictions(model, lite, x)
-    # Such as attention between a sequence and an image, whose rows become columns.
-    if found := [p.simulated.shape for p in pairs if p.simulated.shape != p.computed.shape]:
-        raise ValueError(f"{_ALONE} outputs of shape {found} in a batch. {_LEAVE}")
     off = max(pair.off() for pair in pairs)
     if not off or target_of(model).name != lite.target:
         return
@@ -130,10 +124,21 @@ def _mixes_samples(model: keras.Model, x: Any, pairs: list[_Pair]) -> bool:
 
 
 def _predictions(model: keras.Model, lite: TFLiteModel, x: Any) -> list[_Pair]:
-    """What the model predicts for each output, and what the file does."""
+    """What the model predicts for each output, and what the file does.
+
+    Raises:
+        ValueError: where these are of other samples.
+    """
+    said = [y.shape for y in lite.outputs]
+    if {shape[:1] for shape in said} != {lite.inputs[0].shape[:1]}:
+        raise ValueError(f"{_ALONE} outputs of shape {said}. {_LEAVE}")
     simulated = [np.asarray(y) for y in graphs.run(model, x, infer)]
     found = lite.predict(keras.tree.flatten(x))
     computed = [found] if isinstance(found, np.ndarray) else [found[n] for n in lite.output_names]
+    # Such as of attention between a sequence and an image, where rows become columns.
+    shapes = [y.shape for y in simulated]
+    if shapes != [y.shape for y in computed]:
+        raise ValueError(f"{_ALONE} outputs of shape {shapes} in a batch. {_LEAVE}")
     return [_Pair(*each) for each in zip(model.outputs, simulated, computed, strict=True)]
 
 

@@ -52,6 +52,11 @@ def op_code(model: schema.ModelT, op: schema.OperatorT) -> int:
     return model.operatorCodes[op.opcodeIndex].builtinCode
 
 
+def is_known(code: int) -> bool:
+    """Whether a builtin operator code is one."""
+    return code in _OP_NAMES
+
+
 def op_name(code: int) -> str:
     """The name of a builtin operator code, such as "CONV_2D"."""
     return _OP_NAMES[code]

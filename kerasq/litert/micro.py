@@ -70,11 +70,14 @@ class MicroInterpreter:
 
     def invoke(self) -> None:
         """Runs the file once."""
+        failed = None
         with _said() as text:
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
-                raise RuntimeError(" ".join(text) or str(error)) from error
+                failed = error
+        if failed is not None:
+            raise RuntimeError(" ".join(text) or str(failed)) from failed
 
     def arena_bytes(self) -> int:
         """The memory that one call has taken, in bytes."""

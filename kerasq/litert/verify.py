@@ -15,6 +15,8 @@ from kerasq.litert.operators import OPERATORS
 
 # Elements of a tensor: more than that no file of the format's 2 GiB computes.
 _MOST = 2**31 - 1
+# A scale: XNNPACK takes no smaller ones for numbers.
+_LEAST = np.finfo(np.float32).tiny
 
 
 def verify(model: Any) -> None:
@@ -71,6 +73,8 @@ def _of_order(model: Any, graph: Any) -> Iterator[str]:
         if not known.issuperset(op.inputs):
             yield f"operator {index}, which reads what none before it writes"
         known.update(op.outputs)
+    if not known.issuperset(graph.outputs):
+        yield "outputs that no operator writes"
 
 
 def _of_tensor(model: Any, tensor: Any) -> Iterator[str]:
@@ -150,7 +154,11 @@ def _ends(op: Any) -> list[int]:
 
 
 def _of_known(model: Any, graph: Any, op: Any) -> Iterator[str]:
-    kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
+    code = flatbuffer.op_code(model, op)
+    if not flatbuffer.is_known(code):
+        yield f"of kind {code}, which there is not"
+        return
+    kind = flatbuffer.op_name(code)
     if kind not in OPERATORS:
         return
     # A bias may be absent, and the shape of a RESHAPE, which its options have as well.
@@ -172,7 +180,7 @@ def _without_grid(model: Any, graph: Any, kind: str, ends: list[int]) -> Iterato
         grid = flatbuffer.grid_of(tensor)
         # Weights may be all 0, and their scales.
         is_constant = flatbuffer.byte_count(model, tensor) > 0
-        if grid is None or not (is_constant or np.all(grid.scale > 0)):
+        if grid is None or not (is_constant or np.all(grid.scale >= _LEAST)):
             yield f"{kind}, which computes on {tensor.name.decode()!r}, whose grid is not there"
 
 

@@ -67,6 +67,15 @@ def set_variable(model):
     tensor(model, b"score").isVariable = True
 
 
+def drop_operators(model):
+    model.subgraphs[0].operators = []
+
+
+def set_code(model):
+    codes = model.operatorCodes[operator(model, "ADD").opcodeIndex]
+    codes.builtinCode = codes.deprecatedBuiltinCode = -7
+
+
 def set_input(model):
     operator(model, "ADD").inputs = np.array([0, 999], np.int32)
 
@@ -101,6 +110,8 @@ def set_signature(model):
         (drop_scale, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),
         (drop_input, "SOFTMAX, which lacks an input"),
         (set_variable, "which writes a variable"),
+        (drop_operators, "outputs that no operator writes"),
+        (set_code, "of kind -7, which there is not"),
         (set_input, "which reads or writes what is no tensor"),
         (set_kind, "whose kind is not there"),
         (swap_order, "operator 0, which reads what none before it writes"),

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kerasq
-from kerasq import registry
+from kerasq import layers, registry
 from kerasq.kernels import gemmlowp
 from kerasq.litert.micro import MicroInterpreter
 from kerasq.targets import TFLM
@@ -182,9 +182,9 @@ def test_networks(name, scheme):
 
 
 # On int16 it has none of these, and they only move values.
-WITHOUT_INT16 = ("Max-", "Min-", "Take-", "GlobalMaxPooling")
-# TILE, and a slice of five axes.
-REFUSED = ("RepeatVector", "UpSampling1D", "UpSampling3D", "Cropping3D")
+WITHOUT_INT16 = ("Min-", "Take-")
+# A slice of five axes.
+REFUSED = ("Cropping3D",)
 
 
 def grouped(scheme):
@@ -203,11 +203,11 @@ def grouped(scheme):
 def test_layers(shapes, scheme):
     keras.utils.set_random_seed(0)
     inputs = [keras.Input(shape) for shape in shapes]
-    layers = [make() for make in grouped(scheme)[shapes]]
-    for i, layer in enumerate(layers):
+    found = [make() for make in grouped(scheme)[shapes]]
+    for i, layer in enumerate(found):
         layer.name = f"layer_{i}"
     x = inputs[0] if len(inputs) == 1 else inputs
-    model = keras.Model(inputs, [layer(x) for layer in layers])
+    model = keras.Model(inputs, [layer(x) for layer in found])
     rng = np.random.default_rng(1)
     data = [rng.normal(0.3 * i, 3 / (i + 1), (24, *s)).astype("f") for i, s in enumerate(shapes)]
     assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
@@ -216,18 +216,52 @@ def test_layers(shapes, scheme):
 @pytest.mark.parametrize(
     ("layer", "scheme", "operator"),
     [
-        (L.UpSampling1D(2, name="x"), "w8a8", "TILE"),
-        (L.RepeatVector(2, name="x"), "w8a8", "TILE"),
-        (L.GlobalMaxPooling1D(name="x"), "w8a16", "REDUCE_MAX of int16"),
+        (layers.Min([1], name="x"), "w8a16", "REDUCE_MIN of int16"),
+        (layers.Take([2, 0], 1, name="x"), "w8a16", "GATHER of int16"),
     ],
-    ids=["UpSampling1D", "RepeatVector", "GlobalMaxPooling1D"],
+    ids=["Min", "Take"],
 )
 def test_what_it_does_not_have_is_an_error_with_a_way_out(layer, scheme, operator):
-    x = keras.Input((6,) if isinstance(layer, L.RepeatVector) else (6, 3))
+    x = keras.Input((6, 3))
     q = networks.quantized(keras.Model(x, layer(x)), scheme=scheme, target="tflm")
     text = rf"that target 'tflm' has. Received: layer 'x', which becomes {operator}. Replace"
     with pytest.raises(ValueError, match=text):
         kerasq.export_tflite(q)
+
+
+@pytest.mark.parametrize("count", [1, 7, 10, 23, 130])
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_repeats_are_concatenations(count, scheme):
+    x = keras.Input((3,))
+    data = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    model = keras.Model(x, L.RepeatVector(count)(x))
+    lite = assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
+    assert {op.name for op in lite.ops} <= {"RESHAPE", "CONCATENATION"}
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [3], [1, 2], [2, 3], [1, 2, 3]])
+def test_maxima_of_int16_are_poolings(axes):
+    x = keras.Input((4, 5, 3))
+    data = np.random.default_rng(0).normal(size=(16, 4, 5, 3)).astype("float32")
+    model = keras.Model(x, layers.Max(axes)(x))
+    lite = assert_exact(networks.quantized(model, data, scheme="w8a16", target="tflm"), data)
+    assert {op.name for op in lite.ops} == {"RESHAPE", "MAX_POOL_2D"}
+
+
+def test_maxima_along_axes_apart():
+    x = keras.Input((4, 5, 3))
+    q = networks.quantized(keras.Model(x, layers.Max([1, 3])(x)), scheme="w8a16", target="tflm")
+    with pytest.raises(ValueError, match=r"along neighbouring axes .*along \[1, 3\]. Give it int8"):
+        kerasq.export_tflite(q)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_an_embedding(scheme):
+    words = keras.Input((7,), dtype="int32")
+    y = L.GlobalAveragePooling1D()(L.Conv1D(6, 3, activation="relu")(L.Embedding(20, 8)(words)))
+    data = np.random.default_rng(0).integers(0, 20, (32, 7)).astype("int32")
+    model = keras.Model(words, L.Dense(2, activation="softmax")(y))
+    assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
 
 
 def test_functions_without_an_operator_are_tables():
