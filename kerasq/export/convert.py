@@ -24,11 +24,17 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Constant, InputScale, Scale
 from kerasq.wrappers import QuantizeWrapper, target_of
 
-# Of all operators without a TFLite form, this one takes two operands of which one may be a scalar,
-# and gives the shape of the other.
-MARKER = "Zeta"
+# Of all operators without a TFLite form, this one takes a tensor of any type, gives its shape, and
+# has a second operand for a number. It has no kernel here, so that the converter cannot compute it
+# of a constant, and side effects, so that it merges none.
+MARKER = "CollectivePermute"
 _SCOPE = "kerasq_layer{}_"
 _SCOPES = re.compile(_SCOPE.format(r"(\d+)"))
+
+
+def marked(x: tf.Tensor, number: int) -> tf.Tensor:
+    """A tensor behind a marker of a number."""
+    return tf.raw_ops.CollectivePermute(input=x, source_target_pairs=[[number, number]])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class Marker:
 
     def _mark(self, x: tf.Tensor, mark: marks.Mark) -> tf.Tensor:
         self.marks.append(mark)
-        return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
+        return marked(x, len(self.marks) - 1)
 
     def _mark_float(self, x: tf.Tensor, mark: marks.Mark) -> tf.Tensor:
         """The tensor marked, where it is float32: a marker takes no other types."""
@@ -253,20 +259,13 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
         # A function may be traced more than once, and numbers count from 0.
         marker.marks.clear()
         marker.layers.clear()
-        return graph.run(model, inputs, marker.run)
+        # The file has its operators in this order.
+        return graph.run(model, inputs, marker.run, graph.branch_by_branch)
 
     found = converter(model, batch_size, run)
     found.allow_custom_ops = True  # Markers are.
-    try:
-        content = found.convert()
-    except Exception as error:  # TensorFlow's, of several classes.
-        text = " ".join(str(error).split())
-        raise ValueError(
-            "Every layer must be one that TFLiteConverter converts. Received: "
-            f"{type(error).__name__}: {text:.400}. Replace the layer that it names."
-        ) from error
     return Converted(
-        content=content,
+        content=found.convert(),
         marks=marker.marks,
         layers=marker.layers,
         target=target_of(model),

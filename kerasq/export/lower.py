@@ -93,7 +93,7 @@ class _Lowering:
         # A float32 holds every whole number below 2^24: more marks than any graph has tensors.
         number = self.builder.constant(int(op.inputs[1]))
         assert number is not None
-        return self.converted.marks[int(number)]
+        return self.converted.marks[int(number.flat[0])]
 
     def _note(self, tensor: int, mark: Mark) -> None:
         """Notes a mark on the tensor that it tells of."""

@@ -11,6 +11,7 @@ from kerasq import graph as graphs
 from kerasq.calibration.samples import COUNT, samples_of
 from kerasq.comparison.compare import compare, step_of
 from kerasq.comparison.report import Report, Tally
+from kerasq.litert.contents import Tensor
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.targets import LITERT
 from kerasq.wrappers import infer, target_of
@@ -129,9 +130,7 @@ def _predictions(model: keras.Model, lite: TFLiteModel, x: Any) -> list[_Pair]:
     Raises:
         ValueError: where these are of other samples.
     """
-    said = [y.shape for y in lite.outputs]
-    if {shape[:1] for shape in said} != {lite.inputs[0].shape[:1]}:
-        raise ValueError(f"{_ALONE} outputs of shape {said}. {_LEAVE}")
+    _check_rows(lite.outputs, lite.inputs[0].shape[:1])
     simulated = [np.asarray(y) for y in graphs.run(model, x, infer)]
     found = lite.predict(keras.tree.flatten(x))
     computed = [found] if isinstance(found, np.ndarray) else [found[n] for n in lite.output_names]
@@ -140,6 +139,13 @@ def _predictions(model: keras.Model, lite: TFLiteModel, x: Any) -> list[_Pair]:
     if shapes != [y.shape for y in computed]:
         raise ValueError(f"{_ALONE} outputs of shape {shapes} in a batch. {_LEAVE}")
     return [_Pair(*each) for each in zip(model.outputs, simulated, computed, strict=True)]
+
+
+def _check_rows(outputs: tuple[Tensor, ...] | list[Tensor], rows: tuple[int, ...]) -> None:
+    """Raises a ValueError unless a file's outputs have a row for each sample."""
+    shapes = [y.shape for y in outputs]
+    if any(shape[:1] != rows for shape in shapes):
+        raise ValueError(f"{_ALONE} outputs of shape {shapes}. {_LEAVE}")
 
 
 def _first(report: Report, steps: int) -> str:

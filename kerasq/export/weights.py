@@ -7,7 +7,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Weighted
-from kerasq.export.operators import data_grid, integer_inputs, no_integer_form, put
+from kerasq.export.operators import (
+    data_grid,
+    integer_inputs,
+    name_parameters,
+    no_integer_form,
+    put,
+)
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 
@@ -27,6 +33,8 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
     values = builder.constant(inputs[1])
     if values is None:
         return "its kernel is computed, where LiteRT wants a constant"
+    # The size of a transposed convolution's output, which comes first.
+    name_parameters(builder, inputs[:1], mark.name, known.parameter)
     # The layer's kernel has its channels last; the converter has moved them.
     kernel = dataclasses.replace(mark.kernel, axis=known.channels)
     grid = data_grid(builder, op)

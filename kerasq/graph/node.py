@@ -171,6 +171,28 @@ def calls(model: keras.Model) -> list[Node]:
     ]
 
 
+def branch_by_branch(model: keras.Model) -> list[Node]:
+    """The calls in a Functional model, in a topological order that ends a branch before the next.
+
+    So few tensors are alive at a time.
+    """
+    known = {id(x) for x in model.inputs}
+    found: list[Node] = []
+    # Not by recursion: models may be deeper than Python's stack.
+    wanted = [*reversed(model.outputs)]
+    while wanted:
+        node = None if id(wanted[-1]) in known else call_of(wanted[-1])
+        missing = [] if node is None else [x for x in node.inputs if id(x) not in known]
+        if missing:
+            wanted += reversed(missing)
+            continue
+        wanted.pop()
+        if node is not None:
+            known.update(map(id, node.outputs))
+            found.append(node)
+    return found
+
+
 def places(model: keras.Model) -> dict[int, int]:
     """By id of the first tensor that a call returns, when Keras runs the call.
 

@@ -89,20 +89,26 @@ def infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     return layer(*args, **kwargs)
 
 
-def run(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> list[Any]:
+def run(
+    model: keras.Model,
+    inputs: Any,
+    call: Callable[..., Any],
+    order: Callable[[keras.Model], list[Node]] = calls,
+) -> list[Any]:
     """Runs a quantized model on `inputs`, computing every call by `call(node, *args, **kwargs)`.
 
     Args:
         model: a Functional model, as `quantize_model` makes it.
         inputs: a structure of tensors like `model.input`.
         call: gets the call, and its arguments with values in place of symbolic tensors.
+        order: the calls of the model, in the order in which they run.
 
     Returns:
         The outputs, in the order of `model.outputs`.
     """
     symbols = keras.tree.flatten(model.inputs)
     values = {id(x): y for x, y in zip(symbols, keras.tree.flatten(inputs), strict=True)}
-    for node in calls(model):
+    for node in order(model):
         compute(node, values, call)
     return [values[id(y)] for y in keras.tree.flatten(model.outputs)]
 

@@ -73,8 +73,14 @@ def _of_order(model: Any, graph: Any) -> Iterator[str]:
         if not known.issuperset(op.inputs):
             yield f"operator {index}, which reads what none before it writes"
         known.update(op.outputs)
-    if not known.issuperset(graph.outputs):
+    if not known.issuperset(i for i in graph.outputs if _has_values(graph, i)):
         yield "outputs that no operator writes"
+
+
+def _has_values(graph: Any, index: int) -> bool:
+    """Whether a tensor, if it is one, has values that can be written."""
+    shape = graph.tensors[index].shape if _in_range(graph, [index]) else None
+    return shape is None or 0 not in shape
 
 
 def _of_tensor(model: Any, tensor: Any) -> Iterator[str]:

@@ -31,7 +31,9 @@ def marked(model, found):
         for op in graph.operators
         if model.operatorCodes[op.opcodeIndex].customCode == convert.MARKER.encode()
     ]
-    numbers = [int(flatbuffer.constant(model, graph.tensors[op.inputs[1]])) for op in markers]
+    numbers = [
+        int(flatbuffer.constant(model, graph.tensors[op.inputs[1]]).flat[0]) for op in markers
+    ]
     return [found.marks[number] for number in numbers]
 
 

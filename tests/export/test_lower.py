@@ -39,7 +39,7 @@ class Traced:
 
     def put(self, x, mark):
         self.marks.append(mark)
-        return tf.raw_ops.Zeta(x=x, q=tf.constant(len(self.marks) - 1, tf.float32))
+        return convert.marked(x, len(self.marks) - 1)
 
     def lower(self, function, shape, input_dtype=None, output_dtype=None, target=LITERT):
         @tf.function(input_signature=[tf.TensorSpec(shape, name="input_0")])

@@ -107,12 +107,23 @@ def test_attention_between_an_image_and_a_sequence_is_told():
         kerasq.export_tflite(q)
 
 
-def test_what_the_converter_fails_on_is_an_error_in_its_words():
-    x = keras.Input((2,))
-    y = keras.ops.divide_no_nan(L.Dense(2)(x), np.zeros(1, "float32"))
-    q = networks.quantized(keras.Model(x, y))
-    with pytest.raises(ValueError, match=r"TFLiteConverter converts. Received: ConverterError"):
-        kerasq.export_tflite(q)
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda y: L.Cropping1D(1)(keras.ops.ones_like(y, dtype="int32")),
+        lambda y: keras.ops.cast(keras.ops.ones_like(y) > 0.5, "float32") * y,
+    ],
+    ids=["integers", "conditions"],
+)
+def test_what_the_converter_computes_by_itself_keeps_its_mark(constant):
+    x = keras.Input((4, 3))
+    y = L.Dense(3)(x)
+    model = keras.Model(x, [y, constant(y)])
+    data = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
+    q = networks.quantized(model, data)
+    found = kerasq.export_tflite(q).predict(data).values()
+    for a, b in zip(found, q.predict(data, verbose=0), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
