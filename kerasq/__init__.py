@@ -30,6 +30,7 @@ from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.ternary import Ternary, TrainedTernary
 from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
+from kerasq.retargeting import retarget
 from kerasq.training.batches import epoch_batches
 from kerasq.training.check_training import CheckTraining
 from kerasq.training.curves import plot_clipped, plot_curves
@@ -86,6 +87,7 @@ __all__ = [
     "plot_curves",
     "quantize_model",
     "register_layer",
+    "retarget",
     "schedule",
     "sensitivity",
     "summary",

@@ -91,8 +91,8 @@ def test_what_is_computed_in_float_around_a_choice(capsys):
     printed = capsys.readouterr().out
     assert "(keras.ops, Isnan)." in printed and {op.name for op in lite.float_ops} == {"NOT_EQUAL"}
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
-    for name, y in zip(lite.output_names, q.predict_on_batch(x), strict=True):
-        np.testing.assert_array_equal(y, lite.predict(x)[name])
+    for name, simulated in zip(lite.output_names, q.predict_on_batch(x), strict=True):
+        np.testing.assert_array_equal(simulated, lite.predict(x)[name])
     # No code stands for infinity.
     kerasq.quantize_model(keras.Model(model.inputs, K.where(limits, y, -np.inf)))
     assert "(keras.ops, Where)." in capsys.readouterr().out

@@ -28,7 +28,7 @@ FLOORS = (
     ("plan",),
     ("wrappers", "kernel_wrapper"),
     ("range_limits", "wrap"),
-    ("quantize", "calibration", "comparison"),
+    ("quantize", "calibration", "comparison", "retargeting"),
     ("export",),
     ("analysis", "training"),
 )

@@ -1,0 +1,58 @@
+"""`retarget`: a quantized model on another target's kernels."""
+
+import keras
+
+from kerasq import targets
+from kerasq.calibration import samples
+from kerasq.plan import lacks
+from kerasq.targets import Target
+from kerasq.wrappers import QuantizeWrapper, require_quantized
+
+
+def retarget(model: keras.Model, target: str | Target) -> keras.Model:
+    """A model with the same weights and ranges that computes as another target's kernels do.
+
+    Each layer rounds as that target does, so that its predictions differ by a few steps; train it
+    on for some batches where that costs accuracy. An optimizer's state is not kept: `compile` it.
+
+    Args:
+        model: what `quantize_model` returned, calibrated or trained; it is not changed.
+        target: as for `quantize_model`.
+
+    Returns:
+        The new model.
+
+    Raises:
+        ValueError: where `model` is not quantized, for an unknown target, and where that has no
+            kernel of a layer at its width, as for functions on int16: these are named.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="head")])
+        >>> q = kerasq.quantize_model(model)
+        >>> kerasq.calibrate(q, np.array([[-1.0, 2.0], [0.5, 0.0]]))
+        >>> kerasq.retarget(q, "tflm").get_layer("head").target.name
+        'tflm'
+    """
+    require_quantized(model)
+    found = targets.find(target)
+    wrappers = [layer for layer in model.layers if isinstance(layer, QuantizeWrapper)]
+    if missing := [layer.name for layer in wrappers if _lacks(found, layer)]:
+        raise ValueError(
+            "A target must have a kernel of every layer at its width. Received: target "
+            f"{found.name!r}, which has none of {missing}. Quantize the float model for it: "
+            "quantize_model(model, target=...) gives such layers another width, or says what to do."
+        )
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        own = {"target": found.name} if isinstance(layer, QuantizeWrapper) else {}
+        return type(layer).from_config({**layer.get_config(), **own})
+
+    moved = keras.models.clone_model(model, clone_function=clone)
+    moved.set_weights(model.get_weights())
+    samples.keep(moved, samples.samples_of(model))
+    return moved
+
+
+def _lacks(target: Target, layer: QuantizeWrapper) -> bool:
+    operator = target.operator(layer.rule, layer.bits.code_bits)
+    return lacks(target, layer.layer, operator, layer.bits) is not None

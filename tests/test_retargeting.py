@@ -1,0 +1,57 @@
+"""`retarget`: the same weights and ranges on another target's kernels."""
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.calibration.samples import samples_of
+from tests import networks
+
+pytest.importorskip("tflite_micro")
+L = keras.layers
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8"])
+@pytest.mark.parametrize("make", [networks.mobile, networks.residual, networks.two_by_two])
+def test_there_and_back(make, scheme):
+    model = make()
+    x = networks.data(model, 32)
+    q = networks.quantized(model, x, scheme=scheme)
+    micro = kerasq.retarget(q, "tflm")
+    for a, b in zip(micro.get_weights(), q.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert samples_of(micro) is samples_of(q)
+    lite = kerasq.export_tflite(micro)
+    assert lite.target == "tflm" and kerasq.compare(micro, lite, x=x).exact == 1.0
+    # As if it had been quantized for it.
+    fresh = networks.quantized(model, x, scheme=scheme, target="tflm")
+    assert kerasq.export_tflite(fresh).content == lite.content
+    again = kerasq.export_tflite(kerasq.retarget(micro, "litert"))
+    assert again.target == "litert" and again.content == kerasq.export_tflite(q).content
+
+
+def test_a_trained_model_trains_on():
+    model = networks.residual()
+    x = networks.data(model, 16)
+    q = networks.quantized(model, x)
+    q.compile("sgd", "sparse_categorical_crossentropy")
+    q.fit(x, np.zeros(16), verbose=0)
+    q.get_layer("branch").trainable = False
+    micro = kerasq.retarget(q, "tflm")
+    assert [v.path for v in micro.trainable_variables] == [v.path for v in q.trainable_variables]
+    micro.compile("sgd", "sparse_categorical_crossentropy")
+    micro.fit(x, np.zeros(16), verbose=0)
+    assert kerasq.compare(micro, kerasq.export_tflite(micro), x=x).exact == 1.0
+
+
+def test_layers_that_the_target_has_no_kernel_of_are_named():
+    x = keras.Input((4,))
+    model = keras.Model(x, L.Activation("gelu", name="curve")(L.Dense(3, name="head")(x)))
+    q = networks.quantized(model, scheme="w8a16")
+    with pytest.raises(ValueError, match=r"target 'tflm', which has none of \['curve'\]. Quantize"):
+        kerasq.retarget(q, "tflm")
+    with pytest.raises(ValueError, match=r"must be a quantized model"):
+        kerasq.retarget(model, "tflm")
+    with pytest.raises(ValueError, match=r"`target` must be one of"):
+        kerasq.retarget(q, "esp32")
