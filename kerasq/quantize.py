@@ -132,14 +132,25 @@ def _of_class(model: keras.Model, quantized: keras.Model) -> keras.Model:
     own = [name for name in _STEPS if getattr(kind, name) is not getattr(keras.Model, name)]
     if not own:
         return quantized
-    users = [x for x in kind.__mro__ if not x.__module__.startswith("keras.")]
-    if any({"__init__", "call"} & {*vars(x)} for x in users if x is not object):
+    if _makes_itself(kind):
         print(
             f"Not kept: {', '.join(own)} of the class {kind.__name__!r}. Train the quantized model "
             "by a model of such a class that calls it, and give kerasq's functions the inner one."
         )
         return quantized
-    return kind(quantized.input, quantized.output, name=quantized.name)
+    made = kind(quantized.input, quantized.output, name=quantized.name)
+    # Such as the weight of a loss, which its step reads.
+    for name in vars(model).keys() - vars(made).keys():
+        if name[0] != "_":
+            setattr(made, name, getattr(model, name))
+    return made
+
+
+def _makes_itself(kind: type[keras.Model]) -> bool:
+    """Whether a class of models takes anything else than inputs and outputs."""
+    users = {x for x in kind.__mro__ if not x.__module__.startswith("keras.")} - {object}
+    has_own = any({"__init__", "call"} & {*vars(x)} for x in users)
+    return has_own or issubclass(kind, keras.Sequential)
 
 
 def _float_model(model: Any) -> Any:

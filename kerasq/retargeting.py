@@ -4,9 +4,13 @@ import keras
 
 from kerasq import targets
 from kerasq.calibration import samples
+from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import lacks
 from kerasq.targets import Target
 from kerasq.wrappers import QuantizeWrapper, require_quantized
+
+# What a further call of a layer has of its first one.
+_SHARED = ("layer", "leader", "weights", "batch_norm")
 
 
 def retarget(model: keras.Model, target: str | Target) -> keras.Model:
@@ -43,9 +47,24 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
             "quantize_model(model, target=...) gives such layers another width, or says what to do."
         )
 
+    first: dict[int, KernelWrapper] = {}
+
     def clone(layer: keras.Layer) -> keras.Layer:
-        own = {"target": found.name} if isinstance(layer, QuantizeWrapper) else {}
-        return type(layer).from_config({**layer.get_config(), **own})
+        config = layer.get_config()
+        if not isinstance(layer, QuantizeWrapper):
+            return type(layer).from_config(config)
+        config["target"] = found.name
+        if not isinstance(layer, KernelWrapper):
+            return type(layer).from_config(config)
+        # Further calls of a layer share the weights of its first one.
+        leader = layer if layer.leader is None else layer.leader
+        if id(leader) not in first:
+            own = {**leader.get_config(), "target": found.name}
+            first[id(leader)] = type(leader).from_config(own)
+        if leader is layer:
+            return first[id(leader)]
+        kept = {k: v for k, v in config.items() if k not in _SHARED}
+        return type(layer).sharing(first[id(leader)], **kept)
 
     moved = keras.models.clone_model(model, clone_function=clone)
     moved.set_weights(model.get_weights())

@@ -668,3 +668,22 @@ def test_models_of_quantized_models_are_told_of():
     x = keras.Input((6,))
     with pytest.raises(ValueError, match=r"put the float ones together and quantize the whole"):
         kerasq.summary(keras.Model(x, L.Dense(2)(part(x))))
+
+
+class Stacked(keras.Sequential):
+    """A Sequential model with a training step of its own."""
+
+    def train_step(self, data):
+        return {**super().train_step(data), "own": 2.0}
+
+
+def test_a_sequential_model_of_a_class_is_told_of(capsys):
+    kerasq.quantize_model(Stacked([keras.Input((4,)), L.Dense(3)]))
+    assert "Not kept: train_step of the class 'Stacked'." in capsys.readouterr().out
+
+
+def test_what_a_training_step_reads_is_kept():
+    float_model = networks.mlp()
+    model = Doubled(float_model.input, float_model.output)
+    model.temperature = 2.0
+    assert kerasq.quantize_model(model).temperature == 2.0

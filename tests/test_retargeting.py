@@ -55,3 +55,13 @@ def test_layers_that_the_target_has_no_kernel_of_are_named():
         kerasq.retarget(model, "tflm")
     with pytest.raises(ValueError, match=r"`target` must be one of"):
         kerasq.retarget(q, "esp32")
+
+
+def test_layers_that_are_called_twice():
+    x = keras.Input((4,))
+    dense = L.Dense(4, name="twice")
+    model = keras.Model(x, dense(L.ReLU()(dense(x))))
+    data = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    micro = kerasq.retarget(networks.quantized(model, data), "tflm")
+    assert kerasq.compare(micro, kerasq.export_tflite(micro), x=data).exact == 1.0
+    assert len(micro.trainable_variables) == len(kerasq.quantize_model(model).trainable_variables)

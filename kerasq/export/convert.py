@@ -70,6 +70,7 @@ class Marker:
     def __init__(self, model: keras.Model) -> None:
         self.marks: list[marks.Mark] = []
         self.layers: list[str] = []
+        self._target = target_of(model)
         self._outputs = {id(y) for y in model.outputs}
         self._readers: dict[int, list[keras.Layer]] = {}
         for node in graph.calls(model):
@@ -100,7 +101,7 @@ class Marker:
         """The outputs of a layer that is no wrapper."""
         if not _fuses(node.layer):
             args, kwargs = self._apart((args, kwargs))
-        outputs = keras.tree.flatten(_infer_on_constants(node.layer, args, kwargs))
+        outputs = keras.tree.flatten(_infer_on_constants(node.layer, args, kwargs, self._target))
         if self._is_fused_away(node):
             return outputs
         return [
@@ -192,7 +193,9 @@ def _table(wrapper: QuantizeWrapper, grid: Grid) -> np.ndarray:
     return (table + grid.zero_point).astype(grid.dtype)
 
 
-def _infer_on_constants(layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
+def _infer_on_constants(
+    layer: keras.Layer, args: tuple, kwargs: dict, target: targets.Target
+) -> Any:
     """What a layer computes, its variables as constants: the file has no variables."""
     arguments = keras.tree.flatten((args, kwargs))
     variables = [x for x in arguments if isinstance(x, keras.Variable)]
@@ -201,6 +204,9 @@ def _infer_on_constants(layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
     with tf.init_scope():
         constants = [(v, tf.constant(v.numpy())) for v in variables]
     with keras.StatelessScope(state_mapping=constants):
+        if isinstance(layer, keras.layers.Embedding) and target is targets.TFLM:
+            # Keras's has operators for places counted from the end, which it lacks.
+            return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
         return _infer(layer, *args, **kwargs)
 
 
@@ -209,9 +215,6 @@ def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
     if isinstance(layer, InputScale):
         # Two operators, each of which rounds.
         return tf.cast(args[0], tf.float32) * layer.kernel + layer.bias
-    if isinstance(layer, keras.layers.Embedding):
-        # Keras's has operators for places that are counted from the end.
-        return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
     is_nearest = registry.passes_through(layer) and isinstance(layer, keras.layers.UpSampling2D)
     if is_nearest:
         return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")

@@ -90,7 +90,6 @@ class _Lowering:
 
     def _mark(self, op: schema.OperatorT) -> Mark:
         """The mark that a marker leads to."""
-        # A float32 holds every whole number below 2^24: more marks than any graph has tensors.
         number = self.builder.constant(int(op.inputs[1]))
         assert number is not None
         return self.converted.marks[int(number.flat[0])]

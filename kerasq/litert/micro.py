@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from kerasq.support import optional
 # Bytes of the memory for activations and what kernels need besides; the second where the first
 # is not enough.
 ARENAS = (2**24, 2**28)
+# Standard error is the process's: two threads must not exchange it.
+_LOCK = threading.RLock()
 
 
 class MicroInterpreter:
@@ -91,11 +94,17 @@ class MicroInterpreter:
 def _said() -> Iterator[list[str]]:
     """The lines that the interpreter, which is C++, writes to standard error meanwhile."""
     lines: list[str] = []
+    with _LOCK, _redirected(lines):
+        yield lines
+
+
+@contextlib.contextmanager
+def _redirected(lines: list[str]) -> Iterator[None]:
     kept = os.dup(2)
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield lines
+            yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -28,7 +28,7 @@ class TFLiteModel:
         path_or_bytes: the file's path, or its content.
         num_threads: threads of the interpreter; None for LiteRT's default.
         kernels: of LiteRT, "optimized" (the default, with XNNPACK) or "reference" (portable ones,
-            which round as TFLite Micro does but for FULLY_CONNECTED, SOFTMAX and MUL).
+            which round mostly, not always, as TFLite Micro does).
         target: whose interpreter runs it: "litert", or "tflm", which needs
             `pip install 'kerasq[tflm]'`.
 

@@ -224,7 +224,8 @@ def _power(node: Node, args: tuple, options: dict) -> Equal | None:
     x, exponent = args
     if symbolic(exponent) or not symbolic(x):
         return None
-    if np.all(np.asarray(exponent) == 0.0):  # 1, even of NaN.
+    # 1, even of NaN; where it is longer than x, that is broadcast.
+    if np.all(np.asarray(exponent) == 0.0) and node.outputs[0].shape == x.shape:
         return (np.float32(0.0), np.float32(1.0)), x
     if np.size(exponent) != 1:
         return None

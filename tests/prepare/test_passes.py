@@ -132,3 +132,9 @@ def test_outputs_of_other_types_than_float32():
     _, found = kerasq.export_tflite(q).predict(np.ones((3, 4), "float32")).values()
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, np.ones((3, 2)))
+
+
+def test_an_exponent_that_is_longer_than_its_base():
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.ops.power(keras.layers.Dense(1)(x), np.zeros(3, "float32")))
+    assert kerasq.quantize_model(model).output.shape == (None, 3)
