@@ -88,7 +88,7 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
         )
     match layer.rule.operator:
         case "ADD" | "SUB":
-            most, step, name = limits.added[layer.bits.code_bits], max(scales), "s_in / s_out"
+            most, step, name = _most_added(layer, scales), max(scales), "s_in / s_out"
         case "SUM" | "MEAN" if layer.output_bits == 16:
             return scales[0] * _count(layer) / 2.0**15, (
                 "rescaled sums of int16 codes must be int32, and those of its inputs would not be"
@@ -103,6 +103,14 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
         case _:
             return 0.0, ""
     return step / most, f"kernels take no multiplier ({name}) of {most:g} {few}"
+
+
+def _most_added(layer: QuantizeWrapper, scales: list[float]) -> float:
+    """What the multiplier of a sum or difference stays below."""
+    limits = layer.target.limits
+    beside_tiny = limits.added[layer.bits.code_bits]
+    is_tiny = min(scales) < 2.0**-10 * max(scales) / beside_tiny
+    return beside_tiny if is_tiny and layer.rule.operator == "ADD" else limits.multiplier
 
 
 def _count(layer: QuantizeWrapper) -> int:

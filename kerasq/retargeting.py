@@ -68,6 +68,7 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
 
     moved = keras.models.clone_model(model, clone_function=clone)
     moved.set_weights(model.get_weights())
+    moved.dtype_policy = model.dtype_policy  # Which has `compile` scale the loss, or not.
     samples.keep(moved, samples.samples_of(model))
     return moved
 

@@ -28,7 +28,8 @@ FLOORS = (
     ("plan",),
     ("wrappers", "kernel_wrapper"),
     ("range_limits", "wrap"),
-    ("quantize", "calibration", "comparison", "retargeting"),
+    ("quantize", "calibration", "comparison"),
+    ("retargeting",),
     ("export",),
     ("analysis", "training"),
 )

@@ -216,3 +216,18 @@ def test_narrow_ranges_of_sums_along_axes_are_widened_on_int16(kind):
     quantizer.assign_range(*(float(end) * 1e-7 for end in quantizer.range()))
     lite = kerasq.export_tflite(q, check=False)
     np.testing.assert_array_equal(lite.predict(samples), q.predict(samples, verbose=0))
+
+
+@pytest.mark.parametrize("other", [1.0, 1e-6], ids=["alike", "dead"])
+def test_a_sum_beside_a_dead_branch_is_not_wider_than_its_kernel(other, capsys):
+    """LiteRT's own kernel, which runs beside a dead branch, would wrap around at 16 bits."""
+    a, b = (keras.Input((32,), name=name) for name in "ab")
+    model = keras.Model([a, b], L.Add(name="sum")([a, b]))
+    x = [np.abs(networks.data(model, 64)[i]) * size for i, size in enumerate((600.0, other * 600))]
+    q = networks.quantized(model, x)
+    quantizer = q.get_layer("sum").output_quantizer
+    quantizer.assign_range(0.0, float(quantizer.range()[1]) / 200)
+    lite = kerasq.export_tflite(q)
+    printed = capsys.readouterr().out
+    assert ("of 127 or more" in printed) == (other < 1)
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))

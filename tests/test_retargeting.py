@@ -22,6 +22,7 @@ def test_there_and_back(make, scheme):
     for a, b in zip(micro.get_weights(), q.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert samples_of(micro) is samples_of(q)
+    assert micro.dtype_policy.name == q.dtype_policy.name
     lite = kerasq.export_tflite(micro)
     assert lite.target == "tflm" and kerasq.compare(micro, lite, x=x).exact == 1.0
     # As if it had been quantized for it.

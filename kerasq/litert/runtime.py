@@ -60,6 +60,11 @@ class TFLiteModel:
             raise ValueError(
                 f"`kernels` must be one of {list(KERNELS)}. Received: kernels={kernels!r}."
             )
+        if target == "tflm" and kernels != "optimized":
+            raise ValueError(
+                f"`kernels` are LiteRT's to choose. Received: kernels={kernels!r} for target "
+                f"{target!r}, which has one set. Leave it out."
+            )
         if target not in RUNTIMES:
             raise ValueError(
                 f"`target` must be one of {list(RUNTIMES)}. Received: target={target!r}."

@@ -214,7 +214,7 @@ def _filled(node: Node, args: tuple, options: dict) -> Equal | None:
     del options
     values = {"ZerosLike": 0.0, "OnesLike": 1.0}
     value: Any = values.get(type(node.layer).__name__, args[1] if len(args) > 1 else None)
-    if value is None or symbolic(value) or np.ndim(value) > 0:
+    if value is None or symbolic(value) or np.ndim(value) > 0 or not np.isfinite(value):
         return None
     is_float = node.outputs[0].dtype == node.inputs[0].dtype == "float32"
     return ((np.float32(0.0), np.float32(value)), args[0]) if is_float else None

@@ -91,8 +91,8 @@ LITERT = Target(
         # XNNPACK's delegate refuses to load a model with 256 or more, or leaves the operator to
         # kernels that round otherwise; LiteRT's int16 kernels overflow somewhere beyond.
         multiplier=256.0,
-        # LiteRT's own int8 kernel, which runs where an input's steps are 2^-10 of the output's or
-        # less, keeps sums in 16 bits, and wraps around.
+        # LiteRT's own int8 ADD, which runs where an input's steps are below 2^-10 of the output's,
+        # keeps sums in 16 bits, and wraps around.
         added={8: 127.0, 16: 256.0},
         # Codes times it are int32, and wrap around beyond.
         requantized={8: 2.0**22, 16: 2.0**15},

@@ -21,8 +21,10 @@ class Limits:
         bias: what bias codes stay below, by bits of the activations, and of weights as they are
             stored, 8 or 4.
         accumulator_bits: width of the sums, by bits of the activations.
-        multiplier: what `s_in * s_w / s_out`, and `s_a * s_b / s_out` of products stay below.
-        added: what `s_in / s_out` of sums of two tensors stays below, by bits of the activations.
+        multiplier: what `s_in * s_w / s_out`, `s_in / s_out` of sums, and `s_a * s_b / s_out` of
+            products stay below.
+        added: what `s_in / s_out` of a sum stays below where that of the other input is below
+            2^-10, by bits of the activations.
         requantized: what `s_in / s_out` of codes that are only put onto another grid stays below,
             by bits of the activations.
         sums: what products of codes and weights add up to at most, in steps of the output, by bits

@@ -1,6 +1,6 @@
 """TFLite Micro's portable kernels, which CMSIS-NN and ESP-NN follow.
 
-Read off tflite-micro of August 2026, and checked against its interpreter in
+Read off its source of August 2026, and checked against its interpreter in
 tests/targets/test_tflm.py.
 """
 
