@@ -169,7 +169,7 @@ class Plan:
         name, rule = self.schemes[node.source.name], registry.find(node.layer)
         if rule is None or resolve(name).activation_bits != 16 or not rule.operators:
             return name
-        op = self.target.operator(rule, 16)
+        op = rule.operator_at(16, self.target)
         has_none = op in self.target.operators and not self.target.has(op, 16)
         return name.replace("a16", "a8") if has_none else name
 
@@ -180,7 +180,7 @@ class Plan:
         rule = registry.find(node.layer)
         if rule is None or node.layer.name in self.floats:
             return "-"
-        return self.target.operator(rule, self._scheme(node).code_bits)
+        return rule.operator_at(self._scheme(node).code_bits, self.target)
 
     def _kind(self, node: graphs.Node) -> Kind:
         if id(node) in self._fusions.into:

@@ -74,5 +74,5 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
 
 
 def _lacks(target: Target, layer: QuantizeWrapper) -> bool:
-    operator = target.operator(layer.rule, layer.bits.code_bits)
+    operator = layer.rule.operator_at(layer.bits.code_bits, target)
     return lacks(target, layer.layer, operator, layer.bits) is not None

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kerasq.grid import Grid
+from kerasq.targets import Target
 
 
 class Output(enum.StrEnum):
@@ -89,6 +90,10 @@ class Rule:
     def operator(self) -> str:
         """The operator that gives the output, the last one; "-" where there is none."""
         return self.operators[-1] if self.operators else "-"
+
+    def operator_at(self, bits: int, target: Target) -> str:
+        """`operator` for codes of so many bits on a target."""
+        return "GATHER" if self.tabled and not target.has(self.operator, bits) else self.operator
 
     def flatten(self, kernel: Any) -> Any:
         """A kernel with the channels in its last axis."""

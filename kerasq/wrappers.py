@@ -235,7 +235,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         conditions, codes = parted(keras.tree.flatten(inputs), len(grids))
         if grids:
             codes = [kernels.centre(x, grid) for x, grid in zip(codes, grids, strict=True)]
-        operator, layer = self.target.operator(self.rule, out.bits), self.layer
+        operator, layer = self.rule.operator_at(out.bits, self.target), self.layer
         if conditions:  # Which come first, and are no codes.
             codes = self.target.run(operator, lambda y: layer([*conditions, *y]), codes, grids, out)
         else:

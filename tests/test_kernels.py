@@ -28,13 +28,13 @@ def tensors(plain):
     )
 
 
-def simulate(operator, layer, codes, grids, out):
-    """What the target says that an operator does to codes."""
+def simulate(operator, layer, codes, grids, out, target=LITERT):
+    """What a target says that an operator does to codes."""
     centred = [
         tf.constant(code - np.float32(grid.zero_point), tf.float32)
         for code, grid in zip(codes, grids, strict=True)
     ]
-    found = LITERT.run(operator, layer, centred, [tensors(g) for g in grids], tensors(out))
+    found = target.run(operator, layer, centred, [tensors(g) for g in grids], tensors(out))
     return integers(found, out)
 
 
@@ -117,6 +117,12 @@ def test_requantize(ratio):
         assert_agrees(found, content, codes)
 
 
+def every_pair():
+    """Every pair of codes, of two tensors."""
+    pairs = np.meshgrid(CODES, CODES, indexing="ij")
+    return [np.ascontiguousarray(x.reshape(1, 64, 64, 16)) for x in pairs]
+
+
 def add_case(ratio_a, ratio_b, seed):
     rng = np.random.default_rng(seed)
     scale = np.float32(2.0 ** rng.uniform(-10, 4))
@@ -143,11 +149,7 @@ ADD_EXTREMES = [
     ADD_EXTREMES + list(zip(ratios(-10, 7, 40, 1)[18:], ratios(-10, 7, 40, 2)[18:], strict=True)),
 )
 def test_add(ratio_a, ratio_b):
-    # Every pair of codes.
-    codes = [
-        np.ascontiguousarray(x.reshape(1, 64, 64, 16))
-        for x in np.meshgrid(CODES, CODES, indexing="ij")
-    ]
+    codes = every_pair()
     a, b, out = add_case(ratio_a, ratio_b, seed=int(ratio_a * 1e5))
     shape = codes[0].shape
     content = build(
@@ -167,10 +169,7 @@ def test_add(ratio_a, ratio_b):
 )
 def test_sums_of_what_is_almost_constant(operator, version, kind, ratio, small):
     # Which XNNPACK leaves to LiteRT's own kernels, as of a branch that is dead.
-    codes = [
-        np.ascontiguousarray(x.reshape(1, 64, 64, 16))
-        for x in np.meshgrid(CODES, CODES, indexing="ij")
-    ]
+    codes = every_pair()
     for pair in ((ratio, small), (small, ratio)):
         a, b, out = add_case(*pair, seed=int(ratio * 1e5))
         tensors = [Tensor(codes[0].shape, plain) for plain in (a, b, out)]

@@ -97,7 +97,7 @@ class Network:
         bits = self.schemes[scheme]
         parts = self.parts(self.layers[layer])
         return not any(
-            plan.lacks(x.target, x.layer, x.target.operator(x.rule, bits.code_bits), bits)
+            plan.lacks(x.target, x.layer, x.rule.operator_at(bits.code_bits, x.target), bits)
             for x in parts
         )
 

@@ -82,7 +82,7 @@ class Marker:
         return marked(x, len(self.marks) - 1)
 
     def _mark_float(self, x: tf.Tensor, mark: marks.Mark) -> tf.Tensor:
-        """The tensor marked, where it is float32: a marker takes no other types."""
+        """The tensor marked, where it is float32: others lie on no grid."""
         return self._mark(x, mark) if x.dtype == tf.float32 else x
 
     def run(self, node: graph.Node, *args: Any, **kwargs: Any) -> Any:
@@ -173,7 +173,7 @@ def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:
         with tf.init_scope():
             codes = grid.quantize(wrapper.layer.value.numpy()[None])
         return marks.Constant(name=wrapper.name, grid=grid, codes=codes)
-    operator = wrapper.target.operator(wrapper.rule, grid.bits)
+    operator = wrapper.rule.operator_at(grid.bits, wrapper.target)
     if operator == "GATHER":
         return marks.LookedUp(name=wrapper.name, grid=grid, table=_table(wrapper, grid))
     if wrapper.rule.options is not None:
@@ -204,14 +204,14 @@ def _infer_on_constants(
     with tf.init_scope():
         constants = [(v, tf.constant(v.numpy())) for v in variables]
     with keras.StatelessScope(state_mapping=constants):
-        if isinstance(layer, keras.layers.Embedding) and target is targets.TFLM:
-            # Keras's has operators for places counted from the end, which it lacks.
-            return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
-        return _infer(layer, *args, **kwargs)
+        return _infer(layer, target, *args, **kwargs)
 
 
-def _infer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-    """`graph.infer`, by the operators that LiteRT has."""
+def _infer(layer: keras.Layer, target: targets.Target, *args: Any, **kwargs: Any) -> Any:
+    """`graph.infer`, by the operators that the runtime has."""
+    if isinstance(layer, keras.layers.Embedding) and target is targets.TFLM:
+        # Keras's has operators for places counted from the end, which it lacks.
+        return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
     if isinstance(layer, InputScale):
         # Two operators, each of which rounds.
         return tf.cast(args[0], tf.float32) * layer.kernel + layer.bias

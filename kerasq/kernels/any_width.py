@@ -1,5 +1,7 @@
 """The operators whose rounding is one and the same on int8 and int16, and lookup tables."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,7 +10,7 @@ from kerasq.grid import Grid
 from kerasq.kernels import codes as real_codes
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import int64, multiply_rounding_twice
-from kerasq.kernels.floats import float32, float64, product, quotient
+from kerasq.kernels.floats import float32, float64, product, quotient, round_away
 from kerasq.layers import Function, Gelu
 
 # Layers that compute in the type of what they are given, as long as nobody casts it before.
@@ -42,8 +44,24 @@ def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) 
     # float64 no mean is rounded onto a tie, or off it.
     stored = float64(codes[0] + out.zero_point)
     mean = tf.nn.avg_pool(stored, layer.pool_size, layer.strides, layer.padding.upper())
-    rounded = tf.sign(mean) * tf.floor(tf.abs(mean) + 0.5)
-    return float32(rounded) - out.zero_point
+    return float32(round_away(mean)) - out.zero_point
+
+
+def scaled_sum(
+    codes: list, grids: list[Grid], out: Grid, sign: int, *, bits: int, rescale: Callable
+) -> tf.Tensor:
+    """ADD (`sign` 1) or SUB (-1) of LiteRT itself and TFLite Micro.
+
+    Inputs go up by so many bits onto twice the larger scale, which keeps their sum in int32, and
+    that back down by gemmlowp's rule. `rescale(values, multiplier)` rounds each input.
+    """
+    common = 2.0 * tf.maximum(*(float64(grid.scale) for grid in grids))
+    first, second = (
+        rescale(float64(code) * 2.0**bits, float64(grid.scale) / common)
+        for code, grid in zip(codes, grids, strict=True)
+    )
+    multiplier = common / (2.0**bits * float64(out.scale))
+    return clip(multiply_rounding_twice(first + sign * second, multiplier), out)
 
 
 def slopes(layer: keras.Layer, grid: Grid, out: Grid) -> tuple[tf.Tensor, tf.Tensor]:

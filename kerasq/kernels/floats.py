@@ -18,6 +18,11 @@ def float64(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(x, tf.float64)
 
 
+def round_away(x: tf.Tensor) -> tf.Tensor:
+    """float64 to the nearest integers, ties away from zero."""
+    return tf.sign(x) * tf.floor(tf.abs(x) + 0.5)
+
+
 def product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """`a * b` of float32 numbers, rounded to float32."""
     return float32(float64(a) * float64(b))

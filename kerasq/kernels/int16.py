@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
+from kerasq.kernels import any_width
 from kerasq.kernels.codes import clip, reduced_axes
 from kerasq.kernels.fixed_point import (
     exponent_of,
@@ -23,7 +24,7 @@ from kerasq.kernels.fixed_point import (
     shift_right,
     shift_right_half_up,
 )
-from kerasq.kernels.floats import float32, float64, plus, product, quotient
+from kerasq.kernels.floats import float32, float64, plus, product, quotient, round_away
 
 
 def _round(x: np.ndarray) -> np.ndarray:
@@ -51,15 +52,7 @@ def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 
 def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
-    scales = [float64(grid.scale) for grid in grids]
-    # Twice the larger scale keeps the sum of two inputs in int32; 15 bits of them are fractions.
-    common = 2.0 * tf.maximum(*scales)
-    first, second = (
-        multiply_rounding_once(float64(code) * 2.0**15, scale / common)
-        for code, scale in zip(codes, scales, strict=True)
-    )
-    multiplier = common / (2.0**15 * float64(out.scale))
-    return clip(multiply_rounding_twice(first + sign * second, multiplier), out)
+    return any_width.scaled_sum(codes, grids, out, sign, bits=15, rescale=multiply_rounding_once)
 
 
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -74,7 +67,7 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MEAN: gemmlowp's rule on the sum."""
-    found, count = _reduce(layer, codes[0])
+    found, count = reduced(layer, codes[0])
     ratio = float64(grids[0].scale) / float64(out.scale)
     return clip(multiply_rounding_twice(found, ratio, count=count), out)
 
@@ -84,13 +77,13 @@ def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.T
 
     Source: LiteRT, kernels/internal/optimized/reduce.h (`QuantizedMeanOrSum`).
     """
-    found, _ = _reduce(layer, codes[0])
+    found, _ = reduced(layer, codes[0])
     # The sum itself is rounded to float32 first, which has 24 bits.
     scaled = float64(product(float32(found), quotient(grids[0].scale, out.scale)))
-    return clip(tf.sign(scaled) * tf.floor(tf.abs(scaled) + 0.5), out)
+    return clip(round_away(scaled), out)
 
 
-def _reduce(layer: keras.Layer, codes: tf.Tensor) -> tuple[tf.Tensor, int]:
+def reduced(layer: keras.Layer, codes: tf.Tensor) -> tuple[tf.Tensor, int]:
     """The sum of codes along a layer's axes, and how many there are of each."""
     axes = reduced_axes(layer, codes)
     keepdims = getattr(layer, "keepdims", False)
@@ -191,8 +184,7 @@ def table_between(function: Callable, grid: Grid, out: Grid) -> tf.Tensor:
 
 def _rounded(x: tf.Tensor) -> tf.Tensor:
     """float32 to the nearest integer, ties away from zero."""
-    x = float64(x)
-    return float32(tf.sign(x) * tf.floor(tf.abs(x) + 0.5))
+    return float32(round_away(float64(x)))
 
 
 def softmax(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

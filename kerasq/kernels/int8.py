@@ -1,5 +1,7 @@
 """The operators on int8: XNNPACK where its delegate takes them, LiteRT's own kernels elsewhere."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -52,20 +54,14 @@ def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
 
 
 def _sum_of_litert(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
-    """Both inputs in units of twice the larger scale, with 20 bits more, then by gemmlowp's rule.
+    """Its own kernel, by gemmlowp's rule.
 
     The vectorized sum cuts off where the difference rounds; with it the last values of a tensor
     whose size is no multiple of 16 differ, by less than 2^-20, which only shows at ties.
     """
-    unit = 2.0 * tf.maximum(*(float64(grid.scale) for grid in grids))
-    first, second = (
-        multiply_rounding_twice(
-            code * 2.0**20, float64(grid.scale) / unit, "down" if sign > 0 else "away"
-        )
-        for code, grid in zip(codes, grids, strict=True)
-    )
-    total = first + sign * second
-    return clip(multiply_rounding_twice(total, unit * 2.0**-20 / float64(out.scale)), out)
+    ties = "down" if sign > 0 else "away"
+    rescale = functools.partial(multiply_rounding_twice, ties=ties)
+    return any_width.scaled_sum(codes, grids, out, sign, bits=20, rescale=rescale)
 
 
 def _sum_of_xnnpack(codes: list, ratios: list[tf.Tensor], out: Grid, sign: int) -> tf.Tensor:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels import any_width, gemmlowp, int16
 from kerasq.kernels.accumulators import IntegerWeights, double_multiplier
-from kerasq.kernels.codes import clip, reduced_axes
+from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import (
     decompose,
     exponent_of,
@@ -24,7 +24,7 @@ from kerasq.kernels.fixed_point import (
     round_half_away,
     shift_right_half_up,
 )
-from kerasq.kernels.floats import float32, float64, product, quotient
+from kerasq.kernels.floats import float32, float64, product, quotient, round_away
 
 
 def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
@@ -36,13 +36,7 @@ def quantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     """QUANTIZE from float: the quotient in float32, ties away from zero."""
     del grids
     scaled = quotient(layer(codes[0]), out.scale)
-    return clip(_rounded(scaled), out)
-
-
-def _rounded(x: tf.Tensor) -> tf.Tensor:
-    """To the nearest integer, ties away from zero."""
-    # x + 1/2 would be rounded to float32 first.
-    return tf.sign(x) * tf.cast(tf.floor(float64(tf.abs(x)) + 0.5), x.dtype)
+    return clip(round_away(float64(scaled)), out)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -59,13 +53,7 @@ def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
 
 def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
     bits = 15 if out.bits == 16 else 20
-    common = 2.0 * tf.maximum(*(float64(grid.scale) for grid in grids))
-    first, second = (
-        multiply_rounding_twice(float64(code) * 2.0**bits, float64(grid.scale) / common)
-        for code, grid in zip(codes, grids, strict=True)
-    )
-    ratio = common / (2.0**bits * float64(out.scale))
-    return clip(multiply_rounding_twice(first + sign * second, ratio), out)
+    return any_width.scaled_sum(codes, grids, out, sign, bits=bits, rescale=multiply_rounding_twice)
 
 
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -82,22 +70,11 @@ def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.
     return clip(multiply_rounding_twice(total, ratio), out)
 
 
-def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """MEAN: gemmlowp's rule on the sum, the multiplier divided by the count."""
-    axes = reduced_axes(layer, codes[0])
-    return _reduced(layer, codes[0], grids[0], out, int(np.prod([codes[0].shape[i] for i in axes])))
-
-
 def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """SUM: gemmlowp's rule on the sum."""
-    return _reduced(layer, codes[0], grids[0], out, 1)
-
-
-def _reduced(layer: keras.Layer, codes: tf.Tensor, grid: Grid, out: Grid, count: int) -> tf.Tensor:
-    keepdims = getattr(layer, "keepdims", False)
-    found = tf.reduce_sum(int64(codes), reduced_axes(layer, codes), keepdims=keepdims)
-    ratio = float64(grid.scale) / float64(out.scale)
-    return clip(multiply_rounding_twice(found, ratio, count=count), out)
+    found, _ = int16.reduced(layer, codes[0])
+    ratio = float64(grids[0].scale) / float64(out.scale)
+    return clip(multiply_rounding_twice(found, ratio), out)
 
 
 def resize_bilinear(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -128,11 +128,6 @@ class Target:
         simulated = (*self.kernels, *self.accumulator_kernels)
         return any(key[:2] == (operator, 16 if bits > 8 else 8) for key in simulated)
 
-    def operator(self, rule: Any, bits: int) -> str:
-        """What gives the output of a layer on codes of so many bits; see `kerasq.rule.Rule`."""
-        is_table = rule.tabled and not self.has(rule.operator, bits)
-        return "GATHER" if is_table else rule.operator
-
     def packs(self, operator: str, weight_bits: int, activation_bits: int) -> bool:
         """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
         return weight_bits <= 4 and activation_bits in self.operators[operator].int4

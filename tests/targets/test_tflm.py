@@ -14,7 +14,7 @@ from kerasq.litert.micro import MicroInterpreter
 from kerasq.targets import TFLM
 from tests import networks
 from tests.single_op import Op, Tensor, build
-from tests.test_kernels import CODES, grid, integers, tensors
+from tests.test_kernels import CODES, grid, integers, simulate, tensors
 from tests.test_registry import CASES
 
 pytest.importorskip("tflite_micro")
@@ -31,12 +31,7 @@ def run(content, *inputs):
 
 def assert_agrees(operator, layer, codes, grids, out, version=2, **options):
     """What the target says an operator does to codes is what the interpreter does."""
-    centred = [
-        tf.constant(code - np.float32(plain.zero_point), tf.float32)
-        for code, plain in zip(codes, grids, strict=True)
-    ]
-    found = TFLM.run(operator, layer, centred, [tensors(plain) for plain in grids], tensors(out))
-    found = integers(found, out)
+    found = simulate(operator, layer, codes, grids, out, TFLM)
     operands = [Tensor(x.shape, p, f"int{p.bits}") for x, p in zip(codes, grids, strict=True)]
     operands.append(Tensor(found.shape, out, f"int{out.bits}"))
     content = build(getattr(Op, operator), version, operands, **options)
