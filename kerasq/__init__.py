@@ -18,10 +18,12 @@ from kerasq.comparison.compare import compare
 from kerasq.comparison.report import LayerReport, Report
 from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
+from kerasq.firmware.kit import deploy
 from kerasq.grid import Grid
 from kerasq.legacy import load_model
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.probes.check import KernelReport, check_kernels
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary
@@ -51,6 +53,7 @@ __all__ = [
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
+    "KernelReport",
     "LayerReport",
     "LayerSummary",
     "LogRanges",
@@ -75,7 +78,9 @@ __all__ = [
     "WeightQuantizer",
     "allocate",
     "calibrate",
+    "check_kernels",
     "compare",
+    "deploy",
     "distill",
     "epoch_batches",
     "export_float_tflite",

@@ -138,17 +138,23 @@ class Grid:
         shape[self.axis] = values.size
         return values.reshape(shape)
 
-    def quantize(self, x: Any) -> np.ndarray:
+    def quantize(self, x: Any, away: bool = False) -> np.ndarray:
         """Codes of real values: `clip(rint(x * (1 / scale)) + zero_point, qmin, qmax)`.
 
         Ties go to the even code, and the scale's reciprocal is rounded to float32, as in LiteRT's
-        default (XNNPACK) kernels.
+        default (XNNPACK) kernels. With `away`, `x / scale` is rounded, ties away from zero, as by
+        TFLite Micro and C's `round`.
         """
         x = np.asarray(x, np.float32)
         scale = self._along_axis(np.float32(self.scale), x.ndim)
-        # Not x / scale, which float32 rounds to another code near some ties.
-        inverse = np.float32(1) / scale
-        codes = np.rint(x * inverse) + self._along_axis(self.zero_point, x.ndim)
+        if away:
+            # In float64, as half a step less than a tie and half a step make the tie in float32.
+            steps = (x / scale).astype(np.float64)
+            rounded = np.copysign(np.floor(np.abs(steps) + 0.5), steps)
+        else:
+            # Not x / scale, which float32 rounds to another code near some ties.
+            rounded = np.rint(x * (np.float32(1) / scale))
+        codes = rounded + self._along_axis(self.zero_point, x.ndim)
         return np.clip(codes, self.qmin, self.qmax).astype(self.dtype)
 
     def dequantize(self, codes: Any) -> np.ndarray:

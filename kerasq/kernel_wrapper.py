@@ -305,7 +305,9 @@ class KernelWrapper(QuantizeWrapper):
             grid,
         )
         total += tf.cast(weights.bias, total.dtype)
-        kernel = self.target.accumulator_kernel(self.rule.operator, grid.bits, weights.grid.bits)
+        kernel = self.target.accumulator_kernel(
+            self.rule.operator, grid.bits, weights.grid.bits, weights.codes.shape[0]
+        )
         return self._clamped(kernel(total, grid, weights, out)) * out.scale
 
 

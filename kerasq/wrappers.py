@@ -307,11 +307,9 @@ class Boundary(QuantizeWrapper):
     def run_on_grids(
         self, inputs: Any, grids: list[Grid], out: Grid, bits: scheme.Scheme | None = None
     ) -> tf.Tensor:
-        """As `QuantizeWrapper.run_on_grids`; an input is rounded as `Grid.quantize` does it."""
-        # By whoever feeds the model, not by a kernel.
-        if self.is_input and not grids:
-            return kernels.quantize(tf.cast(inputs, tf.float32), out) * out.scale
-        return super().run_on_grids(inputs, grids, out, bits)
+        """As `QuantizeWrapper.run_on_grids`; inputs of a model may be of any type."""
+        values = inputs if grids else tf.cast(inputs, tf.float32)
+        return super().run_on_grids(values, grids, out, bits)
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":

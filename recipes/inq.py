@@ -120,6 +120,7 @@ def main() -> None:
         "scheme": f"w{_BITS.value}a8",
         "overrides": _OVERRIDES.value,
         "batch_norm": finetune.BATCH_NORM.value,
+        "target": schemes.TARGET.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

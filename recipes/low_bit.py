@@ -83,6 +83,7 @@ def main() -> None:
         "weights": weights,
         "range_gradient": range_gradient,
         "batch_norm": finetune.BATCH_NORM.value,
+        "target": schemes.TARGET.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

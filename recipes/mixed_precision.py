@@ -34,7 +34,7 @@ from absl import flags
 import kerasq
 from kerasq import scheme
 from kerasq.analysis.allocate import COSTS
-from recipes import finetune, run, stages
+from recipes import finetune, run, schemes, stages
 
 _BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")
 _CANDIDATES = flags.DEFINE_list(
@@ -43,7 +43,7 @@ _CANDIDATES = flags.DEFINE_list(
     "Schemes that a layer may get. Default: w8a8,w4a8,w8a16; for a budget in bytes w8a8,w4a8, as "
     "int16 activations would seem to cost nothing.",
 )
-for module in (finetune, run):
+for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
 
 
@@ -80,7 +80,9 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
     unit, value, is_share = parsed(_BUDGET.value)
     first, *others = _candidates()
     batches = job.calibration_batches()
+    target = schemes.TARGET.value
     ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value}
+    ranges["target"] = target
     if unit == "layers":
         widest = max(others, key=_widths)
         table = kerasq.sensitivity(model, batches, candidates=(first, widest), **ranges)
@@ -92,7 +94,7 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
         count = max(1, round(value * (len(table.layers) - len(inputs))))
         return dict.fromkeys(layers[:count], widest)
     if is_share:
-        costs = kerasq.summary(kerasq.quantize_model(model, first))
+        costs = kerasq.summary(kerasq.quantize_model(model, first, target=target))
         value = round(value * (costs.weight_bytes if unit == "bytes" else costs.bit_operations))
         print(f"--budget={_BUDGET.value}: {value:,} {unit}")
     found = kerasq.allocate(
@@ -116,21 +118,19 @@ def main() -> None:
     job = run.Run.from_flags("mixed_precision")
     fit = finetune.settings(job)
     options = {"candidates": _candidates(), "budget": _BUDGET.value}
+    depends = {"batch_norm": finetune.BATCH_NORM.value, "target": schemes.TARGET.value}
 
     def allocate() -> dict[str, Any]:
         return {"overrides": overrides(job, job.load("float.keras"))}
 
     def quantize(model: keras.Model) -> keras.Model:
-        batch_norm = finetune.BATCH_NORM.value
         chosen = job.figures["allocate"]["overrides"]
-        return kerasq.quantize_model(
-            model, _candidates()[0], overrides=chosen, batch_norm=batch_norm
-        )
+        return kerasq.quantize_model(model, _candidates()[0], overrides=chosen, **depends)
 
-    finetune.train_float(job, fit, lambda x: kerasq.quantize_model(x, _candidates()[0]))
+    finetune.train_float(job, fit, lambda x: kerasq.quantize_model(x, _candidates()[0], **depends))
     job.settings.update(**options, **finetune.calibration_settings(job))
     job.stage("allocate", ("sensitivity.png",), allocate)
-    finetune.calibrate(job, quantize, batch_norm=finetune.BATCH_NORM.value)
+    finetune.calibrate(job, quantize, **depends)
     finetune.finetune(job, fit)
     stages.export(job)
     stages.finish(job, overrides=job.figures["allocate"]["overrides"])

@@ -169,7 +169,11 @@ def _plot(job: run.Run, accuracies: dict[str, float]) -> None:
 def main() -> None:
     """Float, then each way of quantizing it."""
     job = run.Run.from_flags("ptq")
-    options = {"scheme": _SCHEME.value, "overrides": _OVERRIDES.value}
+    options = {
+        "scheme": _SCHEME.value,
+        "overrides": _OVERRIDES.value,
+        "target": schemes.TARGET.value,
+    }
 
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)

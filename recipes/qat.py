@@ -46,6 +46,7 @@ def main() -> None:
         "scheme": _SCHEME.value,
         "overrides": _OVERRIDES.value,
         "batch_norm": finetune.BATCH_NORM.value,
+        "target": schemes.TARGET.value,
         "range_gradient": _RANGE_GRADIENT.value,
     }
 

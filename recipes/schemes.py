@@ -1,8 +1,15 @@
-"""Flags that name schemes, and layers at schemes of their own."""
+"""Flags that name schemes, layers at schemes of their own, and the target."""
 
 from absl import flags
 
-from kerasq import scheme
+from kerasq import scheme, targets
+
+TARGET = flags.DEFINE_enum(
+    "target",
+    targets.DEFAULT,
+    [name for name, target in targets.TARGETS.items() if target.runtime == "litert"],
+    "What the file is for. Where a processor is named, all weights of up to 4 bits are packed.",
+)
 
 
 def flag(name: str, default: str | None, help_text: str) -> flags.FlagHolder:

@@ -31,7 +31,7 @@ FLOORS = (
     ("quantize", "calibration", "comparison"),
     ("retargeting",),
     ("export",),
-    ("analysis", "training"),
+    ("analysis", "firmware", "probes", "training"),
 )
 
 

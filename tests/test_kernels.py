@@ -10,7 +10,7 @@ import tensorflow as tf
 from kerasq import kernels, layers, registry
 from kerasq.grid import Grid
 from kerasq.prepare import operations
-from kerasq.targets import LITERT
+from kerasq.targets import LITERT, X86_64
 from tests.single_op import Op, Tensor, build, run
 
 CODES = np.arange(-128, 128, dtype=np.int8)
@@ -224,7 +224,8 @@ def weights_case(shape, channel_axis, seed, per_channel=True):
 
 
 def rescaled(total, source, weights, out, operator="CONV_2D", codes=None):
-    found = LITERT.accumulator_kernel(operator, source.bits, weights.bits)(
+    # Where there is one, that of packed weights: LiteRT's own rounds as this processor does.
+    found = X86_64.accumulator_kernel(operator, source.bits, weights.bits)(
         tf.constant(total, tf.float64 if source.bits > 8 else tf.float32),
         tensors(source),
         kernels.IntegerWeights(codes, weights, None),

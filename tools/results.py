@@ -33,6 +33,8 @@ _FLOAT_EPOCHS = flags.DEFINE_integer("float_epochs", 60, "Epochs of the float ne
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared among them.", 1)
 
 _TUNE = ("--learning_rate=0.01", "--momentum=0.9", "--batch_norm=keep")
+# Sizes are those of packed weights, which a processor must be named for.
+_PACKED = "--target=litert-x86-64"
 _START, _FLOAT = "float at the start", "float"
 _LAYERS = "optimized_kernels"  # What results.json calls the comparison, layer by layer.
 _BASE = "qat w8a8"  # Its runs fine-tune the float network as well.
@@ -41,9 +43,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     _BASE: ("qat", *_TUNE, "--float_finetune"),
     "ptq w8a8": ("ptq",),
     "qat w8a8 distilled": ("qat", *_TUNE, "--distill_weight=0.5"),
-    "qat w4a8": ("qat", *_TUNE, "--scheme=w4a8"),
+    "qat w4a8": ("qat", *_TUNE, _PACKED, "--scheme=w4a8"),
     "qat w8a16": ("qat", *_TUNE, "--scheme=w8a16"),
-    "mixed 75 % of the bytes": ("mixed_precision", *_TUNE),
+    "mixed 75 % of the bytes": ("mixed_precision", *_TUNE, _PACKED),
     "inq 5 bits": ("inq", *_TUNE, "--bits=5"),
     "inq 5 bits distilled": (
         "inq",
@@ -55,14 +57,14 @@ ROWS: dict[str, tuple[str, ...]] = {
     "inq 4 bits": ("inq", *_TUNE, "--bits=4"),
     "inq 3 bits": ("inq", *_TUNE, "--bits=3"),
     "inq 2 bits": ("inq", *_TUNE, "--bits=2"),
-    "lsq w4a4": ("low_bit", "--scheme=w4a4"),
-    "lsq w3a3": ("low_bit", "--scheme=w3a3"),
-    "lsq w2a2": ("low_bit", "--scheme=w2a2", "--learning_rate=0.1"),
-    "pact w4a4": ("low_bit", "--scheme=w4a4", "--quantizer=pact"),
-    "dorefa w4a4": ("low_bit", "--scheme=w4a4", "--quantizer=dorefa"),
-    "twn w2a8": ("low_bit", "--quantizer=twn"),
-    "ttq w2a8": ("low_bit", "--quantizer=ttq"),
-    "binary w1a8": ("low_bit", "--quantizer=binary"),
+    "lsq w4a4": ("low_bit", _PACKED, "--scheme=w4a4"),
+    "lsq w3a3": ("low_bit", _PACKED, "--scheme=w3a3"),
+    "lsq w2a2": ("low_bit", _PACKED, "--scheme=w2a2", "--learning_rate=0.1"),
+    "pact w4a4": ("low_bit", _PACKED, "--scheme=w4a4", "--quantizer=pact"),
+    "dorefa w4a4": ("low_bit", _PACKED, "--scheme=w4a4", "--quantizer=dorefa"),
+    "twn w2a8": ("low_bit", _PACKED, "--quantizer=twn"),
+    "ttq w2a8": ("low_bit", _PACKED, "--quantizer=ttq"),
+    "binary w1a8": ("low_bit", _PACKED, "--quantizer=binary"),
 }
 
 _ROWS = flags.DEFINE_multi_enum("row", list(ROWS), list(ROWS), "Rows to run, a flag for each.")

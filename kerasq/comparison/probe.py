@@ -61,7 +61,7 @@ class Probe:
         ]
         # Layers that read an input compute on the values of its codes.
         self._fed = [
-            values.real(values.codes(x, tensor), tensor) if tensor.grid is not None else x
+            values.real(self._lite.codes(x, tensor), tensor) if tensor.grid is not None else x
             for x, tensor in zip(fed, self._lite.inputs, strict=True)
         ]
         self.samples += count

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from ai_edge_litert import schema_py_generated as schema
 
+from kerasq import targets
 from kerasq.export import operators, signature, weights
 from kerasq.export.builder import Builder
 from kerasq.export.convert import MARKER, Converted
@@ -30,7 +31,8 @@ from kerasq.export.marks import (
     Weighted,
 )
 from kerasq.export.quantization import drop_unread, quantized
-from kerasq.litert import flatbuffer, preprocessing
+from kerasq.litert import flatbuffer, metadata, preprocessing
+from kerasq.litert.runtimes import RUNTIMES
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,6 +52,12 @@ def lower(converted: Converted, wanted: signature.Signature) -> bytes:
     model = flatbuffer.read(converted.content)
     signature.add(model)
     return _Lowering(model, converted).run(wanted)
+
+
+def _made_for(target: targets.Target) -> metadata.Made:
+    """What a file of a target says of itself."""
+    version = RUNTIMES[target.runtime].version() if target.runtime else ""
+    return metadata.Made(target=target.name, runtime=target.runtime or "", version=version)
 
 
 class _Lowering:
@@ -82,6 +90,7 @@ class _Lowering:
         flatbuffer.prune(builder.model)
         builder.model.description = b"kerasq"
         preprocessing.write(builder.model, signature.preprocessing(wanted))
+        metadata.put_made(builder.model, _made_for(self.converted.target))
         return flatbuffer.write(builder.model)
 
     def _is_marker(self, op: schema.OperatorT) -> bool:

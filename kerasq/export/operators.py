@@ -124,19 +124,15 @@ def _not_on_one_grid(builder: Builder, op: schema.OperatorT) -> str | None:
 
 def compare(builder: Builder, op: schema.OperatorT) -> str | None:
     """An operator whose output is no code, but hangs on which codes are larger: ARG_MAX."""
-    known = builder.target.operators.get(builder.op(op))
-    if known is None or not known.compares:
-        return f"{builder.op(op)} computes more than the order of values"
+    if reason := _not_to_compare(builder, op):
+        return reason
+    known = builder.target.operators[builder.op(op)]
     inputs, name = integer_inputs(builder, op), builder.layer(int(op.outputs[0]))
-    places = [i for i, tensor in enumerate(inputs) if tensor in builder.grids]
-    if len(places) != 1:
-        return "it reads floats, or several grids"
-    (place,) = places
+    (place,) = _on_grids(builder, op)
     grid, is_index = builder.grids[inputs[place]], known.parameter == "axis"
     if not is_index:
         values = builder.constant(inputs[1 - place])
-        if values is None:
-            return "it reads floats"
+        assert values is not None
         limit = threshold(builder.op(op), values, grid, is_first=place == 0)
         inputs[1 - place] = flatbuffer.new_tensor(
             builder.model, f"{name}/{known.parameter}", limit.shape, np.int32, values=limit
@@ -149,6 +145,24 @@ def compare(builder: Builder, op: schema.OperatorT) -> str | None:
     builder.rename(int(op.outputs[0]), f"{name}/{builder.op(op).lower()}")
     builder.ops.append(op)
     return None
+
+
+def _not_to_compare(builder: Builder, op: schema.OperatorT) -> str | None:
+    """Why an operator does not compare codes; None if it does."""
+    known = builder.target.operators.get(builder.op(op))
+    if known is None or not known.compares:
+        return f"{builder.op(op)} computes more than the order of values"
+    places, inputs = _on_grids(builder, op), integer_inputs(builder, op)
+    if len(places) != 1 or builder.constant(inputs[1 - places[0]]) is None:
+        return "it reads floats, or several grids"
+    if builder.grids[inputs[places[0]]].bits > 8 and known.int16 is None:
+        return f"target {builder.target.name!r} has it on int8 only"
+    return None
+
+
+def _on_grids(builder: Builder, op: schema.OperatorT) -> list[int]:
+    """Which of an operator's inputs are codes."""
+    return [i for i, tensor in enumerate(integer_inputs(builder, op)) if tensor in builder.grids]
 
 
 def threshold(kind: str, values: np.ndarray, grid: Grid, is_first: bool) -> np.ndarray:

@@ -70,7 +70,7 @@ def prove(model: keras.Model, lite: TFLiteModel) -> None:
     x = keras.tree.map_structure(lambda values: values[:COUNT], samples_of(model))
     pairs = _predictions(model, lite, x)
     off = max(pair.off() for pair in pairs)
-    if not off or target_of(model).name != lite.target:
+    if not off or target_of(model).runtime != lite.target:
         return
     if where := _fault(model, lite, x, pairs):
         if _mixes_samples(model, x, pairs):

@@ -37,10 +37,8 @@ def exchange(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
 
 def tile(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
     """TILE as CONCATENATION of the tensor with itself, along one axis after the other."""
-    multiples = builder.constant(int(op.inputs[1]))
-    assert multiples is not None
     found = builder.codes[int(op.inputs[0])]
-    for axis, count in enumerate(multiples):
+    for axis, count in enumerate(_constant(builder, op, 1)):
         found = _repeated(builder, found, int(count), axis, f"{mark.name}/axis_{axis}")
     builder.rename(found, mark.name)
     builder.codes[int(op.outputs[0])] = found
@@ -60,6 +58,10 @@ def _repeated(builder: Builder, source: int, count: int, axis: int, name: str) -
 def _joined(builder: Builder, tensors: list[int], axis: int, name: str) -> int:
     if len(tensors) == 1:
         return tensors[0]
+    if len(tensors) > _MOST:
+        firsts = [tensors[i : i + _MOST] for i in range(0, len(tensors), _MOST)]
+        groups = [_joined(builder, x, axis, f"{name}/{i}") for i, x in enumerate(firsts)]
+        return _joined(builder, groups, axis, name)
     shape = [int(n) for n in builder.tensor(tensors[0]).shape]
     shape[axis] = sum(int(builder.tensor(i).shape[axis]) for i in tensors)
     target = builder.add(name, shape, builder.grids[tensors[0]])
@@ -68,32 +70,92 @@ def _joined(builder: Builder, tensors: list[int], axis: int, name: str) -> int:
     return target
 
 
-def reduce_max(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
-    """REDUCE_MAX along neighbouring axes as MAX_POOL_2D, between two RESHAPE.
+def extreme(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """REDUCE_MAX and REDUCE_MIN, axis by axis, as MAXIMUM or MINIMUM of one half and the other.
+
+    Halves of an odd number overlap, which changes no extreme.
+    """
+    kind = {"REDUCE_MAX": "MAXIMUM", "REDUCE_MIN": "MINIMUM"}[builder.op(op)]
+    found, output = builder.codes[int(op.inputs[0])], int(op.outputs[0])
+    axes = _constant(builder, op, 1).ravel()
+    for axis in sorted(int(i) % len(builder.tensor(found).shape) for i in axes):
+        while (count := int(builder.tensor(found).shape[axis])) > 1:
+            half, name = (count + 1) // 2, f"{mark.name}/axis_{axis}_of_{count}"
+            ends = [_sliced(builder, found, axis, i, half, name) for i in (0, count - half)]
+            found = builder.add(name, builder.tensor(ends[0]).shape, mark.grid)
+            builder.emit(kind, ends, [found], options=("MaximumMinimumOptions", {}))
+    wanted = tuple(int(n) for n in builder.tensor(output).shape)
+    builder.codes[output] = _reshaped(builder, found, wanted, mark.name)
+
+
+def mirror_pad(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """MIRROR_PAD, axis by axis, as CONCATENATION of the tensor with its ends, reversed."""
+    found = builder.codes[int(op.inputs[0])]
+    # The outermost values are repeated (SYMMETRIC) or not (REFLECT).
+    skipped = 1 if op.builtinOptions.mode == schema.MirrorPadMode.REFLECT else 0
+    for axis, (before, after) in enumerate(_constant(builder, op, 1).reshape(-1, 2).tolist()):
+        name, count = f"{mark.name}/axis_{axis}", int(builder.tensor(found).shape[axis])
+        last = count - after - skipped
+        start = _mirrored(builder, found, axis, skipped, before, f"{name}/before")
+        end = _mirrored(builder, found, axis, last, after, f"{name}/after")
+        found = _joined(builder, [*start, found, *end], axis, name)
+    builder.rename(found, mark.name)
+    builder.codes[int(op.outputs[0])] = found
+
+
+def _mirrored(
+    builder: Builder, source: int, axis: int, begin: int, size: int, name: str
+) -> list[int]:
+    """A part of a tensor along an axis, reversed; nothing of size 0."""
+    if not size:
+        return []
+    part = _sliced(builder, source, axis, begin, size, name)
+    target = builder.add(f"{name}/reversed", builder.tensor(part).shape, builder.grids[part])
+    builder.emit("REVERSE_V2", [part, _parameter(builder, f"{name}/axis", [axis])], [target])
+    return [target]
+
+
+def take(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """GATHER of constant places along an axis, as CONCATENATION of slices.
 
     Raises:
-        ValueError: where there are others between the axes.
+        ValueError: for places that are computed, or of several axes of the samples.
     """
     source, output = builder.codes[int(op.inputs[0])], int(op.outputs[0])
-    shape = [int(n) for n in builder.tensor(source).shape]
-    given = builder.constant(int(op.inputs[1]))
-    assert given is not None
-    axes = sorted(int(i) % len(shape) for i in np.ravel(given))
-    if axes != [*range(axes[0], axes[-1] + 1)]:
+    axis, places = op.builtinOptions.axis, builder.constant(int(op.inputs[1]))
+    if places is None or op.builtinOptions.batchDims:
         raise ValueError(
-            "A maximum on int16 must be along neighbouring axes on target "
-            f"{builder.target.name!r}. Received: {mark.name!r} along {axes}. Give it int8 "
-            "activations."
+            "Places that are taken of an int16 tensor must be constant on target "
+            f"{builder.target.name!r}. Received: those of {mark.name!r}. Give it int8 activations."
         )
-    count, inner = int(np.prod(shape[axes[0] : axes[-1] + 1])), int(np.prod(shape[axes[-1] + 1 :]))
-    image = _reshaped(builder, source, (-1, count, 1, inner), f"{mark.name}/image")
-    rows = builder.tensor(image).shape[0]
-    pooled = builder.add(f"{mark.name}/pooled", (rows, 1, 1, inner), mark.grid)
-    window = {"filterHeight": count, "filterWidth": 1, "strideH": 1, "strideW": 1, "padding": 1}
-    options = ("Pool2DOptions", {**window, "fusedActivationFunction": 0})
-    builder.emit("MAX_POOL_2D", [image], [pooled], options=options)
+    axis = axis % len(builder.tensor(source).shape)
+    parts = [
+        _sliced(builder, source, axis, int(i), 1, f"{mark.name}/{int(i)}") for i in places.ravel()
+    ]
+    joined = _joined(builder, parts, axis, f"{mark.name}/taken")
     wanted = tuple(int(n) for n in builder.tensor(output).shape)
-    builder.codes[output] = _reshaped(builder, pooled, wanted, mark.name)
+    builder.codes[output] = _reshaped(builder, joined, wanted, mark.name)
+
+
+def _sliced(builder: Builder, source: int, axis: int, begin: int, size: int, name: str) -> int:
+    """So many places of a tensor along an axis."""
+    shape = [int(n) for n in builder.tensor(source).shape]
+    begins, sizes = [0] * len(shape), list(shape)
+    begins[axis], sizes[axis] = begin, size
+    target = builder.add(f"{name}/from_{begin}", sizes, builder.grids[source])
+    ends = [
+        _parameter(builder, f"{name}/begin", begins),
+        _parameter(builder, f"{name}/size", sizes),
+    ]
+    builder.emit("SLICE", [source, *ends], [target], options=("SliceOptions", {}))
+    return target
+
+
+def _constant(builder: Builder, op: schema.OperatorT, place: int) -> np.ndarray:
+    """What an operator reads beside its values."""
+    found = builder.constant(int(op.inputs[place]))
+    assert found is not None
+    return found
 
 
 def _reshaped(builder: Builder, source: int, shape: tuple, name: str) -> int:
@@ -114,7 +176,10 @@ def _parameter(builder: Builder, name: str, values: tuple | list) -> int:
 Substitute = Callable[[Builder, schema.OperatorT, Computed], None]
 SUBSTITUTES: dict[str, Substitute] = {
     "DEPTH_TO_SPACE": exchange,
-    "REDUCE_MAX": reduce_max,
+    "GATHER": take,
+    "MIRROR_PAD": mirror_pad,
+    "REDUCE_MAX": extreme,
+    "REDUCE_MIN": extreme,
     "SPACE_TO_DEPTH": exchange,
     "TILE": tile,
 }

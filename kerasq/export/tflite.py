@@ -10,13 +10,13 @@ from kerasq.export.convert import convert
 from kerasq.export.lower import lower
 from kerasq.export.proof import prove
 from kerasq.export.signature import Signature
-from kerasq.litert.runtime import RUNTIMES, TFLiteModel
+from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtimes import RUNTIMES
 from kerasq.scheme import FLOAT_BITS
-from kerasq.support import optional
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
 from kerasq.support.restore import restored_on_error
-from kerasq.targets import LITERT, TFLM
+from kerasq.targets import LITERT, Target
 from kerasq.wrappers import (
     input_boundaries,
     preprocessing_of,
@@ -102,9 +102,7 @@ def _written(
     for remark in range_limits.widen(model):
         print(remark)
     range_limits.check(model)
-    lite = TFLiteModel(
-        lower(convert(model, batch_size), signature), target=_runtime(target_of(model).name)
-    )
+    lite = TFLiteModel(_content(model, signature, batch_size), target=_runtime(target_of(model)))
     if check:
         prove(model, lite)
     else:
@@ -115,14 +113,25 @@ def _written(
     return lite
 
 
-def _runtime(target: str) -> str:
-    """The target whose interpreter runs an export: LiteRT's, where the own one is not here."""
-    if target != TFLM.name or optional.is_installed("tflite_micro"):
-        return target if target in RUNTIMES else LITERT.name
-    print(
-        "The file is not checked against what the model predicts: tflite_micro is not installed. "
-        "Run `pip install 'kerasq[tflm]'`."
-    )
+def content_of(model: keras.Model, batch_size: int, dtype: str | None = None) -> bytes:
+    """A model's file, which is not loaded here, with both ends of a type."""
+    return _content(model, _signature(model, dtype, dtype), batch_size)
+
+
+def _content(model: keras.Model, signature: Signature, batch_size: int) -> bytes:
+    return lower(convert(model, batch_size), signature)
+
+
+def _runtime(target: Target) -> str:
+    """The interpreter that runs an export: LiteRT's, where the target's own one is not here."""
+    if target.runtime is not None and RUNTIMES[target.runtime].version():
+        return target.runtime
+    if target.runtime is not None:
+        print(
+            "The file is not checked against what the model predicts: "
+            f"{RUNTIMES[target.runtime].title} is not installed. "
+            f"Run `pip install 'kerasq[{target.runtime}]'`."
+        )
     return LITERT.name
 
 

@@ -39,11 +39,12 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
     kernel = dataclasses.replace(mark.kernel, axis=known.channels)
     grid = data_grid(builder, op)
     inputs[1] = _kernel(builder, f"{mark.name}/kernel", values, kernel)
-    if builder.target.packs(kind, kernel.bits, grid.bits):
+    is_packed = builder.target.packs(kind, kernel.bits, grid.bits, values.shape[-1])
+    if is_packed:
         flatbuffer.pack_constant(builder.model, builder.tensor(inputs[1]))
     # A layer without bias gets one: folded zero points and gains need it.
     inputs[max(2, known.data + 1) :] = [_bias(builder, mark, grid)]
-    put(builder, op, inputs, mark, kernel.bits)
+    put(builder, op, inputs, mark, kernel.bits if is_packed else 8)
     return None
 
 

@@ -65,12 +65,15 @@ def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: 
 
 
 def rescale_once(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits."""
+    """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits.
+
+    On Arm, CONV_2D with packed INT4 weights on int8 as well.
+    """
     return clip(multiply_rounding_once(total, double_multiplier(grid, weights, out)), out)
 
 
 def rescale_twice(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """CONV_2D with packed INT4 weights on int8, which XNNPACK leaves to LiteRT's own kernel.
+    """CONV_2D with packed INT4 weights on int8, which XNNPACK leaves to LiteRT's own: x86-64.
 
     Ties go up: it is the vectorized one.
     """
@@ -92,10 +95,14 @@ def rescale_by_eights(
     return clip(tf.where(is_vectorized, up, away), out)
 
 
-def rescale_odd(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+def with_odd(own: Callable) -> Callable:
     """FULLY_CONNECTED with packed INT4 weights on int8: XNNPACK takes an even number of inputs.
 
-    Two weights share a byte there; LiteRT's own kernel takes the odd numbers.
+    Two weights share a byte there; LiteRT's own kernel, `own`, takes the odd numbers.
     """
-    is_odd = weights.codes.shape[0] % 2
-    return (rescale_twice if is_odd else rescale)(total, grid, weights, out)
+
+    def kernel(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
+        is_odd = weights.codes.shape[0] % 2
+        return (own if is_odd else rescale)(total, grid, weights, out)
+
+    return kernel

@@ -42,17 +42,13 @@ def requantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) ->
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """ADD: inputs 15 bits up onto twice the larger scale, their sum back down."""
     del layer
-    return _sum(codes, grids, out, 1)
+    return any_width.scaled_sum(codes, grids, out, 1, bits=15, rescale=multiply_rounding_once)
 
 
 def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """SUB: as ADD, with the difference."""
+    """SUB: as ADD, with the difference, but each input is rounded twice."""
     del layer
-    return _sum(codes, grids, out, -1)
-
-
-def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
-    return any_width.scaled_sum(codes, grids, out, sign, bits=15, rescale=multiply_rounding_once)
+    return any_width.scaled_sum(codes, grids, out, -1, bits=15, rescale=multiply_rounding_twice)
 
 
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -154,12 +150,6 @@ def _interpolate(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return base + shift_right_half_up(slope * place, int64(7))
 
 
-def exponential(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """EXP: a table over all codes of the input, interpolated."""
-    del layer
-    return clip(_interpolate(table_between(tf.exp, grids[0], out), int64(codes[0])), out)
-
-
 def table_between(function: Callable, grid: Grid, out: Grid) -> tf.Tensor:
     """513 samples of `function` over a grid, in codes of another, as `_table` has them.
 
@@ -168,7 +158,9 @@ def table_between(function: Callable, grid: Grid, out: Grid) -> tf.Tensor:
     """
     zero = float32(grid.zero_point)
     low, high = (product(grid.scale, float(code) - zero) for code in (grid.qmin, grid.qmax))
-    unit = quotient(2.0**16, product(out.scale, 2.0**16 - 1.0))
+    # The width of the output's range: its ends are rounded before they are subtracted.
+    width = plus(product(out.scale, 2.0**15 - 1.0), product(out.scale, 2.0**15))
+    unit = quotient(2.0**16, width)
     step = plus(high, -low) / 512.0
 
     def value(x: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasq.grid import Grid
-from kerasq.litert import flatbuffer, preprocessing
+from kerasq.litert import flatbuffer, metadata, preprocessing
+from kerasq.litert.metadata import Made
 from kerasq.litert.operators import KERNEL_OPS
 from kerasq.litert.preprocessing import Preprocessing
 
@@ -69,6 +70,7 @@ class Contents:
         input_names, output_names: what the signature calls them.
         byte_count: the size of the file.
         constant_bytes: how many of these are weights and constants.
+        made: what it was made for; None where kerasq has not written it.
     """
 
     tensors: list[Tensor]
@@ -79,6 +81,7 @@ class Contents:
     output_names: list[str]
     byte_count: int
     constant_bytes: int
+    made: Made | None
 
     @functools.cached_property
     def by_name(self) -> dict[str, Tensor]:
@@ -118,6 +121,7 @@ def read(model: Any, byte_count: int) -> Contents:
         output_names=_names(tensors, graph.outputs, signature and signature.outputs),
         byte_count=byte_count,
         constant_bytes=_constant_bytes(model),
+        made=metadata.find_made(model),
     )
 
 

@@ -24,19 +24,20 @@ class MicroInterpreter:
 
     Args:
         content: the file.
+        arenas: bytes of memory that it gets, one after the other until one is enough.
 
     Raises:
         ImportError: where tflite_micro is not installed.
         RuntimeError: for a file that it does not run, in its own words.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, arenas: tuple[int, ...] = ARENAS) -> None:
         self._runtime = optional.load("tflite_micro", "tflm").runtime
         self._content = content
-        self._interpreter = self._loaded()
+        self._interpreter = self._loaded(arenas)
 
-    def _loaded(self) -> Any:
-        for arena in ARENAS:
+    def _loaded(self, arenas: tuple[int, ...]) -> Any:
+        for arena in arenas:
             with _said() as text:
                 try:
                     return self._runtime.Interpreter.from_bytes(self._content, arena_size=arena)
@@ -88,6 +89,37 @@ class MicroInterpreter:
             self._interpreter.print_allocations()
         (total,) = re.findall(r"Arena allocation total (\d+) bytes", " ".join(text))
         return int(total)
+
+
+def least_arena(content: bytes, inputs: list[np.ndarray]) -> int:
+    """The least arena in which a file runs, in bytes, to the next 1,024.
+
+    More than `arena_bytes`: kernels are prepared in memory that is free again when they run.
+
+    Args:
+        content: the file.
+        inputs: samples for each input, of which the first is run.
+
+    Raises:
+        ImportError: where tflite_micro is not installed.
+        RuntimeError: for a file that it does not run.
+    """
+    used = MicroInterpreter(content).arena_bytes()
+    size = -(-used // 1024) * 1024
+    while not _runs_in(size, content, inputs):
+        size += 1024
+    return size
+
+
+def _runs_in(size: int, content: bytes, inputs: list[np.ndarray]) -> bool:
+    try:
+        interpreter = MicroInterpreter(content, (size,))
+        for i, values in enumerate(inputs):
+            interpreter.set_tensor(i, values[:1])
+        interpreter.invoke()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ class Operator:
     Attributes:
         int8: least operator version for int8 activations.
         int16: the same for int16 activations; None where there is no such kernel, or none that
-            kerasq simulates (GELU, whose table hangs on the device's `erfc` and `tanh`).
+            kerasq simulates (EXP and GELU, whose tables hang on the device's C library).
         int4: the same for packed INT4 weights, by the bits of the activations.
+        int4_odd: whether packed weights beside int8 codes may have an odd number of inputs.
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
@@ -27,6 +28,7 @@ class Operator:
     int8: int
     int16: int | None = None
     int4: dict[int, int] = dataclasses.field(default_factory=dict)
+    int4_odd: bool = True
     channels: int | None = None
     data: int = 0
     reference: bool = True
@@ -40,10 +42,11 @@ class Operator:
 # Of int32, which codes become before.
 _COMPARISON = Operator(int8=1, int16=1, compares=True, parameter="threshold")
 
-# Versions from LiteRT's op_version.cc. FULLY_CONNECTED 12 is the first with per-channel weights: an
-# older runtime must refuse the file, not misread it. DEPTHWISE_CONV_2D has INT4 in version 7, which
-# the reference kernels of LiteRT 2.3 do not register, though they run it; on int16 it loads packed
-# INT4 weights but reads them as int8.
+# Versions from LiteRT's op_version.cc, but that of FULLY_CONNECTED on int8: where weights are per
+# channel, it asks for 12, which reference kernels before LiteRT 2.1 refuse, and runtimes from
+# TensorFlow 2.12 on read them in any version. On int16 those before 2.18 misread them.
+# DEPTHWISE_CONV_2D has INT4 in version 7, which the reference kernels of LiteRT 2.3 do not
+# register, though they run it; on int16 it loads packed INT4 weights but reads them as int8.
 OPERATORS: dict[str, Operator] = {
     "ADD": Operator(int8=2, int16=3, fuses_relu=True),
     # Of int16 there is no kernel: codes become int32 before.
@@ -61,9 +64,9 @@ OPERATORS: dict[str, Operator] = {
     "DEQUANTIZE": Operator(int8=2, int16=3),
     "ELU": Operator(int8=1, reference=False),
     "EQUAL": _COMPARISON,
-    "EXP": Operator(int8=2, int16=2),
+    "EXP": Operator(int8=2),
     "FULLY_CONNECTED": Operator(
-        int8=12, int16=12, channels=0, int4={8: 12, 16: 13}, fuses_relu=True
+        int8=4, int16=12, channels=0, int4={8: 10, 16: 13}, fuses_relu=True
     ),
     "GATHER": Operator(int8=2, int16=4, pass_through=True, parameter="indices"),
     "GELU": Operator(int8=2),

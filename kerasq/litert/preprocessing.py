@@ -1,14 +1,15 @@
 """What whoever feeds a file computes of an input, before its values are put on the grid."""
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-# The name of the file's metadata that holds it: JSON, a list with an entry for each input.
-METADATA = "kerasq.preprocessing"
+from kerasq.litert import metadata
+
+# The name of the file's metadata that holds it: a list with an entry for each input.
+_NAME = "kerasq.preprocessing"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,20 +44,15 @@ def write(model: schema.ModelT, inputs: list[Preprocessing | None]) -> None:
         return
     # Python's floats hold float32 numbers, and their digits lead back to them.
     entries = [own and {"gain": own.gain.tolist(), "shift": own.shift.tolist()} for own in inputs]
-    buffer, metadata = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(entries).encode(), np.uint8)
-    metadata.name, metadata.buffer = METADATA.encode(), len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), metadata]
+    metadata.put(model, _NAME, entries)
 
 
 def read(model: schema.ModelT) -> list[Preprocessing | None]:
     """What belongs to each input of a file."""
-    for metadata in model.metadata or []:
-        if metadata.name.decode() == METADATA:
-            entries = json.loads(bytes(model.buffers[metadata.buffer].data))
-            return [own and _of(**own) for own in entries]
-    return [None for _ in model.subgraphs[0].inputs]
+    entries = metadata.find(model, _NAME)
+    if entries is None:
+        return [None for _ in model.subgraphs[0].inputs]
+    return [own and _of(**own) for own in entries]
 
 
 def _of(gain: list[float], shift: list[float]) -> Preprocessing:

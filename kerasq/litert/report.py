@@ -4,13 +4,13 @@ import collections
 
 import numpy as np
 
-from kerasq.litert.contents import Contents, Tensor
+from kerasq.litert.contents import Contents, Op, Tensor
 from kerasq.litert.operators import OPERATORS
 from kerasq.support import tables
 
 
 def report(contents: Contents) -> str:
-    """Operators with their types, inputs and outputs, sizes, then `remarks`."""
+    """Operators with their types, inputs and outputs, and sizes."""
     rows = [["output", "operator", "type", "weights", "bytes"]]
     for op in contents.ops:
         output, kernel = contents.by_name[op.outputs[0]], contents.kernel(op)
@@ -29,7 +29,7 @@ def report(contents: Contents) -> str:
     ]
     if not contents.float_ops():
         lines.append("Integer only.")
-    return "\n".join([*lines, *remarks(contents)])
+    return "\n".join(lines)
 
 
 def remarks(contents: Contents) -> list[str]:
@@ -46,9 +46,29 @@ def remarks(contents: Contents) -> list[str]:
     if unpacked := _unpacked(contents):
         lines.append(
             "Weights stored wider than they are, for want of a narrower kernel: "
-            f"{'; '.join(unpacked)}."
+            f"{'; '.join(unpacked)}.{_of_processors(contents)}"
         )
     return lines
+
+
+def _of_processors(contents: Contents) -> str:
+    """What packs weights that each processor's kernel rounds otherwise; "" where nothing does."""
+    is_anywhere = contents.made is not None and contents.made.target == "litert"
+    if not is_anywhere or not any(_could_be_packed(contents, op) for op in contents.ops):
+        return ""
+    return (
+        " Where the processor is known, those of up to 4 bits in CONV_2D, and in FULLY_CONNECTED "
+        "of an odd number of inputs, are packed: target='litert-arm64' or 'litert-x86-64'."
+    )
+
+
+def _could_be_packed(contents: Contents, op: Op) -> bool:
+    """Whether some processor's own kernel reads an operator's weights packed."""
+    kernel = contents.kernel(op) if op.name in ("CONV_2D", "FULLY_CONNECTED") else None
+    if kernel is None or contents.by_name[op.inputs[0]].type != "int8":
+        return False
+    fits = kernel.codes.endswith("-bit codes") and not kernel.codes.startswith("5")
+    return kernel.type == "int8" and fits
 
 
 def _float_layers(contents: Contents) -> dict[str, list[str]]:

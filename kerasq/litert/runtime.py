@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +11,14 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kerasq.litert import contents, evaluation, flatbuffer, report, values
-from kerasq.litert.contents import Op
+from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.micro import MicroInterpreter
+from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.verify import verify
 from kerasq.support.files import write_whole
 from kerasq.support.progress import track
 
 KERNELS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
-# By the target whose kernels it has, an interpreter in words.
-RUNTIMES = {"litert": "LiteRT", "tflm": "TFLite Micro"}
 
 
 class TFLiteModel:
@@ -90,6 +90,8 @@ class TFLiteModel:
         self.inputs, self.outputs = self._contents.inputs, self._contents.outputs
         self.input_names = self._contents.input_names
         self.output_names = self._contents.output_names
+        if other := self._made_for_another():
+            warnings.warn(other, stacklevel=2)
 
     def _loaded(self) -> Interpreter:
         """An interpreter of the file, before its tensors have memory."""
@@ -125,7 +127,7 @@ class TFLiteModel:
             yield
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"The model must {verb} in the {RUNTIMES[self.target]} interpreter "
+                f"The model must {verb} in the {RUNTIMES[self.target].title} interpreter "
                 f"({self.kernels} kernels). "
                 f"Received: {len(self.content)} bytes that it refuses: {error}"
             ) from error
@@ -140,11 +142,37 @@ class TFLiteModel:
 
     def __str__(self) -> str:
         """The export report: operators with their types, inputs and outputs, then `remarks`."""
-        return report.report(self._contents)
+        lines = [report.report(self._contents), f"{self.made_for()} {self._runs_on()}"]
+        return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
         """What a user should know: what computes in float, which weights are stored too wide."""
-        return report.remarks(self._contents)
+        return [*report.remarks(self._contents), *filter(None, [self._made_for_another()])]
+
+    def made_for(self) -> str:
+        """The target that the file was made for, in words."""
+        made = self._contents.made
+        if made is None:
+            return "Not written by kerasq."
+        runtime = RUNTIMES.get(made.runtime)
+        checked = f" ({runtime.title} {made.version})" if runtime and made.version else ""
+        return f"Made for target {made.target!r}{checked}."
+
+    def _runs_on(self) -> str:
+        return f"Runs here on {RUNTIMES[self.target]}, {self.kernels} kernels."
+
+    def _made_for_another(self) -> str:
+        """That the file's target rounds otherwise than what runs it; "" where it does not."""
+        made = self._contents.made
+        if made is None or made.runtime in ("", self.target):
+            return ""
+        own = (
+            f"kerasq.TFLiteModel(path, target={made.runtime!r})" if made.runtime in RUNTIMES else ""
+        )
+        return (
+            f"The file was made for target {made.target!r}, whose kernels round otherwise than "
+            f"those of {RUNTIMES[self.target].title}, which runs it here: expect other codes. {own}"
+        )
 
     def constant(self, name: str) -> np.ndarray:
         """The codes, or floats, of a tensor that the file holds, such as "conv/kernel".
@@ -196,6 +224,14 @@ class TFLiteModel:
         """One array an input, checked; `x` as in `predict`."""
         return values.columns(x, self.inputs, self.input_names)
 
+    def codes(self, x: np.ndarray, tensor: Tensor) -> np.ndarray:
+        """What an input takes for real values: its codes, or the values in its own type.
+
+        Ties are rounded as the target's QUANTIZE does.
+        """
+        made = self._contents.made
+        return values.codes(x, tensor, away=made is not None and made.runtime == "tflm")
+
     def calls(self, columns: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Raw outputs of one call after the other, for inputs as `columns` gives them.
 
@@ -212,7 +248,7 @@ class TFLiteModel:
                 if len(samples) < batch:
                     missing = batch - len(samples)
                     samples = np.concatenate([samples, [samples[-1]] * missing])
-                self._interpreter.set_tensor(detail["index"], values.codes(samples, tensor))
+                self._interpreter.set_tensor(detail["index"], self.codes(samples, tensor))
             with self._accepted("run"):
                 self._interpreter.invoke()
             # `get_tensor` copies, so that the next call does not change what was yielded.

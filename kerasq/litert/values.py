@@ -64,13 +64,16 @@ def _check_shapes(arrays: list[np.ndarray], tensors: list[Tensor], names: list[s
         )
 
 
-def codes(values: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """What a tensor takes for real values: its codes, or the values in its own type."""
+def codes(values: np.ndarray, tensor: Tensor, away: bool = False) -> np.ndarray:
+    """What a tensor takes for real values: its codes, or the values in its own type.
+
+    Ties go to the even code, or away from zero; see `Grid.quantize`.
+    """
     if tensor.preprocessing is not None:
         values = tensor.preprocessing(values)
     if tensor.dtype.kind == "f" or tensor.grid is None:
         return values.astype(tensor.dtype)
-    signed = tensor.grid.quantize(values)
+    signed = tensor.grid.quantize(values, away)
     if tensor.dtype != np.uint8:
         return signed
     # Grids are those of signed codes; unsigned ones are 128 higher, for which int8 has no room.

@@ -1,13 +1,24 @@
 """What quantized models run on: one table of targets, by name."""
 
-from kerasq.targets.litert import LITERT
+from kerasq.targets.litert import ARM64, LITERT, X86_64
 from kerasq.targets.target import Limits, Target
 from kerasq.targets.tflm import TFLM
 
-__all__ = ["DEFAULT", "LITERT", "TARGETS", "TFLM", "Limits", "Target", "find", "register"]
+__all__ = [
+    "ARM64",
+    "DEFAULT",
+    "LITERT",
+    "TARGETS",
+    "TFLM",
+    "X86_64",
+    "Limits",
+    "Target",
+    "find",
+    "register",
+]
 
 # A new target is a file beside litert.py and a row here.
-TARGETS: dict[str, Target] = {target.name: target for target in (LITERT, TFLM)}
+TARGETS: dict[str, Target] = {target.name: target for target in (LITERT, X86_64, ARM64, TFLM)}
 
 # The target of models that do not name one.
 DEFAULT = LITERT.name

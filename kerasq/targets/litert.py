@@ -1,8 +1,11 @@
-"""LiteRT's default kernels on x86-64: XNNPACK where its delegate takes an operator, else its own.
+"""LiteRT's default kernels: XNNPACK where its delegate takes an operator, else its own.
 
 Widths without a row have no kernel that is simulated. Read off LiteRT 2.3, and checked against the
-interpreter in tests/test_kernels.py and tests/test_kernels_int16.py.
+interpreter in tests/test_kernels.py and tests/test_kernels_int16.py, and on an emulated Arm by
+tools/arm64.
 """
+
+import dataclasses
 
 from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16
 from kerasq.kernels import accumulators as sums
@@ -21,7 +24,6 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("CONCATENATION", 16): any_width.on_one_grid,
     ("ELU", 8): int8.elu,
     ("EXP", 8): int8.pointwise,
-    ("EXP", 16): int16.exponential,
     ("GATHER", 8): any_width.lookup,
     ("GATHER", 16): any_width.lookup,
     ("GELU", 8): int8.pointwise,
@@ -63,23 +65,31 @@ KERNELS: dict[tuple[str, int], Kernel] = {
 # XNNPACK takes int8 weights; packed ones only in FULLY_CONNECTED. Nothing on int16.
 ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("CONV_2D", 8, 8): sums.rescale,
-    ("CONV_2D", 8, 4): sums.rescale_twice,
     ("CONV_2D", 16, 8): sums.rescale_15_bits,
     ("CONV_2D", 16, 4): sums.rescale_15_bits,
     ("DEPTHWISE_CONV_2D", 8, 8): sums.rescale,
     ("DEPTHWISE_CONV_2D", 8, 4): sums.rescale_by_eights,
     ("DEPTHWISE_CONV_2D", 16, 8): sums.rescale_15_bits,
     ("FULLY_CONNECTED", 8, 8): sums.rescale,
-    ("FULLY_CONNECTED", 8, 4): sums.rescale_odd,
+    ("FULLY_CONNECTED", 8, 4): sums.rescale,
     ("FULLY_CONNECTED", 16, 8): sums.rescale_once,
     ("FULLY_CONNECTED", 16, 4): sums.rescale_once,
     ("TRANSPOSE_CONV", 8, 8): sums.rescale,
     ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
 }
 
+# What of packed weights on int8 XNNPACK leaves to LiteRT's own kernels, those round otherwise on
+# each processor: weights are stored as int8 there.
+_EVERYWHERE = {
+    **OPERATORS,
+    "CONV_2D": dataclasses.replace(OPERATORS["CONV_2D"], int4={16: 8}),
+    "FULLY_CONNECTED": dataclasses.replace(OPERATORS["FULLY_CONNECTED"], int4_odd=False),
+}
+
 LITERT = Target(
     name="litert",
-    operators=OPERATORS,
+    runtime="litert",
+    operators=_EVERYWHERE,
     kernels=KERNELS,
     accumulator_kernels=ACCUMULATOR_KERNELS,
     limits=Limits(
@@ -104,4 +114,27 @@ LITERT = Target(
         # them by the exponent of 6553.5 times the scale: they wrap around at 5.33 and 5.
         curve_scale=5.0,
     ),
+)
+
+
+def _with_packed(own: AccumulatorKernel) -> dict[tuple[str, int, int], AccumulatorKernel]:
+    """The kernels where a processor is named, whose own one rounds packed weights on int8."""
+    packed = {("CONV_2D", 8, 4): own, ("FULLY_CONNECTED", 8, 4): sums.with_odd(own)}
+    return {**ACCUMULATOR_KERNELS, **packed}
+
+
+X86_64 = dataclasses.replace(
+    LITERT,
+    name="litert-x86-64",
+    machines=("x86_64", "AMD64"),
+    operators=OPERATORS,
+    accumulator_kernels=_with_packed(sums.rescale_twice),
+)
+
+ARM64 = dataclasses.replace(
+    LITERT,
+    name="litert-arm64",
+    machines=("aarch64", "arm64"),
+    operators=OPERATORS,
+    accumulator_kernels=_with_packed(sums.rescale_once),
 )

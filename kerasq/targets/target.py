@@ -50,6 +50,10 @@ class Target:
 
     Attributes:
         name: what `quantize_model` takes, and a saved model keeps.
+        runtime: the interpreter whose kernels these are, as `TFLiteModel(target=...)` takes it;
+            None where there is none for Python, and files can only be checked to run.
+        machines: the processors that these are the kernels of, by Python's `platform.machine()`;
+            none where they are the same on all.
         operators: the operators, with their versions and types.
         kernels: the functions that operators without weights are simulated by, by operator and
             width.
@@ -62,6 +66,8 @@ class Target:
     """
 
     name: str
+    runtime: str | None = None
+    machines: tuple[str, ...] = ()
     operators: Mapping[str, Operator]
     kernels: Mapping[tuple[str, int], Kernel]
     accumulator_kernels: Mapping[tuple[str, int, int], AccumulatorKernel]
@@ -83,14 +89,16 @@ class Target:
         """
         return self._found(self.kernels, (operator, bits))
 
-    def accumulator_kernel(self, operator: str, bits: int, weight_bits: int) -> AccumulatorKernel:
-        """The kernel of an operator with weights of `weight_bits`.
+    def accumulator_kernel(
+        self, operator: str, bits: int, weight_bits: int, inputs: int = 0
+    ) -> AccumulatorKernel:
+        """The kernel of an operator with weights of `weight_bits`, `inputs` of them in each sum.
 
         Raises:
             ValueError: where there is none at these widths.
         """
         # Weights of any number of bits are stored in one of two ways, and kernels see only those.
-        stored = 4 if self.packs(operator, weight_bits, bits) else 8
+        stored = 4 if self.packs(operator, weight_bits, bits, inputs) else 8
         return self._found(self.accumulator_kernels, (operator, bits, stored))
 
     def _found(self, kernels: Mapping[Any, Any], key: tuple[Any, ...]) -> Any:
@@ -128,9 +136,11 @@ class Target:
         simulated = (*self.kernels, *self.accumulator_kernels)
         return any(key[:2] == (operator, 16 if bits > 8 else 8) for key in simulated)
 
-    def packs(self, operator: str, weight_bits: int, activation_bits: int) -> bool:
+    def packs(self, operator: str, weight_bits: int, activation_bits: int, inputs: int = 0) -> bool:
         """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
-        return weight_bits <= 4 and activation_bits in self.operators[operator].int4
+        known = self.operators[operator]
+        is_even = activation_bits > 8 or known.int4_odd or inputs % 2 == 0
+        return weight_bits <= 4 and activation_bits in known.int4 and is_even
 
     def version(self, operator: str, weight_bits: int, activation_bits: int) -> int:
         """The least operator version for these widths.

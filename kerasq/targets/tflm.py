@@ -16,7 +16,15 @@ from kerasq.targets.target import Target
 
 # What it has no kernel of; of int16; and of packed INT4 weights, beside int8 activations.
 _MISSING = ("ELU", "EXP", "GELU", "TILE")
-_ONLY_INT8 = ("GATHER", "REDUCE_MAX", "REDUCE_MIN", "RESIZE_BILINEAR")
+_ONLY_INT8 = (
+    "ARG_MAX",
+    "ARG_MIN",
+    "GATHER",
+    "MIRROR_PAD",
+    "REDUCE_MAX",
+    "REDUCE_MIN",
+    "RESIZE_BILINEAR",
+)
 _INT4 = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
@@ -87,6 +95,7 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
 
 TFLM = Target(
     name="tflm",
+    runtime="tflm",
     operators=OPERATORS,
     kernels=KERNELS,
     accumulator_kernels=ACCUMULATOR_KERNELS,

@@ -328,7 +328,8 @@ def exported(name):
     make, options = CASES[name]
     model = make()
     x = networks.data(model, 24)
-    q = networks.quantized(model, x, **options)
+    # Where all 4-bit weights are packed.
+    q = networks.quantized(model, x, target="litert-x86-64", **options)
     return q, x, kerasq.export_tflite(q, check=False)
 
 
@@ -450,7 +451,8 @@ def test_biases_are_int64_under_int16(name):
 def test_four_bit_weights_take_half_the_bytes():
     sizes = {}
     for scheme in ("w8a8", "w4a8", "w4a16"):
-        lite = kerasq.export_tflite(networks.quantized(odd(), scheme=scheme))
+        q = networks.quantized(odd(), scheme=scheme, target="litert-x86-64")
+        lite = kerasq.export_tflite(q)
         names = ("conv", "depth", "dense")
         sizes[scheme] = [tensor(lite, f"{name}/kernel").bytes for name in names]
     assert sizes == {
@@ -458,6 +460,15 @@ def test_four_bit_weights_take_half_the_bytes():
         "w4a8": [41, 14, 8],
         "w4a16": [41, 27, 8],  # no packed kernel for DEPTHWISE_CONV_2D
     }
+
+
+def test_what_processors_round_otherwise_is_packed_where_one_is_named():
+    lite = kerasq.export_tflite(networks.quantized(odd(), scheme="w4a8"))
+    names = ("conv", "depth", "dense")  # Of five inputs.
+    assert [tensor(lite, f"{name}/kernel").bytes for name in names] == [81, 14, 15]
+    (remark,) = lite.remarks()
+    assert "conv (4-bit codes as int8, CONV_2D on int8); dense (4-bit codes" in remark
+    assert remark.endswith("target='litert-arm64' or 'litert-x86-64'.")
 
 
 def test_the_report_names_what_is_not_packed_and_what_is_float():
@@ -756,11 +767,11 @@ def test_curves_at_int16(scheme, capsys):
     printed = capsys.readouterr().out
     assert "Stay" not in printed and "Run at" not in printed and lite.float_ops == []
     names = [op.name for op in lite.ops]
-    assert {"TRANSPOSE_CONV", "LEAKY_RELU", "EXP"} <= {*names} and "GELU" not in names
-    # gelu, two times elu, and sqrt: tables of all 65536 codes.
+    assert {"TRANSPOSE_CONV", "LEAKY_RELU"} <= {*names} and not {"EXP", "GELU"} & {*names}
+    # gelu, two times elu, exp and sqrt: tables of all 65536 codes.
     tables = [tensor for tensor in lite.tensors if tensor.name.endswith("/table")]
     assert [(t.shape, t.type) for t in tables] == [((2**16,), "int16")] * names.count("GATHER")
-    assert len(tables) == 4
+    assert len(tables) == 5
     found = lite.predict(x)
     # What a compiler makes of exponentials and roots must not move a code.
     compiled = tf.function(lambda x: q(x, training=False), jit_compile=True)

@@ -35,7 +35,9 @@ def test_a_difference_is_an_error_that_names_the_layer(tmp_path, monkeypatch):
 
 
 def test_another_target_is_not_judged_by_these_kernels():
-    target = dataclasses.replace(LITERT, name="own", kernels={**LITERT.kernels, ADD: one_more})
+    target = dataclasses.replace(
+        LITERT, name="own", runtime=None, kernels={**LITERT.kernels, ADD: one_more}
+    )
     targets.register(target)
     try:
         kerasq.export_tflite(networks.quantized(networks.residual(), target="own"))

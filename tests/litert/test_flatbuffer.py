@@ -51,6 +51,20 @@ def test_write_then_read():
     assert [t.name for t in model.subgraphs[0].tensors] == [b"x", b"shape", b"y"]
 
 
+def test_constants_are_aligned_to_16_bytes():
+    model = empty()
+    constants = [np.arange(n, dtype=np.int8) for n in (1, 3, 17, 64)]
+    for i, values in enumerate(constants):
+        flatbuffer.new_tensor(model, f"c{i}", values.shape, np.int8, values=values)
+    content = flatbuffer.write(model)
+    packed = schema.Model.GetRootAs(content)
+    places = [packed.Buffers(i) for i in range(1, 5)]
+    starts = [x._tab.Vector(x._tab.Offset(4)) for x in places]
+    assert [start % 16 for start in starts] == [0, 0, 0, 0]
+    for start, values in zip(starts, constants, strict=True):
+        assert content[start : start + len(values)] == values.tobytes()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8, np.int16, np.int32, np.int64])
 def test_constants(dtype):
     model = empty()

@@ -409,7 +409,8 @@ def test_unknown_weights():
     ],
 )
 def test_the_export_says_which_weights_are_narrower_than_their_type(scheme, weights, said):
-    q = kerasq.quantize_model(networks.residual(), scheme, weights=weights)
+    target = "litert-x86-64"
+    q = kerasq.quantize_model(networks.residual(), scheme, weights=weights, target=target)
     x = np.random.default_rng(0).uniform(0, 1, (8, 12, 12, 3)).astype("float32")
     kerasq.calibrate(q, x)
     if weights == "power_of_two":

@@ -162,7 +162,7 @@ def test_low_bit_quantizers_are_those_of_their_papers():
 
 
 def test_mixed_precision(network, tmp_path):
-    flags = ("--budget=bytes=70%", f"--model={network}", "--epochs=1")
+    flags = ("--budget=bytes=70%", f"--model={network}", "--epochs=1", "--target=litert-x86-64")
     results, text = finished("mixed_precision", tmp_path, *flags)
     assert results["tflite_accuracy"] > 0.93 and results["exact"] == 1.0
     assert set(results["overrides"].values()) == {"w8a8", "w4a8"} and "bytes" in text

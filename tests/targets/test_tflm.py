@@ -176,29 +176,26 @@ def test_networks(name, scheme):
     assert lite.arena_bytes() > 0
 
 
-# On int16 it has none of these, and they only move values.
-WITHOUT_INT16 = ("Min-", "Take-")
 # A slice of five axes.
 REFUSED = ("Cropping3D",)
 
 
-def grouped(scheme):
+def grouped():
     """Layers by the shapes of what they read: a model has all of one kind."""
-    without = REFUSED + (WITHOUT_INT16 if scheme == "w8a16" else ())
     found = collections.defaultdict(list)
     for case in CASES:
-        if not case.id.startswith(without):
+        if not case.id.startswith(REFUSED):
             make, shapes, _ = case.values
             found[tuple(map(tuple, shapes))].append(make)
     return found
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
-@pytest.mark.parametrize("shapes", grouped("w8a8"), ids=str)
+@pytest.mark.parametrize("shapes", grouped(), ids=str)
 def test_layers(shapes, scheme):
     keras.utils.set_random_seed(0)
     inputs = [keras.Input(shape) for shape in shapes]
-    found = [make() for make in grouped(scheme)[shapes]]
+    found = [make() for make in grouped()[shapes]]
     for i, layer in enumerate(found):
         layer.name = f"layer_{i}"
     x = inputs[0] if len(inputs) == 1 else inputs
@@ -206,22 +203,6 @@ def test_layers(shapes, scheme):
     rng = np.random.default_rng(1)
     data = [rng.normal(0.3 * i, 3 / (i + 1), (24, *s)).astype("f") for i, s in enumerate(shapes)]
     assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
-
-
-@pytest.mark.parametrize(
-    ("layer", "scheme", "operator"),
-    [
-        (layers.Min([1], name="x"), "w8a16", "REDUCE_MIN of int16"),
-        (layers.Take([2, 0], 1, name="x"), "w8a16", "GATHER of int16"),
-    ],
-    ids=["Min", "Take"],
-)
-def test_what_it_does_not_have_is_an_error_with_a_way_out(layer, scheme, operator):
-    x = keras.Input((6, 3))
-    q = networks.quantized(keras.Model(x, layer(x)), scheme=scheme, target="tflm")
-    text = rf"that target 'tflm' has. Received: layer 'x', which becomes {operator}. Replace"
-    with pytest.raises(ValueError, match=text):
-        kerasq.export_tflite(q)
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 23, 130])
@@ -234,20 +215,44 @@ def test_repeats_are_concatenations(count, scheme):
     assert {op.name for op in lite.ops} <= {"RESHAPE", "CONCATENATION"}
 
 
-@pytest.mark.parametrize("axes", [[1], [2], [3], [1, 2], [2, 3], [1, 2, 3]])
-def test_maxima_of_int16_are_poolings(axes):
+@pytest.mark.parametrize("kind", [layers.Max, layers.Min])
+@pytest.mark.parametrize("axes", [[1], [3], [1, 2], [1, 3], [1, 2, 3]])
+def test_extremes_of_int16_are_those_of_halves(kind, axes):
     x = keras.Input((4, 5, 3))
     data = np.random.default_rng(0).normal(size=(16, 4, 5, 3)).astype("float32")
-    model = keras.Model(x, layers.Max(axes)(x))
+    model = keras.Model(x, kind(axes)(x))
     lite = assert_exact(networks.quantized(model, data, scheme="w8a16", target="tflm"), data)
-    assert {op.name for op in lite.ops} == {"RESHAPE", "MAX_POOL_2D"}
+    operator = {layers.Max: "MAXIMUM", layers.Min: "MINIMUM"}[kind]
+    assert {op.name for op in lite.ops} == {"SLICE", operator, "RESHAPE"}
 
 
-def test_maxima_along_axes_apart():
-    x = keras.Input((4, 5, 3))
-    q = networks.quantized(keras.Model(x, layers.Max([1, 3])(x)), scheme="w8a16", target="tflm")
-    with pytest.raises(ValueError, match=r"along neighbouring axes .*along \[1, 3\]. Give it int8"):
-        kerasq.export_tflite(q)
+@pytest.mark.parametrize("mode", ["reflect", "symmetric"])
+@pytest.mark.parametrize("widths", [[(0, 0), (1, 2), (0, 0)], [(0, 0), (3, 0), (1, 1)]])
+def test_mirrored_borders_of_int16_are_concatenations(widths, mode):
+    x = keras.Input((5, 3))
+    data = np.random.default_rng(0).normal(size=(16, 5, 3)).astype("float32")
+    model = keras.Model(x, keras.ops.pad(x, widths, mode))
+    lite = assert_exact(networks.quantized(model, data, scheme="w8a16", target="tflm"), data)
+    assert {op.name for op in lite.ops} == {"SLICE", "REVERSE_V2", "CONCATENATION"}
+
+
+def test_places_of_int16_are_slices():
+    x = keras.Input((15, 3))
+    data = np.random.default_rng(0).normal(size=(16, 15, 3)).astype("float32")
+    places = [[13, 2], [0, 5], [7, 7], [1, 3], [14, 4], [9, 0], [8, 12]]
+    model = keras.Model(x, layers.Take(places, 1)(x))
+    lite = assert_exact(networks.quantized(model, data, scheme="w8a16", target="tflm"), data)
+    assert {op.name for op in lite.ops} == {"SLICE", "CONCATENATION", "RESHAPE"}
+
+
+def test_labels_of_int16_are_those_of_floats():
+    x = keras.Input((7,))
+    data = np.random.default_rng(0).normal(size=(64, 7)).astype("float32")
+    model = keras.Model(x, keras.ops.argmax(L.Dense(5)(x), -1))
+    q = networks.quantized(model, data, scheme="w8a16", target="tflm")
+    lite = kerasq.export_tflite(q)
+    assert [op.name for op in lite.ops] == ["FULLY_CONNECTED", "DEQUANTIZE", "ARG_MAX"]
+    np.testing.assert_array_equal(lite.predict(data), q.predict(data, verbose=0))
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
@@ -276,6 +281,30 @@ def test_a_saved_model_keeps_its_target(tmp_path):
     assert kerasq.export_tflite(again).content == kerasq.export_tflite(q).content
     report = kerasq.compare(again, kerasq.export_tflite(q), x=networks.data(q, 16))
     assert report.exact == 1.0 and report.kernels == "portable"
+
+
+@pytest.mark.parametrize("dtype", [None, "uint8", "float32"])
+def test_inputs_on_ties(dtype):
+    """TFLite Micro rounds floats away from zero, and so does whoever feeds it codes."""
+    q = networks.quantized(networks.mlp(), target="tflm")
+    (grid,) = (tensor.grid for tensor in kerasq.export_tflite(q).inputs)
+    steps = np.arange(258, dtype="float32").reshape(-1, 6) - 128.5
+    x = grid.scale * steps
+    lite = kerasq.export_tflite(q, input_dtype=dtype)
+    assert (grid.quantize(x) != grid.quantize(x, away=True)).mean() > 0.2
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+
+
+def test_a_file_says_what_it_was_made_for(recwarn):
+    q = networks.quantized(networks.mlp(), target="tflm")
+    lite = kerasq.export_tflite(q)
+    assert "Made for target 'tflm' (TFLite Micro 0.dev" in str(lite)
+    assert "Runs here on TFLite Micro 0.dev" in str(lite)
+    assert not recwarn and not lite.remarks()
+    with pytest.warns(UserWarning, match="made for target 'tflm', whose kernels round otherwise"):
+        other = kerasq.TFLiteModel(lite.content)
+    assert "Runs here on LiteRT 2." in str(other)
+    assert "target='tflm'" in other.remarks()[0]
 
 
 def test_a_file_of_litert_is_refused_in_the_runtimes_words():

@@ -1,0 +1,1 @@
+"""What a microcontroller project includes: C++ sources of a .tflite file for TFLite Micro."""

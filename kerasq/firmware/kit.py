@@ -1,0 +1,98 @@
+"""`deploy`: a .tflite file as the C++ sources that a microcontroller project includes."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kerasq.firmware.sources import Kit, sources
+from kerasq.litert.micro import least_arena
+from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtimes import RUNTIMES
+from kerasq.support.files import check_writable, write_whole
+
+
+def deploy(
+    lite: TFLiteModel,
+    path: str | os.PathLike,
+    *,
+    x: Any,
+    labels: Sequence[str] = (),
+    count: int = 4,
+) -> list[str]:
+    """Writes a file as C++ for TFLite Micro: the model, its operators, test vectors and a `main`.
+
+    - `model.h`, `model.cc`: the .tflite file, aligned; the arena's size; scales, zero points,
+      shapes and labels.
+    - `model_ops.h`: the op resolver, with exactly the operators of the file.
+    - `test_vectors.h`, `test_vectors.cc`: samples, and what portable kernels make of them.
+    - `main.cc`: runs the samples on the device and compares every code.
+
+    The arena is the least in which TFLite Micro's interpreter runs the file on this machine.
+
+    Args:
+        lite: what `export_tflite` returned for target "tflm", or any file that TFLite Micro runs.
+        path: the folder, which is made where it is not there; files of these names are replaced.
+        x: real samples, as for `predict`.
+        labels: names of the classes.
+        count: how many of the samples become test vectors.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ImportError: where tflite_micro is not installed.
+        ValueError: for a file that TFLite Micro does not run, whose batch size is not 1, for
+            samples that do not fit it, and for labels of another number than the output has.
+        OSError: where `path` cannot be written.
+
+    Example:
+        >>> kerasq.deploy(lite, "firmware", x=x_test, labels=["yes", "no"])  # doctest: +SKIP
+        ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'test_vectors.cc', 'test_vectors.h']
+    """
+    micro = lite if lite.target == "tflm" else TFLiteModel(lite.content, target="tflm")
+    _check(micro, labels, count)
+    columns = [column[:count] for column in micro.columns(x)]
+    if not len(columns[0]):
+        raise ValueError("`x` must hold at least one sample. Received: none.")
+    given = [micro.codes(values, y) for values, y in zip(columns, micro.inputs, strict=True)]
+    calls = list(micro.calls(columns))
+    kit = Kit(
+        title=f"{micro.made_for()} Codes are those of {RUNTIMES['tflm']}, portable kernels.",
+        content=micro.content,
+        arena=least_arena(micro.content, given),
+        operators=[op.name for op in micro.ops],
+        inputs=micro.inputs,
+        outputs=micro.outputs,
+        labels=labels,
+        vectors=[*given, *map(np.concatenate, zip(*calls, strict=True))],
+    )
+    return _write(pathlib.Path(path), sources(kit))
+
+
+def _check(micro: TFLiteModel, labels: Sequence[str], count: int) -> None:
+    if {tensor.shape[:1] for tensor in micro.inputs} != {(1,)}:
+        raise ValueError(
+            "A file for a device must take one sample a call. Received: inputs of shape "
+            f"{[tensor.shape for tensor in micro.inputs]}. Export it with batch_size=1."
+        )
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1. Received: count={count!r}.")
+    sizes = {tensor.shape[-1] for tensor in micro.outputs if tensor.shape}
+    if isinstance(labels, str) or (labels and len(labels) not in sizes):
+        raise ValueError(
+            "`labels` must name each class of an output. "
+            f"Received: {labels!r} for outputs of {sorted(sizes)}."
+        )
+
+
+def _write(folder: pathlib.Path, files: dict[str, str]) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    # All that can fail is found before the first one is written.
+    for name in files:
+        check_writable(folder / name)
+    for name, text in files.items():
+        write_whole(folder / name, text.encode())
+    return sorted(files)

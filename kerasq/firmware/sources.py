@@ -1,0 +1,328 @@
+"""The C++ of a deployment kit, as text."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from kerasq.litert.contents import Tensor
+
+# Bytes, or numbers, a line.
+_PER_LINE = 16
+_TYPES = {"f": "float", "b": "bool", "i": "int{bits}_t", "u": "uint{bits}_t"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kit:
+    """What the sources are made of.
+
+    Attributes:
+        title: a line that says what the file is, and what made it.
+        content: the .tflite file.
+        arena: the bytes that its interpreter took.
+        operators: the operators of the file.
+        inputs, outputs: the tensors at its ends.
+        labels: names of the classes, or none.
+        vectors: for each input, and then each output, an array of samples as the device has them.
+    """
+
+    title: str
+    content: bytes
+    arena: int
+    operators: Sequence[str]
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    labels: Sequence[str]
+    vectors: Sequence[np.ndarray]
+
+
+def method(operator: str) -> str:
+    """What registers an operator with `MicroMutableOpResolver`, such as "AddConv2D"."""
+    words = [word.capitalize() for word in operator.split("_")]
+    return "Add" + "".join(words).replace("Matmul", "MatMul").replace("2d", "2D")
+
+
+def sources(kit: Kit) -> dict[str, str]:
+    """The files of a kit, by name."""
+    head = f"// {kit.title}\n// Written by kerasq; do not edit.\n"
+    return {
+        "model.h": head + _model_header(kit),
+        "model.cc": head + _model_data(kit),
+        "model_ops.h": head + _operators(kit),
+        "test_vectors.h": head + _vectors_header(kit),
+        "test_vectors.cc": head + _vectors(kit),
+        "main.cc": head + _MAIN,
+    }
+
+
+def _model_header(kit: Kit) -> str:
+    lines = [_describe("Input", i, tensor) for i, tensor in enumerate(kit.inputs)]
+    lines += [_describe("Output", i, tensor) for i, tensor in enumerate(kit.outputs)]
+    return f"""\
+#ifndef KERASQ_MODEL_H_
+#define KERASQ_MODEL_H_
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace model {{
+
+// The .tflite file.
+extern const unsigned char kData[];
+inline constexpr std::size_t kDataSize = {len(kit.content)};
+
+// What TFLite Micro's interpreter took on a 64-bit machine, where pointers are largest: an upper
+// bound for its portable kernels. Kernels of a vendor may need more:
+// `MicroInterpreter::arena_used_bytes()` says what they did.
+inline constexpr std::size_t kArenaSize = {kit.arena};
+
+// How integers stand for real values: scale * (code - zero_point).
+struct Grid {{
+  float scale;
+  int zero_point;
+}};
+
+{"".join(lines)}{_labels(kit.labels)}\
+// The code of a real value, ties away from zero.
+template <typename Code>
+Code Quantize(float value, const Grid& grid) {{
+  const float code = std::round(value / grid.scale) + static_cast<float>(grid.zero_point);
+  const float low = std::numeric_limits<Code>::min(), high = std::numeric_limits<Code>::max();
+  return static_cast<Code>(code < low ? low : code > high ? high : code);
+}}
+
+// The real value of a code.
+inline float Dequantize(int code, const Grid& grid) {{
+  return grid.scale * static_cast<float>(code - grid.zero_point);
+}}
+
+}}  // namespace model
+
+#endif  // KERASQ_MODEL_H_
+"""
+
+
+def _describe(end: str, index: int, tensor: Tensor) -> str:
+    """The constants of an input or output."""
+    name, shape = f"k{end}{index}", ", ".join(map(str, tensor.shape))
+    lines = [f'// {end} {index}, "{tensor.name}": {tensor.type}, shape ({shape}).']
+    lines.append(f"using {end}{index} = {_type(tensor.dtype)};")
+    lines.append(f"inline constexpr int {name}Shape[] = {{{shape}}};")
+    lines.append(f"inline constexpr std::size_t {name}Size = {int(np.prod(tensor.shape))};")
+    if tensor.grid is not None and tensor.dtype.kind != "f":
+        # As in the file, whose unsigned codes lie 128 above those of the grid.
+        zero_point = int(tensor.grid.zero_point) + (128 if tensor.dtype == np.uint8 else 0)
+        scale = _number(np.float32(tensor.grid.scale))
+        lines.append(f"inline constexpr Grid {name}Grid = {{{scale}, {zero_point}}};")
+    if tensor.preprocessing is not None:
+        own = tensor.preprocessing
+        lines.append("// Whoever feeds it computes value * gain + shift, by the last axis, before.")
+        for what, values in (("Gain", own.gain), ("Shift", own.shift)):
+            lines.append(f"inline constexpr float {name}{what}[] = {{{_listed(values)}}};")
+    return "\n".join(lines) + "\n\n"
+
+
+def _labels(labels: Sequence[str]) -> str:
+    if not labels:
+        return ""
+    quoted = ", ".join(_text(label) for label in labels)
+    return f"// The classes.\ninline constexpr const char* kLabels[] = {{{quoted}}};\n\n"
+
+
+def _text(label: str) -> str:
+    """A C string of any text: what is no printable ASCII in octal."""
+    return '"' + "".join(_character(byte) for byte in label.encode()) + '"'
+
+
+def _character(byte: int) -> str:
+    is_plain = 32 <= byte < 127 and chr(byte) not in '"\\?'
+    return chr(byte) if is_plain else f"\\{byte:03o}"
+
+
+def _model_data(kit: Kit) -> str:
+    rows = _rows([f"0x{byte:02x}" for byte in kit.content])
+    return f"""\
+#include "model.h"
+
+namespace model {{
+
+// Kernels read weights 16 bytes at a time.
+alignas(16) const unsigned char kData[] = {{
+{rows}
+}};
+
+}}  // namespace model
+"""
+
+
+def _operators(kit: Kit) -> str:
+    names = sorted({*kit.operators})
+    calls = "".join(f"  TF_LITE_ENSURE_STATUS(resolver.{method(name)}());\n" for name in names)
+    return f"""\
+#ifndef KERASQ_MODEL_OPS_H_
+#define KERASQ_MODEL_OPS_H_
+
+#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+
+namespace model {{
+
+// The operators of the file, and no others: each takes flash.
+using Resolver = tflite::MicroMutableOpResolver<{len(names)}>;
+
+inline TfLiteStatus AddOperators(Resolver& resolver) {{
+{calls}  return kTfLiteOk;
+}}
+
+}}  // namespace model
+
+#endif  // KERASQ_MODEL_OPS_H_
+"""
+
+
+def _vectors_header(kit: Kit) -> str:
+    declared = "".join(f"extern const {line};\n" for line in _declarations(kit))
+    return f"""\
+#ifndef KERASQ_TEST_VECTORS_H_
+#define KERASQ_TEST_VECTORS_H_
+
+#include "model.h"
+
+namespace model {{
+
+// Samples, and what TFLite Micro's portable kernels make of them.
+inline constexpr int kVectors = {len(kit.vectors[0])};
+
+// An input or output of all samples: where they are, and the bytes of one.
+struct Vectors {{
+  const void* data;
+  std::size_t bytes;
+}};
+{declared}
+inline constexpr Vectors kInputs[] = {{{_pointers("Input", kit.inputs)}}};
+inline constexpr Vectors kOutputs[] = {{{_pointers("Output", kit.outputs)}}};
+
+}}  // namespace model
+
+#endif  // KERASQ_TEST_VECTORS_H_
+"""
+
+
+def _pointers(end: str, tensors: Sequence[Tensor]) -> str:
+    return ", ".join(
+        f"{{kTest{end}{i}, sizeof({end}{i}) * k{end}{i}Size}}" for i in range(len(tensors))
+    )
+
+
+def _declarations(kit: Kit) -> list[str]:
+    """What the arrays are called, and their types."""
+    ends = [("Input", i) for i in range(len(kit.inputs))]
+    ends += [("Output", i) for i in range(len(kit.outputs))]
+    return [f"{end}{i} kTest{end}{i}[kVectors * k{end}{i}Size]" for end, i in ends]
+
+
+def _vectors(kit: Kit) -> str:
+    arrays = [
+        f"const {line} = {{\n{_rows(_numbers(values))}\n}};\n"
+        for line, values in zip(_declarations(kit), kit.vectors, strict=True)
+    ]
+    return f"""\
+#include "test_vectors.h"
+
+namespace model {{
+
+{"".join(arrays)}
+}}  // namespace model
+"""
+
+
+def _type(dtype: np.dtype) -> str:
+    return _TYPES[dtype.kind].format(bits=8 * dtype.itemsize)
+
+
+def _numbers(values: np.ndarray) -> list[str]:
+    if values.dtype.kind == "f":
+        return [_number(x) for x in values.ravel()]
+    return [str(int(x)) for x in values.ravel()]
+
+
+def _number(value: np.floating) -> str:
+    """A float that leads back to the very number."""
+    return f"{float(value)!r}f" if "." in repr(float(value)) else f"{float(value):.9e}f"
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(_numbers(np.asarray(values, np.float32)))
+
+
+def _rows(items: Iterable[str]) -> str:
+    found = list(items)
+    parts = [found[i : i + _PER_LINE] for i in range(0, len(found), _PER_LINE)]
+    return "\n".join(f"    {', '.join(part)}," for part in parts)
+
+
+_MAIN = """\
+// Runs the test vectors on this device and compares every code.
+#include <cstring>
+
+#include "model.h"
+#include "model_ops.h"
+#include "tensorflow/lite/micro/micro_interpreter.h"
+#include "tensorflow/lite/micro/micro_log.h"
+#include "tensorflow/lite/micro/system_setup.h"
+#include "tensorflow/lite/schema/schema_generated.h"
+#include "test_vectors.h"
+
+namespace {
+
+alignas(16) uint8_t arena[model::kArenaSize];
+
+// The outputs of a sample that are not what they must be; -1 where it did not run.
+int Differing(tflite::MicroInterpreter& interpreter, int sample) {
+  for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
+    const model::Vectors& all = model::kInputs[i];
+    std::memcpy(interpreter.input(i)->data.data,
+                static_cast<const char*>(all.data) + sample * all.bytes, all.bytes);
+  }
+  if (interpreter.Invoke() != kTfLiteOk) return -1;
+  int differing = 0;
+  for (std::size_t i = 0; i < interpreter.outputs_size(); ++i) {
+    const model::Vectors& all = model::kOutputs[i];
+    const char* expected = static_cast<const char*>(all.data) + sample * all.bytes;
+    differing += std::memcmp(interpreter.output(i)->data.data, expected, all.bytes) != 0;
+  }
+  return differing;
+}
+
+// 0 where every sample gives the expected codes.
+int RunTestVectors() {
+  tflite::InitializeTarget();
+  model::Resolver resolver;
+  if (model::AddOperators(resolver) != kTfLiteOk) return 1;
+  tflite::MicroInterpreter interpreter(tflite::GetModel(model::kData), resolver, arena,
+                                       model::kArenaSize);
+  if (interpreter.AllocateTensors() != kTfLiteOk) {
+    MicroPrintf("The arena of %d bytes is too small, or an operator is missing.",
+                static_cast<int>(model::kArenaSize));
+    return 1;
+  }
+  int equal = 0;
+  for (int sample = 0; sample < model::kVectors; ++sample) {
+    const int differing = Differing(interpreter, sample);
+    if (differing < 0) return 1;
+    equal += differing == 0;
+  }
+  MicroPrintf("%d of %d samples give the expected codes; %d bytes of the arena used.", equal,
+              model::kVectors, static_cast<int>(interpreter.arena_used_bytes()));
+  return equal == model::kVectors ? 0 : 1;
+}
+
+}  // namespace
+
+#ifdef ESP_PLATFORM
+extern "C" void app_main() { RunTestVectors(); }
+#else
+int main() { return RunTestVectors(); }
+#endif
+"""

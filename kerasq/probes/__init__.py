@@ -1,0 +1,1 @@
+"""Probes: each operator that kerasq exports to, alone, with the codes that it must give."""

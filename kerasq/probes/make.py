@@ -1,0 +1,97 @@
+"""Makes probes: exports of small networks, and what the simulation predicts for them."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from kerasq import graph
+from kerasq.calibration.calibrate import calibrate
+from kerasq.export.tflite import content_of
+from kerasq.litert import contents, flatbuffer, values
+from kerasq.litert.contents import Contents, Tensor
+from kerasq.probes import networks
+from kerasq.probes.standalone import Probe
+from kerasq.quantize import quantize_model
+from kerasq.support import progress
+from kerasq.targets import Target
+from kerasq.wrappers import infer
+
+# Samples a call, of 288 values on every input.
+COUNT = 16
+
+
+def make(target: Target) -> list[Probe]:
+    """A probe of each operator that a target has, for each type of codes and weights."""
+    wanted = [
+        (operator, branch, scheme)
+        for scheme in ("w8a8", "w8a16", "w4a8", "w4a16")
+        for operator, branch in {**networks.WEIGHTED, **networks.BRANCHES}.items()
+        if operator in target.operators and (scheme[:2] == "w8" or operator in networks.WEIGHTED)
+    ]
+    found: dict[tuple[str, str], Probe] = {}
+    for operator, branch, scheme in progress.track(wanted, len(wanted), "probe"):
+        for probe in _probes(operator, branch, scheme, target):
+            # What has no kernel at a width runs at another one, of which there is a probe already.
+            found.setdefault((probe.operator, probe.type), probe)
+    return list(found.values())
+
+
+def _probes(operator: str, branch: networks.Branch, scheme: str, target: Target) -> Iterator[Probe]:
+    """The probe of an operator; none where the target has no form of it."""
+    samples = list(networks.samples(COUNT, _inputs(operator, target)))
+    # What is said of a user's model is not of interest here.
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            q = quantize_model(networks.network(branch, len(samples)), scheme, target=target)
+            calibrate(q, samples)
+            content = content_of(q, COUNT, "float32" if operator in networks.FLOAT_ENDS else None)
+        except ValueError:
+            return
+    file = contents.read(flatbuffer.read(content), len(content))
+    if kind := _type(file, operator):
+        yield _probe(operator, kind, content, file, q, samples)
+
+
+def _inputs(operator: str, target: Target) -> int:
+    """On how many grids an operator is tried."""
+    known = target.operators[operator]
+    if known.pass_through or known.compares:
+        return 1  # What only moves codes, or compares them, does not hang on their grid.
+    # Each channel of weights has a scale of its own.
+    return 2 if known.channels is not None else len(networks.RANGES)
+
+
+def _type(file: Contents, operator: str) -> str | None:
+    """What the operator computes on in the file; None where the file does not have it."""
+    for op in file.ops:
+        if op.name == operator:
+            output, kernel = file.by_name[op.outputs[0]].type, file.kernel(op)
+            is_packed = kernel is not None and kernel.type != "int8"
+            source = file.by_name[op.inputs[0]].type
+            kind = source if output in ("bool", "int32") else output
+            return f"{kernel.type} on {kind}" if kernel is not None and is_packed else kind
+    return None
+
+
+def _probe(
+    operator: str, kind: str, content: bytes, file: Contents, q: keras.Model, samples: list
+) -> Probe:
+    predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]
+    pairs = list(zip(predicted, file.outputs, strict=True))
+    away = file.made is not None and file.made.runtime == "tflm"
+    return Probe(
+        operator,
+        kind,
+        content,
+        inputs=[values.codes(x, y, away) for x, y in zip(samples, file.inputs, strict=True)],
+        outputs=[values.codes(y, tensor) for y, tensor in pairs],
+        steps=[_step(tensor) for _, tensor in pairs],
+    )
+
+
+def _step(tensor: Tensor) -> float:
+    """The size of a step of codes, and of labels; of floats, which were codes, the least number."""
+    return 1.0 if tensor.dtype.kind != "f" else float(np.finfo(np.float32).tiny)
