@@ -27,11 +27,11 @@ def widen(model: keras.Model) -> list[str]:
     Returns:
         A remark for each layer whose range was widened.
     """
-    remarks = []
+    remarks, read = [], _read_by_softmax(model)
     # In order, as the range of an output is the scale of an input.
     for layer, quantizer in _ranged(model):
         low, high = map(float, quantizer.range())
-        scale, reason = _least_scale(layer)
+        scale, reason = max(_least_scale(layer), read.get(layer.name, (0.0, "")))
         factor = _MARGIN * scale / float(quantizer.grid().scale)
         if quantizer.limit is not None:
             factor = min(factor, quantizer.limit / high)
@@ -67,6 +67,19 @@ def _ranged(model: keras.Model) -> list[tuple[QuantizeWrapper, ActivationQuantiz
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper) and layer.output_quantizer is not None
     ]
+
+
+def _read_by_softmax(model: keras.Model) -> dict[str, tuple[float, str]]:
+    """By name of a layer that a softmax on int8 reads: its least output scale, and why."""
+    found = {}
+    for layer in model.layers:
+        if not isinstance(layer, QuantizeWrapper) or layer.bits.code_bits > 8:
+            continue
+        if layer.rule.operator in ("SOFTMAX", "LOG_SOFTMAX") and layer.producers[0] is not None:
+            least = layer.target.limits.softmax_scale
+            reason = f"the softmax of {layer.name!r} takes no steps below {least:.3g}"
+            found[layer.producers[0].name] = (least, reason)
+    return found
 
 
 def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:

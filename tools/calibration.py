@@ -303,8 +303,10 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of training, a netwo
 _METHOD = flags.DEFINE_string("method", None, "Of kerasq.calibrate; its default by default.")
 
 
-def converted(model: keras.Model, x: Array, dtype: str) -> kerasq.TFLiteModel:
-    """TFLiteConverter's post-training quantization."""
+def converted(
+    model: keras.Model, x: Array, dtype: str, *, integer_ends: bool = False
+) -> kerasq.TFLiteModel:
+    """TFLiteConverter's post-training quantization; its inputs and outputs are float by default."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([x[i : i + 1]] for i in range(len(x)))
@@ -312,6 +314,8 @@ def converted(model: keras.Model, x: Array, dtype: str) -> kerasq.TFLiteModel:
     only_int16 = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
     only = {"int8": sets.TFLITE_BUILTINS_INT8, "int16": only_int16}[dtype]
     converter.target_spec.supported_ops = [only, sets.TFLITE_BUILTINS]
+    if integer_ends:
+        converter.inference_input_type = converter.inference_output_type = getattr(tf, dtype)
     return kerasq.TFLiteModel(converter.convert())
 
 

@@ -126,12 +126,11 @@ def _runtime(target: Target) -> str:
     """The interpreter that runs an export: LiteRT's, where the target's own one is not here."""
     if target.runtime is not None and RUNTIMES[target.runtime].version():
         return target.runtime
+    missing = f"no interpreter here computes as target {target.name!r} does."
     if target.runtime is not None:
-        print(
-            "The file is not checked against what the model predicts: "
-            f"{RUNTIMES[target.runtime].title} is not installed. "
-            f"Run `pip install 'kerasq[{target.runtime}]'`."
-        )
+        title = RUNTIMES[target.runtime].title
+        missing = f"{title} is not installed. Run `pip install 'kerasq[{target.runtime}]'`."
+    print(f"The file is not checked against what the model predicts: {missing}")
     return LITERT.name
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasq.litert import flatbuffer
 from kerasq.support import optional
 
 # Bytes of the memory for activations and what kernels need besides; the second where the first
@@ -89,6 +90,28 @@ class MicroInterpreter:
             self._interpreter.print_allocations()
         (total,) = re.findall(r"Arena allocation total (\d+) bytes", " ".join(text))
         return int(total)
+
+
+def verify(model: Any) -> None:
+    """Raises a ValueError for a file, in object form, that would end the process.
+
+    TFLite Micro multiplies what an int8 softmax reads by 2^26 times its scale, and takes no number
+    of 1 or less there (`QuantizeMultiplierGreaterThanOne`).
+    """
+    graph = model.subgraphs[0]
+    for op in graph.operators:
+        kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
+        if kind not in ("SOFTMAX", "LOG_SOFTMAX"):
+            continue
+        source = graph.tensors[op.inputs[0]]
+        if source.type != flatbuffer.Type.INT8:
+            continue
+        grid = flatbuffer.grid_of(source)
+        if grid is None or not np.all(grid.scale >= 2.0**-25):
+            raise ValueError(
+                "TFLite Micro takes no int8 softmax whose input has steps below 2^-25. Received: "
+                f"{source.name.decode()!r} with {grid and float(grid.scale):.3g}. Widen its range."
+            )
 
 
 def least_arena(content: bytes, inputs: list[np.ndarray]) -> int:

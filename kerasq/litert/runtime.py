@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kerasq.litert import contents, evaluation, flatbuffer, report, values
+from kerasq.litert import contents, evaluation, flatbuffer, micro, report, values
 from kerasq.litert.contents import Op, Tensor
-from kerasq.litert.micro import MicroInterpreter
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.verify import verify
 from kerasq.support.files import write_whole
@@ -80,8 +79,9 @@ class TFLiteModel:
         model = flatbuffer.read(self.content)
         verify(model)
         if target == "tflm":
+            micro.verify(model)
             with self._accepted("load"):
-                self._interpreter = MicroInterpreter(self.content)
+                self._interpreter = micro.MicroInterpreter(self.content)
         with self._accepted("load"):
             # Kernels check versions, types and shapes here, so that a bad file fails now.
             self._interpreter.allocate_tensors()

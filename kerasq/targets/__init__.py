@@ -1,5 +1,6 @@
 """What quantized models run on: one table of targets, by name."""
 
+from kerasq.targets.ethos_u import ETHOS_U
 from kerasq.targets.litert import ARM64, LITERT, X86_64
 from kerasq.targets.target import Limits, Target
 from kerasq.targets.tflm import TFLM
@@ -7,6 +8,7 @@ from kerasq.targets.tflm import TFLM
 __all__ = [
     "ARM64",
     "DEFAULT",
+    "ETHOS_U",
     "LITERT",
     "TARGETS",
     "TFLM",
@@ -18,7 +20,9 @@ __all__ = [
 ]
 
 # A new target is a file beside litert.py and a row here.
-TARGETS: dict[str, Target] = {target.name: target for target in (LITERT, X86_64, ARM64, TFLM)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (LITERT, X86_64, ARM64, TFLM, ETHOS_U)
+}
 
 # The target of models that do not name one.
 DEFAULT = LITERT.name

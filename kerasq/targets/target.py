@@ -30,6 +30,7 @@ class Limits:
         sums: what products of codes and weights add up to at most, in steps of the output, by bits
             of the activations.
         curve_scale: what the scale of an int16 input of LOGISTIC, TANH and SOFTMAX stays below.
+        softmax_scale: the least scale of an int8 input of SOFTMAX and LOG_SOFTMAX.
     """
 
     bias: Mapping[tuple[int, int], float]
@@ -39,6 +40,7 @@ class Limits:
     requantized: Mapping[int, float]
     sums: Mapping[int, float]
     curve_scale: float
+    softmax_scale: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

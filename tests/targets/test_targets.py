@@ -166,7 +166,7 @@ def test_a_model_saved_before_there_were_targets():
 
 
 def test_unknown_targets(register):
-    names = r"\['litert', 'litert-arm64', 'litert-x86-64', 'tflm'\]"
+    names = r"\['ethos-u', 'litert', 'litert-arm64', 'litert-x86-64', 'tflm'\]"
     text = rf"one of {names}.*kerasq.targets.register.*Received: target='{{}}'"
     model, _ = network()
     with pytest.raises(ValueError, match=text.format("esp32")):

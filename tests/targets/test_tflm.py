@@ -274,6 +274,22 @@ def test_functions_without_an_operator_are_tables():
         assert [op.name for op in lite.ops].count("GATHER") == 3
 
 
+@pytest.mark.parametrize("activation", ["softmax", "log_softmax"])
+def test_logits_that_are_almost_constant(activation):
+    """Of steps below 2^-26 TFLite Micro ends the process."""
+    x = keras.Input((6,))
+    head = L.Dense(4, kernel_initializer=keras.initializers.RandomNormal(0, 1e-9, 0))(x)
+    model = keras.Model(x, L.Activation(activation)(head))
+    q = networks.quantized(model, target="tflm")
+    lite = assert_exact(q, networks.data(model, 32))
+    (logits,) = [op.inputs[0] for op in lite.ops if op.name == activation.upper()]
+    (scale,) = [t.grid.scale for t in lite.tensors if t.name == logits]
+    assert 2.0**-25 <= scale < 1.01 * 2.0**-25
+    other = kerasq.export_tflite(networks.quantized(model))
+    with pytest.raises(ValueError, match=r"no int8 softmax whose input has steps below 2\^-25"):
+        kerasq.TFLiteModel(other.content, target="tflm")
+
+
 def test_a_saved_model_keeps_its_target(tmp_path):
     q = networks.quantized(networks.mlp(), target="tflm")
     q.save(tmp_path / "q.keras")

@@ -1,0 +1,41 @@
+"""Arm's Ethos-U NPUs, by way of its compiler, Vela: TFLite Micro's rounding, with exceptions.
+
+Functions that TFLite Micro lacks are operators here, as the NPU has them by tables; its compiler
+has no INT4. Labels, comparisons, L2_NORMALIZATION, LOG_SOFTMAX and functions without an operator
+run on the processor beside the NPU: `python -m tools.vela` prints what does.
+"""
+
+import dataclasses
+
+from kerasq.kernels import Kernel, ethos_u, int8
+from kerasq.litert.operators import OPERATORS as ALL
+from kerasq.targets.tflm import TFLM
+
+# Which Vela makes tables of, 256 codes of the rounded function.
+_FUNCTIONS: dict[tuple[str, int], Kernel] = {
+    ("ELU", 8): int8.elu,
+    ("EXP", 8): int8.pointwise,
+    ("GELU", 8): int8.pointwise,
+}
+# Which leave the NPU; RESHAPE and TRANSPOSE do not.
+_MISSING = ("DEPTH_TO_SPACE", "SPACE_TO_DEPTH")
+
+OPERATORS = {
+    name: dataclasses.replace(known, int4={})
+    for name, known in TFLM.operators.items()
+    if name not in _MISSING
+} | {name: dataclasses.replace(ALL[name], int16=None) for name, _ in _FUNCTIONS}
+
+ETHOS_U = dataclasses.replace(
+    TFLM,
+    name="ethos-u",
+    runtime=None,
+    operators=OPERATORS,
+    kernels={
+        **TFLM.kernels,
+        **_FUNCTIONS,
+        ("AVERAGE_POOL_2D", 8): ethos_u.average_pool,
+        ("MEAN", 8): ethos_u.mean,
+    },
+    accumulator_kernels={k: v for k, v in TFLM.accumulator_kernels.items() if k[2] != 4},
+)

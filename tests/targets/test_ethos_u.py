@@ -1,0 +1,188 @@
+"""The target "ethos-u" against what its compiler, Vela, programs."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.kernels.fixed_point import decompose
+from kerasq.litert import flatbuffer
+from kerasq.targets import ETHOS_U
+from tests import networks
+from tests.test_kernels import CODES, simulate
+
+pytest.importorskip("ethosu")
+from tools import vela
+
+L, K = keras.layers, keras.ops
+
+
+def placed(lite, path, processor="ethos-u55-128"):
+    lite.save(path)
+    return vela.compiled(path, processor)
+
+
+def exported(model, x=None, **options):
+    q = networks.quantized(model, x, target="ethos-u", **options)
+    return q, kerasq.export_tflite(q)
+
+
+@pytest.mark.parametrize("processor", vela.PROCESSORS)
+@pytest.mark.parametrize("name", ["residual", "mobile", "two_by_two"])
+def test_networks_run_on_the_npu(name, processor, tmp_path):
+    _, lite = exported(getattr(networks, name)())
+    found = placed(lite, tmp_path / "model.tflite", processor)
+    assert found.cpu == [] and found.npu >= len(lite.ops) // 2
+    assert found.cycles > 0 and found.sram > 0 and found.other > 0
+
+
+def test_weights_of_four_bits_are_not_packed(tmp_path):
+    _, lite = exported(networks.mobile(), scheme="w4a8")
+    assert "int4" not in {tensor.type for tensor in lite.tensors}
+    assert placed(lite, tmp_path / "model.tflite").cpu == []
+
+
+def test_blocks_of_pixels_and_channels_stay_on_the_npu(tmp_path):
+    if not hasattr(K, "depth_to_space"):
+        pytest.skip("Keras 3.10 has neither")
+    x = keras.Input((4, 6, 8))
+    _, lite = exported(keras.Model(x, K.depth_to_space(L.Conv2D(8, 1)(x), 2)))
+    assert placed(lite, tmp_path / "model.tflite").cpu == []
+
+
+# Functions: Vela puts a table of 256 codes into the file.
+
+
+def tables(path, folder):
+    """All runs of 256 bytes, from multiples of 16 on, in the constants of what Vela writes."""
+    done = vela.subprocess.run(
+        [vela.pathlib.Path(vela.sys.executable).with_name("vela"), path, f"--output-dir={folder}"],
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    model = flatbuffer.read((folder / f"{path.stem}_vela.tflite").read_bytes())
+    for buffer in model.buffers:
+        data = np.array(buffer.data if buffer.data is not None else [], np.uint8).view(np.int8)
+        for start in range(0, len(data) - 255, 16):
+            yield data[start : start + 256]
+
+
+FUNCTIONS = {
+    "LOGISTIC": L.Activation("sigmoid"),
+    "TANH": L.Activation("tanh"),
+    "LEAKY_RELU": L.LeakyReLU(0.3),
+    "ELU": L.ELU(),
+    "EXP": L.Activation("exponential"),
+    "GELU": L.Activation("gelu"),
+}
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.1])
+@pytest.mark.parametrize("operator", FUNCTIONS)
+def test_functions(operator, scale, tmp_path):
+    layer, x = FUNCTIONS[operator], keras.Input((5, 4))
+    data = np.random.default_rng(0).normal(0.2, scale, (64, 5, 4)).astype("float32")
+    _, lite = exported(keras.Model(x, layer(x)), data)
+    assert [op.name for op in lite.ops] == [operator]
+    (source,), (out,) = lite.inputs, lite.outputs
+    codes = CODES.reshape(1, -1)
+    found = simulate(operator, layer, [codes], [source.grid], out.grid, ETHOS_U).ravel()
+    path = tmp_path / "model.tflite"
+    assert placed(lite, path).cpu == []
+    assert any(np.array_equal(found, each) for each in tables(path, tmp_path))
+
+
+# Rounding: the commands say by what multiplier, and how.
+
+
+def commands(text, name, field):
+    return re.findall(rf"{name} .*{field} = (\w+)", text)
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"), [(L.Conv2D(4, 3), 1), (L.DepthwiseConv2D(3), 1), (L.Dense(4), 1)]
+)
+def test_weights_are_rounded_twice(layer, count, tmp_path):
+    x = keras.Input((6, 6, 3))
+    _, lite = exported(keras.Model(x, layer(x)))
+    text = placed(lite, tmp_path / "model.tflite").commands
+    modes = commands(text, "NPU_SET_OFM_PRECISION", "round_mode")
+    assert modes == ["ROUND_MODE_DBL"] * count
+
+
+def test_codes_for_another_grid_are_rounded_twice(tmp_path):
+    x, y = keras.Input((4, 4, 8)), keras.Input((4, 4, 8))
+    rng = np.random.default_rng(0)
+    # Neither lies on the grid of both.
+    data = [rng.normal(m, s, (64, 4, 4, 8)).astype("float32") for m, s in ((-2, 1), (3, 1.7))]
+    _, lite = exported(keras.Model([x, y], K.concatenate([x, y], -1)), data)
+    text = placed(lite, tmp_path / "model.tflite").commands
+    assert {*commands(text, "NPU_SET_OFM_PRECISION", "round_mode")} == {"ROUND_MODE_DBL"}
+    by_name = {tensor.name: tensor for tensor in lite.tensors}
+    moved = [op for op in lite.ops if op.name == "QUANTIZE"]
+    ends = [(by_name[op.inputs[0]].grid.scale, by_name[op.outputs[0]].grid.scale) for op in moved]
+    wanted = {int(decompose(np.float64(a) / np.float64(b))[0]) for a, b in ends}
+    scales = map(int, commands(text, "NPU_SET_OFM_SCALE", "scale"))
+    assert wanted <= {*scales}
+
+
+def test_means_are_sums_by_one_multiplier(tmp_path):
+    x = keras.Input((7, 5, 3))
+    _, lite = exported(keras.Model(x, L.GlobalAveragePooling2D()(x)))
+    text = placed(lite, tmp_path / "model.tflite", "ethos-u85-256").commands
+    ratio = np.float64(lite.inputs[0].grid.scale) / np.float64(lite.outputs[0].grid.scale) / 35
+    (scalar,) = commands(text, "NPU_SET_OP_SCALAR", "scalar")
+    assert int(scalar) == int(decompose(ratio)[0])
+    assert "NPU_OP_DEPTHWISE" in text and "ELEMENTWISE_MODE_MUL" in text
+
+
+@pytest.mark.parametrize("size", [2, 3, (2, 3), 5])
+def test_averages_without_padding(size, tmp_path):
+    """The multiplier is rounded up, so that ties go away from zero on both sides."""
+    x = keras.Input((10, 15, 2))
+    layer = L.AveragePooling2D(size)
+    _, lite = exported(keras.Model(x, layer(x)))
+    text = placed(lite, tmp_path / "model.tflite").commands
+    assert commands(text, "NPU_SET_OFM_PRECISION", "round_mode") == ["ROUND_MODE_NATURAL"]
+    (scale,) = map(int, commands(text, "NPU_SET_OFM_SCALE", "scale"))
+    (shift,) = map(int, re.findall(r"NPU_SET_OFM_SCALE .*shift = (\d+)", text))
+    windows = np.random.default_rng(0).integers(-128, 128, (1, 10, 15, 2)).astype(np.int8)
+    rows, columns = layer.pool_size
+    # Many sums on ties.
+    windows[:, ::rows, ::columns] = np.clip(windows[:, ::rows, ::columns] // 2 * 2 + 1, -127, 127)
+    grid = lite.inputs[0].grid
+    found = simulate("AVERAGE_POOL_2D", layer, [windows], [grid], grid, ETHOS_U)
+    shape = (1, 10 // rows, rows, 15 // columns, columns, 2)
+    cut = windows[:, : 10 // rows * rows, : 15 // columns * columns].reshape(shape)
+    total = cut.astype(np.int64).sum(axis=(2, 4))
+    np.testing.assert_array_equal(found, (total * scale + (1 << (shift - 1))) >> shift)
+
+
+def test_averages_with_padding_are_the_npus_own(tmp_path):
+    x = keras.Input((5, 5, 1))
+    layer = L.AveragePooling2D(2, strides=1, padding="same")
+    _, lite = exported(keras.Model(x, layer(x)))
+    text = placed(lite, tmp_path / "model.tflite").commands
+    assert commands(text, "NPU_SET_OFM_PRECISION", "round_mode") == ["ROUND_MODE_NATURAL"]
+    assert commands(text, "NPU_SET_OFM_SCALE", "scale") == ["1"]
+    grid = lite.inputs[0].grid
+    codes = np.full((1, 5, 5, 1), -3, np.int8)
+    codes[:, ::2] = -2
+    found = simulate("AVERAGE_POOL_2D", layer, [codes], [grid], grid, ETHOS_U)
+    assert found[0, 0, 0, 0] == -2  # -2.5, ties up; away from zero it would be -3.
+
+
+def test_a_file_is_not_checked_and_says_so(capsys):
+    _, lite = exported(networks.mlp())
+    said = capsys.readouterr().out
+    assert "no interpreter here computes as target 'ethos-u' does" in said
+    assert "Made for target 'ethos-u'." in str(lite) and lite.target == "litert"
+
+
+def test_what_vela_does_not_compile_is_its_error(tmp_path):
+    path = tmp_path / "none.tflite"
+    path.write_bytes(b"\x00" * 16)
+    with pytest.raises(RuntimeError, match=r"Vela does not compile none\.tflite"):
+        vela.compiled(path, "ethos-u55-128")
