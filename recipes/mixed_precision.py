@@ -15,7 +15,9 @@ activations: int16 ones (w8a16) take twice the memory and run slower; leave them
 where that matters. Everything is written to --out; a run that was killed continues from its last
 finished epoch.
 
-Example: python recipes/mixed_precision.py --dataset=digits --budget=bytes=70%
+Bytes are saved by packed weights: most of them only where --target names the processor.
+
+Example: python recipes/mixed_precision.py --dataset=digits --budget=bit_operations=70%
 """
 
 import os
@@ -36,7 +38,9 @@ from kerasq import scheme
 from kerasq.analysis.allocate import COSTS
 from recipes import finetune, run, schemes, stages
 
-_BUDGET = flags.DEFINE_string("budget", "bytes=75%", "What the schemes may cost, see above.")
+_BUDGET = flags.DEFINE_string(
+    "budget", "bit_operations=75%", "What the schemes may cost, see above."
+)
 _CANDIDATES = flags.DEFINE_list(
     "candidates",
     None,
@@ -128,7 +132,7 @@ def main() -> None:
         return kerasq.quantize_model(model, _candidates()[0], overrides=chosen, **depends)
 
     finetune.train_float(job, fit, lambda x: kerasq.quantize_model(x, _candidates()[0], **depends))
-    job.settings.update(**options, **finetune.calibration_settings(job))
+    job.settings.update(**options, **depends, **finetune.calibration_settings(job))
     job.stage("allocate", ("sensitivity.png",), allocate)
     finetune.calibrate(job, quantize, **depends)
     finetune.finetune(job, fit)

@@ -13,11 +13,12 @@ from kerasq.comparison.compare import compare, step_of
 from kerasq.comparison.report import Report, Tally
 from kerasq.litert.contents import Tensor
 from kerasq.litert.runtime import TFLiteModel
-from kerasq.targets import LITERT
+from kerasq.targets import LITERT, X86_64, Target
 from kerasq.wrappers import infer, target_of
 
-# Where LiteRT's default kernels are those that the simulation follows to the last code.
-EXACT = ("x86_64", "AMD64")
+# Where LiteRT's default kernels are those that the simulation follows to the last code, unless the
+# target names the processor.
+EXACT = X86_64.machines
 # Of float outputs, in units of the largest one: operators sum in another order.
 FLOAT_TOLERANCE = 1e-4
 # The share of an output's power from which on a difference is no rounding: 20 dB.
@@ -88,7 +89,7 @@ def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list[_Pair]) ->
 
     "" where it does not.
     """
-    is_exact = _is_exact(lite)
+    is_exact = _is_exact(lite, target_of(model))
     first = _first(compare(model, lite, x=[x]), 0 if is_exact else 1)
     is_other = any(pair.is_other() for pair in pairs)
     if first or is_exact or (is_other and not lite.float_ops):
@@ -101,10 +102,11 @@ def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list[_Pair]) ->
     )
 
 
-def _is_exact(lite: TFLiteModel) -> bool:
+def _is_exact(lite: TFLiteModel, target: Target) -> bool:
     """Whether the kernels that run a file here are those that the simulation follows."""
     # TFLite Micro's are the same everywhere.
-    is_known = lite.target != LITERT.name or platform.machine() in EXACT
+    machines = target.machines or EXACT
+    is_known = lite.target != LITERT.name or platform.machine() in machines
     return is_known and not lite.float_ops
 
 

@@ -1,6 +1,7 @@
 """`export_tflite`: from a quantized Keras model to an integer-only .tflite file."""
 
 import os
+import warnings
 
 import keras
 import numpy as np
@@ -102,7 +103,10 @@ def _written(
     for remark in range_limits.widen(model):
         print(remark)
     range_limits.check(model)
-    lite = TFLiteModel(_content(model, signature, batch_size), target=_runtime(target_of(model)))
+    content, runtime = _content(model, signature, batch_size), _runtime(target_of(model))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        # `_runtime` says it, and the remarks.
+        lite = TFLiteModel(content, target=runtime)
     if check:
         prove(model, lite)
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kerasq.firmware.sources import Kit, sources
+from kerasq.litert import flatbuffer, values
 from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
@@ -53,17 +54,20 @@ def deploy(
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'test_vectors.cc', 'test_vectors.h']
     """
     micro = lite if lite.target == "tflm" else TFLiteModel(lite.content, target="tflm")
-    _check(micro, labels, count)
+    labels = [*labels] if not isinstance(labels, str) else labels
+    _check(micro, count)
+    _check_labels(micro, labels)
     columns = [column[:count] for column in micro.columns(x)]
     if not len(columns[0]):
         raise ValueError("`x` must hold at least one sample. Received: none.")
-    given = [micro.codes(values, y) for values, y in zip(columns, micro.inputs, strict=True)]
-    calls = list(micro.calls(columns))
+    # As `Quantize` of the kit rounds, whatever the file was made for.
+    given = [values.codes(x, y, away=True) for x, y in zip(columns, micro.inputs, strict=True)]
+    calls = list(micro.run_codes(given))
     kit = Kit(
         title=f"{micro.made_for()} Codes are those of {RUNTIMES['tflm']}, portable kernels.",
         content=micro.content,
         arena=least_arena(micro.content, given),
-        operators=[op.name for op in micro.ops],
+        operators=flatbuffer.op_kinds(flatbuffer.read(micro.content)),
         inputs=micro.inputs,
         outputs=micro.outputs,
         labels=labels,
@@ -72,7 +76,7 @@ def deploy(
     return _write(pathlib.Path(path), sources(kit))
 
 
-def _check(micro: TFLiteModel, labels: Sequence[str], count: int) -> None:
+def _check(micro: TFLiteModel, count: int) -> None:
     if {tensor.shape[:1] for tensor in micro.inputs} != {(1,)}:
         raise ValueError(
             "A file for a device must take one sample a call. Received: inputs of shape "
@@ -80,10 +84,14 @@ def _check(micro: TFLiteModel, labels: Sequence[str], count: int) -> None:
         )
     if count < 1:
         raise ValueError(f"`count` must be at least 1. Received: count={count!r}.")
+
+
+def _check_labels(micro: TFLiteModel, labels: Sequence[str]) -> None:
     sizes = {tensor.shape[-1] for tensor in micro.outputs if tensor.shape}
-    if isinstance(labels, str) or (labels and len(labels) not in sizes):
+    is_text = not isinstance(labels, str) and all(isinstance(label, str) for label in labels)
+    if not is_text or (labels and len(labels) not in sizes):
         raise ValueError(
-            "`labels` must name each class of an output. "
+            "`labels` must be a list of names, one for each class of an output. "
             f"Received: {labels!r} for outputs of {sorted(sizes)}."
         )
 

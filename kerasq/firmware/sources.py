@@ -36,10 +36,27 @@ class Kit:
     vectors: Sequence[np.ndarray]
 
 
+# What no rule makes of the names of operators.
+_METHODS = {
+    "BATCH_MATMUL": "AddBatchMatMul",
+    "CUMSUM": "AddCumSum",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
+}
+
+
 def method(operator: str) -> str:
-    """What registers an operator with `MicroMutableOpResolver`, such as "AddConv2D"."""
+    """What registers an operator with `MicroMutableOpResolver`, such as "AddConv2D".
+
+    Raises:
+        ValueError: for an operator of someone's own.
+    """
+    if operator == "CUSTOM":
+        raise ValueError(
+            "A kit's operators must be those of TFLite Micro. Received: a custom one. Register it "
+            "by hand, with `MicroMutableOpResolver::AddCustom`."
+        )
     words = [word.capitalize() for word in operator.split("_")]
-    return "Add" + "".join(words).replace("Matmul", "MatMul").replace("2d", "2D")
+    return _METHODS.get(operator, "Add" + "".join(words).replace("2d", "2D"))
 
 
 def sources(kit: Kit) -> dict[str, str]:

@@ -40,7 +40,13 @@ _OP_NAMES = {code: name for name, code in vars(Op).items() if not name.startswit
 
 def read(content: bytes) -> schema.ModelT:
     """The object form of a file's content."""
-    return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    try:
+        return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    except IndexError as error:
+        raise ValueError(
+            f"A .tflite file must be a whole model. Received: {error}. The file is damaged: export "
+            "it again."
+        ) from error
 
 
 def write(model: schema.ModelT) -> bytes:
@@ -72,6 +78,12 @@ def is_known(code: int) -> bool:
 def op_name(code: int) -> str:
     """The name of a builtin operator code, such as "CONV_2D"."""
     return _OP_NAMES[code]
+
+
+def op_kinds(model: schema.ModelT) -> list[str]:
+    """The names of all operators that a file has, those inside of loops too."""
+    ops = [op for graph in model.subgraphs for op in graph.operators]
+    return sorted({op_name(op_code(model, op)) for op in ops})
 
 
 def type_name(code: int) -> str:

@@ -29,7 +29,7 @@ def find(model: schema.ModelT, name: str) -> Any:
         if entry.name is not None and entry.name == name.encode():
             try:
                 return json.loads(bytes(model.buffers[entry.buffer].data))
-            except (IndexError, TypeError, ValueError) as error:
+            except (IndexError, RecursionError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"Metadata {name!r} must be JSON. Received: {error}. The file is damaged: "
                     "export it again."
@@ -46,11 +46,13 @@ class Made:
         runtime: of the interpreter that computes as the target does, such as "litert"; "" where
             there is none.
         version: of that interpreter, as it was installed; "" where none was.
+        away: whether values half-way between two codes are rounded away from zero.
     """
 
     target: str
     runtime: str
     version: str
+    away: bool
 
 
 def put_made(model: schema.ModelT, made: Made) -> None:
@@ -64,13 +66,18 @@ def find_made(model: schema.ModelT) -> Made | None:
     Raises:
         ValueError: where the note is damaged.
     """
-    found = find(model, _MADE)
-    if found is None:
+    if _MADE not in _names(model):
         return None
-    wanted = {field.name for field in dataclasses.fields(Made)}
-    if not isinstance(found, dict) or {*found} != wanted:
+    found = find(model, _MADE)
+    wanted = {"target": str, "runtime": str, "version": str, "away": bool}
+    kinds = {k: type(v) for k, v in found.items()} if isinstance(found, dict) else None
+    if kinds != wanted:
         raise ValueError(
             f"Metadata {_MADE!r} must hold {sorted(wanted)}. Received: {found!r}. The file is "
             "damaged: export it again."
         )
-    return Made(**{key: str(value) for key, value in found.items()})
+    return Made(**found)
+
+
+def _names(model: schema.ModelT) -> list[str]:
+    return [x.name.decode(errors="replace") for x in model.metadata or [] if x.name is not None]

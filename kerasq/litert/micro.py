@@ -127,22 +127,21 @@ def least_arena(content: bytes, inputs: list[np.ndarray]) -> int:
         ImportError: where tflite_micro is not installed.
         RuntimeError: for a file that it does not run.
     """
-    used = MicroInterpreter(content).arena_bytes()
-    size = -(-used // 1024) * 1024
-    while not _runs_in(size, content, inputs):
-        size += 1024
-    return size
+    used = _run(content, inputs, ARENAS).arena_bytes()
+    for size in range(-(-used // 1024) * 1024, ARENAS[-1], 1024):
+        with contextlib.suppress(RuntimeError):
+            _run(content, inputs, (size,))
+            return size
+    return ARENAS[-1]
 
 
-def _runs_in(size: int, content: bytes, inputs: list[np.ndarray]) -> bool:
-    try:
-        interpreter = MicroInterpreter(content, (size,))
-        for i, values in enumerate(inputs):
-            interpreter.set_tensor(i, values[:1])
-        interpreter.invoke()
-    except RuntimeError:
-        return False
-    return True
+def _run(content: bytes, inputs: list[np.ndarray], arenas: tuple[int, ...]) -> MicroInterpreter:
+    """An interpreter that has run the first sample."""
+    interpreter = MicroInterpreter(content, arenas)
+    for i, values in enumerate(inputs):
+        interpreter.set_tensor(i, values[:1])
+    interpreter.invoke()
+    return interpreter
 
 
 @contextlib.contextmanager

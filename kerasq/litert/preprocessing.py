@@ -50,9 +50,35 @@ def write(model: schema.ModelT, inputs: list[Preprocessing | None]) -> None:
 def read(model: schema.ModelT) -> list[Preprocessing | None]:
     """What belongs to each input of a file."""
     entries = metadata.find(model, _NAME)
+    inputs = model.subgraphs[0].inputs
     if entries is None:
-        return [None for _ in model.subgraphs[0].inputs]
-    return [own and _of(**own) for own in entries]
+        return [None for _ in inputs]
+    if not isinstance(entries, list) or len(entries) != len(inputs):
+        raise ValueError(_damaged(f"{entries!r} for {len(inputs)} inputs"))
+    shapes = [model.subgraphs[0].tensors[i].shape for i in inputs]
+    return [_checked(own, shape) for own, shape in zip(entries, shapes, strict=True)]
+
+
+def _checked(own: Any, shape: Any) -> Preprocessing | None:
+    """What an entry says of an input of a shape."""
+    if own is None:
+        return None
+    try:
+        found = _of(**own)
+    except (TypeError, ValueError) as error:
+        raise ValueError(_damaged(repr(own))) from error
+    for values in (found.gain, found.shift):
+        fits = values.shape in ((), (1,), tuple(shape[-1:]))
+        if not fits or not np.isfinite(values).all():
+            raise ValueError(_damaged(f"{own!r} for an input of shape {[*map(int, shape)]}"))
+    return found
+
+
+def _damaged(received: str) -> str:
+    return (
+        f"Metadata {_NAME!r} must hold gain and shift of each input, or null. Received: "
+        f"{received}. The file is damaged: export it again."
+    )
 
 
 def _of(gain: list[float], shift: list[float]) -> Preprocessing:

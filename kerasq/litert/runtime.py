@@ -105,7 +105,8 @@ class TFLiteModel:
     def reloaded(self, content: bytes) -> "TFLiteModel":
         """Another file in an interpreter as this one's."""
         kernels = {} if self.target == "tflm" else {"kernels": self.kernels}
-        return TFLiteModel(content, self.num_threads, target=self.target, **kernels)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # Said before.
+            return TFLiteModel(content, self.num_threads, target=self.target, **kernels)
 
     def arena_bytes(self) -> int:
         """The memory that TFLite Micro has taken for a call, in bytes, its buffers included.
@@ -153,7 +154,7 @@ class TFLiteModel:
         """The target that the file was made for, in words."""
         made = self._contents.made
         if made is None:
-            return "Not written by kerasq."
+            return "It does not say what it was made for."
         runtime = RUNTIMES.get(made.runtime)
         checked = f" ({runtime.title} {made.version})" if runtime and made.version else ""
         return f"Made for target {made.target!r}{checked}."
@@ -230,25 +231,31 @@ class TFLiteModel:
         Ties are rounded as the target's QUANTIZE does.
         """
         made = self._contents.made
-        return values.codes(x, tensor, away=made is not None and made.runtime == "tflm")
+        return values.codes(x, tensor, away=made is not None and made.away)
 
     def calls(self, columns: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Raw outputs of one call after the other, for inputs as `columns` gives them.
 
         The last call is filled up with its last sample: a file has one batch size.
         """
+        return self.run_codes(
+            [self.codes(x, tensor) for x, tensor in zip(columns, self.inputs, strict=True)]
+        )
+
+    def run_codes(self, columns: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """As `calls`, of codes, or what else the inputs take."""
         details = self._interpreter.get_input_details()
         outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
         batch = self.inputs[0].shape[0]
         starts = range(0, len(columns[0]), batch)
         for start in track(starts, len(starts), "call"):
-            for column, tensor, detail in zip(columns, self.inputs, details, strict=True):
+            for column, detail in zip(columns, details, strict=True):
                 samples = column[start : start + batch]
                 # What the model makes of the filling is for the caller to cut off.
                 if len(samples) < batch:
                     missing = batch - len(samples)
                     samples = np.concatenate([samples, [samples[-1]] * missing])
-                self._interpreter.set_tensor(detail["index"], self.codes(samples, tensor))
+                self._interpreter.set_tensor(detail["index"], samples)
             with self._accepted("run"):
                 self._interpreter.invoke()
             # `get_tensor` copies, so that the next call does not change what was yielded.

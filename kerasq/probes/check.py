@@ -28,7 +28,7 @@ class KernelReport:
     @property
     def exact(self) -> bool:
         """Whether every value of every operator is that of the simulation."""
-        return all(row.holds for row in self.rows)
+        return bool(self.rows) and all(row.holds for row in self.rows)
 
     def __str__(self) -> str:
         return f"{self.runtime}\n\n{standalone.table(self.rows)}"
@@ -42,10 +42,10 @@ def check_kernels(
 ) -> KernelReport:
     """Runs each operator, alone, on the interpreter of this machine, beside its simulation.
 
-    An operator is an export of a small network with four inputs of different ranges, calibrated on
-    random values; it counts as exact where all codes are equal. Where some are not, files predict
-    something else on this machine than the model they were exported from: a LiteRT whose kernels
-    have changed, or another processor.
+    An operator is an export of a small network of one to four inputs of different ranges,
+    calibrated on random values; it counts as exact where all codes are equal. Where some are not,
+    files predict something else on this machine than the model they were exported from: a LiteRT
+    whose kernels have changed, or another processor.
 
     Args:
         target: whose rules are checked; "tflm" runs in TFLite Micro's interpreter.
@@ -58,7 +58,8 @@ def check_kernels(
         What differs, by operator and type of codes.
 
     Raises:
-        ValueError: for an unknown target, one without an interpreter, or unknown kernels.
+        ValueError: for an unknown target, one without an interpreter, or unknown kernels; and for
+            `kernels` or `path` with TFLite Micro.
         OSError: where `path` cannot be written.
     """
     found = targets.find(target)
@@ -70,6 +71,11 @@ def check_kernels(
     if kernels not in ("optimized", "reference"):
         raise ValueError(
             f"`kernels` must be 'optimized' or 'reference'. Received: kernels={kernels!r}."
+        )
+    if found.runtime == "tflm" and (kernels != "optimized" or path is not None):
+        raise ValueError(
+            f"`kernels` and `path` are for LiteRT. Received: kernels={kernels!r}, path={path!r} "
+            f"for target {found.name!r}. Leave them out."
         )
     if path is not None:
         check_writable(path)

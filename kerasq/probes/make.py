@@ -4,14 +4,13 @@ import contextlib
 import io
 from collections.abc import Iterator
 
-import keras
 import numpy as np
 
 from kerasq import graph
 from kerasq.calibration.calibrate import calibrate
 from kerasq.export.tflite import content_of
 from kerasq.litert import contents, flatbuffer, values
-from kerasq.litert.contents import Contents, Tensor
+from kerasq.litert.contents import Contents
 from kerasq.probes import networks
 from kerasq.probes.standalone import Probe
 from kerasq.quantize import quantize_model
@@ -40,19 +39,27 @@ def make(target: Target) -> list[Probe]:
 
 
 def _probes(operator: str, branch: networks.Branch, scheme: str, target: Target) -> Iterator[Probe]:
-    """The probe of an operator; none where the target has no form of it."""
+    """The probe of an operator; none where others stand for it at a width."""
     samples = list(networks.samples(COUNT, _inputs(operator, target)))
     # What is said of a user's model is not of interest here.
     with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            q = quantize_model(networks.network(branch, len(samples)), scheme, target=target)
-            calibrate(q, samples)
-            content = content_of(q, COUNT, "float32" if operator in networks.FLOAT_ENDS else None)
-        except ValueError:
-            return
+        q = quantize_model(networks.network(branch, len(samples)), scheme, target=target)
+        calibrate(q, samples)
+        content = content_of(q, COUNT, "float32" if operator in networks.FLOAT_ENDS else None)
     file = contents.read(flatbuffer.read(content), len(content))
     if kind := _type(file, operator):
-        yield _probe(operator, kind, content, file, q, samples)
+        predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]
+        ends = list(zip(predicted, file.outputs, strict=True))
+        yield Probe(
+            operator,
+            kind,
+            content,
+            inputs=[
+                values.codes(x, tensor, target.away)
+                for x, tensor in zip(samples, file.inputs, strict=True)
+            ],
+            outputs=[values.codes(y, tensor) for y, tensor in ends],
+        )
 
 
 def _inputs(operator: str, target: Target) -> int:
@@ -74,24 +81,3 @@ def _type(file: Contents, operator: str) -> str | None:
             kind = source if output in ("bool", "int32") else output
             return f"{kernel.type} on {kind}" if kernel is not None and is_packed else kind
     return None
-
-
-def _probe(
-    operator: str, kind: str, content: bytes, file: Contents, q: keras.Model, samples: list
-) -> Probe:
-    predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]
-    pairs = list(zip(predicted, file.outputs, strict=True))
-    away = file.made is not None and file.made.runtime == "tflm"
-    return Probe(
-        operator,
-        kind,
-        content,
-        inputs=[values.codes(x, y, away) for x, y in zip(samples, file.inputs, strict=True)],
-        outputs=[values.codes(y, tensor) for y, tensor in pairs],
-        steps=[_step(tensor) for _, tensor in pairs],
-    )
-
-
-def _step(tensor: Tensor) -> float:
-    """The size of a step of codes, and of labels; of floats, which were codes, the least number."""
-    return 1.0 if tensor.dtype.kind != "f" else float(np.finfo(np.float32).tiny)

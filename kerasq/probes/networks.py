@@ -69,7 +69,8 @@ BRANCHES: dict[str, Branch] = {
     "MEAN": lambda x, _: L.GlobalAveragePooling2D()(x),
     "MINIMUM": lambda x, _: K.minimum(x, K.flip(x, 1)),
     "MIRROR_PAD": lambda x, _: K.pad(x, ((0, 0), (1, 2), (1, 1), (0, 0)), "reflect"),
-    "MUL": K.multiply,
+    # All products of the channels: one value in 30,000 tells how it is rounded on Arm.
+    "MUL": lambda x, y: K.multiply(K.expand_dims(x, -1), K.expand_dims(y, -2)),
     "PACK": lambda x, _: K.stack([x, x], 1),
     "PAD": lambda x, _: L.ZeroPadding2D(2)(x),
     # Of an input that lies on another grid.

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels import AccumulatorKernel, Kernel
 from kerasq.litert.operators import Operator
+from kerasq.litert.runtimes import RUNTIMES
 from kerasq.scheme import FLOAT_BITS
 
 
@@ -54,6 +55,8 @@ class Target:
         name: what `quantize_model` takes, and a saved model keeps.
         runtime: the interpreter whose kernels these are, as `TFLiteModel(target=...)` takes it;
             None where there is none for Python, and files can only be checked to run.
+        away: whether QUANTIZE from float rounds ties away from zero, not to the even code. Who
+            feeds a file codes does the same (`TFLiteModel.codes`).
         machines: the processors that these are the kernels of, by Python's `platform.machine()`;
             none where they are the same on all.
         operators: the operators, with their versions and types.
@@ -64,11 +67,13 @@ class Target:
         limits: see `Limits`.
 
     Raises:
-        ValueError: for a kernel of an operator that the table does not have.
+        ValueError: for a kernel of an operator that the table does not have, or an unknown
+            runtime.
     """
 
     name: str
     runtime: str | None = None
+    away: bool = False
     machines: tuple[str, ...] = ()
     operators: Mapping[str, Operator]
     kernels: Mapping[tuple[str, int], Kernel]
@@ -76,6 +81,11 @@ class Target:
     limits: Limits
 
     def __post_init__(self) -> None:
+        if self.runtime not in (None, *RUNTIMES):
+            raise ValueError(
+                f"A target's `runtime` must be one of {list(RUNTIMES)}, or None. "
+                f"Received: target {self.name!r} with runtime={self.runtime!r}."
+            )
         named = {key[0] for key in (*self.kernels, *self.accumulator_kernels)}
         if unknown := sorted(named - {*self.operators}):
             raise ValueError(

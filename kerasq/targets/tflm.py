@@ -96,6 +96,7 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
 TFLM = Target(
     name="tflm",
     runtime="tflm",
+    away=True,
     operators=OPERATORS,
     kernels=KERNELS,
     accumulator_kernels=ACCUMULATOR_KERNELS,

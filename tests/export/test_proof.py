@@ -45,6 +45,13 @@ def test_another_target_is_not_judged_by_these_kernels():
         targets.TARGETS.pop("own")
 
 
+@pytest.mark.parametrize("target", ["litert-x86-64", "litert-arm64"])
+def test_a_target_that_names_another_processor(target):
+    """Packed weights are rounded otherwise here: a step a layer is no fault."""
+    lite = kerasq.export_tflite(networks.quantized(networks.mobile(), scheme="w4a8", target=target))
+    assert "int4" in {tensor.type for tensor in lite.tensors}
+
+
 def test_float_layers_may_round_otherwise():
     """What follows a float layer may be a step off, and is a file all the same."""
     keras.utils.set_random_seed(0)

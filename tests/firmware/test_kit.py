@@ -224,6 +224,34 @@ def test_quantize_and_preprocessing(tmp_path):
     assert compiled(folder, tmp_path)[0] == 0
 
 
+def test_operators_of_loops_and_float_layers(tmp_path):
+    x = keras.Input((5, 3))
+    model = keras.Model(x, L.Dense(2)(keras.ops.cumsum(L.LSTM(4)(x), 1)))
+    deployed(model, networks.data(model, 8), tmp_path)
+    found = (tmp_path / "model_ops.h").read_text()
+    assert {"AddWhile", "AddLess", "AddTanh", "AddCumSum", "AddFullyConnected"} <= {
+        *re.findall(r"resolver\.(\w+)", found)
+    }
+    with pytest.raises(ValueError, match=r"must be those of TFLite Micro.*a custom one"):
+        method("CUSTOM")
+
+
+@pytest.mark.parametrize("end", ["int16", "int32", "bool"])
+def test_outputs_that_are_no_int8(end, tmp_path):
+    x = keras.Input((5,))
+    ends = {
+        "int16": lambda y: y,
+        "int32": lambda y: keras.ops.argmax(y, -1),
+        "bool": lambda y: y > 0.1,
+    }
+    model, folder = keras.Model(x, ends[end](L.Dense(3)(x))), tmp_path / "firmware"
+    q = networks.quantized(model, scheme="w8a16" if end == "int16" else "w8a8", target="tflm")
+    kerasq.deploy(kerasq.export_tflite(q), folder, x=networks.data(q, 3))
+    named = {"int16": "int16_t", "int32": "int32_t", "bool": "bool"}[end]
+    assert f"using Output0 = {named};" in (folder / "model.h").read_text()
+    assert compiled(folder, tmp_path)[0] == 0
+
+
 def test_a_file_for_litert_is_deployed_with_the_codes_that_the_device_gives(tmp_path):
     q = networks.quantized(networks.mlp())
     x = networks.data(q, 4)
@@ -238,10 +266,9 @@ def test_a_file_for_litert_is_deployed_with_the_codes_that_the_device_gives(tmp_
 def test_bad_arguments(tmp_path):
     q = networks.quantized(networks.mlp(), target="tflm")
     lite, x = kerasq.export_tflite(q), networks.data(q, 4)
-    with pytest.raises(ValueError, match=r"`labels` must name each class .* for outputs of \[3\]"):
-        kerasq.deploy(lite, tmp_path, x=x, labels=["a", "b"])
-    with pytest.raises(ValueError, match="`labels` must name each class"):
-        kerasq.deploy(lite, tmp_path, x=x, labels="abc")
+    for labels in (["a", "b"], np.array(["a", "b"]), [1, 2, 3], "abc"):
+        with pytest.raises(ValueError, match=r"`labels` must be a list of names.*outputs of \[3\]"):
+            kerasq.deploy(lite, tmp_path, x=x, labels=labels)
     with pytest.raises(ValueError, match="`count` must be at least 1"):
         kerasq.deploy(lite, tmp_path, x=x, count=0)
     with pytest.raises(ValueError, match="must hold at least one sample"):

@@ -165,6 +165,11 @@ def test_a_model_saved_before_there_were_targets():
     assert type(wrapper).from_config(config).target is LITERT
 
 
+def test_an_unknown_runtime():
+    with pytest.raises(ValueError, match=r"one of \['litert', 'tflm'\], or None.*runtime='cmsis'"):
+        dataclasses.replace(LITERT, name="own", runtime="cmsis")
+
+
 def test_unknown_targets(register):
     names = r"\['ethos-u', 'litert', 'litert-arm64', 'litert-x86-64', 'tflm'\]"
     text = rf"one of {names}.*kerasq.targets.register.*Received: target='{{}}'"
