@@ -44,7 +44,8 @@ _COMPARISON = Operator(int8=1, int16=1, compares=True, parameter="threshold")
 
 # Versions from LiteRT's op_version.cc, but that of FULLY_CONNECTED on int8: where weights are per
 # channel, it asks for 12, which reference kernels before LiteRT 2.1 refuse, and runtimes from
-# TensorFlow 2.12 on read them in any version. On int16 those before 2.18 misread them.
+# TensorFlow 2.12 on read them in any version. On int16 those up to 2.18 leave outputs of three axes
+# unwritten, which 12 keeps from those up to 2.16.
 # DEPTHWISE_CONV_2D has INT4 in version 7, which the reference kernels of LiteRT 2.3 do not
 # register, though they run it; on int16 it loads packed INT4 weights but reads them as int8.
 OPERATORS: dict[str, Operator] = {
