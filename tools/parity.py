@@ -1,33 +1,40 @@
-"""Each operator on each runtime, beside its simulation. Prints the table of docs/parity.md.
+"""Operators and networks on each runtime, beside their simulation. Prints docs/parity.md's tables.
 
 LiteRT on this machine, on its reference kernels and on an emulated Arm processor (`tools/arm64`),
-and TFLite Micro, each by the probes of `kerasq.check_kernels`.
+and TFLite Micro: the probes of `kerasq.check_kernels`, and networks of tools/zoo.py.
 
 Example: python -m tools.parity
 """
 
 import collections
+import itertools
 import pathlib
 import re
 import subprocess
 import tempfile
 
+import keras
 from absl import app
 
 from kerasq import targets
 from kerasq.litert.micro import MicroInterpreter
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.probes import standalone
-from kerasq.probes.make import make
-from kerasq.probes.standalone import Found
+from kerasq.probes.make import make, of_network
+from kerasq.probes.standalone import Found, Probe
 from kerasq.support import tables
+from tools import zoo
 
+NETWORKS = ("ds_cnn", "autoencoder", "unet", "tcn", "squeeze_excite", "two_by_two")
+SCHEMES = ("w8a8", "w8a16", "w4a8", "w4a16", "w2a2")
+# Samples of a network.
+COUNT = 32
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What became of a probe, by operator and type.
 Verdicts = dict[tuple[str, str], str]
 
 
-def _here(probes: list, load: standalone.Loader) -> Verdicts:
+def _here(probes: list[Probe], load: standalone.Loader) -> Verdicts:
     return _verdicts([standalone.check(probe, load).row() for probe in probes])
 
 
@@ -35,7 +42,7 @@ def _verdicts(rows: list) -> Verdicts:
     return {(operator, kind): verdict for operator, kind, _, verdict in rows}
 
 
-def _on_arm(probes: list) -> Verdicts:
+def _on_arm(probes: list[Probe]) -> Verdicts:
     """What the probes give on the emulated processor, read off the table that it prints."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "probes.pyz"
@@ -50,6 +57,18 @@ def _on_arm(probes: list) -> Verdicts:
     return found
 
 
+def networks(target: targets.Target) -> list[Probe]:
+    """Networks of the zoo with random weights, each at several schemes."""
+    found = []
+    for name, scheme in itertools.product(NETWORKS, SCHEMES):
+        keras.utils.set_random_seed(0)
+        model = zoo.ROWS[name].make()
+        samples = zoo.samples(model, COUNT)
+        zoo.shake(model, samples)
+        found.append(of_network(model, name, scheme, target, samples))
+    return found
+
+
 def table(columns: dict[str, Verdicts]) -> list[list[str]]:
     """A row for all operators of a type that are alike on every runtime; "-" for none."""
     keys = dict.fromkeys(key for verdicts in columns.values() for key in verdicts)
@@ -57,7 +76,7 @@ def table(columns: dict[str, Verdicts]) -> list[list[str]]:
     for operator, kind in keys:
         cells = (verdicts.get((operator, kind), "-") for verdicts in columns.values())
         alike[kind, *cells].append(operator)
-    head = ["on", *columns, "operators"]
+    head = ["on", *columns, "which"]
     return [head, *([*row, ", ".join(sorted(names))] for row, names in sorted(alike.items()))]
 
 
@@ -65,16 +84,21 @@ def main(argv: list[str]) -> None:
     """Makes the probes, runs them everywhere and prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"Takes no arguments. Received: {argv[1:]}.")
-    own, micro = make(targets.LITERT), make(targets.TFLM)
+    print(f"{RUNTIMES['litert']}, {RUNTIMES['tflm']}")
+    for probes in (make, networks):
+        columns = _columns(probes(targets.LITERT), probes(targets.TFLM))
+        print(f"\n{tables.markdown(table(columns), left=2 + len(columns))}")
+
+
+def _columns(own: list[Probe], micro: list[Probe]) -> dict[str, Verdicts]:
+    """What each runtime makes of the probes of its target."""
     (here, optimized), (_, reference) = (standalone.litert(x) for x in ("optimized", "reference"))
-    columns = {
+    return {
         here.rpartition(" ")[2]: _here(own, optimized),
         "arm64": _on_arm(own),
         "reference kernels": _here(own, reference),
         RUNTIMES["tflm"].title: _here(micro, MicroInterpreter),
     }
-    print(f"{RUNTIMES['litert']}, {RUNTIMES['tflm']}\n")
-    print(tables.markdown(table(columns), left=2 + len(columns)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Makes probes: exports of small networks, and what the simulation predicts for them."""
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterator
 
+import keras
 import numpy as np
 
-from kerasq import graph
+from kerasq import graph, range_limits
 from kerasq.calibration.calibrate import calibrate
 from kerasq.export.tflite import content_of
 from kerasq.litert import contents, flatbuffer, values
@@ -41,25 +43,49 @@ def make(target: Target) -> list[Probe]:
 def _probes(operator: str, branch: networks.Branch, scheme: str, target: Target) -> Iterator[Probe]:
     """The probe of an operator; none where others stand for it at a width."""
     samples = list(networks.samples(COUNT, _inputs(operator, target)))
+    dtype = "float32" if operator in networks.FLOAT_ENDS else None
+    network = networks.network(branch, len(samples))
+    probe = of_network(network, operator, scheme, target, samples, dtype)
+    file = contents.read(flatbuffer.read(probe.content), len(probe.content))
+    if kind := _type(file, operator):
+        yield dataclasses.replace(probe, type=kind)
+
+
+def of_network(
+    model: keras.Model,
+    name: str,
+    scheme: str,
+    target: Target,
+    samples: list[np.ndarray],
+    dtype: str | None = None,
+) -> Probe:
+    """A whole network, calibrated on its samples, as a probe.
+
+    Args:
+        model: a float network.
+        name: what it is called in place of an operator.
+        scheme: of its layers, as for `quantize_model`.
+        target: what its file is for.
+        samples: real values for each input, all of which one call takes.
+        dtype: type of the file's ends, as for `export_tflite`.
+    """
     # What is said of a user's model is not of interest here.
     with contextlib.redirect_stdout(io.StringIO()):
-        q = quantize_model(networks.network(branch, len(samples)), scheme, target=target)
-        calibrate(q, samples)
-        content = content_of(q, COUNT, "float32" if operator in networks.FLOAT_ENDS else None)
+        q = quantize_model(model, scheme, target=target)
+        calibrate(q, [keras.tree.pack_sequence_as(model.input, samples)])
+        range_limits.widen(q)
+        content = content_of(q, len(samples[0]), dtype)
     file = contents.read(flatbuffer.read(content), len(content))
-    if kind := _type(file, operator):
-        predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]
-        ends = list(zip(predicted, file.outputs, strict=True))
-        yield Probe(
-            operator,
-            kind,
-            content,
-            inputs=[
-                values.codes(x, tensor, target.away)
-                for x, tensor in zip(samples, file.inputs, strict=True)
-            ],
-            outputs=[values.codes(y, tensor) for y, tensor in ends],
-        )
+    predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]
+    ends = list(zip(predicted, file.outputs, strict=True))
+    given = list(zip(samples, file.inputs, strict=True))
+    return Probe(
+        name,
+        scheme,
+        content,
+        inputs=[values.codes(x, tensor, target.away) for x, tensor in given],
+        outputs=[values.codes(y, tensor) for y, tensor in ends],
+    )
 
 
 def _inputs(operator: str, target: Target) -> int:

@@ -192,8 +192,9 @@ def _compare_layers(model: keras.Model, lite: kerasq.TFLiteModel, x: list[np.nda
         # On int16, of the last values of a tensor, which eight do not divide, LiteRT rounds the
         # quotient by a scale, not the product with its inverse; and what is 2^31 steps beyond its
         # range, each processor makes another int32 of.
-        known = (0, 1, 2**16 - 1) if (layer.op, layer.dtype) == ("QUANTIZE", "int16") else (0, None)
-        if layer.max_lsb not in known:
+        is_rounded = (layer.op, layer.dtype) == ("QUANTIZE", "int16")
+        known = (0, 1, 2**16 - 1) if is_rounded else (0,)
+        if layer.max_lsb not in (*known, None):
             raise DifferentError(f"{layer.op} {layer.name!r} is {layer.max_lsb} steps off")
 
 
