@@ -99,6 +99,17 @@ def test_quantize_from_float_at_ties(scale):
     assert_agrees(integers(kernels.quantize(x, tensors(plain)), plain), content, x)
 
 
+@pytest.mark.parametrize(("bits", "code"), [(8, 127), (16, -(2**15))])
+@pytest.mark.parametrize("count", [1, 24])
+def test_quantize_from_nan(bits, code, count):
+    plain, x = grid(0.5, 3 if bits == 8 else 0, bits=bits), np.full((1, count), np.nan, np.float32)
+    ends = [Tensor(x.shape, dtype="float32"), Tensor(x.shape, plain, f"int{bits}")]
+    content = build(Op.QUANTIZE, bits // 8, ends, kind="QuantizeOptions")
+    found = integers(kernels.quantize(tf.constant(x), tensors(plain)), plain)
+    np.testing.assert_array_equal(found, run(content, x))
+    assert (found == code).all()
+
+
 @pytest.mark.parametrize("ratio", ratios(-8, 7, 60))
 def test_requantize(ratio):
     rng = np.random.default_rng(int(ratio * 1e6))

@@ -21,10 +21,19 @@ def clip(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
 
 
 def quantize(x: tf.Tensor, grid: Grid) -> tf.Tensor:
-    """Centred codes of any real values: QUANTIZE from float, `rint(x * (1 / scale))` in float32."""
+    """Centred codes of any real values: QUANTIZE from float, `rint(x * (1 / scale))` in float32.
+
+    Of NaN, such as of 0 / 0 in a float layer, the highest code of int8 and the lowest of int16.
+    """
     # Near a tie x / scale may be another code than the product with the rounded reciprocal.
     inverse = quotient(1.0, grid.scale)
-    return clip(tf.round(product(x, inverse)), grid)
+    codes = clip(tf.round(product(x, inverse)), grid)
+    return without_nan(codes, grid, grid.qmax if grid.bits <= 8 else grid.qmin)
+
+
+def without_nan(codes: tf.Tensor, grid: Grid, code: tf.Tensor | int) -> tf.Tensor:
+    """Centred codes, one in the place of each NaN."""
+    return tf.where(tf.math.is_nan(codes), tf.cast(code - grid.zero_point, tf.float32), codes)
 
 
 def quantize_weights(x: tf.Tensor, grid: Grid) -> tf.Tensor:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels import any_width, gemmlowp, int16
 from kerasq.kernels.accumulators import IntegerWeights, double_multiplier
-from kerasq.kernels.codes import clip
+from kerasq.kernels.codes import clip, without_nan
 from kerasq.kernels.fixed_point import (
     decompose,
     exponent_of,
@@ -33,10 +33,14 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
 
 
 def quantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """QUANTIZE from float: the quotient in float32, ties away from zero."""
+    """QUANTIZE from float: the quotient in float32, ties away from zero.
+
+    NaN is the least int32, and with a negative zero point wraps around to the highest code.
+    """
     del grids
     scaled = quotient(layer(codes[0]), out.scale)
-    return clip(round_away(float64(scaled)), out)
+    of_nan = tf.where(out.zero_point < 0.0, float(out.qmax), float(out.qmin))
+    return without_nan(clip(round_away(float64(scaled)), out), out, of_nan)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -152,7 +152,9 @@ def train(model: keras.Model, x: list[np.ndarray]) -> None:
         NoModelError: where no output has a gradient, as of labels.
     """
     model.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
-    zeros = [np.zeros((len(x[0]), *y.shape[1:]), "float32") for y in model.outputs]
+    # Outputs may have other rows than inputs, behind a reshape.
+    outputs = keras.tree.flatten(model(x, training=False))
+    zeros = [np.zeros(y.shape, "float32") for y in outputs]
     try:
         model.train_on_batch(x, zeros)
     except ValueError as error:
