@@ -77,8 +77,10 @@ def quantize_model(
             are binary (Rastegari et al. 2016). Or a `kerasq.WeightQuantizer`, such as
             `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration;
             one of your own holds at the widths of its `widths`, 2 to 8 bits by default.
-        target: whose integer kernels it computes as: "litert", LiteRT's default ones, or a target
-            of your own (`kerasq.targets`). The model keeps it, through saving too.
+        target: whose integer kernels it computes as: "litert", LiteRT's default ones on any
+            processor; "litert-x86-64" or "litert-arm64", which pack all weights of up to 4 bits;
+            "tflm", TFLite Micro's; "ethos-u", Arm's NPU; or a target of your own
+            (`kerasq.targets`). The model keeps it, through saving too.
 
     Returns:
         The quantized model, of the class of `model` where that has a `train_step` of its own, and

@@ -57,8 +57,13 @@ def lower(converted: Converted, wanted: signature.Signature) -> bytes:
 def _made_for(target: targets.Target) -> metadata.Made:
     """What a file of a target says of itself."""
     version = RUNTIMES[target.runtime].version() if target.runtime else ""
-    runtime = target.runtime or ""
-    return metadata.Made(target=target.name, runtime=runtime, version=version, away=target.away)
+    return metadata.Made(
+        target=target.name,
+        runtime=target.runtime or "",
+        version=version,
+        machines=list(target.machines),
+        away=target.away,
+    )
 
 
 class _Lowering:

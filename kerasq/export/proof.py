@@ -13,6 +13,7 @@ from kerasq.comparison.compare import compare, step_of
 from kerasq.comparison.report import Report, Tally
 from kerasq.litert.contents import Tensor
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtimes import RUNTIMES
 from kerasq.targets import LITERT, X86_64, Target
 from kerasq.wrappers import infer, target_of
 
@@ -97,8 +98,9 @@ def _fault(model: keras.Model, lite: TFLiteModel, x: Any, pairs: list[_Pair]) ->
     if not is_other:
         return ""
     return (
-        "in float layers, which LiteRT computes otherwise, as exponentials of large values; scale "
-        "what they read, or replace them"
+        f"in float layers, which {RUNTIMES[lite.target].title} computes otherwise, as exponentials "
+        "of large values, or on TFLite Micro loops of layers that return sequences; scale what "
+        "they read, set unroll=True, or replace them"
     )
 
 

@@ -1,6 +1,7 @@
 """`export_tflite`: from a quantized Keras model to an integer-only .tflite file."""
 
 import os
+import platform
 import warnings
 
 import keras
@@ -128,14 +129,17 @@ def _content(model: keras.Model, signature: Signature, batch_size: int) -> bytes
 
 def _runtime(target: Target) -> str:
     """The interpreter that runs an export: LiteRT's, where the target's own one is not here."""
-    if target.runtime is not None and RUNTIMES[target.runtime].version():
-        return target.runtime
+    is_installed = target.runtime is not None and RUNTIMES[target.runtime].version()
+    if is_installed and platform.machine() in (target.machines or [platform.machine()]):
+        return str(target.runtime)
     missing = f"no interpreter here computes as target {target.name!r} does."
-    if target.runtime is not None:
+    if is_installed:
+        missing = f"its kernels are those of {' or '.join(target.machines)}, not of this processor."
+    elif target.runtime is not None:
         title = RUNTIMES[target.runtime].title
         missing = f"{title} is not installed. Run `pip install 'kerasq[{target.runtime}]'`."
     print(f"The file is not checked against what the model predicts: {missing}")
-    return LITERT.name
+    return str(target.runtime) if is_installed else LITERT.name
 
 
 def check_shapes(model: keras.Model, batch_size: int) -> None:

@@ -45,6 +45,7 @@ def deploy(
 
     Raises:
         ImportError: where tflite_micro is not installed.
+        TypeError: where `lite` is no TFLiteModel.
         ValueError: for a file that TFLite Micro does not run, whose batch size is not 1, for
             samples that do not fit it, and for labels of another number than the output has.
         OSError: where `path` cannot be written.
@@ -53,6 +54,11 @@ def deploy(
         >>> kerasq.deploy(lite, "firmware", x=x_test, labels=["yes", "no"])  # doctest: +SKIP
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'test_vectors.cc', 'test_vectors.h']
     """
+    if not isinstance(lite, TFLiteModel):
+        raise TypeError(
+            "`lite` must be a kerasq.TFLiteModel, such as `export_tflite` returns. "
+            f"Received: {type(lite).__name__}."
+        )
     micro = lite if lite.target == "tflm" else TFLiteModel(lite.content, target="tflm")
     labels = [*labels] if not isinstance(labels, str) else labels
     _check(micro, count)
@@ -82,8 +88,8 @@ def _check(micro: TFLiteModel, count: int) -> None:
             "A file for a device must take one sample a call. Received: inputs of shape "
             f"{[tensor.shape for tensor in micro.inputs]}. Export it with batch_size=1."
         )
-    if count < 1:
-        raise ValueError(f"`count` must be at least 1. Received: count={count!r}.")
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"`count` must be an integer of at least 1. Received: count={count!r}.")
 
 
 def _check_labels(micro: TFLiteModel, labels: Sequence[str]) -> None:

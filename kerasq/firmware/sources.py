@@ -91,8 +91,8 @@ extern const unsigned char kData[];
 inline constexpr std::size_t kDataSize = {len(kit.content)};
 
 // What TFLite Micro's interpreter took on a 64-bit machine, where pointers are largest: an upper
-// bound for its portable kernels. Kernels of a vendor may need more:
-// `MicroInterpreter::arena_used_bytes()` says what they did.
+// bound for its portable kernels. Kernels of a vendor may need more. It is more than
+// `MicroInterpreter::arena_used_bytes()`, since kernels are prepared in memory that is free later.
 inline constexpr std::size_t kArenaSize = {kit.arena};
 
 // How integers stand for real values: scale * (code - zero_point).

@@ -46,12 +46,14 @@ class Made:
         runtime: of the interpreter that computes as the target does, such as "litert"; "" where
             there is none.
         version: of that interpreter, as it was installed; "" where none was.
+        machines: the processors whose kernels are meant; none where they are the same on all.
         away: whether values half-way between two codes are rounded away from zero.
     """
 
     target: str
     runtime: str
     version: str
+    machines: list[str]
     away: bool
 
 
@@ -69,7 +71,7 @@ def find_made(model: schema.ModelT) -> Made | None:
     if _MADE not in _names(model):
         return None
     found = find(model, _MADE)
-    wanted = {"target": str, "runtime": str, "version": str, "away": bool}
+    wanted = {"target": str, "runtime": str, "version": str, "machines": list, "away": bool}
     kinds = {k: type(v) for k, v in found.items()} if isinstance(found, dict) else None
     if kinds != wanted:
         raise ValueError(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import platform
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -165,14 +166,18 @@ class TFLiteModel:
     def _made_for_another(self) -> str:
         """That the file's target rounds otherwise than what runs it; "" where it does not."""
         made = self._contents.made
-        if made is None or made.runtime in ("", self.target):
+        machine = platform.machine()
+        if made is None or (
+            made.runtime == self.target and (not made.machines or machine in made.machines)
+        ):
             return ""
-        own = (
-            f"kerasq.TFLiteModel(path, target={made.runtime!r})" if made.runtime in RUNTIMES else ""
-        )
+        own = ""
+        if made.runtime in RUNTIMES and made.runtime != self.target:
+            own = f" Its own is kerasq.TFLiteModel(path, target={made.runtime!r})."
         return (
             f"The file was made for target {made.target!r}, whose kernels round otherwise than "
-            f"those of {RUNTIMES[self.target].title}, which runs it here: expect other codes. {own}"
+            f"those of {RUNTIMES[self.target].title} on {machine}, which runs it here: expect "
+            f"other codes.{own}"
         )
 
     def constant(self, name: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A file that computes something else than its model is not written."""
 
 import dataclasses
+import platform
 
 import keras
 import numpy as np
@@ -46,10 +47,13 @@ def test_another_target_is_not_judged_by_these_kernels():
 
 
 @pytest.mark.parametrize("target", ["litert-x86-64", "litert-arm64"])
-def test_a_target_that_names_another_processor(target):
-    """Packed weights are rounded otherwise here: a step a layer is no fault."""
+def test_a_target_that_names_another_processor(target, capsys):
+    """Packed weights are rounded otherwise here: a step a layer is no fault, but is said."""
     lite = kerasq.export_tflite(networks.quantized(networks.mobile(), scheme="w4a8", target=target))
     assert "int4" in {tensor.type for tensor in lite.tensors}
+    is_own = platform.machine() in targets.find(target).machines
+    assert ("not of this processor" in capsys.readouterr().out) == (not is_own)
+    assert any("expect other codes" in line for line in lite.remarks()) == (not is_own)
 
 
 def test_float_layers_may_round_otherwise():

@@ -269,8 +269,11 @@ def test_bad_arguments(tmp_path):
     for labels in (["a", "b"], np.array(["a", "b"]), [1, 2, 3], "abc"):
         with pytest.raises(ValueError, match=r"`labels` must be a list of names.*outputs of \[3\]"):
             kerasq.deploy(lite, tmp_path, x=x, labels=labels)
-    with pytest.raises(ValueError, match="`count` must be at least 1"):
-        kerasq.deploy(lite, tmp_path, x=x, count=0)
+    for count in (0, 1.5):
+        with pytest.raises(ValueError, match="`count` must be an integer of at least 1"):
+            kerasq.deploy(lite, tmp_path, x=x, count=count)
+    with pytest.raises(TypeError, match=r"must be a kerasq.TFLiteModel.*Received: Functional"):
+        kerasq.deploy(q, tmp_path, x=x)
     with pytest.raises(ValueError, match="must hold at least one sample"):
         kerasq.deploy(lite, tmp_path, x=x[:0])
     with pytest.raises(ValueError, match=r"one sample a call.*Export it with batch_size=1"):

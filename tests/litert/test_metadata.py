@@ -33,7 +33,7 @@ def test_what_was_put_is_found(content):
     assert metadata.find(flatbuffer.read(flatbuffer.write(model)), "mine") == [1, {"a": 2.5}]
 
 
-MADE = {"target": "litert", "runtime": "litert", "version": "2", "away": False}
+MADE = {"target": "litert", "runtime": "litert", "version": "2", "machines": [], "away": False}
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,9 @@ def test_a_file_is_not_checked_and_says_so(capsys):
     said = capsys.readouterr().out
     assert "no interpreter here computes as target 'ethos-u' does" in said
     assert "Made for target 'ethos-u'." in str(lite) and lite.target == "litert"
+    assert "expect other codes" in said
+    with pytest.warns(UserWarning, match="made for target 'ethos-u'.*expect other codes"):
+        kerasq.TFLiteModel(lite.content, target="tflm")
 
 
 def test_what_vela_does_not_compile_is_its_error(tmp_path):
