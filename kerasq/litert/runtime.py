@@ -100,7 +100,7 @@ class TFLiteModel:
             return Interpreter(
                 model_content=self.content,
                 num_threads=self.num_threads,
-                experimental_op_resolver_type=KERNELS.get(self.kernels, OpResolverType.BUILTIN_REF),
+                experimental_op_resolver_type=KERNELS.get(self.kernels, OpResolverType.AUTO),
             )
 
     def reloaded(self, content: bytes) -> "TFLiteModel":

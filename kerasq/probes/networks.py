@@ -83,7 +83,6 @@ BRANCHES: dict[str, Branch] = {
     "RESIZE_NEAREST_NEIGHBOR": lambda x, _: L.UpSampling2D(2)(x),
     "REVERSE_V2": lambda x, _: K.flip(x, 1),
     "SELECT_V2": lambda x, y: K.where(x > y, x, y),
-    "SLICE": lambda x, _: K.slice(x, (0, 1, 2, 0), (-1, 3, 4, 8)),
     "SOFTMAX": lambda x, _: L.Softmax()(x),
     "SPLIT": lambda x, _: K.split(x, 2, -1)[1],
     "SPLIT_V": lambda x, _: K.split(x, [3, 5], -1)[1],
@@ -102,7 +101,8 @@ BRANCHES: dict[str, Branch] = {
     "NOT_EQUAL": lambda x, _: K.where(K.not_equal(x, 0.0), x, 1.0),
 }
 
-if hasattr(K, "depth_to_space"):  # Keras 3.10 has neither.
+if hasattr(K, "depth_to_space"):  # Keras 3.10 has neither, and no slice to the end.
+    BRANCHES["SLICE"] = lambda x, _: K.slice(x, (0, 1, 2, 0), (-1, 3, 4, 8))
     BRANCHES["DEPTH_TO_SPACE"] = lambda x, _: K.depth_to_space(x, 2)
     BRANCHES["SPACE_TO_DEPTH"] = lambda x, _: K.space_to_depth(x, 3)
 

@@ -20,7 +20,7 @@ from kerasq.probes.make import make
 # Which stand beside others: codes become int32 before labels, and no layer repeats without TILE.
 NOT_ALONE = {"BROADCAST_TO", "CAST"}
 if not hasattr(keras.ops, "depth_to_space"):
-    NOT_ALONE |= {"DEPTH_TO_SPACE", "SPACE_TO_DEPTH"}
+    NOT_ALONE |= {"DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "SLICE"}
 
 
 @pytest.fixture(scope="module")
