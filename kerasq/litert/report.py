@@ -8,6 +8,9 @@ from kerasq.litert.contents import Contents, Op, Tensor
 from kerasq.litert.operators import OPERATORS
 from kerasq.support import tables
 
+# Whose packed weights are rounded otherwise on each processor.
+_BY_PROCESSOR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
 
 def report(contents: Contents) -> str:
     """Operators with their types, inputs and outputs, and sizes."""
@@ -57,14 +60,16 @@ def _of_processors(contents: Contents) -> str:
     if not is_anywhere or not any(_could_be_packed(contents, op) for op in contents.ops):
         return ""
     return (
-        " Where the processor is known, those of up to 4 bits in CONV_2D, and in FULLY_CONNECTED "
-        "of an odd number of inputs, are packed: target='litert-arm64' or 'litert-x86-64'."
+        " Where the processor is known, those of up to 4 bits on int8 in CONV_2D, in "
+        "FULLY_CONNECTED of an odd number of inputs, and on x86-64 in DEPTHWISE_CONV_2D, are "
+        "packed: "
+        "target='litert-arm64' or 'litert-x86-64'."
     )
 
 
 def _could_be_packed(contents: Contents, op: Op) -> bool:
     """Whether some processor's own kernel reads an operator's weights packed."""
-    kernel = contents.kernel(op) if op.name in ("CONV_2D", "FULLY_CONNECTED") else None
+    kernel = contents.kernel(op) if op.name in _BY_PROCESSOR else None
     if kernel is None or contents.by_name[op.inputs[0]].type != "int8":
         return False
     fits = kernel.codes.endswith("-bit codes") and not kernel.codes.startswith("5")

@@ -465,9 +465,9 @@ def test_four_bit_weights_take_half_the_bytes():
 def test_what_processors_round_otherwise_is_packed_where_one_is_named():
     lite = kerasq.export_tflite(networks.quantized(odd(), scheme="w4a8"))
     names = ("conv", "depth", "dense")  # Of five inputs.
-    assert [tensor(lite, f"{name}/kernel").bytes for name in names] == [81, 14, 15]
+    assert [tensor(lite, f"{name}/kernel").bytes for name in names] == [81, 27, 15]
     (remark,) = lite.remarks()
-    assert "conv (4-bit codes as int8, CONV_2D on int8); dense (4-bit codes" in remark
+    assert "conv (4-bit codes as int8, CONV_2D on int8); depth (4-bit codes" in remark
     assert remark.endswith("target='litert-arm64' or 'litert-x86-64'.")
 
 

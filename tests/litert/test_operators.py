@@ -379,7 +379,7 @@ def test_has():
         ("CONV_2D", 4, 8, False, 3),
         ("CONV_2D", 4, 16, True, 8),
         ("DEPTHWISE_CONV_2D", 8, 8, False, 3),
-        ("DEPTHWISE_CONV_2D", 4, 8, True, 6),
+        ("DEPTHWISE_CONV_2D", 4, 8, False, 3),
         ("DEPTHWISE_CONV_2D", 4, 16, False, 5),
         ("FULLY_CONNECTED", 8, 8, False, 4),
         ("FULLY_CONNECTED", 8, 16, False, 12),

@@ -52,7 +52,6 @@ def test_there_is_one_of_every_operator_at_every_width(probes):
             ) or known.pass_through
     packed = {kind for kind in found if kind[1].startswith("int4")}
     assert packed == {
-        ("DEPTHWISE_CONV_2D", "int4 on int8"),
         ("FULLY_CONNECTED", "int4 on int8"),
         ("CONV_2D", "int4 on int16"),
         ("FULLY_CONNECTED", "int4 on int16"),
