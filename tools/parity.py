@@ -13,7 +13,6 @@ import re
 import subprocess
 import tempfile
 
-import keras
 from absl import app
 
 from kerasq import targets
@@ -61,10 +60,7 @@ def networks(target: targets.Target) -> list[Probe]:
     """Networks of the zoo with random weights, each at several schemes."""
     found = []
     for name, scheme in itertools.product(NETWORKS, SCHEMES):
-        keras.utils.set_random_seed(0)
-        model = zoo.ROWS[name].make()
-        samples = zoo.samples(model, COUNT)
-        zoo.shake(model, samples)
+        model, samples = zoo.prepared(zoo.ROWS[name], COUNT)
         found.append(of_network(model, name, scheme, target, samples))
     return found
 

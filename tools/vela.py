@@ -45,6 +45,7 @@ class Placement:
         sram: KiB of activations.
         other: KiB of flash and DRAM: weights, as they are encoded, above all.
         commands: the commands that Vela programs, as text.
+        content: the file that it writes.
     """
 
     npu: int
@@ -53,6 +54,7 @@ class Placement:
     sram: float
     other: float
     commands: str
+    content: bytes
 
 
 def compiled(path: pathlib.Path, processor: str) -> Placement:
@@ -80,6 +82,7 @@ def compiled(path: pathlib.Path, processor: str) -> Placement:
         (summary,) = pathlib.Path(folder).glob("*_summary_*.csv")
         with summary.open() as file:
             (row,) = csv.DictReader(file)
+        content = (pathlib.Path(folder) / f"{path.stem}_vela.tflite").read_bytes()
     return Placement(
         npu=int(re.findall(r"NPU operators = (\d+)", done.stdout)[0]),
         cpu=re.findall(r"^ +CPU: .*? = (.*?) \(outputs", done.stdout, re.MULTILINE),
@@ -87,6 +90,7 @@ def compiled(path: pathlib.Path, processor: str) -> Placement:
         sram=float(row["sram_memory_used"]),
         other=sum(float(row[f"{kind}_memory_used"]) for kind in _OTHER),
         commands=done.stdout,
+        content=content,
     )
 
 
@@ -104,10 +108,7 @@ def rows(path: pathlib.Path, name: str) -> Iterator[list[str]]:
 
 def exports(name: str, folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     """A network of the zoo for the NPU, and by the converter."""
-    keras.utils.set_random_seed(0)
-    model = zoo.ROWS[name].make()
-    x = zoo.samples(model, 32)
-    zoo.shake(model, x)
+    model, x = zoo.prepared(zoo.ROWS[name])
     q = kerasq.quantize_model(model, target="ethos-u")
     kerasq.calibrate(q, [keras.tree.pack_sequence_as(model.input, x)])
     own = folder / f"{name}.tflite"

@@ -281,12 +281,18 @@ def left_out(content: bytes) -> list[str]:
     return found
 
 
-def measure(row: Row) -> Result:
-    """Takes a network down the whole road."""
+def prepared(row: Row, count: int = 32) -> tuple[keras.Model, list[np.ndarray]]:
+    """A network with random weights, its statistics those of its activations, and samples."""
     keras.utils.set_random_seed(0)
     model = row.make()
-    x = samples(model, 32)
+    x = samples(model, count)
     shake(model, x)
+    return model, x
+
+
+def measure(row: Row) -> Result:
+    """Takes a network down the whole road."""
+    model, x = prepared(row)
     plain = kerasq.export_float_tflite(model)
     start = time.perf_counter()
     data = [keras.tree.pack_sequence_as(model.input, x)]

@@ -209,8 +209,8 @@ def _infer_on_constants(
 
 def _infer(layer: keras.Layer, target: targets.Target, *args: Any, **kwargs: Any) -> Any:
     """`graph.infer`, by the operators that the runtime has."""
-    if isinstance(layer, keras.layers.Embedding) and target in (targets.TFLM, targets.ETHOS_U):
-        # Keras's has operators for places counted from the end, which it lacks.
+    if isinstance(layer, keras.layers.Embedding) and not target.negative_places:
+        # Keras's has operators for places counted from the end, which the runtime lacks.
         return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
     if isinstance(layer, InputScale):
         # Two operators, each of which rounds.

@@ -129,17 +129,19 @@ def _content(model: keras.Model, signature: Signature, batch_size: int) -> bytes
 
 def _runtime(target: Target) -> str:
     """The interpreter that runs an export: LiteRT's, where the target's own one is not here."""
-    is_installed = target.runtime is not None and RUNTIMES[target.runtime].version()
-    if is_installed and platform.machine() in (target.machines or [platform.machine()]):
-        return str(target.runtime)
-    missing = f"no interpreter here computes as target {target.name!r} does."
-    if is_installed:
-        missing = f"its kernels are those of {' or '.join(target.machines)}, not of this processor."
-    elif target.runtime is not None:
-        title = RUNTIMES[target.runtime].title
-        missing = f"{title} is not installed. Run `pip install 'kerasq[{target.runtime}]'`."
-    print(f"The file is not checked against what the model predicts: {missing}")
-    return str(target.runtime) if is_installed else LITERT.name
+    own, runtime, missing = target.runtime, LITERT.name, ""
+    if own is None:
+        missing = f"no interpreter here computes as target {target.name!r} does."
+    elif not RUNTIMES[own].version():
+        missing = f"{RUNTIMES[own].title} is not installed. Run `pip install 'kerasq[{own}]'`."
+    else:
+        runtime = own
+        if target.machines and platform.machine() not in target.machines:
+            machines = " or ".join(target.machines)
+            missing = f"its kernels are those of {machines}, not of this processor."
+    if missing:
+        print(f"The file is not checked against what the model predicts: {missing}")
+    return runtime
 
 
 def check_shapes(model: keras.Model, batch_size: int) -> None:

@@ -129,10 +129,8 @@ def _describe(end: str, index: int, tensor: Tensor) -> str:
     lines.append(f"inline constexpr int {name}Shape[] = {{{shape}}};")
     lines.append(f"inline constexpr std::size_t {name}Size = {int(np.prod(tensor.shape))};")
     if tensor.grid is not None and tensor.dtype.kind != "f":
-        # As in the file, whose unsigned codes lie 128 above those of the grid.
-        zero_point = int(tensor.grid.zero_point) + (128 if tensor.dtype == np.uint8 else 0)
         scale = _number(np.float32(tensor.grid.scale))
-        lines.append(f"inline constexpr Grid {name}Grid = {{{scale}, {zero_point}}};")
+        lines.append(f"inline constexpr Grid {name}Grid = {{{scale}, {tensor.zero_point}}};")
     if tensor.preprocessing is not None:
         own = tensor.preprocessing
         lines.append("// Whoever feeds it computes value * gain + shift, by the last axis, before.")

@@ -41,6 +41,12 @@ class Tensor(NamedTuple):
     preprocessing: Preprocessing | None = None
 
     @property
+    def zero_point(self) -> int:
+        """The zero point as it is in the file: of unsigned codes, 128 above that of the grid."""
+        assert self.grid is not None
+        return int(self.grid.zero_point) + (128 if self.dtype == np.uint8 else 0)
+
+    @property
     def constant(self) -> bool:
         """Whether the file holds its values."""
         return self.bytes > 0

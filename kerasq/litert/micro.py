@@ -93,7 +93,7 @@ class MicroInterpreter:
 
 
 def verify(model: Any) -> None:
-    """Raises a ValueError for a file, in object form, that would end the process.
+    """Raises a ValueError for a whole file, in object form, that would end the process.
 
     TFLite Micro multiplies what an int8 softmax reads by 2^26 times its scale, and takes no number
     of 1 or less there (`QuantizeMultiplierGreaterThanOne`).
@@ -107,10 +107,11 @@ def verify(model: Any) -> None:
         if source.type != flatbuffer.Type.INT8:
             continue
         grid = flatbuffer.grid_of(source)
-        if grid is None or not np.all(grid.scale >= 2.0**-25):
+        assert grid is not None
+        if grid.scale < 2.0**-25:
             raise ValueError(
                 "TFLite Micro takes no int8 softmax whose input has steps below 2^-25. Received: "
-                f"{source.name.decode()!r} with {grid and float(grid.scale):.3g}. Widen its range."
+                f"{source.name.decode()!r} with {grid.scale:.3g}. Widen its range."
             )
 
 

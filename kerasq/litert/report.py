@@ -103,11 +103,9 @@ def _end(tensor: Tensor) -> str:
     """An input or output: its name and type, and scale and zero point."""
     if tensor.grid is None:
         return f"{tensor.name}: {tensor.type}"
-    # As in the file, whose unsigned codes lie 128 above those of the grid.
-    zero_point = int(tensor.grid.zero_point) + (128 if tensor.dtype == np.uint8 else 0)
     # float32 prints as many digits as lead back to it; as a Python float it would have 17.
     scale = str(np.float32(tensor.grid.scale))
-    return f"{tensor.name}: {tensor.type}, scale {scale}, zero point {zero_point}"
+    return f"{tensor.name}: {tensor.type}, scale {scale}, zero point {tensor.zero_point}"
 
 
 def _counted(names: list[str]) -> str:

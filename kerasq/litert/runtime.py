@@ -5,7 +5,7 @@ import os
 import pathlib
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,7 @@ class TFLiteModel:
         made = self._contents.made
         machine = platform.machine()
         if made is None or (
-            made.runtime == self.target and (not made.machines or machine in made.machines)
+            made.runtime == self.target and machine in (made.machines or [machine])
         ):
             return ""
         own = ""
@@ -243,24 +243,27 @@ class TFLiteModel:
 
         The last call is filled up with its last sample: a file has one batch size.
         """
-        return self.run_codes(
-            [self.codes(x, tensor) for x, tensor in zip(columns, self.inputs, strict=True)]
-        )
+        return self._calls(columns, self.codes)
 
     def run_codes(self, columns: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """As `calls`, of codes, or what else the inputs take."""
+        return self._calls(columns, lambda codes, tensor: codes)
+
+    def _calls(
+        self, columns: list[np.ndarray], encode: Callable[[np.ndarray, Tensor], np.ndarray]
+    ) -> Iterator[list[np.ndarray]]:
         details = self._interpreter.get_input_details()
         outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
         batch = self.inputs[0].shape[0]
         starts = range(0, len(columns[0]), batch)
         for start in track(starts, len(starts), "call"):
-            for column, detail in zip(columns, details, strict=True):
+            for column, tensor, detail in zip(columns, self.inputs, details, strict=True):
                 samples = column[start : start + batch]
                 # What the model makes of the filling is for the caller to cut off.
                 if len(samples) < batch:
                     missing = batch - len(samples)
                     samples = np.concatenate([samples, [samples[-1]] * missing])
-                self._interpreter.set_tensor(detail["index"], samples)
+                self._interpreter.set_tensor(detail["index"], encode(samples, tensor))
             with self._accepted("run"):
                 self._interpreter.invoke()
             # `get_tensor` copies, so that the next call does not change what was yielded.

@@ -68,9 +68,10 @@ def check_kernels(
             "A target must have an interpreter to be checked here. "
             f"Received: target {found.name!r}, which has none."
         )
-    if kernels not in ("optimized", "reference"):
+    if kernels not in standalone.KERNELS:
         raise ValueError(
-            f"`kernels` must be 'optimized' or 'reference'. Received: kernels={kernels!r}."
+            f"`kernels` must be {' or '.join(map(repr, standalone.KERNELS))}. "
+            f"Received: kernels={kernels!r}."
         )
     if found.runtime == "tflm" and (kernels != "optimized" or path is not None):
         raise ValueError(
@@ -82,7 +83,8 @@ def check_kernels(
     probes = make(found)
     if path is not None:
         write_whole(path, standalone.dump(probes))
-    title, load = standalone.litert(kernels)
-    if found.runtime == "tflm":
-        title, load = f"{RUNTIMES['tflm']}, portable kernels", MicroInterpreter
+    load: standalone.Loader = MicroInterpreter
+    title = f"{RUNTIMES['tflm']}, portable kernels"
+    if found.runtime != "tflm":
+        title, load = standalone.litert(kernels)
     return KernelReport(title, [standalone.check(probe, load) for probe in probes])

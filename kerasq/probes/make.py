@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
 
 import keras
 import numpy as np
 
-from kerasq import graph, range_limits
+from kerasq import graph
 from kerasq.calibration.calibrate import calibrate
 from kerasq.export.tflite import content_of
 from kerasq.litert import contents, flatbuffer, values
@@ -34,21 +33,21 @@ def make(target: Target) -> list[Probe]:
     ]
     found: dict[tuple[str, str], Probe] = {}
     for operator, branch, scheme in progress.track(wanted, len(wanted), "probe"):
-        for probe in _probes(operator, branch, scheme, target):
+        if probe := _probe(operator, branch, scheme, target):
             # What has no kernel at a width runs at another one, of which there is a probe already.
             found.setdefault((probe.operator, probe.type), probe)
     return list(found.values())
 
 
-def _probes(operator: str, branch: networks.Branch, scheme: str, target: Target) -> Iterator[Probe]:
-    """The probe of an operator; none where others stand for it at a width."""
+def _probe(operator: str, branch: networks.Branch, scheme: str, target: Target) -> Probe | None:
+    """The probe of an operator; None where others stand for it at a width."""
     samples = list(networks.samples(COUNT, _inputs(operator, target)))
     dtype = "float32" if operator in networks.FLOAT_ENDS else None
     network = networks.network(branch, len(samples))
     probe = of_network(network, operator, scheme, target, samples, dtype)
     file = contents.read(flatbuffer.read(probe.content), len(probe.content))
-    if kind := _type(file, operator):
-        yield dataclasses.replace(probe, type=kind)
+    kind = _type(file, operator)
+    return dataclasses.replace(probe, type=kind) if kind else None
 
 
 def of_network(
@@ -73,7 +72,6 @@ def of_network(
     with contextlib.redirect_stdout(io.StringIO()):
         q = quantize_model(model, scheme, target=target)
         calibrate(q, [keras.tree.pack_sequence_as(model.input, samples)])
-        range_limits.widen(q)
         content = content_of(q, len(samples[0]), dtype)
     file = contents.read(flatbuffer.read(content), len(content))
     predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 ARCHIVE = "probes.npz"
+KERNELS = ("optimized", "reference")
 # Makes an interpreter, as LiteRT's is, of a file.
 Loader = Callable[[bytes], Any]
 
@@ -167,8 +168,8 @@ def litert(kernels: str = "optimized") -> tuple[str, Loader]:
 def main() -> None:
     """Runs the probes of this file; the argument is "reference" for those kernels of LiteRT."""
     kernels = sys.argv[1] if len(sys.argv) > 1 else "optimized"
-    if kernels not in ("optimized", "reference"):
-        sys.exit(f"The kernels must be optimized or reference. Received: {kernels}.")
+    if kernels not in KERNELS:
+        sys.exit(f"The kernels must be {' or '.join(KERNELS)}. Received: {kernels}.")
     title, make = litert(kernels)
     found = [check(probe, make) for probe in load(sys.argv[0])]
     print(f"{title}\n\n{table(found)}")

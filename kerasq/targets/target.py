@@ -57,6 +57,7 @@ class Target:
             None where there is none for Python, and files can only be checked to run.
         away: whether QUANTIZE from float rounds ties away from zero, not to the even code. Who
             feeds a file codes does the same (`TFLiteModel.codes`).
+        negative_places: whether an Embedding takes places that are counted from the end.
         machines: the processors that these are the kernels of, by Python's `platform.machine()`;
             none where they are the same on all.
         operators: the operators, with their versions and types.
@@ -74,6 +75,7 @@ class Target:
     name: str
     runtime: str | None = None
     away: bool = False
+    negative_places: bool = True
     machines: tuple[str, ...] = ()
     operators: Mapping[str, Operator]
     kernels: Mapping[tuple[str, int], Kernel]

@@ -97,6 +97,7 @@ TFLM = Target(
     name="tflm",
     runtime="tflm",
     away=True,
+    negative_places=False,
     operators=OPERATORS,
     kernels=KERNELS,
     accumulator_kernels=ACCUMULATOR_KERNELS,
