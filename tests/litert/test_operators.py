@@ -275,11 +275,14 @@ def test_the_interpreter_runs_it(name, bits, kernels):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_reference_kernels_sum_other_integers(bits):
-    """Why the table says that they do not have it: SUM reads any codes as unsigned 8-bit ones."""
+    """Why the table says that they do not have it: SUM reads any codes as unsigned 8-bit ones.
+
+    Of 16-bit outputs it writes one half, so the other holds what the memory held before.
+    """
     one = case("SUM", bits)
     found = run(one.content("SUM", 2), *one.inputs, kernels="reference")
     difference = np.abs(found.astype(int) - one.tensors[-1].grid.quantize(one.expected))
-    assert (difference > 4).mean() > 0.5
+    assert difference.max() > 4
 
 
 @pytest.mark.parametrize("version", range(1, 6))
