@@ -23,8 +23,9 @@ WIDENING_RATE = 0.2
 # A range is too wide if it is more than this many times what each of so many batches in a row has
 # reached, 400 samples. It then loses this share of what is too much, in each batch.
 WIDEST, PATIENCE, NARROWING_RATE = 2.0, 50, 0.05
-# What `batches_seen` is set to by calibration.
-CALIBRATED = FIRST_BATCHES + 1
+# What calibration, and nothing else, sets `batches_seen` to. A range from there means nothing
+# in training if it is more than this many times what the first batch reaches: 3 bits are lost.
+CALIBRATED, MEANINGLESS = FIRST_BATCHES + 0.5, 8.0
 # Ranges never get narrower than this, in real units.
 NARROWEST = 1e-6
 
@@ -69,10 +70,12 @@ class ActivationQuantizer(keras.layers.Layer):
     that learn go a fifth of the way, and only to where they clip no more than may pay at their
     width (all beyond 1/1.5 of the largest value at 8 bits, beyond 1/2.5 at 4 bits). A range that
     50 batches in a row have left more than half empty narrows, 5 % of what is too much in each
-    batch, until values reach the half. In between it stays, or learns. So ranges may start wrong,
-    from calibration before the network is trained, and those stay that calibration has chosen, with
-    the outliers that it cuts, and however rare the largest values are. An input's range is a
-    convention with whoever feeds it: it grows where it was never calibrated, and else stays.
+    batch, until values reach the half. In between it stays, or learns. So those ranges stay that
+    calibration has chosen, with the outliers that it cuts, and however rare the largest values are.
+    But one of which the first batch after calibration reaches less than an eighth is from another
+    network: one whose BatchNormalization has the statistics it was made with, say. It is forgotten,
+    as if it had never been calibrated. An input's range is a convention with whoever feeds it: it
+    grows where it was never calibrated, and else stays.
 
     Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
     estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
@@ -224,19 +227,8 @@ class ActivationQuantizer(keras.layers.Layer):
         values = [
             tf.where(tf.math.is_finite(v), v, 0.0) for v in self._batch_ends(_first_samples(x))
         ]
-        is_first = seen < FIRST_BATCHES
-        moved = [self._widened(*pair, is_first) for pair in zip(ends, values, strict=True)]
-        if self.is_input or not self.trainable:
-            # In a step that was traced before the range was set, too.
-            is_set = seen >= self._enough()
-            moved = [tf.where(is_set, *pair) for pair in zip(ends, moved, strict=True)]
-            seen = tf.where(is_set, seen, tf.minimum(seen + 1.0, FIRST_BATCHES))
-        else:
-            is_wide = WIDEST * tf.add_n(values) < tf.add_n(ends)
-            seen = tf.where(is_first | is_wide, seen + 1.0, float(FIRST_BATCHES))
-            rate = tf.where(seen > FIRST_BATCHES + PATIENCE, NARROWING_RATE, 0.0)
-            pairs = zip(moved, values, strict=True)
-            moved = [end - rate * tf.nn.relu(end - value) for end, value in pairs]
+        follow = self._grown if self.is_input or not self.trainable else self._followed
+        moved, seen = follow(ends, values, seen)
         # A tensor that was always 0 has no range: see `assign_range`.
         moved[-1] = tf.where(tf.add_n(moved) <= NARROWEST, 1.0, moved[-1])
         if self.range_min is not None:
@@ -244,6 +236,36 @@ class ActivationQuantizer(keras.layers.Layer):
         self.range_max.assign(moved[-1])
         self.batches_seen.assign(seen)
         self._forget()
+
+    def _grown(
+        self, ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The ends, and `batches_seen`, of a range that neither learns nor narrows."""
+        is_first = seen < FIRST_BATCHES
+        # In a step that was traced before the range was set, too.
+        is_set = seen >= self._enough()
+        moved = [
+            tf.where(is_set, end, self._widened(end, value, is_first))
+            for end, value in zip(ends, values, strict=True)
+        ]
+        return moved, tf.where(is_set, seen, tf.minimum(seen + 1.0, FIRST_BATCHES))
+
+    def _followed(
+        self, ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The ends, and `batches_seen`, of a range that widens and narrows."""
+        width, reached = tf.add_n(ends), tf.add_n(values)
+        is_far = (reached > 0.0) & (width > MEANINGLESS * reached)
+        kept = tf.where(is_far & (seen == CALIBRATED), 0.0, 1.0)
+        seen, ends = seen * kept, [end * kept for end in ends]
+        is_first = seen < FIRST_BATCHES
+        seen = tf.where(is_first | (width > WIDEST * reached), seen + 1.0, float(FIRST_BATCHES))
+        rate = tf.where(seen > FIRST_BATCHES + PATIENCE, NARROWING_RATE, 0.0)
+        moved = []
+        for end, value in zip(ends, values, strict=True):
+            wide = self._widened(end, value, is_first)
+            moved.append(wide - rate * tf.nn.relu(wide - value))
+        return moved, seen
 
     def _widened(self, end: tf.Tensor, value: tf.Tensor, is_first: tf.Tensor) -> tf.Tensor:
         """An end that a value may lie beyond, widened."""
@@ -287,7 +309,7 @@ class ActivationQuantizer(keras.layers.Layer):
         is_known = isinstance(self.batches_seen.value, tf.Variable)
         return not is_known or self._batches() < self._enough()
 
-    def _enough(self) -> int:
+    def _enough(self) -> float:
         """The batches after which one that neither learns nor narrows is set."""
         return CALIBRATED if self.is_input and self.trainable else FIRST_BATCHES
 

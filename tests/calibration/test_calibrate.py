@@ -410,3 +410,20 @@ def test_without_a_method_few_codes_leave_outliers_out():
         assert found[None][name] == found["mse" if width <= 8 else "minmax"][name]
     assert found["mse"]["wide"] == found["minmax"]["wide"]  # Nothing is won at 16 bits.
     assert found["mse"] != found["minmax"]
+
+
+@pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none"])
+def test_an_untrained_network_may_be_calibrated_before_training(range_gradient):
+    """In inference mode its BatchNormalization has yet to learn how large values are."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 3))])
+    for _ in range(3):
+        model.add(keras.layers.Conv2D(8, 3, padding="same", kernel_initializer="he_normal"))
+        model.add(keras.layers.BatchNormalization())
+        model.add(keras.layers.ReLU())
+    x = np.random.default_rng(0).uniform(0.0, 255.0, (64, 8, 8, 3)).astype("float32")
+    q = kerasq.quantize_model(model, range_gradient=range_gradient)
+    kerasq.calibrate(q, x)
+    expected, found = (np.array(m(x, training=True)) for m in (model, q))
+    error = np.square(found - expected).mean() / np.square(expected).mean()
+    assert -10.0 * np.log10(error) > 25.0

@@ -101,6 +101,7 @@ def test_a_range_that_the_data_has_left_comes_after_it(kind, in_function):
 def test_a_range_narrows_once_many_batches_have_left_it_empty(kind):
     made = quantizer(-1.0, 2.0, **kind)
     low_values, reaching = tf.constant([[-0.1, 0.2]]), tf.constant([[-0.1, 1.6]])
+    made(reaching, training=True)
     for _ in range(3):
         for _ in range(PATIENCE - 1):
             made(low_values, training=True)
@@ -116,6 +117,30 @@ def test_a_range_narrows_once_many_batches_have_left_it_empty(kind):
         made(low_values, training=True)
     # Down to twice what they reach.
     assert 0.55 < np.subtract(*ends(made)[::-1]) <= 0.61
+
+
+@pytest.mark.parametrize("kind", [*LEARNED, {"range_gradient": "none"}])
+@pytest.mark.parametrize("in_function", [False, True])
+def test_a_calibrated_range_that_means_nothing_in_training_is_forgotten(kind, in_function):
+    made = quantizer(-100.0, 200.0, **kind)
+    run = tf.function(made) if in_function else made
+    run(tf.constant([[-0.5, 1.0]]), training=True)
+    np.testing.assert_allclose(ends(made), (-0.5, 1.0))
+    assert made.batches_seen.numpy() == 1
+    run(tf.constant([[-0.6, 2.0]]), training=True)
+    np.testing.assert_allclose(ends(made), (-0.6, 2.0))
+    # An eighth is enough, and so is the first batch.
+    made.assign_range(-4.0, 4.0)
+    run(tf.constant([[0.0, 1.0]]), training=True)
+    run(tf.constant([[0.0, 0.1]]), training=True)
+    assert ends(made) == (-4.0, 4.0)
+
+
+@pytest.mark.parametrize("kind", INPUT)
+def test_the_range_of_an_input_is_never_forgotten(kind):
+    made = quantizer(-100.0, 200.0, **kind)
+    made(tf.constant([[-0.5, 1.0]]), training=True)
+    assert ends(made) == (-100.0, 200.0)
 
 
 def test_largest_values_may_be_rare():
