@@ -306,7 +306,11 @@ class KernelWrapper(QuantizeWrapper):
         )
         total += tf.cast(weights.bias, total.dtype)
         kernel = self.target.accumulator_kernel(
-            self.rule.operator, grid.bits, weights.grid.bits, weights.codes.shape[0]
+            self.rule.operator,
+            grid.bits,
+            weights.grid.bits,
+            weights.codes.shape[0],
+            getattr(self.layer, "groups", 1),
         )
         return self._clamped(kernel(total, grid, weights, out)) * out.scale
 

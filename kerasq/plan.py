@@ -74,11 +74,9 @@ def is_narrow_reader(op: str, scheme: Scheme) -> bool:
 
 
 def lacks(target: Target, layer: keras.Layer, op: str, scheme: Scheme) -> str | None:
-    """What a target has no kernel for: the "operator", "groups" below 8 bits, "int16", or None."""
+    """What a target has no kernel for: the "operator", "int16", or None."""
     if op not in target.operators:
         return "operator"
-    if scheme.weight_bits < 8 and registry.is_grouped(layer):
-        return "groups"
     if scheme.activation_bits == 16 and not target.has(op, 16):
         return "int16"
     return None
@@ -268,11 +266,6 @@ class Plan:
                     f"A layer must have an operator of the target {self.target.name!r}. Received: "
                     f"layer {name!r}, whose operator {call.op} it does not have. Leave it "
                     'in float, with overrides={"<name>": "float"}.'
-                )
-            if missing == "groups":
-                raise ValueError(
-                    "A convolution in groups must have 8-bit weights. Received: layer "
-                    f"{name!r} at {call.scheme!r}. Give it another scheme."
                 )
 
     def narrowed(self) -> list[str]:

@@ -162,11 +162,6 @@ def is_dropped(layer: keras.Layer) -> bool:
     return passes_through(layer) and not rule(layer).operators
 
 
-def is_grouped(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a convolution in groups, whose weights must have 8 bits."""
-    return getattr(layer, "groups", 1) > 1
-
-
 def relu_limit(layer: keras.Layer) -> tuple[bool, float | None]:
     """Whether `layer` is a ReLU, and its upper limit (None: none)."""
     # With a slope or a threshold it is no clamp of a range.

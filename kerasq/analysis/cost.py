@@ -73,7 +73,8 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
     if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.
         return 0
     op, target = registry.rule(_inner(layer)).operator, _target(layer)
-    is_packed = target.packs(op, _code_bits(layer, scheme), scheme.code_bits, shape[0])
+    groups = getattr(_inner(layer), "groups", 1)
+    is_packed = target.packs(op, _code_bits(layer, scheme), scheme.code_bits, shape[0], groups)
     bits = 4 if is_packed else 8
     # Half a byte at the end counts as one. Biases are int32 behind int8, int64 behind int16.
     return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)

@@ -104,15 +104,15 @@ class Target:
         return self._found(self.kernels, (operator, bits))
 
     def accumulator_kernel(
-        self, operator: str, bits: int, weight_bits: int, inputs: int = 0
+        self, operator: str, bits: int, weight_bits: int, inputs: int = 0, groups: int = 1
     ) -> AccumulatorKernel:
-        """The kernel of an operator with weights of `weight_bits`, `inputs` of them in each sum.
+        """The kernel of an operator with weights of `weight_bits`; see `packs` for the others.
 
         Raises:
             ValueError: where there is none at these widths.
         """
         # Weights of any number of bits are stored in one of two ways, and kernels see only those.
-        stored = 4 if self.packs(operator, weight_bits, bits, inputs) else 8
+        stored = 4 if self.packs(operator, weight_bits, bits, inputs, groups) else 8
         return self._found(self.accumulator_kernels, (operator, bits, stored))
 
     def _found(self, kernels: Mapping[Any, Any], key: tuple[Any, ...]) -> Any:
@@ -150,11 +150,26 @@ class Target:
         simulated = (*self.kernels, *self.accumulator_kernels)
         return any(key[:2] == (operator, 16 if bits > 8 else 8) for key in simulated)
 
-    def packs(self, operator: str, weight_bits: int, activation_bits: int, inputs: int = 0) -> bool:
-        """Whether an operator's weights are stored as packed INT4: those of up to 4 bits."""
+    def packs(
+        self,
+        operator: str,
+        weight_bits: int,
+        activation_bits: int,
+        inputs: int = 0,
+        groups: int = 1,
+    ) -> bool:
+        """Whether an operator's weights are stored as packed INT4: those of up to 4 bits.
+
+        Args:
+            operator: its name.
+            weight_bits: the width of its weights.
+            activation_bits: the width of what it reads.
+            inputs: the last axis of the kernel as the file has it.
+            groups: those of a convolution.
+        """
         known = self.operators[operator]
-        is_even = activation_bits > 8 or known.int4_odd or inputs % 2 == 0
-        return weight_bits <= 4 and activation_bits in known.int4 and is_even
+        fits = (known.int4_odd or inputs % 2 == 0) and (known.int4_groups or groups == 1)
+        return weight_bits <= 4 and activation_bits in known.int4 and (activation_bits > 8 or fits)
 
     def version(self, operator: str, weight_bits: int, activation_bits: int) -> int:
         """The least operator version for these widths.

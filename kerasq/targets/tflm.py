@@ -31,7 +31,10 @@ _INT4 = ("CONV_2D", "DEPTHWISE_CONV_2D")
 def _operator(name: str, known: Operator) -> Operator:
     """What it has of an operator that LiteRT has."""
     int4 = {8: known.int4[8]} if name in _INT4 else {}
-    return dataclasses.replace(known, int4=int4, int16=None if name in _ONLY_INT8 else known.int16)
+    is_narrow = name in _ONLY_INT8
+    return dataclasses.replace(
+        known, int4=int4, int4_groups=True, int16=None if is_narrow else known.int16
+    )
 
 
 OPERATORS = {name: _operator(name, known) for name, known in ALL.items() if name not in _MISSING}

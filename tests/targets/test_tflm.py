@@ -191,19 +191,25 @@ def grouped():
     return found
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+@pytest.mark.parametrize(
+    ("scheme", "other"),
+    [("w8a8", "w8a8"), ("w8a16", "w8a16"), ("w4a8", "w4a16"), ("w4a16", "w4a8")],
+)
 @pytest.mark.parametrize("shapes", grouped(), ids=str)
-def test_layers(shapes, scheme):
+def test_layers(shapes, scheme, other):
+    """Every second layer, and the inputs, have the other scheme."""
     keras.utils.set_random_seed(0)
-    inputs = [keras.Input(shape) for shape in shapes]
+    inputs = [keras.Input(shape, name=f"other_input_{i}") for i, shape in enumerate(shapes)]
     found = [make() for make in grouped()[shapes]]
     for i, layer in enumerate(found):
-        layer.name = f"layer_{i}"
+        layer.name = f"{'other' if i % 2 else 'layer'}_{i}"
     x = inputs[0] if len(inputs) == 1 else inputs
     model = keras.Model(inputs, [layer(x) for layer in found])
     rng = np.random.default_rng(1)
     data = [rng.normal(0.3 * i, 3 / (i + 1), (24, *s)).astype("f") for i, s in enumerate(shapes)]
-    assert_exact(networks.quantized(model, data, scheme=scheme, target="tflm"), data)
+    options = {"scheme": scheme, "overrides": {"other_*": other}, "target": "tflm"}
+    q = networks.quantized(model, data, **options)
+    assert_exact(q, data)
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 23, 130])
