@@ -95,12 +95,13 @@ def compiled(path: pathlib.Path, processor: str) -> Placement:
 
 
 def rows(path: pathlib.Path, name: str) -> Iterator[list[str]]:
-    """A row for each processor."""
+    """A row for each processor; what Vela says where it does not compile the file, beside them."""
     for processor in _PROCESSOR.value:
         try:
             found = compiled(path, processor)
         except RuntimeError as error:
-            yield [name, processor, str(error).splitlines()[-1], *["-"] * 4]
+            print(error, file=sys.stderr)
+            yield [name, processor, "not compiled", *["-"] * 4]
             continue
         cycles, memory = f"{found.cycles:,}", [f"{x:,.0f}" for x in (found.sram, found.other)]
         yield [name, processor, str(found.npu), str(len(found.cpu)), cycles, *memory]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,15 @@ def deploy(
     x: Any,
     labels: Sequence[str] = (),
     count: int = 4,
+    name: str = "model",
 ) -> list[str]:
     """Writes a file as C++ for TFLite Micro: the model, its operators, test vectors and a `main`.
 
     - `model.h`, `model.cc`: the .tflite file, aligned; the arena's size; scales, zero points,
       shapes and labels.
     - `model_ops.h`: the op resolver, with exactly the operators of the file.
-    - `test_vectors.h`, `test_vectors.cc`: samples, and what portable kernels make of them.
-    - `main.cc`: runs the samples on the device and compares every code.
+    - `model_test_vectors.h`, `.cc`: samples, and what portable kernels make of them.
+    - `main.cc`: runs the samples on the device, compares every code and says where one differs.
 
     The arena is the least in which TFLite Micro's interpreter runs the file on this machine.
 
@@ -37,8 +39,10 @@ def deploy(
         lite: what `export_tflite` returned for target "tflm", or any file that TFLite Micro runs.
         path: the folder, which is made where it is not there; files of these names are replaced.
         x: real samples, as for `predict`.
-        labels: names of the classes.
+        labels: names of the classes: two for an output of one value.
         count: how many of the samples become test vectors.
+        name: of the C++ namespace, and in place of "model" in the names of the files: kits of
+            several networks, each of another name, go into one program.
 
     Returns:
         The names of the files.
@@ -47,12 +51,13 @@ def deploy(
         ImportError: where tflite_micro is not installed.
         TypeError: where `lite` is no TFLiteModel.
         ValueError: for a file that TFLite Micro does not run, whose batch size is not 1, for
-            samples that do not fit it, and for labels of another number than the output has.
+            samples that do not fit it, for labels of another number than the output has, and for a
+            name that C++ cannot have.
         OSError: where `path` cannot be written.
 
     Example:
         >>> kerasq.deploy(lite, "firmware", x=x_test, labels=["yes", "no"])  # doctest: +SKIP
-        ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'test_vectors.cc', 'test_vectors.h']
+        ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'model_test_vectors.cc', ...]
     """
     if not isinstance(lite, TFLiteModel):
         raise TypeError(
@@ -62,6 +67,7 @@ def deploy(
     micro = lite if lite.target == "tflm" else TFLiteModel(lite.content, target="tflm")
     labels = [*labels] if not isinstance(labels, str) else labels
     _check(micro, count)
+    _check_name(name)
     _check_labels(micro, labels)
     columns = [column[:count] for column in micro.columns(x)]
     if not len(columns[0]):
@@ -70,6 +76,7 @@ def deploy(
     given = [values.codes(x, y, away=True) for x, y in zip(columns, micro.inputs, strict=True)]
     calls = list(micro.run_codes(given))
     kit = Kit(
+        name=name,
         title=f"{micro.made_for()} Codes are those of {RUNTIMES['tflm']}, portable kernels.",
         content=micro.content,
         arena=least_arena(micro.content, given),
@@ -92,13 +99,29 @@ def _check(micro: TFLiteModel, count: int) -> None:
         raise ValueError(f"`count` must be an integer of at least 1. Received: count={count!r}.")
 
 
+def _check_name(name: str) -> None:
+    # Namespaces that the sources use already, and the function that no namespace may be called as.
+    taken = ("main", "std", "tflite")
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)
+        or name in taken
+    ):
+        raise ValueError(
+            "`name` must be one that a C++ namespace can have: letters, digits and underscores, "
+            f"a letter first, and none of {list(taken)}. Received: name={name!r}."
+        )
+
+
 def _check_labels(micro: TFLiteModel, labels: Sequence[str]) -> None:
     sizes = {tensor.shape[-1] for tensor in micro.outputs if tensor.shape}
+    # One value is that of the second class of two.
+    counts = {max(size, 2) for size in sizes}
     is_text = not isinstance(labels, str) and all(isinstance(label, str) for label in labels)
-    if not is_text or (labels and len(labels) not in sizes):
+    if not is_text or (labels and len(labels) not in counts):
         raise ValueError(
-            "`labels` must be a list of names, one for each class of an output. "
-            f"Received: {labels!r} for outputs of {sorted(sizes)}."
+            "`labels` must be a list of names, one for each class of an output, two where that is "
+            f"one value. Received: {labels!r} for outputs of {sorted(sizes)}."
         )
 
 

@@ -17,6 +17,7 @@ class Kit:
     """What the sources are made of.
 
     Attributes:
+        name: that of the namespace, and the first part of the files' names.
         title: a line that says what the file is, and what made it.
         content: the .tflite file.
         arena: the bytes that its interpreter took.
@@ -26,6 +27,7 @@ class Kit:
         vectors: for each input, and then each output, an array of samples as the device has them.
     """
 
+    name: str
     title: str
     content: bytes
     arena: int
@@ -63,12 +65,12 @@ def sources(kit: Kit) -> dict[str, str]:
     """The files of a kit, by name."""
     head = f"// {kit.title}\n// Written by kerasq; do not edit.\n"
     return {
-        "model.h": head + _model_header(kit),
-        "model.cc": head + _model_data(kit),
-        "model_ops.h": head + _operators(kit),
-        "test_vectors.h": head + _vectors_header(kit),
-        "test_vectors.cc": head + _vectors(kit),
-        "main.cc": head + _MAIN,
+        f"{kit.name}.h": head + _model_header(kit),
+        f"{kit.name}.cc": head + _model_data(kit),
+        f"{kit.name}_ops.h": head + _operators(kit),
+        f"{kit.name}_test_vectors.h": head + _vectors_header(kit),
+        f"{kit.name}_test_vectors.cc": head + _vectors(kit),
+        "main.cc": head + _main(kit),
     }
 
 
@@ -76,15 +78,15 @@ def _model_header(kit: Kit) -> str:
     lines = [_describe("Input", i, tensor) for i, tensor in enumerate(kit.inputs)]
     lines += [_describe("Output", i, tensor) for i, tensor in enumerate(kit.outputs)]
     return f"""\
-#ifndef KERASQ_MODEL_H_
-#define KERASQ_MODEL_H_
+#ifndef KERASQ_{kit.name}_H_
+#define KERASQ_{kit.name}_H_
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 
-namespace model {{
+namespace {kit.name} {{
 
 // The .tflite file.
 extern const unsigned char kData[];
@@ -115,9 +117,9 @@ inline float Dequantize(int code, const Grid& grid) {{
   return grid.scale * static_cast<float>(code - grid.zero_point);
 }}
 
-}}  // namespace model
+}}  // namespace {kit.name}
 
-#endif  // KERASQ_MODEL_H_
+#endif  // KERASQ_{kit.name}_H_
 """
 
 
@@ -159,16 +161,16 @@ def _character(byte: int) -> str:
 def _model_data(kit: Kit) -> str:
     rows = _rows([f"0x{byte:02x}" for byte in kit.content])
     return f"""\
-#include "model.h"
+#include "{kit.name}.h"
 
-namespace model {{
+namespace {kit.name} {{
 
 // Kernels read weights 16 bytes at a time.
 alignas(16) const unsigned char kData[] = {{
 {rows}
 }};
 
-}}  // namespace model
+}}  // namespace {kit.name}
 """
 
 
@@ -176,12 +178,12 @@ def _operators(kit: Kit) -> str:
     names = sorted({*kit.operators})
     calls = "".join(f"  TF_LITE_ENSURE_STATUS(resolver.{method(name)}());\n" for name in names)
     return f"""\
-#ifndef KERASQ_MODEL_OPS_H_
-#define KERASQ_MODEL_OPS_H_
+#ifndef KERASQ_{kit.name}_OPS_H_
+#define KERASQ_{kit.name}_OPS_H_
 
 #include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 
-namespace model {{
+namespace {kit.name} {{
 
 // The operators of the file, and no others: each takes flash.
 using Resolver = tflite::MicroMutableOpResolver<{len(names)}>;
@@ -190,26 +192,26 @@ inline TfLiteStatus AddOperators(Resolver& resolver) {{
 {calls}  return kTfLiteOk;
 }}
 
-}}  // namespace model
+}}  // namespace {kit.name}
 
-#endif  // KERASQ_MODEL_OPS_H_
+#endif  // KERASQ_{kit.name}_OPS_H_
 """
 
 
 def _vectors_header(kit: Kit) -> str:
     declared = "".join(f"extern const {line};\n" for line in _declarations(kit))
     return f"""\
-#ifndef KERASQ_TEST_VECTORS_H_
-#define KERASQ_TEST_VECTORS_H_
+#ifndef KERASQ_{kit.name}_TEST_VECTORS_H_
+#define KERASQ_{kit.name}_TEST_VECTORS_H_
 
-#include "model.h"
+#include "{kit.name}.h"
 
-namespace model {{
+namespace {kit.name} {{
 
 // Samples, and what TFLite Micro's portable kernels make of them.
 inline constexpr int kVectors = {len(kit.vectors[0])};
 
-// An input or output of all samples: where they are, and the bytes of one.
+// An input of all samples: where they are, and the bytes of one.
 struct Vectors {{
   const void* data;
   std::size_t bytes;
@@ -218,9 +220,9 @@ struct Vectors {{
 inline constexpr Vectors kInputs[] = {{{_pointers("Input", kit.inputs)}}};
 inline constexpr Vectors kOutputs[] = {{{_pointers("Output", kit.outputs)}}};
 
-}}  // namespace model
+}}  // namespace {kit.name}
 
-#endif  // KERASQ_TEST_VECTORS_H_
+#endif  // KERASQ_{kit.name}_TEST_VECTORS_H_
 """
 
 
@@ -243,12 +245,12 @@ def _vectors(kit: Kit) -> str:
         for line, values in zip(_declarations(kit), kit.vectors, strict=True)
     ]
     return f"""\
-#include "test_vectors.h"
+#include "{kit.name}_test_vectors.h"
 
-namespace model {{
+namespace {kit.name} {{
 
 {"".join(arrays)}
-}}  // namespace model
+}}  // namespace {kit.name}
 """
 
 
@@ -277,67 +279,87 @@ def _rows(items: Iterable[str]) -> str:
     return "\n".join(f"    {', '.join(part)}," for part in parts)
 
 
-_MAIN = """\
+def _main(kit: Kit) -> str:
+    checks = "".join(
+        f"  is_equal &= IsExpected(interpreter, {i}, sample, {kit.name}::kTestOutput{i}, "
+        f"{kit.name}::kOutput{i}Size);\n"
+        for i in range(len(kit.outputs))
+    )
+    return f"""\
 // Runs the test vectors on this device and compares every code.
 #include <cstring>
+#include <type_traits>
 
-#include "model.h"
-#include "model_ops.h"
+#include "{kit.name}.h"
+#include "{kit.name}_ops.h"
 #include "tensorflow/lite/micro/micro_interpreter.h"
 #include "tensorflow/lite/micro/micro_log.h"
 #include "tensorflow/lite/micro/system_setup.h"
 #include "tensorflow/lite/schema/schema_generated.h"
-#include "test_vectors.h"
+#include "{kit.name}_test_vectors.h"
 
-namespace {
+namespace {{
 
-alignas(16) uint8_t arena[model::kArenaSize];
+alignas(16) uint8_t arena[{kit.name}::kArenaSize];
 
-// The outputs of a sample that are not what they must be; -1 where it did not run.
-int Differing(tflite::MicroInterpreter& interpreter, int sample) {
-  for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {
-    const model::Vectors& all = model::kInputs[i];
+// Whether a sample has the expected codes at an output; says which is the first that differs.
+template <typename Code>
+bool IsExpected(tflite::MicroInterpreter& interpreter, int output, int sample,
+                const Code* expected, std::size_t size) {{
+  const Code* found = static_cast<const Code*>(interpreter.output(output)->data.data);
+  expected += sample * size;
+  for (std::size_t i = 0; i < size; ++i) {{
+    // Bytes, as a NaN is not equal to itself.
+    if (std::memcmp(found + i, expected + i, sizeof(Code)) == 0) continue;
+    const char* format = std::is_floating_point<Code>::value
+                             ? "Sample %d, output %d, value %d: %f instead of %f."
+                             : "Sample %d, output %d, value %d: %d instead of %d.";
+    using Printed = std::conditional_t<std::is_floating_point<Code>::value, double, int>;
+    MicroPrintf(format, sample, output, static_cast<int>(i), static_cast<Printed>(found[i]),
+                static_cast<Printed>(expected[i]));
+    return false;
+  }}
+  return true;
+}}
+
+// Whether a sample runs and gives the expected codes.
+bool RunSample(tflite::MicroInterpreter& interpreter, int sample) {{
+  for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {{
+    const {kit.name}::Vectors& all = {kit.name}::kInputs[i];
     std::memcpy(interpreter.input(i)->data.data,
                 static_cast<const char*>(all.data) + sample * all.bytes, all.bytes);
-  }
-  if (interpreter.Invoke() != kTfLiteOk) return -1;
-  int differing = 0;
-  for (std::size_t i = 0; i < interpreter.outputs_size(); ++i) {
-    const model::Vectors& all = model::kOutputs[i];
-    const char* expected = static_cast<const char*>(all.data) + sample * all.bytes;
-    differing += std::memcmp(interpreter.output(i)->data.data, expected, all.bytes) != 0;
-  }
-  return differing;
-}
+  }}
+  if (interpreter.Invoke() != kTfLiteOk) return false;
+  bool is_equal = true;
+{checks}  return is_equal;
+}}
 
 // 0 where every sample gives the expected codes.
-int RunTestVectors() {
+int RunTestVectors() {{
   tflite::InitializeTarget();
-  model::Resolver resolver;
-  if (model::AddOperators(resolver) != kTfLiteOk) return 1;
-  tflite::MicroInterpreter interpreter(tflite::GetModel(model::kData), resolver, arena,
-                                       model::kArenaSize);
-  if (interpreter.AllocateTensors() != kTfLiteOk) {
+  {kit.name}::Resolver resolver;
+  if ({kit.name}::AddOperators(resolver) != kTfLiteOk) return 1;
+  tflite::MicroInterpreter interpreter(tflite::GetModel({kit.name}::kData), resolver, arena,
+                                       {kit.name}::kArenaSize);
+  if (interpreter.AllocateTensors() != kTfLiteOk) {{
     MicroPrintf("The arena of %d bytes is too small, or an operator is missing.",
-                static_cast<int>(model::kArenaSize));
+                static_cast<int>({kit.name}::kArenaSize));
     return 1;
-  }
+  }}
   int equal = 0;
-  for (int sample = 0; sample < model::kVectors; ++sample) {
-    const int differing = Differing(interpreter, sample);
-    if (differing < 0) return 1;
-    equal += differing == 0;
-  }
+  for (int sample = 0; sample < {kit.name}::kVectors; ++sample) {{
+    equal += RunSample(interpreter, sample);
+  }}
   MicroPrintf("%d of %d samples give the expected codes; %d bytes of the arena used.", equal,
-              model::kVectors, static_cast<int>(interpreter.arena_used_bytes()));
-  return equal == model::kVectors ? 0 : 1;
-}
+              {kit.name}::kVectors, static_cast<int>(interpreter.arena_used_bytes()));
+  return equal == {kit.name}::kVectors ? 0 : 1;
+}}
 
-}  // namespace
+}}  // namespace
 
 #ifdef ESP_PLATFORM
-extern "C" void app_main() { RunTestVectors(); }
+extern "C" void app_main() {{ RunTestVectors(); }}
 #else
-int main() { return RunTestVectors(); }
+int main() {{ return RunTestVectors(); }}
 #endif
 """

@@ -20,8 +20,8 @@ FILES = [
     "model.cc",
     "model.h",
     "model_ops.h",
-    "test_vectors.cc",
-    "test_vectors.h",
+    "model_test_vectors.cc",
+    "model_test_vectors.h",
 ]
 # What MicroMutableOpResolver calls them, from its header of August 2026.
 METHODS = re.findall(
@@ -41,7 +41,7 @@ STUB = """
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include "test_vectors.h"
+#include "model_test_vectors.h"
 enum TfLiteStatus { kTfLiteOk = 0, kTfLiteError = 1 };
 #define TF_LITE_ENSURE_STATUS(call) do { if ((call) != kTfLiteOk) return kTfLiteError; } while (0)
 #define MicroPrintf(...) (std::printf(__VA_ARGS__), std::printf("\\n"))
@@ -150,7 +150,7 @@ def test_a_classifier(tmp_path):
     names = [f'"{i}" \\ ü??/' for i in range(classes)]
     lite, files = deployed(model, x, folder, labels=names, count=3)
     assert files == FILES == sorted(path.name for path in folder.iterdir())
-    given, wanted = arrays((folder / "test_vectors.cc").read_text())
+    given, wanted = arrays((folder / "model_test_vectors.cc").read_text())
     np.testing.assert_array_equal(given, lite.codes(x[:3], lite.inputs[0]).ravel())
     np.testing.assert_array_equal(wanted, lite.predict(x[:3], dequantize=False).ravel())
     header, data = (folder / "model.h").read_text(), (folder / "model.cc").read_text()
@@ -173,7 +173,9 @@ def test_a_classifier(tmp_path):
         "3 of 3 samples give the expected codes; 1000 bytes of the arena used.",
     )
     ended, said = compiled(folder, tmp_path, "-DWRONG=1")
-    assert ended == 1 and said.startswith("2 of 3 samples")
+    wrong = int(wanted.astype(np.int8).reshape(3, -1)[1, 0])
+    difference = f"Sample 1, output 0, value 0: {wrong ^ 1} instead of {wrong}."
+    assert ended == 1 and said.startswith(f"{difference}\n2 of 3 samples")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -187,10 +189,28 @@ def test_other_types_of_ends(dtype, tmp_path):
         f"using Input1 = {'float' if dtype == 'float32' else 'uint8_t'};"
         in (folder / "model.h").read_text()
     )
-    found = arrays((folder / "test_vectors.cc").read_text())
+    found = arrays((folder / "model_test_vectors.cc").read_text())
     predicted = lite.predict([column[:2] for column in x], dequantize=False)
     for got, want in zip(found[2:], predicted.values(), strict=True):
         np.testing.assert_array_equal(got.astype("float32"), want.ravel().astype("float32"))
+    assert compiled(folder, tmp_path)[0] == 0
+    first = float(np.asarray(next(iter(predicted.values()))).ravel()[0])
+    said = compiled(folder, tmp_path, "-DWRONG=0")[1]
+    assert re.search(
+        rf"^Sample 0, output 0, value 0: .* instead of {first:.{6 * (dtype != 'uint8')}f}\.", said
+    )
+
+
+def test_kits_of_two_networks_in_one_program(tmp_path):
+    folder = tmp_path / "firmware"
+    for name, model in (("one", networks.mlp()), ("two", networks.residual())):
+        _, files = deployed(model, networks.data(model, 4), folder, name=name)
+        assert files == ["main.cc", *(x.replace("model", name) for x in FILES[1:])]
+    (folder / "main.cc").write_text(
+        '#include "one_test_vectors.h"\n#include "two_test_vectors.h"\n'
+        "int main() {\n"
+        "  return one::kDataSize == two::kDataSize || one::kData[4] != two::kData[4];\n}\n"
+    )
     assert compiled(folder, tmp_path)[0] == 0
 
 
@@ -212,7 +232,7 @@ def test_quantize_and_preprocessing(tmp_path):
     # What the header computes is what the test vectors have, ties included.
     values = ", ".join(f"{value!r}f" for value in own(x[:4]).ravel().tolist())
     (folder / "main.cc").write_text(
-        '#include "test_vectors.h"\nint main() {\n'
+        '#include "model_test_vectors.h"\nint main() {\n'
         f"  const float values[] = {{{values}}};\n"
         "  using namespace model;\n"
         "  for (int i = 0; i < 12; ++i)\n"
@@ -257,10 +277,17 @@ def test_a_file_for_litert_is_deployed_with_the_codes_that_the_device_gives(tmp_
     x = networks.data(q, 4)
     with pytest.warns(UserWarning, match="made for target 'litert'"):
         kerasq.deploy(kerasq.export_tflite(q), tmp_path, x=x)
-    wanted = arrays((tmp_path / "test_vectors.cc").read_text())[1]
+    wanted = arrays((tmp_path / "model_test_vectors.cc").read_text())[1]
     with pytest.warns(UserWarning, match="made for target 'litert'"):
         micro = kerasq.TFLiteModel(kerasq.export_tflite(q).content, target="tflm")
     np.testing.assert_array_equal(wanted, micro.predict(x, dequantize=False).ravel())
+
+
+def test_one_value_has_two_labels(tmp_path):
+    x = keras.Input((5,))
+    model = keras.Model(x, L.Dense(1, activation="sigmoid")(x))
+    deployed(model, networks.data(model, 4), tmp_path, labels=["no", "yes"])
+    assert 'kLabels[] = {"no", "yes"};' in (tmp_path / "model.h").read_text()
 
 
 def test_bad_arguments(tmp_path):
@@ -272,6 +299,11 @@ def test_bad_arguments(tmp_path):
     for count in (0, 1.5):
         with pytest.raises(ValueError, match="`count` must be an integer of at least 1"):
             kerasq.deploy(lite, tmp_path, x=x, count=count)
+    for name in ("", "2nd", "a-b", "é", "main", None):
+        with pytest.raises(
+            ValueError, match="`name` must be one that a C\\+\\+ namespace can have"
+        ):
+            kerasq.deploy(lite, tmp_path, x=x, name=name)
     with pytest.raises(TypeError, match=r"must be a kerasq.TFLiteModel.*Received: Functional"):
         kerasq.deploy(q, tmp_path, x=x)
     with pytest.raises(ValueError, match="must hold at least one sample"):

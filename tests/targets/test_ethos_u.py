@@ -178,6 +178,13 @@ def test_a_file_is_not_checked_and_says_so(capsys):
         kerasq.TFLiteModel(lite.content, target="tflm")
 
 
+def test_what_vela_has_compiled_runs_on_the_npu_alone(tmp_path):
+    _, lite = exported(networks.mlp())
+    found = placed(lite, tmp_path / "model.tflite")
+    with pytest.raises(ValueError, match="one that Vela has compiled for the NPU"):
+        kerasq.TFLiteModel(found.content)
+
+
 def test_what_vela_does_not_compile_is_its_error(tmp_path):
     path = tmp_path / "none.tflite"
     path.write_bytes(b"\x00" * 16)
