@@ -1,7 +1,8 @@
 """Operators and networks on each runtime, beside their simulation. Prints docs/parity.md's tables.
 
 LiteRT on this machine, on its reference kernels and on an emulated Arm processor (`tools/arm64`),
-and TFLite Micro: the probes of `kerasq.check_kernels`, and networks of tools/zoo.py.
+and TFLite Micro: the probes of `kerasq.check_kernels`, and networks of tools/zoo.py. Probes of
+target "ethos-u" run on the TOSA reference model, and Vela says where each operator would.
 
 Example: python -m tools.parity
 """
@@ -22,7 +23,7 @@ from kerasq.probes import standalone
 from kerasq.probes.make import make, of_network
 from kerasq.probes.standalone import Found, Probe
 from kerasq.support import tables
-from tools import zoo
+from tools import tosa, vela, zoo
 
 NETWORKS = ("ds_cnn", "autoencoder", "unet", "tcn", "squeeze_excite", "two_by_two")
 SCHEMES = ("w8a8", "w8a16", "w4a8", "w4a16", "w2a2")
@@ -56,6 +57,23 @@ def _on_arm(probes: list[Probe]) -> Verdicts:
     return found
 
 
+def _placed(probes: list[Probe], processor: str) -> Verdicts:
+    """Where Vela puts the operators of each probe."""
+    found: Verdicts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for probe in probes:
+            path = pathlib.Path(folder) / "probe.tflite"
+            path.write_bytes(probe.content)
+            try:
+                made = vela.compiled(path, processor)
+            except RuntimeError:
+                found[probe.operator, probe.type] = "not compiled"
+                continue
+            place = "both" if made.npu and made.cpu else "NPU" if made.npu else "CPU"
+            found[probe.operator, probe.type] = place
+    return found
+
+
 def networks(target: targets.Target) -> list[Probe]:
     """Networks of the zoo with random weights, each at several schemes."""
     found = []
@@ -84,6 +102,11 @@ def main(argv: list[str]) -> None:
     for probes in (make, networks):
         columns = _columns(probes(targets.LITERT), probes(targets.TFLM))
         print(f"\n{tables.markdown(table(columns), left=2 + len(columns))}")
+    npu = {tosa.TITLE: _here(make(targets.ETHOS_U), tosa.TosaInterpreter)}
+    # A device takes one sample at a time, and some operators leave the NPU for several.
+    single = make(targets.ETHOS_U, 1)
+    npu |= {name: _placed(single, name) for name in vela.PROCESSORS}
+    print(f"\n{tables.markdown(table(npu), left=2 + len(npu))}")
 
 
 def _columns(own: list[Probe], micro: list[Probe]) -> dict[str, Verdicts]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels import any_width
 from kerasq.kernels.codes import clip
-from kerasq.kernels.fixed_point import multiply_rounding_twice
+from kerasq.kernels.fixed_point import multiply_rounding_once, multiply_rounding_twice
 from kerasq.kernels.floats import float32, float64
 from kerasq.kernels.int16 import reduced
 
@@ -20,6 +20,13 @@ def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     found, count = reduced(layer, codes[0])
     ratio = float64(grids[0].scale) / float64(out.scale) / count
     return clip(multiply_rounding_twice(found, ratio), out)
+
+
+def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """SUM: the sum, by a 31-bit multiplier, half up."""
+    found, _ = reduced(layer, codes[0])
+    ratio = float64(grids[0].scale) / float64(out.scale)
+    return clip(multiply_rounding_once(found, ratio), out)
 
 
 def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

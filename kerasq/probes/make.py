@@ -23,8 +23,13 @@ from kerasq.wrappers import infer
 COUNT = 16
 
 
-def make(target: Target) -> list[Probe]:
-    """A probe of each operator that a target has, for each type of codes and weights."""
+def make(target: Target, count: int = COUNT) -> list[Probe]:
+    """A probe of each operator that a target has, for each type of codes and weights.
+
+    Args:
+        target: what the files are for.
+        count: samples that they take.
+    """
     wanted = [
         (operator, branch, scheme)
         for scheme in ("w8a8", "w8a16", "w4a8", "w4a16")
@@ -33,15 +38,17 @@ def make(target: Target) -> list[Probe]:
     ]
     found: dict[tuple[str, str], Probe] = {}
     for operator, branch, scheme in progress.track(wanted, len(wanted), "probe"):
-        if probe := _probe(operator, branch, scheme, target):
+        if probe := _probe(operator, branch, scheme, target, count):
             # What has no kernel at a width runs at another one, of which there is a probe already.
             found.setdefault((probe.operator, probe.type), probe)
     return list(found.values())
 
 
-def _probe(operator: str, branch: networks.Branch, scheme: str, target: Target) -> Probe | None:
+def _probe(
+    operator: str, branch: networks.Branch, scheme: str, target: Target, count: int
+) -> Probe | None:
     """The probe of an operator; None where others stand for it at a width."""
-    samples = list(networks.samples(COUNT, _inputs(operator, target)))
+    samples = list(networks.samples(count, _inputs(operator, target)))
     dtype = "float32" if operator in networks.FLOAT_ENDS else None
     network = networks.network(branch, len(samples))
     probe = of_network(network, operator, scheme, target, samples, dtype)

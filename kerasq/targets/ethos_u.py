@@ -36,6 +36,9 @@ ETHOS_U = dataclasses.replace(
         **_FUNCTIONS,
         ("AVERAGE_POOL_2D", 8): ethos_u.average_pool,
         ("MEAN", 8): ethos_u.mean,
+        ("MEAN", 16): ethos_u.mean,
+        ("SUM", 8): ethos_u.total,
+        ("SUM", 16): ethos_u.total,
     },
     accumulator_kernels={k: v for k, v in TFLM.accumulator_kernels.items() if k[2] != 4},
 )

@@ -8,6 +8,7 @@ import pytest
 
 import kerasq
 from kerasq.kernels.fixed_point import decompose
+from kerasq.layers import Sum
 from kerasq.litert import flatbuffer
 from kerasq.targets import ETHOS_U
 from tests import networks
@@ -122,14 +123,33 @@ def test_codes_for_another_grid_are_rounded_twice(tmp_path):
     assert wanted <= {*scales}
 
 
-def test_means_are_sums_by_one_multiplier(tmp_path):
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_means_are_sums_by_one_multiplier(scheme, tmp_path):
     x = keras.Input((7, 5, 3))
-    _, lite = exported(keras.Model(x, L.GlobalAveragePooling2D()(x)))
+    _, lite = exported(keras.Model(x, L.GlobalAveragePooling2D()(x)), scheme=scheme)
     text = placed(lite, tmp_path / "model.tflite", "ethos-u85-256").commands
     ratio = np.float64(lite.inputs[0].grid.scale) / np.float64(lite.outputs[0].grid.scale) / 35
     (scalar,) = commands(text, "NPU_SET_OP_SCALAR", "scalar")
     assert int(scalar) == int(decompose(ratio)[0])
     assert "NPU_OP_DEPTHWISE" in text and "ELEMENTWISE_MODE_MUL" in text
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+@pytest.mark.parametrize("processor", ["ethos-u55-128", "ethos-u85-256"])
+def test_sums_are_rounded_once(processor, scheme, tmp_path):
+    x = keras.Input((5, 8))
+    _, lite = exported(keras.Model(x, K.sum(x, -1)), scheme=scheme)
+    text = placed(lite, tmp_path / "model.tflite", processor).commands
+    assert commands(text, r"NPU_SET_OFM_\w+", "round_mode")[-1].endswith("NATURAL")
+    (source,), (out,) = lite.inputs, lite.outputs
+    ratio = np.float64(source.grid.scale) / np.float64(out.grid.scale)
+    if "CONV" not in text:  # Which has its multipliers among the weights.
+        assert int(commands(text, "NPU_SET_OFM_SCALE", "scale")[-1]) == int(decompose(ratio)[0])
+    codes = np.random.default_rng(0).integers(-128, 128, (1, 5, 8)).astype(f"int{source.grid.bits}")
+    found = simulate("SUM", Sum([2]), [codes], [source.grid], out.grid, ETHOS_U)
+    wanted = np.floor((codes - np.float64(source.grid.zero_point)).sum(-1) * ratio + 0.5)
+    wanted = np.clip(wanted + out.grid.zero_point, out.grid.qmin, out.grid.qmax)
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("size", [2, 3, (2, 3), 5])
