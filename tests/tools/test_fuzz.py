@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests import processes
+import kerasq
+
+from tests import networks, processes
 from tools.fuzzing import checks, files, graphs, programs
 
 DENSE = """
@@ -89,3 +91,9 @@ def test_a_run_goes_on_from_its_log(tmp_path):
     assert (line["first"], sum(line["counts"].values())) == (3, 2)
     row = next(line for line in done.stdout.splitlines() if line.startswith("| npz"))
     assert row.split("|")[2].strip() == "5"
+
+
+def test_training_needs_no_calibration():
+    q = kerasq.quantize_model(networks.mlp())
+    checks.train(q, [networks.data(q, 4)])
+    kerasq.export_tflite(q)

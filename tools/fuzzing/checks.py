@@ -152,8 +152,8 @@ def train(model: keras.Model, x: list[np.ndarray]) -> None:
         NoModelError: where no output has a gradient, as of labels.
     """
     model.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
-    # Outputs may have other rows than inputs, behind a reshape.
-    outputs = keras.tree.flatten(model(x, training=False))
+    # Outputs may have other rows than inputs, behind a reshape. Before training there is no range.
+    outputs = keras.tree.flatten(model(x, training=True))
     zeros = [np.zeros(y.shape, "float32") for y in outputs]
     try:
         model.train_on_batch(x, zeros)
