@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import kerasq
-
 from tests import networks, processes
 from tools.fuzzing import checks, files, graphs, programs
 
