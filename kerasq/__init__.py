@@ -6,14 +6,14 @@ from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
 from kerasq.analysis.trouble import Trouble
+from kerasq.calibration.aciq import Aciq
+from kerasq.calibration.best import Best
 from kerasq.calibration.calibrate import calibrate
-from kerasq.calibration.observers import (
-    MeanSquaredError,
-    MinMax,
-    MovingAverage,
-    Observer,
-    Percentile,
-)
+from kerasq.calibration.deviations import StandardDeviations
+from kerasq.calibration.entropy import Entropy
+from kerasq.calibration.extremes import Average, MinMax, MovingAverage
+from kerasq.calibration.histogram import MeanSquaredError, Percentile
+from kerasq.calibration.observer import Observer
 from kerasq.comparison.compare import compare
 from kerasq.comparison.report import LayerReport, Report
 from kerasq.export.float_tflite import export_float_tflite
@@ -45,10 +45,14 @@ from kerasq.training.log_ranges import LogRanges
 from kerasq.training.schedule import schedule
 
 __all__ = [
+    "Aciq",
     "Allocation",
+    "Average",
+    "Best",
     "Binary",
     "CheckTraining",
     "DoReFa",
+    "Entropy",
     "EpochBackup",
     "FreezeRanges",
     "Grid",
@@ -68,6 +72,7 @@ __all__ = [
     "PowerOfTwo",
     "Report",
     "Sensitivity",
+    "StandardDeviations",
     "Summary",
     "TFLiteModel",
     "Tensor",

@@ -17,7 +17,7 @@ from kerasq.analysis.cost import COSTS
 from kerasq.analysis.network import Network
 from kerasq.analysis.search import Point, Search
 from kerasq.analysis.sensitivity import Sensitivity
-from kerasq.calibration.observers import Observer
+from kerasq.calibration.observer import Observer
 from kerasq.support import figures, optional, tables
 from kerasq.targets import Target
 

@@ -11,7 +11,7 @@ from kerasq import targets
 from kerasq.analysis.network import Network
 from kerasq.analysis.trace import traced
 from kerasq.calibration.calibrate import BATCH_SIZE
-from kerasq.calibration.observers import Observer
+from kerasq.calibration.observer import Observer
 from kerasq.graph import is_lower_better
 from kerasq.litert.evaluation import keras_metric
 from kerasq.scheme import Scheme, resolve

@@ -7,7 +7,7 @@ import keras
 
 from kerasq import graph, plan
 from kerasq.calibration.calibrate import observe
-from kerasq.calibration.observers import Observer
+from kerasq.calibration.observer import Observer
 from kerasq.grid import Grid
 from kerasq.litert.operators import multiplies
 from kerasq.quantize import quantize_model

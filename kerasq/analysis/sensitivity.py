@@ -11,7 +11,7 @@ import numpy as np
 from kerasq import targets
 from kerasq.analysis.bench import SQNR, Bench, metric_label
 from kerasq.analysis.network import Network
-from kerasq.calibration.observers import Observer
+from kerasq.calibration.observer import Observer
 from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.support import figures, tables
 from kerasq.support.progress import track

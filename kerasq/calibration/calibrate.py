@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kerasq import graph, range_limits
 from kerasq.calibration import observers, samples, sharing
-from kerasq.calibration.observers import Observer
+from kerasq.calibration.observer import Observer
 from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
@@ -38,7 +38,8 @@ def calibrate(
         model: what `quantize_model` returned. Its ranges change, nothing else.
         data: an array of samples, or an iterable of batches `x` or `(x, y)`, or a function that
             returns one, as the `representative_dataset` of TFLiteConverter.
-        method: the observer: "minmax", "moving_average", "percentile" (99.999 %) or "mse"; a
+        method: the observer: "minmax", "average", "moving_average", "std" (5 standard deviations),
+            "percentile" (99.999 %), "mse", "entropy", "aciq", or "best" of these for each tensor; a
             `kerasq.Observer`, such as `kerasq.Percentile(99.9)`, of which each tensor gets a copy;
             or its configuration. None is "mse" for ranges of up to 8 bits, and "minmax" for
             others, whose codes are so many that nothing is won by clipping.

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 import kerasq
 from kerasq.calibration.calibrate import BATCH_SIZE
-from kerasq.calibration.observers import MOVING_RATE, OBSERVERS
+from kerasq.calibration.extremes import MOVING_RATE
+from kerasq.calibration.observers import OBSERVERS
 from kerasq.grid import Grid
 from kerasq.quantizers.activations import NARROWEST
 from kerasq.wrappers import ranged
@@ -335,9 +336,9 @@ def test_convolution_with_batch_norm_counts_as_one_layer():
 
 
 def test_an_unknown_method_is_an_error():
-    expected = r"`method` must be one of \['minmax', .*'mse'\]. Received: method='best'"
+    expected = r"`method` must be one of \['minmax', .*'best'\]. Received: method='worst'"
     with pytest.raises(ValueError, match=expected):
-        kerasq.calibrate(quantized(), samples(4), method="best")
+        kerasq.calibrate(quantized(), samples(4), method="worst")
 
 
 def test_a_float_model_is_an_error():

@@ -171,7 +171,7 @@ def test_bad_arguments(make, text):
         make()
 
 
-@pytest.mark.parametrize("method", ["best", 3, kerasq.MinMax, kerasq.DoReFa(), {"percent": 99}])
+@pytest.mark.parametrize("method", ["worst", 3, kerasq.MinMax, kerasq.DoReFa(), {"percent": 99}])
 def test_what_is_no_observer(method):
     with pytest.raises(ValueError, match=r"`method` must be one of .* pass a kerasq\.Observer"):
         kerasq.calibrate(quantized(), samples(), method=method)

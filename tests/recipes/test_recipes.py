@@ -17,6 +17,7 @@ from absl.testing import flagsaver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kerasq
+from kerasq.calibration.observers import OBSERVERS
 from recipes import datasets, low_bit, mixed_precision, schemes, stages
 from tests import networks
 from tests.processes import ENV, LIMIT, ROOT, python, script
@@ -254,7 +255,7 @@ def test_a_model_fits_the_data(tmp_path):
 def test_ptq(network, tmp_path):
     results, text = finished("ptq", tmp_path, f"--model={network}")
     ways = results["flavours"]
-    statics = [f"static_{m}" for m in ("minmax", "moving_average", "percentile", "mse")]
+    statics = [f"static_{method}" for method in OBSERVERS]
     assert list(ways) == [*statics, "dynamic_range", "float16"]
     for name, way in ways.items():
         assert way["accuracy"] > 0.93 and name in text
