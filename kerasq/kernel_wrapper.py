@@ -299,20 +299,30 @@ class KernelWrapper(QuantizeWrapper):
             quantizer = Uniform(bits.weight_bits, range_gradient="none")
         weights = self._weights_at(bits or self.bits, quantizer, grid, out)
         weights = self._held(weights, grid, out)
+        total = self.sums(inputs, grid, weights)
+        kernel = self.target.accumulator_kernel(
+            self.rule.operator,
+            grid.bits,
+            weights.grid.bits,
+            inputs=weights.codes.shape[0],
+            groups=getattr(self.layer, "groups", 1),
+        )
+        return self._clamped(kernel(total, grid, weights, out)) * out.scale
+
+    def sums(self, inputs: tf.Tensor, grid: Grid, weights: kernels.IntegerWeights) -> tf.Tensor:
+        """The integer accumulators, bias included: steps of `s_in * s_w[c]`.
+
+        Args:
+            inputs: real values on `grid`.
+            grid: that of the inputs.
+            weights: the kernel and bias, such as `integer_weights()`.
+        """
         total = kernels.accumulate(
             lambda codes: self.run_on(codes, weights.codes, None),
             kernels.centre(inputs, grid),
             grid,
         )
-        total += tf.cast(weights.bias, total.dtype)
-        kernel = self.target.accumulator_kernel(
-            self.rule.operator,
-            grid.bits,
-            weights.grid.bits,
-            weights.codes.shape[0],
-            getattr(self.layer, "groups", 1),
-        )
-        return self._clamped(kernel(total, grid, weights, out)) * out.scale
+        return total + tf.cast(weights.bias, total.dtype)
 
 
 class _KeepFrozen(keras.constraints.Constraint):

@@ -73,7 +73,7 @@ def is_narrow_reader(op: str, scheme: Scheme) -> bool:
     return multiplies(op) and scheme.activation_bits < 8
 
 
-def lacks(target: Target, layer: keras.Layer, op: str, scheme: Scheme) -> str | None:
+def lacks(target: Target, op: str, scheme: Scheme) -> str | None:
     """What a target has no kernel for: the "operator", "int16", or None."""
     if op not in target.operators:
         return "operator"
@@ -260,7 +260,7 @@ class Plan:
             call, name = self[node], node.source.name
             missing = None
             if call.kind is Kind.INTEGER:
-                missing = lacks(self.target, node.layer, call.op, resolve(call.scheme))
+                missing = lacks(self.target, call.op, resolve(call.scheme))
             if missing == "operator":
                 raise ValueError(
                     f"A layer must have an operator of the target {self.target.name!r}. Received: "

@@ -37,7 +37,7 @@ def widen(model: keras.Model) -> list[str]:
             factor = min(factor, quantizer.limit / high)
         if factor <= _MARGIN:
             continue
-        quantizer.assign_range(low * factor, high * factor)
+        quantizer.assign_range(low * factor, high * factor, float(quantizer.batches_seen))
         remarks.append(
             f"The output range of layer {layer.name!r} is now {factor:.3g} times as wide, "
             f"[{low * factor:.3g}, {high * factor:.3g}]: {reason}."

@@ -75,4 +75,4 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
 
 def _lacks(target: Target, layer: QuantizeWrapper) -> bool:
     operator = layer.rule.operator_at(layer.bits.code_bits, target)
-    return lacks(target, layer.layer, operator, layer.bits) is not None
+    return lacks(target, operator, layer.bits) is not None

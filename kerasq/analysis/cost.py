@@ -74,7 +74,9 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         return 0
     op, target = registry.rule(_inner(layer)).operator, _target(layer)
     groups = getattr(_inner(layer), "groups", 1)
-    is_packed = target.packs(op, _code_bits(layer, scheme), scheme.code_bits, shape[0], groups)
+    is_packed = target.packs(
+        op, _code_bits(layer, scheme), scheme.code_bits, inputs=shape[0], groups=groups
+    )
     bits = 4 if is_packed else 8
     # Half a byte at the end counts as one. Biases are int32 behind int8, int64 behind int16.
     return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)

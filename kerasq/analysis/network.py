@@ -97,8 +97,7 @@ class Network:
         bits = self.schemes[scheme]
         parts = self.parts(self.layers[layer])
         return not any(
-            plan.lacks(x.target, x.layer, x.rule.operator_at(bits.code_bits, x.target), bits)
-            for x in parts
+            plan.lacks(x.target, x.rule.operator_at(bits.code_bits, x.target), bits) for x in parts
         )
 
     def parts(self, name: str) -> list[QuantizeWrapper]:

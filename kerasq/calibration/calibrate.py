@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph, range_limits
-from kerasq.calibration import observers, samples, sharing
+from kerasq.calibration import observers, provisional, samples, sharing
 from kerasq.calibration.observer import Observer
 from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
@@ -31,8 +31,9 @@ def calibrate(
 ) -> None:
     """Sets the ranges of all activations from data that runs through the float layers.
 
-    Printed is where a range is narrower than the target's kernels take, and so widened; and where
-    parts of a tensor get few codes, as features of an input do that differ by orders of magnitude.
+    Printed is where a range is narrower than the target's kernels take, and so widened; where
+    parts of a tensor get few codes, as features of an input do that differ by orders of magnitude;
+    and where ranges hold for inference alone, behind a BatchNormalization that has yet to see data.
 
     Args:
         model: what `quantize_model` returned. Its ranges change, nothing else.
@@ -67,6 +68,7 @@ def calibrate(
             quantizers[name].assign_range(*ends)
         few = samples.first(batch)
         remarks = [*range_limits.widen(model), *sharing.remarks(model, few)]
+        remarks += provisional.mark(model)
         samples.keep(model, few)
     for remark in remarks:
         print(remark)

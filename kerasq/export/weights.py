@@ -41,7 +41,9 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
     inputs[1] = _kernel(builder, f"{mark.name}/kernel", values, kernel)
     channels = builder.tensor(inputs[known.data]).shape[-1]
     groups = channels // values.shape[-1] if kind == "CONV_2D" else 1
-    is_packed = builder.target.packs(kind, kernel.bits, grid.bits, values.shape[-1], groups)
+    is_packed = builder.target.packs(
+        kind, kernel.bits, grid.bits, inputs=values.shape[-1], groups=groups
+    )
     if is_packed:
         flatbuffer.pack_constant(builder.model, builder.tensor(inputs[1]))
     # A layer without bias gets one: folded zero points and gains need it.

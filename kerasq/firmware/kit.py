@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasq.firmware.sources import Kit, sources
 from kerasq.litert import flatbuffer, values
+from kerasq.litert.contents import Tensor
 from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
@@ -23,7 +24,7 @@ def deploy(
     x: Any,
     labels: Sequence[str] = (),
     count: int = 4,
-    name: str = "model",
+    name: str | None = None,
 ) -> list[str]:
     """Writes a file as C++ for TFLite Micro: the model, its operators, test vectors and a `main`.
 
@@ -41,8 +42,8 @@ def deploy(
         x: real samples, as for `predict`.
         labels: names of the classes: two for an output of one value.
         count: how many of the samples become test vectors.
-        name: of the C++ namespace, and in place of "model" in the names of the files: kits of
-            several networks, each of another name, go into one program.
+        name: of the network. The C++ namespace is then `<name>_model`, and so do the files' names
+            begin: kits of several networks go into one program.
 
     Returns:
         The names of the files.
@@ -52,7 +53,7 @@ def deploy(
         TypeError: where `lite` is no TFLiteModel.
         ValueError: for a file that TFLite Micro does not run, whose batch size is not 1, for
             samples that do not fit it, for labels of another number than the output has, and for a
-            name that C++ cannot have.
+            name that is none in C++.
         OSError: where `path` cannot be written.
 
     Example:
@@ -76,7 +77,7 @@ def deploy(
     given = [values.codes(x, y, away=True) for x, y in zip(columns, micro.inputs, strict=True)]
     calls = list(micro.run_codes(given))
     kit = Kit(
-        name=name,
+        name="model" if name is None else f"{name}_model",
         title=f"{micro.made_for()} Codes are those of {RUNTIMES['tflm']}, portable kernels.",
         content=micro.content,
         arena=least_arena(micro.content, given),
@@ -99,30 +100,33 @@ def _check(micro: TFLiteModel, count: int) -> None:
         raise ValueError(f"`count` must be an integer of at least 1. Received: count={count!r}.")
 
 
-def _check_name(name: str) -> None:
-    # Namespaces that the sources use already, and the function that no namespace may be called as.
-    taken = ("main", "std", "tflite")
-    if (
-        not isinstance(name, str)
-        or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)
-        or name in taken
-    ):
+def _check_name(name: str | None) -> None:
+    # Behind it comes "_model", so that no keyword, type, header or other file is called so.
+    is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)
+    if name is not None and not is_name:
         raise ValueError(
-            "`name` must be one that a C++ namespace can have: letters, digits and underscores, "
-            f"a letter first, and none of {list(taken)}. Received: name={name!r}."
+            "`name` must be one that C++ can have: letters, digits and underscores, a letter "
+            f"first. Received: name={name!r}."
         )
 
 
 def _check_labels(micro: TFLiteModel, labels: Sequence[str]) -> None:
-    sizes = {tensor.shape[-1] for tensor in micro.outputs if tensor.shape}
-    # One value is that of the second class of two.
-    counts = {max(size, 2) for size in sizes}
+    # Of labels, which an argmax gives, the file does not say how many there are; one value is that
+    # of a regression, or of the second class of two.
+    scores = [tensor.shape[-1] for tensor in micro.outputs if tensor.shape and _is_score(tensor)]
+    counts = {*scores, *(2 for size in scores if size == 1)}
     is_text = not isinstance(labels, str) and all(isinstance(label, str) for label in labels)
-    if not is_text or (labels and len(labels) not in counts):
+    is_free = len(scores) < len(micro.outputs)
+    if not is_text or (labels and not is_free and len(labels) not in counts):
         raise ValueError(
             "`labels` must be a list of names, one for each class of an output, two where that is "
-            f"one value. Received: {labels!r} for outputs of {sorted(sizes)}."
+            f"one value. Received: {labels!r} for outputs of {scores}."
         )
+
+
+def _is_score(tensor: Tensor) -> bool:
+    """Whether an output has a value for each class, and no labels."""
+    return tensor.grid is not None or tensor.dtype.kind == "f"
 
 
 def _write(folder: pathlib.Path, files: dict[str, str]) -> list[str]:

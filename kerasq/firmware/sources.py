@@ -211,7 +211,7 @@ namespace {kit.name} {{
 // Samples, and what TFLite Micro's portable kernels make of them.
 inline constexpr int kVectors = {len(kit.vectors[0])};
 
-// An input of all samples: where they are, and the bytes of one.
+// An input or output of all samples: where they are, and the bytes of one.
 struct Vectors {{
   const void* data;
   std::size_t bytes;
@@ -266,6 +266,8 @@ def _numbers(values: np.ndarray) -> list[str]:
 
 def _number(value: np.floating) -> str:
     """A float that leads back to the very number."""
+    if not np.isfinite(value):  # Macros of <cmath>.
+        return "NAN" if np.isnan(value) else "INFINITY" if value > 0 else "-INFINITY"
     return f"{float(value)!r}f" if "." in repr(float(value)) else f"{float(value):.9e}f"
 
 
@@ -311,25 +313,31 @@ bool IsExpected(tflite::MicroInterpreter& interpreter, int output, int sample,
   for (std::size_t i = 0; i < size; ++i) {{
     // Bytes, as a NaN is not equal to itself.
     if (std::memcmp(found + i, expected + i, sizeof(Code)) == 0) continue;
-    const char* format = std::is_floating_point<Code>::value
-                             ? "Sample %d, output %d, value %d: %f instead of %f."
-                             : "Sample %d, output %d, value %d: %d instead of %d.";
-    using Printed = std::conditional_t<std::is_floating_point<Code>::value, double, int>;
-    MicroPrintf(format, sample, output, static_cast<int>(i), static_cast<Printed>(found[i]),
-                static_cast<Printed>(expected[i]));
+    if constexpr (std::is_floating_point_v<Code>) {{
+      // Their bits, as few decimals may be the same.
+      uint32_t bits[2];
+      std::memcpy(bits, found + i, sizeof(Code));
+      std::memcpy(bits + 1, expected + i, sizeof(Code));
+      MicroPrintf("Sample %d, output %d, value %d: float 0x%x instead of 0x%x.", sample, output,
+                  static_cast<int>(i), static_cast<unsigned>(bits[0]),
+                  static_cast<unsigned>(bits[1]));
+    }} else {{
+      MicroPrintf("Sample %d, output %d, value %d: %d instead of %d.", sample, output,
+                  static_cast<int>(i), static_cast<int>(found[i]), static_cast<int>(expected[i]));
+    }}
     return false;
   }}
   return true;
 }}
 
-// Whether a sample runs and gives the expected codes.
-bool RunSample(tflite::MicroInterpreter& interpreter, int sample) {{
+// Runs a sample: 1 where it gives the expected codes, 0 where not, -1 where it does not run.
+int RunSample(tflite::MicroInterpreter& interpreter, int sample) {{
   for (std::size_t i = 0; i < interpreter.inputs_size(); ++i) {{
     const {kit.name}::Vectors& all = {kit.name}::kInputs[i];
     std::memcpy(interpreter.input(i)->data.data,
                 static_cast<const char*>(all.data) + sample * all.bytes, all.bytes);
   }}
-  if (interpreter.Invoke() != kTfLiteOk) return false;
+  if (interpreter.Invoke() != kTfLiteOk) return -1;
   bool is_equal = true;
 {checks}  return is_equal;
 }}
@@ -348,7 +356,12 @@ int RunTestVectors() {{
   }}
   int equal = 0;
   for (int sample = 0; sample < {kit.name}::kVectors; ++sample) {{
-    equal += RunSample(interpreter, sample);
+    const int is_equal = RunSample(interpreter, sample);
+    if (is_equal < 0) {{
+      MicroPrintf("Sample %d does not run.", sample);
+      return 1;
+    }}
+    equal += is_equal;
   }}
   MicroPrintf("%d of %d samples give the expected codes; %d bytes of the arena used.", equal,
               {kit.name}::kVectors, static_cast<int>(interpreter.arena_used_bytes()));

@@ -39,7 +39,7 @@ def quantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     """
     del grids
     scaled = quotient(layer(codes[0]), out.scale)
-    of_nan = tf.where(out.zero_point < 0.0, float(out.qmax), float(out.qmin))
+    of_nan = tf.where(out.zero_point < 0.0, float32(out.qmax), float32(out.qmin))
     return without_nan(clip(round_away(float64(scaled)), out), out, of_nan)
 
 

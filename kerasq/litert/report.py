@@ -70,8 +70,11 @@ def _of_processors(contents: Contents) -> str:
 def _could_be_packed(contents: Contents, op: Op) -> bool:
     """Whether some processor's own kernel reads an operator's weights packed."""
     kernel = contents.kernel(op) if op.name in _BY_PROCESSOR else None
-    if kernel is None or contents.by_name[op.inputs[0]].type != "int8":
+    source = contents.by_name[op.inputs[0]]
+    if kernel is None or source.type != "int8":
         return False
+    if op.name == "CONV_2D" and source.shape[-1] != kernel.shape[-1]:
+        return False  # No processor's does in groups.
     fits = kernel.codes.endswith("-bit codes") and not kernel.codes.startswith("5")
     return kernel.type == "int8" and fits
 

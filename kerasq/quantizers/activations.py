@@ -23,9 +23,9 @@ WIDENING_RATE = 0.2
 # A range is too wide if it is more than this many times what each of so many batches in a row has
 # reached, 400 samples. It then loses this share of what is too much, in each batch.
 WIDEST, PATIENCE, NARROWING_RATE = 2.0, 50, 0.05
-# What calibration, and nothing else, sets `batches_seen` to. A range from there means nothing
-# in training if it is more than this many times what the first batch reaches: 3 bits are lost.
-CALIBRATED, MEANINGLESS = FIRST_BATCHES + 0.5, 8.0
+# What `batches_seen` is set to by calibration. Below 1 the range holds for inference as the network
+# is now, and training starts without one.
+CALIBRATED, PROVISIONAL = FIRST_BATCHES + 1, 0.5
 # Ranges never get narrower than this, in real units.
 NARROWEST = 1e-6
 
@@ -71,11 +71,10 @@ class ActivationQuantizer(keras.layers.Layer):
     width (all beyond 1/1.5 of the largest value at 8 bits, beyond 1/2.5 at 4 bits). A range that
     50 batches in a row have left more than half empty narrows, 5 % of what is too much in each
     batch, until values reach the half. In between it stays, or learns. So those ranges stay that
-    calibration has chosen, with the outliers that it cuts, and however rare the largest values are.
-    But one of which the first batch after calibration reaches less than an eighth is from another
-    network: one whose BatchNormalization has the statistics it was made with, say. It is forgotten,
-    as if it had never been calibrated. An input's range is a convention with whoever feeds it: it
-    grows where it was never calibrated, and else stays.
+    calibration has chosen, with the outliers that it cuts, and however rare the largest values are,
+    but for provisional ones: behind a BatchNormalization that has yet to see data, training forgets
+    them. An input's range is a convention with whoever feeds it: it grows where it was never
+    calibrated, and else stays.
 
     Gradients, with g the incoming one: dL/dx = g inside the range, else 0 (straight-through
     estimator, Bengio et al. 2013); that of an end is the sum of g beyond it ("clip": PACT, Choi et
@@ -202,8 +201,8 @@ class ActivationQuantizer(keras.layers.Layer):
         levels = 2**self.bits if self.bits < 8 else None
         return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
 
-    def assign_range(self, low: float, high: float) -> None:
-        """Sets the range (made to contain 0.0) and marks it as calibrated.
+    def assign_range(self, low: float, high: float, seen: float = CALIBRATED) -> None:
+        """Sets the range (made to contain 0.0) and `batches_seen`: by default it is calibrated.
 
         A tensor that was always 0.0 gets [0, 1]: any grid holds it, but not any scale fits the
         kernels.
@@ -216,7 +215,7 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.range_min is not None:
             self.range_min.assign(low)
         self.range_max.assign(UpperEnd(self.limit)(high))
-        self.batches_seen.assign(CALIBRATED)
+        self.batches_seen.assign(seen)
         self._forget()
 
     def _follow(self, x: tf.Tensor) -> None:
@@ -254,12 +253,11 @@ class ActivationQuantizer(keras.layers.Layer):
         self, ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The ends, and `batches_seen`, of a range that widens and narrows."""
-        width, reached = tf.add_n(ends), tf.add_n(values)
-        is_far = (reached > 0.0) & (width > MEANINGLESS * reached)
-        kept = tf.where(is_far & (seen == CALIBRATED), 0.0, 1.0)
-        seen, ends = seen * kept, [end * kept for end in ends]
         is_first = seen < FIRST_BATCHES
-        seen = tf.where(is_first | (width > WIDEST * reached), seen + 1.0, float(FIRST_BATCHES))
+        is_wide = tf.add_n(ends) > WIDEST * tf.add_n(values)
+        kept = tf.cast(seen >= 1.0, tf.float32)
+        ends = [end * kept for end in ends]
+        seen = tf.where(is_first | is_wide, tf.floor(seen) + 1.0, float(FIRST_BATCHES))
         rate = tf.where(seen > FIRST_BATCHES + PATIENCE, NARROWING_RATE, 0.0)
         moved = []
         for end, value in zip(ends, values, strict=True):
@@ -309,7 +307,7 @@ class ActivationQuantizer(keras.layers.Layer):
         is_known = isinstance(self.batches_seen.value, tf.Variable)
         return not is_known or self._batches() < self._enough()
 
-    def _enough(self) -> float:
+    def _enough(self) -> int:
         """The batches after which one that neither learns nor narrows is set."""
         return CALIBRATED if self.is_input and self.trainable else FIRST_BATCHES
 

@@ -104,7 +104,7 @@ class Target:
         return self._found(self.kernels, (operator, bits))
 
     def accumulator_kernel(
-        self, operator: str, bits: int, weight_bits: int, inputs: int = 0, groups: int = 1
+        self, operator: str, bits: int, weight_bits: int, *, inputs: int = 0, groups: int = 1
     ) -> AccumulatorKernel:
         """The kernel of an operator with weights of `weight_bits`; see `packs` for the others.
 
@@ -112,7 +112,7 @@ class Target:
             ValueError: where there is none at these widths.
         """
         # Weights of any number of bits are stored in one of two ways, and kernels see only those.
-        stored = 4 if self.packs(operator, weight_bits, bits, inputs, groups) else 8
+        stored = 4 if self.packs(operator, weight_bits, bits, inputs=inputs, groups=groups) else 8
         return self._found(self.accumulator_kernels, (operator, bits, stored))
 
     def _found(self, kernels: Mapping[Any, Any], key: tuple[Any, ...]) -> Any:
@@ -155,6 +155,7 @@ class Target:
         operator: str,
         weight_bits: int,
         activation_bits: int,
+        *,
         inputs: int = 0,
         groups: int = 1,
     ) -> bool:
@@ -164,7 +165,7 @@ class Target:
             operator: its name.
             weight_bits: the width of its weights.
             activation_bits: the width of what it reads.
-            inputs: the last axis of the kernel as the file has it.
+            inputs: those of each output of a FULLY_CONNECTED.
             groups: those of a convolution.
         """
         known = self.operators[operator]

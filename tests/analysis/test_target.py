@@ -71,6 +71,15 @@ def test_it_measures_what_is_quantized_for_the_target(network, data, table):
     assert plain.base == pytest.approx(measured["litert"], abs=0.01)
 
 
+@pytest.mark.parametrize("target", ["litert-arm64", "tflm", "ethos-u"])
+def test_each_target_that_there_is(network, data, target):
+    q = kerasq.quantize_model(network, target=target)
+    kerasq.calibrate(q, data)
+    table = kerasq.sensitivity(network, data, candidates=("w8a8", "w8a16"), target=target)
+    assert table.base == pytest.approx(networks.sqnr(network, q, data), abs=0.01)
+    assert (table.gain[:, 1] > -0.5).all() and table.target == target
+
+
 def test_operators_are_those_of_the_target(network, data, table):
     alone = dict(zip(table.layers, table.alone, strict=True))
     assert np.isnan(alone["add"]).tolist() == [False, False, True]

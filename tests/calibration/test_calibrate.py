@@ -14,6 +14,7 @@ from kerasq.calibration.observers import OBSERVERS
 from kerasq.grid import Grid
 from kerasq.quantizers.activations import NARROWEST
 from kerasq.wrappers import ranged
+from tests import networks
 
 
 def observed(method, data, bits=8):
@@ -414,7 +415,7 @@ def test_without_a_method_few_codes_leave_outliers_out():
 
 
 @pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none"])
-def test_an_untrained_network_may_be_calibrated_before_training(range_gradient):
+def test_an_untrained_network_may_be_calibrated_before_training(range_gradient, capsys):
     """In inference mode its BatchNormalization has yet to learn how large values are."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8, 8, 3))])
@@ -425,6 +426,23 @@ def test_an_untrained_network_may_be_calibrated_before_training(range_gradient):
     x = np.random.default_rng(0).uniform(0.0, 255.0, (64, 8, 8, 3)).astype("float32")
     q = kerasq.quantize_model(model, range_gradient=range_gradient)
     kerasq.calibrate(q, x)
+    assert "The ranges of 3 layers, from 'conv2d" in capsys.readouterr().out
+    kerasq.export_tflite(q)  # Nothing but training forgets them.
     expected, found = (np.array(m(x, training=True)) for m in (model, q))
     error = np.square(found - expected).mean() / np.square(expected).mean()
     assert -10.0 * np.log10(error) > 25.0
+
+
+@pytest.mark.parametrize("batch_norm", ["keep", "fold"])
+def test_ranges_of_a_trained_network_are_not_provisional(batch_norm, capsys):
+    model = networks.residual()
+    x = networks.data(model, 64)
+    # All but the first batch have far larger values, and training changes nothing.
+    x[16:] *= 100.0
+    q = kerasq.quantize_model(model, batch_norm=batch_norm, range_gradient="lsq")
+    kerasq.calibrate(q, x, method="minmax")
+    before = found_ranges(q)
+    assert "yet to see data" not in capsys.readouterr().out
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    q.fit(x[:16], np.zeros((16, *q.output_shape[1:]), "float32"), batch_size=8, verbose=0)
+    assert found_ranges(q) == before

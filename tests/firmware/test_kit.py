@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.firmware.sources import method
+from kerasq.firmware.sources import _number, method
 from kerasq.targets import TFLM
 from tests import networks
 
@@ -194,21 +194,24 @@ def test_other_types_of_ends(dtype, tmp_path):
     for got, want in zip(found[2:], predicted.values(), strict=True):
         np.testing.assert_array_equal(got.astype("float32"), want.ravel().astype("float32"))
     assert compiled(folder, tmp_path)[0] == 0
-    first = float(np.asarray(next(iter(predicted.values()))).ravel()[0])
+    first = np.asarray(next(iter(predicted.values()))).ravel()[0]
     said = compiled(folder, tmp_path, "-DWRONG=0")[1]
-    assert re.search(
-        rf"^Sample 0, output 0, value 0: .* instead of {first:.{6 * (dtype != 'uint8')}f}\.", said
-    )
+    wanted = f"{first ^ 1} instead of {first}" if dtype == "uint8" else None
+    if wanted is None:
+        bits = int(first.view(np.uint32))
+        wanted = f"float 0x{bits ^ 1:x} instead of 0x{bits:x}"
+    assert said.startswith(f"Sample 0, output 0, value 0: {wanted}.\n")
 
 
 def test_kits_of_two_networks_in_one_program(tmp_path):
     folder = tmp_path / "firmware"
-    for name, model in (("one", networks.mlp()), ("two", networks.residual())):
+    # A keyword, and a header's name.
+    for name, model in (("class", networks.mlp()), ("string", networks.residual())):
         _, files = deployed(model, networks.data(model, 4), folder, name=name)
-        assert files == ["main.cc", *(x.replace("model", name) for x in FILES[1:])]
+        assert files == sorted(["main.cc", *(f"{name}_{x}" for x in FILES[1:])])
     (folder / "main.cc").write_text(
-        '#include "one_test_vectors.h"\n#include "two_test_vectors.h"\n'
-        "int main() {\n"
+        '#include "class_model_test_vectors.h"\n#include "string_model_test_vectors.h"\n'
+        "namespace one = class_model;\nnamespace two = string_model;\nint main() {\n"
         "  return one::kDataSize == two::kDataSize || one::kData[4] != two::kData[4];\n}\n"
     )
     assert compiled(folder, tmp_path)[0] == 0
@@ -288,6 +291,21 @@ def test_one_value_has_two_labels(tmp_path):
     model = keras.Model(x, L.Dense(1, activation="sigmoid")(x))
     deployed(model, networks.data(model, 4), tmp_path, labels=["no", "yes"])
     assert 'kLabels[] = {"no", "yes"};' in (tmp_path / "model.h").read_text()
+    deployed(model, networks.data(model, 4), tmp_path, labels=["volts"])
+    with pytest.raises(ValueError, match="two where that is one value"):
+        deployed(model, networks.data(model, 4), tmp_path, labels=["a", "b", "c"])
+
+
+def test_of_labels_there_are_as_many_as_one_says(tmp_path):
+    x = keras.Input((5,))
+    model = keras.Model(x, keras.ops.argmax(L.Dense(3)(x), -1))
+    deployed(model, networks.data(model, 4), tmp_path, labels=["a", "b", "c"])
+    assert 'kLabels[] = {"a", "b", "c"};' in (tmp_path / "model.h").read_text()
+
+
+def test_values_that_are_no_numbers():
+    wanted = {np.inf: "INFINITY", -np.inf: "-INFINITY", np.nan: "NAN"}
+    assert [_number(np.float32(value)) for value in wanted] == [*wanted.values()]
 
 
 def test_bad_arguments(tmp_path):
@@ -299,10 +317,8 @@ def test_bad_arguments(tmp_path):
     for count in (0, 1.5):
         with pytest.raises(ValueError, match="`count` must be an integer of at least 1"):
             kerasq.deploy(lite, tmp_path, x=x, count=count)
-    for name in ("", "2nd", "a-b", "é", "main", None):
-        with pytest.raises(
-            ValueError, match="`name` must be one that a C\\+\\+ namespace can have"
-        ):
+    for name in ("", "2nd", "a-b", "é", 3):
+        with pytest.raises(ValueError, match=r"`name` must be one that C\+\+ can have"):
             kerasq.deploy(lite, tmp_path, x=x, name=name)
     with pytest.raises(TypeError, match=r"must be a kerasq.TFLiteModel.*Received: Functional"):
         kerasq.deploy(q, tmp_path, x=x)
