@@ -23,6 +23,7 @@ from kerasq.grid import Grid
 from kerasq.legacy import load_model
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.post_training.bias_correction import BiasCorrection, correct_biases
 from kerasq.probes.check import KernelReport, check_kernels
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
@@ -49,6 +50,7 @@ __all__ = [
     "Allocation",
     "Average",
     "Best",
+    "BiasCorrection",
     "Binary",
     "CheckTraining",
     "DoReFa",
@@ -85,6 +87,7 @@ __all__ = [
     "calibrate",
     "check_kernels",
     "compare",
+    "correct_biases",
     "deploy",
     "distill",
     "epoch_batches",

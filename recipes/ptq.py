@@ -3,6 +3,8 @@
   float          train --model on --dataset, or take a .keras file    float.keras
   static         int8 weights and activations, the ranges of the activations found by each
                  calibration method                                   static_<method>.tflite
+  corrected      the same by the default method, and biases corrected by the mean errors of sums
+                 (kerasq.correct_biases)                              static_corrected.tflite
   dynamic_range  int8 weights, activations quantized on the fly       dynamic_range.tflite
   float16        float16 weights, float arithmetic                    float16.tflite
 
@@ -35,6 +37,7 @@ from recipes import evaluation, report, results, run, schemes, stages, training
 
 # Types of the weights, by flavour; activations are float.
 FLAVOURS = {"dynamic_range": "int8", "float16": "float16"}
+_CORRECTED = "corrected"
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations of the static models.")
 _OVERRIDES = schemes.overrides_flag()
@@ -45,22 +48,24 @@ for module in (run, schemes):
 def static(
     job: run.Run,
     quantize: Callable[[keras.Model], keras.Model],
-    method: str,
+    way: str,
     reference: Callable[[], np.ndarray],
 ) -> None:
-    """static_<method>.tflite: calibrated by that method.
+    """static_<way>.tflite: calibrated by that method, or "corrected" behind the default one.
 
     Args:
         job: has a float model.
         quantize: makes a quantized model of it.
-        method: of the calibration.
+        way: the method of the calibration, or "corrected".
         reference: what float.keras makes of the images held out.
     """
-    target = f"static_{method}.tflite"
+    target, corrects = f"static_{way}.tflite", way == _CORRECTED
 
     def work() -> results.Figures:
         model = quantize(job.load("float.keras"))
-        kerasq.calibrate(model, job.calibration_batches(), method=method)
+        kerasq.calibrate(model, job.calibration_batches(), method=None if corrects else way)
+        if corrects:
+            print(kerasq.correct_biases(model, job.calibration_batches()))
         lite = kerasq.export_tflite(model, job.path(target))
         held_out = job.data.parts[1]
         outputs = training.predict(model, held_out.x)
@@ -71,7 +76,7 @@ def static(
             **_measured(job, lite),
         }
 
-    job.stage(f"static_{method}", (target,), work)
+    job.stage(f"static_{way}", (target,), work)
 
 
 def converted(job: run.Run, flavour: str) -> None:
@@ -185,8 +190,8 @@ def main() -> None:
     stages.train_float(job, quantize)
     job.settings.update(options, calibration_steps=job.calibration_steps)
     job.settings.update(num_threads=job.num_threads)
-    for method in OBSERVERS:
-        static(job, quantize, method, reference)
+    for way in (*OBSERVERS, _CORRECTED):
+        static(job, quantize, way, reference)
     for flavour in FLAVOURS:
         converted(job, flavour)
     finish(job)

@@ -255,7 +255,7 @@ def test_a_model_fits_the_data(tmp_path):
 def test_ptq(network, tmp_path):
     results, text = finished("ptq", tmp_path, f"--model={network}")
     ways = results["flavours"]
-    statics = [f"static_{method}" for method in OBSERVERS]
+    statics = [f"static_{way}" for way in (*OBSERVERS, "corrected")]
     assert list(ways) == [*statics, "dynamic_range", "float16"]
     for name, way in ways.items():
         assert way["accuracy"] > 0.93 and name in text

@@ -1,0 +1,1 @@
+"""Post-training methods: what makes a calibrated model better without training it."""
