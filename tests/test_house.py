@@ -29,7 +29,7 @@ FLOORS = (
     ("wrappers", "kernel_wrapper"),
     ("range_limits", "wrap"),
     ("quantize", "calibration", "comparison"),
-    ("retargeting",),
+    ("retargeting", "post_training"),
     ("export",),
     ("analysis", "firmware", "probes", "training"),
 )
