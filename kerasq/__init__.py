@@ -16,6 +16,7 @@ from kerasq.calibration.histogram import MeanSquaredError, Percentile
 from kerasq.calibration.observer import Observer
 from kerasq.comparison.compare import compare
 from kerasq.comparison.report import LayerReport, Report
+from kerasq.encodings import load_encodings, save_encodings
 from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
 from kerasq.firmware.kit import deploy
@@ -95,12 +96,14 @@ __all__ = [
     "export_tflite",
     "first_and_last",
     "latency",
+    "load_encodings",
     "load_model",
     "plot_clipped",
     "plot_curves",
     "quantize_model",
     "register_layer",
     "retarget",
+    "save_encodings",
     "schedule",
     "sensitivity",
     "summary",

@@ -217,7 +217,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def run_integer(self, inputs: Any) -> tf.Tensor:
         """What the integer kernel computes, as real values on the output's grid."""
         grids = self.input_grids()
-        out = grids[0] if self.rule.output == registry.Output.INPUT else self._checked_grid()
+        out = grids[0] if self.rule.output == registry.Output.INPUT else self.checked_grid()
         return self.run_on_grids(inputs, grids, out)
 
     def run_on_grids(
@@ -246,7 +246,12 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """The ReLU; its upper limit is the end of the range."""
         return tf.nn.relu(codes) if self.relu else codes
 
-    def _checked_grid(self) -> Grid:
+    def checked_grid(self) -> Grid:
+        """`grid()`, where data has given it a meaning.
+
+        Raises:
+            UncalibratedError: where none has.
+        """
         quantizer = self.output_quantizer
         # Symbolic calls build the model, which is before any data.
         if quantizer is not None and not quantizer.has_seen_data() and not graph.is_symbolic():

@@ -29,7 +29,7 @@ FLOORS = (
     ("wrappers", "kernel_wrapper"),
     ("range_limits", "wrap"),
     ("quantize", "calibration", "comparison"),
-    ("retargeting", "post_training"),
+    ("retargeting", "post_training", "encodings"),
     ("export",),
     ("analysis", "firmware", "probes", "training"),
 )

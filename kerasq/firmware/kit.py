@@ -111,17 +111,20 @@ def _check_name(name: str | None) -> None:
 
 
 def _check_labels(micro: TFLiteModel, labels: Sequence[str]) -> None:
-    # Of labels, which an argmax gives, the file does not say how many there are; one value is that
-    # of a regression, or of the second class of two.
     scores = [tensor.shape[-1] for tensor in micro.outputs if tensor.shape and _is_score(tensor)]
-    counts = {*scores, *(2 for size in scores if size == 1)}
     is_text = not isinstance(labels, str) and all(isinstance(label, str) for label in labels)
-    is_free = len(scores) < len(micro.outputs)
-    if not is_text or (labels and not is_free and len(labels) not in counts):
+    # Of labels, which an argmax gives, the file does not say how many there are.
+    is_free = not labels or len(scores) < len(micro.outputs)
+    if not is_text or not (is_free or _fit(len(labels), scores)):
         raise ValueError(
             "`labels` must be a list of names, one for each class of an output, two where that is "
             f"one value. Received: {labels!r} for outputs of {scores}."
         )
+
+
+def _fit(count: int, scores: Sequence[int]) -> bool:
+    """Whether an output has so many classes; one value is a regression's, or one of two classes."""
+    return count in scores or (count == 2 and 1 in scores)
 
 
 def _is_score(tensor: Tensor) -> bool:

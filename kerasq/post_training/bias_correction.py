@@ -77,6 +77,32 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
         >>> kerasq.correct_biases(q, x).layers
         ('head',)
     """
+    _check(model)
+    calls = _calls(model)
+    found = {name: _bias(own[0]) for name, own in calls.items()}
+    biases = {name: bias for name, bias in found.items() if bias is not None}
+    samples = list(batches(model, data, BATCH_SIZE, steps))
+    # The float network has the biases of before: its means come first.
+    wanted = _means(model, is_float=True)(samples)
+    quantized = _means(model, is_float=False)
+    shifts = []
+    with restored_on_error(biases.values()):
+        for name, bias in track(biases.items(), len(biases), "layer"):
+            means = quantized(samples)
+            apart = np.mean([wanted[x.name] - means[x.name] for x in calls[name]], axis=0)
+            bias.assign_add(apart)
+            step = float(calls[name][0].grid().scale)
+            shifts.append(float(np.sqrt(np.mean(np.square(apart)))) / step)
+    setattr(model, _CORRECTED, True)
+    return BiasCorrection(
+        layers=tuple(biases),
+        shifts=tuple(shifts),
+        left=tuple(name for name in calls if name not in biases),
+        samples=sum(len(keras.tree.flatten(x)[0]) for x in samples),
+    )
+
+
+def _check(model: keras.Model) -> None:
     require_quantized(model)
     check_finite(model)
     if getattr(model, _CORRECTED, False):
@@ -84,31 +110,6 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
             "Biases must be corrected once. Received: a model whose biases were. Quantize and "
             "calibrate the float model anew."
         )
-    calls = _calls(model)
-    biases = {name: _bias(found[0]) for name, found in calls.items()}
-    corrected = [name for name in calls if biases[name] is not None]
-    samples = list(batches(model, data, BATCH_SIZE, steps))
-    # The float network has the biases of before: its means come first.
-    wanted = _means(model, is_float=True)(samples)
-    quantized = _means(model, is_float=False)
-    shifts = []
-    with restored_on_error([bias for bias in biases.values() if bias is not None]):
-        for name in track(corrected, len(corrected), "layer"):
-            found = quantized(samples)
-            own = calls[name]
-            apart = np.mean([wanted[x.name] - found[x.name] for x in own], axis=0)
-            bias = biases[name]
-            assert bias is not None
-            bias.assign_add(apart)
-            step = float(own[0].grid().scale)
-            shifts.append(float(np.sqrt(np.mean(np.square(apart)))) / step)
-    setattr(model, _CORRECTED, True)
-    return BiasCorrection(
-        layers=tuple(corrected),
-        shifts=tuple(shifts),
-        left=tuple(name for name in calls if biases[name] is None),
-        samples=sum(len(keras.tree.flatten(x)[0]) for x in samples),
-    )
 
 
 def _calls(model: keras.Model) -> dict[str, list[KernelWrapper]]:

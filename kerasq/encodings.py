@@ -1,0 +1,239 @@
+"""`save_encodings` and `load_encodings`: all grids of a model as JSON, in AIMET's layout."""
+
+import json
+import os
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq.grid import Grid
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.quantizers.activations import ActivationQuantizer
+from kerasq.quantizers.uniform import Uniform
+from kerasq.support.files import write_whole
+from kerasq.support.restore import restored_on_error
+from kerasq.wrappers import QuantizeWrapper, require_quantized
+
+VERSION = "1.0.0"
+# Ends that follow the weights, whose file may have been written by another library, in decimals.
+_TOLERANCE = 1e-3
+
+
+def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any]:
+    """Writes the grids of all outputs and kernels of a calibrated model as JSON.
+
+    The layout is that of AIMET's encodings, version 1.0.0 (AIMET documentation, "Encoding Format
+    Specification"): `real = scale * (q + offset)` for q from 0 to `2^bw - 1`, so that offset is
+    `qmin - zero_point`, and zero points are `qmin - offset`. Outputs have the name of their layer,
+    kernels "<layer>/kernel", with BatchNormalization folded; symmetric weights leave out the lowest
+    code.
+
+    Args:
+        model: what `quantize_model` returned, calibrated or trained.
+        path: the file.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: for a model that is not quantized.
+        UncalibratedError: where a range has seen no data.
+        OSError: where `path` cannot be written.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="head")])
+        >>> q = kerasq.quantize_model(model)
+        >>> kerasq.calibrate(q, np.array([[-1.0, 2.0], [0.5, 0.0]]))
+        >>> found = kerasq.save_encodings(q, "encodings.json")  # doctest: +SKIP
+    """
+    require_quantized(model)
+    outputs, kernels = [], []
+    for layer in _wrappers(model):
+        outputs.append(_encoding(layer.name, layer.checked_grid()))
+        if isinstance(layer, KernelWrapper) and layer.leader is None:
+            kernels.append(_encoding(f"{layer.name}/kernel", layer.integer_weights().grid))
+    found = {"version": VERSION, "activation_encodings": outputs, "param_encodings": kernels}
+    write_whole(path, json.dumps(found, indent=1).encode())
+    return found
+
+
+def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
+    """Gives a model the grids of a file, such as `save_encodings` or AIMET has written.
+
+    Outputs get their ranges, and count as calibrated. Kernels get theirs where ranges of weights
+    learn (`range_gradient="lsq"` or `"clip"`, by default below 8 bits); at 8 bits they are those of
+    the weights, and the file must agree, or have none of them.
+
+    Args:
+        model: what `quantize_model` returned, of the structure and widths that the file is for.
+        path: the file.
+
+    Raises:
+        ValueError: for a file that is none, of another version or of another model, naming the
+            tensor and field. The model is then as it was.
+        OSError: where `path` cannot be read.
+    """
+    require_quantized(model)
+    content = _read(path)
+    layers = {layer.name: layer for layer in _wrappers(model)}
+    ranges = {
+        name: layer.output_quantizer
+        for name, layer in layers.items()
+        if layer.output_quantizer is not None
+    }
+    given = _by_name(content, "activation_encodings", layers, required=ranges)
+    kernels = {
+        f"{name}/kernel": layer
+        for name, layer in layers.items()
+        if isinstance(layer, KernelWrapper) and layer.leader is None
+    }
+    weights = _by_name(content, "param_encodings", kernels, required={})
+    with restored_on_error(model.variables):
+        # Of fixed grids there is nothing to set.
+        for name, quantizer in ranges.items():
+            quantizer.assign_range(*_ends(name, given[name], quantizer))
+        # Steps of kernels are products with scales that were just set.
+        for name, encoding in weights.items():
+            _set_kernel(name, encoding, kernels[name])
+
+
+def _wrappers(model: keras.Model) -> list[QuantizeWrapper]:
+    return [layer for layer in model.layers if isinstance(layer, QuantizeWrapper)]
+
+
+def _encoding(name: str, grid: Grid) -> dict[str, Any]:
+    """A grid as AIMET has it."""
+    grid = grid.numpy()
+    scale = np.atleast_1d(np.float64(grid.scale))
+    # Without the code that symmetric weights leave out, which AIMET's have.
+    lowest = -(2 ** (grid.bits - 1)) if grid.narrow else grid.qmin
+    offset = lowest - np.broadcast_to(np.atleast_1d(np.int64(grid.zero_point)), scale.shape)
+    bits = grid.bits if grid.levels is None else int(np.log2(grid.levels))
+    return {
+        "name": name,
+        "enc_type": "PER_TENSOR" if grid.axis is None else "PER_CHANNEL",
+        "dtype": "INT",
+        "bw": bits,
+        "is_sym": bool(grid.narrow or grid.bits > 8),
+        "scale": scale.tolist(),
+        "offset": offset.tolist(),
+    }
+
+
+def _read(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"Encodings must be JSON. Received: {error} in {os.fspath(path)!r}."
+        ) from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        version = content.get("version") if isinstance(content, dict) else content
+        raise ValueError(
+            f"Encodings must have the version {VERSION!r}. Received: {version!r} in "
+            f"{os.fspath(path)!r}. Write them with kerasq.save_encodings."
+        )
+    return content
+
+
+def _by_name(
+    content: dict[str, Any], key: str, known: Collection[str], required: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """The encodings of a list, by tensor."""
+    listed = content.get(key)
+    if not isinstance(listed, list) or not all(
+        isinstance(x, dict) and isinstance(x.get("name"), str) for x in listed
+    ):
+        raise ValueError(f"{key!r} must be a list of objects with a name. Received: {listed!r}.")
+    found = {x["name"]: x for x in listed}
+    if strange := sorted({*found} - {*known}):
+        raise ValueError(
+            f"{key!r} must name tensors of the model. Received: {strange[:5]}, of which it has "
+            f"none. Its own are {sorted(known)[:5]} and so on: encodings are for one structure."
+        )
+    if missing := sorted({*required} - {*found}):
+        raise ValueError(
+            f"{key!r} must have every tensor with a range. Received: a file without {missing[:5]}."
+        )
+    return found
+
+
+def _field(name: str, encoding: Mapping[str, Any], key: str, wanted: Any) -> None:
+    """Raises a ValueError where a field is another than the model's."""
+    if encoding.get(key) != wanted:
+        raise ValueError(
+            f"The encoding of {name!r} must have {key}={wanted!r}, as the model does. "
+            f"Received: {encoding.get(key)!r}. Quantize with the schemes that the file is for."
+        )
+
+
+def _numbers(name: str, encoding: Mapping[str, Any], key: str, count: int) -> np.ndarray:
+    """A field of as many numbers as there are grids."""
+    listed = encoding.get(key)
+    is_numeric = isinstance(listed, list) and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in listed
+    )
+    values = np.asarray(listed if is_numeric else [], np.float64)
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"The encoding of {name!r} must have {count} finite numbers as {key!r}. "
+            f"Received: {listed!r}."
+        )
+    if key == "scale" and not (values > 0.0).all():
+        raise ValueError(
+            f"The encoding of {name!r} must have scales above 0. Received: {listed!r}."
+        )
+    return values
+
+
+def _ends(
+    name: str, encoding: Mapping[str, Any], quantizer: ActivationQuantizer
+) -> tuple[float, float]:
+    """The ends of an output's range."""
+    for key, wanted in (
+        ("enc_type", "PER_TENSOR"),
+        ("dtype", "INT"),
+        ("bw", quantizer.bits),
+        ("is_sym", quantizer.symmetric),
+    ):
+        _field(name, encoding, key, wanted)
+    (scale,), (offset,) = (_numbers(name, encoding, key, 1) for key in ("scale", "offset"))
+    steps = 2**quantizer.bits - 1
+    legal: Collection[float]
+    if quantizer.symmetric:
+        legal, wanted = [-(steps + 1) / 2], f"{-(steps + 1) // 2}"
+    elif quantizer.relu:
+        legal, wanted = [0.0], "0"
+    else:
+        legal, wanted = range(-steps, 1), f"a whole number from {-steps} to 0"
+    if offset not in legal:
+        raise ValueError(
+            f"The encoding of {name!r} must have {wanted} as 'offset'. Received: {offset:g}."
+        )
+    high = float(scale * (offset + steps))
+    # Of symmetric ranges the largest magnitude counts, and one code more lies below 0.
+    return (-high if quantizer.symmetric else float(scale * offset)), high
+
+
+def _set_kernel(name: str, encoding: Mapping[str, Any], layer: KernelWrapper) -> None:
+    """Gives a kernel the range of an encoding, or finds that it has it."""
+    grid = layer.integer_weights().grid.numpy()
+    own = np.asarray(grid.scale, np.float64)
+    for key, wanted in (("enc_type", "PER_CHANNEL"), ("dtype", "INT"), ("bw", grid.bits)):
+        _field(name, encoding, key, wanted)
+    scale = _numbers(name, encoding, "scale", len(own))
+    quantizer = layer.weight_quantizer
+    if isinstance(quantizer, Uniform) and quantizer.range_gradient != "none":
+        # What folding multiplies the range by.
+        ratio = np.asarray(quantizer.range(layer.flat_kernel())) / own
+        quantizer.kernel_range.assign((scale * ratio).astype(np.float32))
+    elif not np.allclose(scale, own, rtol=_TOLERANCE):
+        worst = int(np.argmax(np.abs(scale / own - 1.0)))
+        raise ValueError(
+            f"The encoding of {name!r} must have the scales of the weights, whose ranges do not "
+            f"learn. Received: {scale[worst]:g} for channel {worst}, which has {own[worst]:g}. "
+            "Leave 'param_encodings' empty, or quantize with range_gradient='lsq'."
+        )
