@@ -628,6 +628,22 @@ def test_elu(layer, seed):
             np.testing.assert_array_equal(found, run(content, x))
 
 
+@pytest.mark.parametrize("operator", ["ELU", "EXP", "GELU"])
+def test_functions_on_ties(operator):
+    """Grids whose ratio has few bits: many values lie on ties, or a last bit beside."""
+    layer = keras.layers.Activation("exponential" if operator == "EXP" else operator.lower())
+    options = {"kind": "GeluOptions", "approximate": False} if operator == "GELU" else {}
+    rng, x = np.random.default_rng(0), CODES.reshape(1, -1)
+    for _ in range(150):
+        scale = np.float32(2.0 ** rng.uniform(-10, 16))
+        source = grid(scale * np.float32(rng.integers(1, 31) / 16), rng.integers(-128, 128))
+        out = grid(scale, rng.integers(-128, 128))
+        operands = [Tensor(x.shape, source), Tensor(x.shape, out)]
+        content = build(getattr(Op, operator), 1, operands, **options)
+        found = simulate(operator, layer, [x], [source], out)
+        np.testing.assert_array_equal(found, run(content, x))
+
+
 @pytest.mark.parametrize(
     ("layer", "code"),
     [(keras.layers.ReLU(), Op.RELU), (keras.layers.ReLU(6.0), Op.RELU6)],

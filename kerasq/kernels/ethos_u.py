@@ -9,10 +9,22 @@ import tensorflow as tf
 
 from kerasq.grid import Grid
 from kerasq.kernels import any_width
-from kerasq.kernels.codes import clip
+from kerasq.kernels.codes import clip, quantize
 from kerasq.kernels.fixed_point import multiply_rounding_once, multiply_rounding_twice
 from kerasq.kernels.floats import float32, float64
+from kerasq.kernels.int8 import exact_elu
 from kerasq.kernels.int16 import reduced
+
+
+def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """EXP, GELU: tables of the real function, rounded."""
+    return quantize(layer(codes[0] * grids[0].scale), out)
+
+
+def elu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """ELU: as `pointwise`, of a function that is exact near 0."""
+    del layer
+    return quantize(exact_elu(codes[0] * grids[0].scale), out)
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasq.grid import Grid
 from kerasq.kernels import any_width
-from kerasq.kernels.codes import clip, quantize, reduced_axes
+from kerasq.kernels.codes import clip, reduced_axes
 from kerasq.kernels.fixed_point import (
     exponent_of,
     int64,
@@ -17,7 +17,7 @@ from kerasq.kernels.fixed_point import (
     multiply_rounding_once,
     multiply_rounding_twice,
 )
-from kerasq.kernels.floats import float32, float64, plus, product, quotient
+from kerasq.kernels.floats import float32, float64, plus, product, quotient, round_away
 
 
 def requantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -174,18 +174,42 @@ def _two_slopes(x: tf.Tensor, ratio: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
     return tf.floor((multiplier * x + 128.0) / 256.0)
 
 
-def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """Any kernel that is the real function of the input, rounded: lookup tables."""
-    real = codes[0] * grids[0].scale
-    return quantize(layer(real), out)
+def tabled(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """EXP, LOGISTIC, TANH: tables of the real function; see `_rounded`."""
+    return _rounded(layer(codes[0] * grids[0].scale), out)
 
 
 def elu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """ELU: as `pointwise`, of a function that is exact near 0."""
+    """ELU: as `tabled`, of a function that is exact near 0."""
     del layer
-    real = float64(codes[0] * grids[0].scale)
+    return _rounded(exact_elu(codes[0] * grids[0].scale), out)
+
+
+def exact_elu(x: tf.Tensor) -> tf.Tensor:
+    """ELU of float32 values."""
+    real = float64(x)
     # TensorFlow's takes exp(x) - 1, which float32 rounds to multiples of 2^-24.
-    return quantize(float32(tf.where(real < 0.0, tf.math.expm1(real), real)), out)
+    return float32(tf.where(real < 0.0, tf.math.expm1(real), real))
+
+
+def _rounded(y: tf.Tensor, out: Grid) -> tf.Tensor:
+    """`rint(y * (1 / s) + z)`, each step rounded to float32: XNNPACK's tables.
+
+    With the zero point added before, what lies just below a tie may become one.
+    """
+    zero = float32(out.zero_point)
+    scaled = product(y, quotient(1.0, out.scale))
+    return clip(tf.round(plus(scaled, zero)) - zero, out)
+
+
+def gelu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """GELU, LiteRT's own: `x / 2 * erfc(-x / sqrt(2))` in float32, ties away from zero."""
+    del layer
+    x = codes[0] * grids[0].scale
+    share = tf.math.erfc(-float64(product(x, np.float32(np.sqrt(0.5)))))
+    y = product(0.5 * x, float32(share))
+    scaled = product(y, quotient(1.0, out.scale))
+    return clip(float32(round_away(float64(scaled))), out)
 
 
 def _exponentials(below: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

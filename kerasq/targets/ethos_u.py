@@ -7,15 +7,15 @@ run on the processor beside the NPU: `python -m tools.vela` prints what does.
 
 import dataclasses
 
-from kerasq.kernels import Kernel, ethos_u, int8
+from kerasq.kernels import Kernel, ethos_u
 from kerasq.litert.operators import OPERATORS as ALL
 from kerasq.targets.tflm import TFLM
 
 # Which Vela makes tables of, 256 codes of the rounded function.
 _FUNCTIONS: dict[tuple[str, int], Kernel] = {
-    ("ELU", 8): int8.elu,
-    ("EXP", 8): int8.pointwise,
-    ("GELU", 8): int8.pointwise,
+    ("ELU", 8): ethos_u.elu,
+    ("EXP", 8): ethos_u.pointwise,
+    ("GELU", 8): ethos_u.pointwise,
 }
 # Which leave the NPU; RESHAPE and TRANSPOSE do not.
 _MISSING = ("DEPTH_TO_SPACE", "SPACE_TO_DEPTH")
