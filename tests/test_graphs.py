@@ -545,7 +545,7 @@ def test_an_activation_of_ones_own_is_not_taken_for_keras_s():
 
 
 @pytest.mark.parametrize("target", ["litert", "litert-x86-64", "litert-arm64", "tflm", "ethos-u"])
-@pytest.mark.parametrize("scheme", ["w4a8", "w4a16", "w2a2"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a16"])
 def test_few_bits_in_groups(scheme, target, capsys):
     """Beside int8 codes, LiteRT rounds convolutions of packed weights otherwise in groups."""
     convs = [L.Conv2D(8, 3, groups=2, activation="relu"), L.Conv2D(8, 3, groups=4), L.Conv2D(4, 1)]
