@@ -24,6 +24,7 @@ from kerasq.grid import Grid
 from kerasq.legacy import load_model
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.post_training.adaround import Rounding, adaround
 from kerasq.post_training.bias_correction import BiasCorrection, correct_biases
 from kerasq.probes.check import KernelReport, check_kernels
 from kerasq.quantize import first_and_last, quantize_model
@@ -74,6 +75,7 @@ __all__ = [
     "Point",
     "PowerOfTwo",
     "Report",
+    "Rounding",
     "Sensitivity",
     "StandardDeviations",
     "Summary",
@@ -84,6 +86,7 @@ __all__ = [
     "Trouble",
     "Uniform",
     "WeightQuantizer",
+    "adaround",
     "allocate",
     "calibrate",
     "check_kernels",

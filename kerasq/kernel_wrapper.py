@@ -173,7 +173,7 @@ class KernelWrapper(QuantizeWrapper):
             y = self.layer(x)
         return y if bias is None or self.bias is not None else y + bias
 
-    def _gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """What inference multiplies the kernel by, and adds (None: nothing)."""
         gain, bias = self.kernel_gain.value, None if self.bias is None else self.bias.value
         if self.batch_norm is None:
@@ -183,7 +183,7 @@ class KernelWrapper(QuantizeWrapper):
 
     def folded_kernel(self) -> tf.Tensor:
         """The float kernel that counts in inference, channels in its last axis."""
-        return self.flat_kernel() * self._gain_and_bias()[0]
+        return self.flat_kernel() * self.gain_and_bias()[0]
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
@@ -207,7 +207,7 @@ class KernelWrapper(QuantizeWrapper):
     ) -> kernels.IntegerWeights:
         """The kernel and bias at a scheme, on codes of that quantizer, between two grids."""
         in_scale = grid.scale
-        gain, bias = self._gain_and_bias()
+        gain, bias = self.gain_and_bias()
         if bias is None:
             bias = tf.zeros(self.flat_kernel().shape[-1:])
         # That of a dead channel may leave int32 once it is rescaled. Beyond twice what any sum and

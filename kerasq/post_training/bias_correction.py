@@ -11,15 +11,12 @@ import tensorflow as tf
 from kerasq import graph
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.post_training import reference
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, batches
-from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import QuantizeWrapper, infer, require_quantized
-
-# What a model whose biases were corrected has; a saved one does not say.
-_CORRECTED = "kerasq_biases_corrected"
+from kerasq.wrappers import QuantizeWrapper, infer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +52,8 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
     4.2, appendix D: empirical). Where a BatchNormalization is behind the layer, its beta is the
     bias. A layer that is called more than once gets the mean over its calls.
 
-    Calibrate before. Once: the float network that a quantized model holds has the biases of today.
-    Fine-tuning makes it superfluous.
+    Calibrate before. Once, and not behind `adaround`: a quantized model holds the float network
+    with the weights of today. Fine-tuning makes it superfluous.
 
     Args:
         model: what `quantize_model` returned, calibrated. Its biases change, nothing else.
@@ -64,8 +61,8 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
 
     Raises:
-        ValueError: for a model that is not quantized, has NaN weights, or was corrected already,
-            and for data that `calibrate` refuses.
+        ValueError: for a model that is not quantized, has NaN weights, or was changed by such a
+            method already, and for data that `calibrate` refuses.
         UncalibratedError: where ranges have seen no data.
             After an error, or an interrupt, the model is as it was.
 
@@ -77,8 +74,8 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
         >>> kerasq.correct_biases(q, x).layers
         ('head',)
     """
-    _check(model)
-    calls = _calls(model)
+    reference.check(model)
+    calls = calls_of_kernels(model)
     found = {name: _bias(own[0]) for name, own in calls.items()}
     biases = {name: bias for name, bias in found.items() if bias is not None}
     samples = list(batches(model, data, BATCH_SIZE, steps))
@@ -93,7 +90,7 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
             bias.assign_add(apart)
             step = float(calls[name][0].grid().scale)
             shifts.append(float(np.sqrt(np.mean(np.square(apart)))) / step)
-    setattr(model, _CORRECTED, True)
+    reference.mark(model, "correct_biases")
     return BiasCorrection(
         layers=tuple(biases),
         shifts=tuple(shifts),
@@ -102,17 +99,7 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
     )
 
 
-def _check(model: keras.Model) -> None:
-    require_quantized(model)
-    check_finite(model)
-    if getattr(model, _CORRECTED, False):
-        raise ValueError(
-            "Biases must be corrected once. Received: a model whose biases were. Quantize and "
-            "calibrate the float model anew."
-        )
-
-
-def _calls(model: keras.Model) -> dict[str, list[KernelWrapper]]:
+def calls_of_kernels(model: keras.Model) -> dict[str, list[KernelWrapper]]:
     """By the name of its first call, the calls of each layer with a kernel, in order."""
     found: dict[str, list[KernelWrapper]] = {}
     for node in graph.calls(model):

@@ -1,0 +1,150 @@
+"""`adaround`: where it must help, and by hand."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from tests import networks
+
+L = keras.layers
+OPTIONS = {"iterations": 300, "learning_rate": 2e-2}
+
+
+def data(model, seed, count=256):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0.5, 1.0, (count, *model.input_shape[1:])).astype("float32")
+
+
+def test_weights_that_only_count_together():
+    """By hand: weights on one and the same input may come out wrong, but not their sum."""
+    model = keras.Sequential([keras.Input((8,)), L.Dense(2, use_bias=False, name="d")])
+    kernel = np.float32([7.0, 3.41, 3.47, 3.44, 3.48, 3.43, 3.46, 3.45])[:, None].repeat(2, axis=1)
+    # The first one is the largest code of 4 bits: steps of 1.
+    model.set_weights([kernel])
+    x = np.repeat(data(model, 0, 64)[:, :1], 8, axis=1)
+    q = networks.quantized(model, x, scheme="w4a8")
+    layer = q.get_layer("d")
+    layer.weight_quantizer.kernel_range.assign([7.0, 7.0])
+    assert (np.asarray(layer.integer_weights().codes)[1:] == 3).all()
+    report = kerasq.adaround(q, x, **OPTIONS)
+    codes = np.asarray(layer.integer_weights().codes)
+    assert set(codes[1:].ravel()) == {3.0, 4.0}
+    # They add up to 24.14, by nearest rounding to 21.
+    np.testing.assert_allclose(codes[1:].sum(axis=0), 24.14, atol=1.0)
+    assert report.learned[0] > report.nearest[0] + 10.0
+    assert 0.25 < report.moved[0] <= 0.5
+
+
+def roundings(seed):
+    """The least error of all roundings of a kernel, that of the nearest and of the learned one."""
+    rng = np.random.default_rng(seed)
+    model = keras.Sequential([keras.Input((8,)), L.Dense(1, use_bias=False, name="d")])
+    model.set_weights([rng.normal(size=(8, 1)).astype("float32")])
+    # Inputs that go together.
+    x = rng.normal(size=(256, 1)) * rng.normal(size=(1, 8)) + 0.2 * rng.normal(size=(256, 8))
+    q = networks.quantized(model, x.astype("float32"), scheme="w3a8")
+    layer = q.get_layer("d")
+    scale = np.asarray(layer.integer_weights().grid.scale)
+    low = np.floor(np.asarray(layer.folded_kernel()) / scale)
+    (grid,) = layer.input_grids()
+    seen = grid.numpy().dequantize(grid.numpy().quantize(x.astype("float32")))
+    wanted = x @ model.get_weights()[0]
+    ups = (np.float32(up)[:, None] for up in itertools.product([0.0, 1.0], repeat=8))
+    errors = [np.mean((seen @ (np.clip(low + up, -3, 3) * scale) - wanted) ** 2) for up in ups]
+    report = kerasq.adaround(q, x, iterations=500, learning_rate=2e-2)
+    power = np.mean(wanted**2)
+    return min(errors), *(power / 10 ** (y[0] / 10) for y in (report.nearest, report.learned))
+
+
+def test_it_is_nearly_the_best_of_all_roundings():
+    least, nearest, learned = np.array([roundings(seed) for seed in range(6)]).T
+    assert (learned <= nearest * 1.001).all() and (learned > 0.99 * least).all()
+    # Nearest rounding is 4 times the least.
+    assert np.median(learned / least) < 2.5 < np.median(nearest / least)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "batch_norm", "gain"),
+    [
+        ("residual", "w4a8", "keep", 2.0),
+        ("mobile", "w4a8", "fold", 4.0),
+        ("mobile", "w3a16", "keep", 0.4),
+    ],
+)
+def test_networks_come_closer_to_float(name, scheme, batch_norm, gain):
+    model = getattr(networks, name)()
+    q = networks.quantized(model, data(model, 0), scheme=scheme, batch_norm=batch_norm)
+    other = data(model, 1)
+    before, own = {v.path: v.numpy() for v in q.variables}, networks.sqnr(model, q, other)
+    report = kerasq.adaround(q, data(model, 0), **OPTIONS)
+    assert networks.sqnr(model, q, other) > own + gain
+    changed = {v.path.split("/")[-1] for v in q.variables if np.any(v.numpy() != before[v.path])}
+    assert changed <= {"kernel", "depthwise_kernel"} and changed
+    assert all(a <= b for a, b in zip(report.nearest, report.learned, strict=True))
+    assert str(report).startswith("layer") and 0 < max(report.moved) < 0.6
+    lite = kerasq.export_tflite(q)
+    assert kerasq.compare(q, lite, x=other[:32]).exact == 1.0
+
+
+def test_ranges_stay_and_codes_are_those_learned(tmp_path):
+    """Also at 8 bits, whose ranges follow the weights, and behind a saved file."""
+    model = networks.residual()
+    x = data(model, 0)
+    q = networks.quantized(model, x)
+    scales = [w.integer_weights().grid.numpy().scale for w in _wrappers(q)]
+    report = kerasq.adaround(q, x, iterations=100)
+    for wrapper, scale in zip(_wrappers(q), scales, strict=True):
+        np.testing.assert_allclose(wrapper.integer_weights().grid.numpy().scale, scale, rtol=1e-6)
+    assert max(report.moved) > 0.0
+    q.save(tmp_path / "q.keras")
+    again = kerasq.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), q.predict(x, verbose=0))
+
+
+def _wrappers(model):
+    return [x for x in model.layers if hasattr(x, "weight_quantizer")]
+
+
+def test_what_is_left_is_named():
+    a, b = keras.Input((6,)), keras.Input((6,))
+    dense = L.Dense(3, name="shared")
+    y = L.Add()([dense(a), dense(b)])
+    model = keras.Model([a, b], L.Dense(2, name="head")(y))
+    x = [data(keras.Model(a, dense(a)), seed) for seed in (0, 1)]
+    q = networks.quantized(model, x, scheme="w4a8")
+    report = kerasq.adaround(q, x, iterations=10)
+    assert (report.layers, report.left) == (("head",), ("shared",))
+    assert "Left as they are: shared." in str(report)
+    none = networks.quantized(model, x, scheme="w4a8", weights="dorefa")
+    assert kerasq.adaround(none, x, iterations=1).layers == ()
+
+
+def test_the_float_network_is_there_once():
+    model = networks.mlp()
+    x = networks.data(model)
+    for first, second in itertools.permutations(("adaround", "correct_biases")):
+        q = networks.quantized(model, scheme="w4a8")
+        options = {"adaround": {"iterations": 2}, "correct_biases": {}}
+        getattr(kerasq, first)(q, x, **options[first])
+        for again in (first, second):
+            with pytest.raises(ValueError, match=f"Received: one that {first} has changed"):
+                getattr(kerasq, again)(q, x, **options[again])
+
+
+def test_bad_input_changes_nothing():
+    model = networks.mlp()
+    q, x = networks.quantized(model, scheme="w4a8"), networks.data(model)
+    before = [v.numpy() for v in q.variables]
+    with pytest.raises(ValueError, match=r"must be above 0. Received: {'iterations': 0}"):
+        kerasq.adaround(q, x, iterations=0)
+    with pytest.raises(ValueError, match="must be a quantized model"):
+        kerasq.adaround(model, x)
+    with pytest.raises(ValueError, match="NaN"):
+        kerasq.adaround(q, np.full_like(x, np.nan))
+    with pytest.raises(ValueError, match="has seen no data"):
+        kerasq.adaround(kerasq.quantize_model(model), x, iterations=1)
+    for old, new in zip(before, q.variables, strict=True):
+        np.testing.assert_array_equal(old, new)
