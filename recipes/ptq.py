@@ -5,6 +5,8 @@
                  calibration method                                   static_<method>.tflite
   corrected      the same by the default method, and biases corrected by the mean errors of sums
                  (kerasq.correct_biases)                              static_corrected.tflite
+  rounded        the same, and weights rounded up or down so that outputs stay
+                 (kerasq.adaround)                                    static_rounded.tflite
   dynamic_range  int8 weights, activations quantized on the fly       dynamic_range.tflite
   float16        float16 weights, float arithmetic                    float16.tflite
 
@@ -37,10 +39,14 @@ from recipes import evaluation, report, results, run, schemes, stages, training
 
 # Types of the weights, by flavour; activations are float.
 FLAVOURS = {"dynamic_range": "int8", "float16": "float16"}
-_CORRECTED = "corrected"
+# Ways behind the default calibration.
+_CORRECTED, _ROUNDED = "corrected", "rounded"
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations of the static models.")
 _OVERRIDES = schemes.overrides_flag()
+_ROUNDING_ITERATIONS = flags.DEFINE_integer(
+    "rounding_iterations", 1000, "Steps for each layer where weights are rounded.", 1
+)
 for module in (run, schemes):
     flags.adopt_module_key_flags(module)
 
@@ -51,21 +57,25 @@ def static(
     way: str,
     reference: Callable[[], np.ndarray],
 ) -> None:
-    """static_<way>.tflite: calibrated by that method, or "corrected" behind the default one.
+    """static_<way>.tflite: by that method, or "corrected" or "rounded" behind the default one.
 
     Args:
         job: has a float model.
         quantize: makes a quantized model of it.
-        way: the method of the calibration, or "corrected".
+        way: the method of the calibration, "corrected" or "rounded".
         reference: what float.keras makes of the images held out.
     """
-    target, corrects = f"static_{way}.tflite", way == _CORRECTED
+    target = f"static_{way}.tflite"
 
     def work() -> results.Figures:
         model = quantize(job.load("float.keras"))
-        kerasq.calibrate(model, job.calibration_batches(), method=None if corrects else way)
-        if corrects:
+        method = way if way in OBSERVERS else None
+        kerasq.calibrate(model, job.calibration_batches(), method=method)
+        if way == _CORRECTED:
             print(kerasq.correct_biases(model, job.calibration_batches()))
+        if way == _ROUNDED:
+            iterations = _ROUNDING_ITERATIONS.value
+            print(kerasq.adaround(model, job.calibration_batches(), iterations=iterations))
         lite = kerasq.export_tflite(model, job.path(target))
         held_out = job.data.parts[1]
         outputs = training.predict(model, held_out.x)
@@ -190,7 +200,8 @@ def main() -> None:
     stages.train_float(job, quantize)
     job.settings.update(options, calibration_steps=job.calibration_steps)
     job.settings.update(num_threads=job.num_threads)
-    for way in (*OBSERVERS, _CORRECTED):
+    job.settings.update(rounding_iterations=_ROUNDING_ITERATIONS.value)
+    for way in (*OBSERVERS, _CORRECTED, _ROUNDED):
         static(job, quantize, way, reference)
     for flavour in FLAVOURS:
         converted(job, flavour)

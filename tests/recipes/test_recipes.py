@@ -253,9 +253,10 @@ def test_a_model_fits_the_data(tmp_path):
 
 
 def test_ptq(network, tmp_path):
-    results, text = finished("ptq", tmp_path, f"--model={network}")
+    flags = (f"--model={network}", "--rounding_iterations=30")
+    results, text = finished("ptq", tmp_path, *flags)
     ways = results["flavours"]
-    statics = [f"static_{way}" for way in (*OBSERVERS, "corrected")]
+    statics = [f"static_{way}" for way in (*OBSERVERS, "corrected", "rounded")]
     assert list(ways) == [*statics, "dynamic_range", "float16"]
     for name, way in ways.items():
         assert way["accuracy"] > 0.93 and name in text
