@@ -4,7 +4,9 @@ Prints the table of docs/parity.md: each quantized model, exported for LiteRT an
 (`kerasq.retarget`), each file run by both, on the test images. "differ" is the share of output
 values that are not the simulation's, "same" that of the images in the simulation's class.
 
-Example: python -m tools.across_runtimes --data_dir=cifar10 runs/w2a2/finetuned.keras
+The images are those of an image folder or of an .npz file, as recipes take them.
+
+Example: python -m tools.across_runtimes cifar10 runs/w2a2/finetuned.keras
 """
 
 import pathlib
@@ -12,15 +14,12 @@ import warnings
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app
 
 import kerasq
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.support import tables
 from recipes import datasets, evaluation, training
-
-_DATASET = flags.DEFINE_string("dataset", "image_folder", "Images, by name: see recipes.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where they are.")
 
 
 def rows(name: str, model: keras.Model, test: datasets.Samples) -> list[list[str]]:
@@ -62,13 +61,14 @@ def _percent(share: float) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs each model everywhere and prints the table."""
-    if not argv[1:]:
-        raise app.UsageError("Takes quantized .keras files. Received: none.")
-    test = datasets.load(_DATASET.value, _DATA_DIR.value).test
+    if len(argv) < 3:
+        raise app.UsageError(f"Takes images and quantized .keras files. Received: {argv[1:]}.")
+    images = argv[1]
+    test = datasets.load("npz" if images.endswith(".npz") else "image_folder", images).test
     table = [["model", "file for", "simulation (%)"]]
     for runtime in RUNTIMES.values():
         table[0] += [f"{runtime.title} (%)", "differ (%)", "same (%)"]
-    for path in map(pathlib.Path, argv[1:]):
+    for path in map(pathlib.Path, argv[2:]):
         table += rows(path.parent.name, kerasq.load_model(path), test)
     print(f"{len(test.x)} images; {', '.join(map(str, RUNTIMES.values()))}\n")
     print(tables.markdown(table, left=2))
