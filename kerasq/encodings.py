@@ -1,5 +1,6 @@
 """`save_encodings` and `load_encodings`: all grids of a model as JSON, in AIMET's layout."""
 
+import collections
 import json
 import os
 import pathlib
@@ -34,6 +35,8 @@ def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any
     Args:
         model: what `quantize_model` returned, calibrated or trained.
         path: the file.
+
+    Scales that are read again may differ in the last bits, since a model holds the ends of ranges.
 
     Returns:
         What was written.
@@ -94,7 +97,7 @@ def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
     with restored_on_error(model.variables):
         # Of fixed grids there is nothing to set.
         for name, quantizer in ranges.items():
-            quantizer.assign_range(*_ends(name, given[name], quantizer))
+            _set_range(name, given[name], quantizer)
         # Steps of kernels are products with scales that were just set.
         for name, encoding in weights.items():
             _set_kernel(name, encoding, kernels[name])
@@ -143,12 +146,11 @@ def _by_name(
     content: dict[str, Any], key: str, known: Collection[str], required: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """The encodings of a list, by tensor."""
-    listed = content.get(key)
-    if not isinstance(listed, list) or not all(
-        isinstance(x, dict) and isinstance(x.get("name"), str) for x in listed
-    ):
-        raise ValueError(f"{key!r} must be a list of objects with a name. Received: {listed!r}.")
+    listed = _listed(content, key)
     found = {x["name"]: x for x in listed}
+    counts = collections.Counter(x["name"] for x in listed)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"{key!r} must name each tensor once. Received: {twice[:5]} again.")
     if strange := sorted({*found} - {*known}):
         raise ValueError(
             f"{key!r} must name tensors of the model. Received: {strange[:5]}, of which it has "
@@ -159,6 +161,16 @@ def _by_name(
             f"{key!r} must have every tensor with a range. Received: a file without {missing[:5]}."
         )
     return found
+
+
+def _listed(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    listed = content.get(key)
+    if not isinstance(listed, list) or not all(
+        isinstance(x, dict) and isinstance(x.get("name"), str) for x in listed
+    ):
+        received = _short(listed)
+        raise ValueError(f"{key!r} must be a list of objects with a name. Received: {received}.")
+    return listed
 
 
 def _field(name: str, encoding: Mapping[str, Any], key: str, wanted: Any) -> None:
@@ -173,20 +185,43 @@ def _field(name: str, encoding: Mapping[str, Any], key: str, wanted: Any) -> Non
 def _numbers(name: str, encoding: Mapping[str, Any], key: str, count: int) -> np.ndarray:
     """A field of as many numbers as there are grids."""
     listed = encoding.get(key)
-    is_numeric = isinstance(listed, list) and all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) for x in listed
-    )
-    values = np.asarray(listed if is_numeric else [], np.float64)
-    if values.shape != (count,) or not np.isfinite(values).all():
+    # Integers of JSON may be beyond any float; scales are float32.
+    largest = float(np.finfo(np.float32).max)
+    if (
+        not isinstance(listed, list)
+        or len(listed) != count
+        or not all(isinstance(x, (int, float)) and abs(x) <= largest for x in listed)
+    ):
         raise ValueError(
             f"The encoding of {name!r} must have {count} finite numbers as {key!r}. "
-            f"Received: {listed!r}."
+            f"Received: {_short(listed)}."
         )
+    values: np.ndarray = np.asarray(listed, np.float64)
     if key == "scale" and not (values > 0.0).all():
         raise ValueError(
-            f"The encoding of {name!r} must have scales above 0. Received: {listed!r}."
+            f"The encoding of {name!r} must have scales above 0. Received: {_short(listed)}."
         )
     return values
+
+
+def _short(value: Any) -> str:
+    """What was received, cut where it is long."""
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:80]}..."
+
+
+def _set_range(name: str, encoding: Mapping[str, Any], quantizer: ActivationQuantizer) -> None:
+    """Gives an output the range of an encoding, and looks whether it has taken it."""
+    quantizer.assign_range(*_ends(name, encoding, quantizer))
+    grid = quantizer.grid().numpy()
+    (scale,), offset = encoding["scale"], encoding["offset"][0]
+    # Such as beyond the limit of a ReLU, or of what is taken for a tensor of zeros.
+    if not np.isclose(grid.scale, scale, rtol=_TOLERANCE) or grid.qmin - grid.zero_point != offset:
+        raise ValueError(
+            f"The encoding of {name!r} must be a range that the layer can have, "
+            f"{[float(end) for end in quantizer.range()]} at most. Received: scale={scale:g}, "
+            f"offset={offset}."
+        )
 
 
 def _ends(
@@ -222,7 +257,8 @@ def _set_kernel(name: str, encoding: Mapping[str, Any], layer: KernelWrapper) ->
     """Gives a kernel the range of an encoding, or finds that it has it."""
     grid = layer.integer_weights().grid.numpy()
     own = np.asarray(grid.scale, np.float64)
-    for key, wanted in (("enc_type", "PER_CHANNEL"), ("dtype", "INT"), ("bw", grid.bits)):
+    legal = {"enc_type": "PER_CHANNEL", "dtype": "INT", "bw": grid.bits, "is_sym": True}
+    for key, wanted in legal.items():
         _field(name, encoding, key, wanted)
     scale = _numbers(name, encoding, "scale", len(own))
     quantizer = layer.weight_quantizer

@@ -95,6 +95,11 @@ CHANGES = {
     "1 finite numbers as 'scale'. Received: 'a'": lambda e: _first(e, scale="a"),
     r"1 finite numbers as 'scale'. Received: \[nan\]": lambda e: _first(e, scale=[float("nan")]),
     r"scales above 0. Received: \[0.0\]": lambda e: _first(e, scale=[0.0]),
+    "1 finite numbers as 'scale'. Received: .10000": lambda e: _first(e, scale=[10**400]),
+    r"a range that the layer can have.*scale=1e-09": lambda e: _first(e, scale=[1e-9]),
+    r"must name each tensor once. Received: \['d'\]": lambda e: (
+        e | {"activation_encodings": [*e["activation_encodings"], e["activation_encodings"][1]]}
+    ),
     "a whole number from -255 to 0 as 'offset'. Received: 3": lambda e: _first(e, offset=[3]),
     "0 as 'offset'. Received: -9": lambda e: _last(e, offset=[-9]),
     "'d/kernel' must have the scales of the weights.* channel 1": lambda e: _kernel(e),

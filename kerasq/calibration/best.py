@@ -61,4 +61,6 @@ class Best(Observer):
             return histogram.low, histogram.high
         by_type = {type(x): x for kind in self._kinds.values() for x in kind}
         ranges = [by_type[kind].range(bits=bits, symmetric=symmetric) for kind in CANDIDATES]
+        # Squares of the largest numbers are infinite.
+        ranges = [x for x in ranges if np.isfinite(x).all()]
         return min(ranges, key=lambda x: histogram.squared_error(x, bits=bits, symmetric=symmetric))

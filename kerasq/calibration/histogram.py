@@ -37,6 +37,8 @@ class Histogram(MinMax):
         largest = tf.maximum(tf.reduce_max(tf.abs(x)), 1e-12)
         # Where rounding of the logarithms makes it one too small, the outermost bins hold the rest.
         exponent = tf.math.ceil(tf.math.log(largest) / tf.math.log(2.0))
+        # Twice the bound is float32 as well, or TensorFlow's histogram crashes the process.
+        exponent = tf.minimum(exponent, 126.0)
         bound = 2.0**exponent
         counts = tf.histogram_fixed_width(x, [-bound, bound], self.BINS, dtype=tf.int64)
         return *ends, counts, exponent

@@ -105,7 +105,7 @@ def adaround(
         ('head',)
     """
     reference.check(model)
-    _check(iterations=iterations, batch_size=batch_size, learning_rate=learning_rate)
+    _check(iterations, batch_size, learning_rate)
     samples = list(batches(model, data, BATCH_SIZE, steps))
     # Kernels change on the way, those of the float network do not.
     plain = retarget(model, target_of(model))
@@ -129,9 +129,16 @@ def adaround(
     )
 
 
-def _check(**settings: float) -> None:
-    if bad := {name: value for name, value in settings.items() if not value > 0}:
-        raise ValueError(f"Settings must be above 0. Received: {bad}.")
+def _check(iterations: int, batch_size: int, learning_rate: float) -> None:
+    counts: dict[str, float] = {"iterations": iterations, "batch_size": batch_size}
+    bad = {k: v for k, v in counts.items() if not isinstance(v, int) or v < 1}
+    if not 0.0 < learning_rate < np.inf:
+        bad["learning_rate"] = learning_rate
+    if bad:
+        raise ValueError(
+            "`iterations` and `batch_size` must be integers of at least 1, and `learning_rate` "
+            f"above 0 and finite. Received: {bad}."
+        )
 
 
 def _is_legal(own: list[KernelWrapper]) -> bool:
@@ -206,6 +213,9 @@ class _Layer:
         self.bias = tf.cast(weights.bias, tf.float32) * (
             wrapper.input_grids()[0].scale * self.scale
         )
+        # Of a range that follows the weights the largest ones are the ends.
+        follows = wrapper.weight_quantizer.range_gradient == "none"
+        self.is_held = (tf.abs(self.nearest) >= self.largest) & follows
         self.power = float(np.mean(np.square(y, dtype=np.float64))) or 1.0
 
     def output(self, x: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
@@ -243,7 +253,7 @@ class _Layer:
         def step(x: tf.Tensor, y: tf.Tensor, beta: tf.Tensor, weight: tf.Tensor) -> None:
             with tf.GradientTape() as tape:
                 h = _rectified(v)
-                codes = tf.clip_by_value(low + h, -self.largest, self.largest)
+                codes = self.codes(low + h)
                 error = tf.reduce_mean(tf.square(self.output(x, codes) - y)) / self.power
                 # At 1/2 the power of 0 has no gradient.
                 apart = tf.maximum(tf.abs(2.0 * h - 1.0), 1e-6)
@@ -255,15 +265,21 @@ class _Layer:
             chosen = rng.integers(0, len(self.x), min(batch_size, len(self.x)))
             beta, weight = _schedule(i / iterations)
             step(self.x[chosen], self.y[chosen], tf.constant(beta), tf.constant(weight))
-        learned = tf.clip_by_value(
-            low + tf.cast(_rectified(v) >= 0.5, tf.float32), -self.largest, self.largest
-        )
+        kernel = tf.identity(self.wrapper.kernel.value)
+        self._assign(self.codes(low + tf.cast(_rectified(v) >= 0.5, tf.float32)))
+        # As the device has them, whatever was wanted.
+        learned = tf.cast(self.wrapper.integer_weights().codes, tf.float32)
         before, after = self.error(self.nearest), self.error(learned)
         if after >= before:
+            self.wrapper.kernel.assign(kernel)
             learned, after = self.nearest, before
-        self._assign(learned)
         moved = float(tf.reduce_mean(tf.cast(learned != self.nearest, tf.float32)))
         return _sqnr(before), _sqnr(after), moved
+
+    def codes(self, rounded: tf.Tensor) -> tf.Tensor:
+        """Codes within the grid; those that are held as they are."""
+        inside = tf.clip_by_value(rounded, -self.largest, self.largest)
+        return tf.where(self.is_held, self.nearest, inside)
 
     def _assign(self, codes: tf.Tensor) -> None:
         """Puts the kernel on its codes, from where nearest rounding leads to them."""

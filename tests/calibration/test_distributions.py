@@ -158,6 +158,13 @@ def test_best_has_the_least_error_of_all(bits):
     assert bits == 8 or len(chosen) > 1
 
 
+@pytest.mark.parametrize("name", [name for name in OBSERVERS if name != "std"])
+def test_the_largest_numbers_that_there_are(name):
+    x = np.float32([-1e38, 0.0, 2e38, 3e38])
+    low, high = ends(OBSERVERS[name](), x)
+    assert -1.01e38 < low <= 0.0 < 1e37 < high < 3.01e38
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_what_is_no_number_is_no_range(name, value):

@@ -104,6 +104,21 @@ def test_ranges_stay_and_codes_are_those_learned(tmp_path):
     np.testing.assert_array_equal(again.predict(x, verbose=0), q.predict(x, verbose=0))
 
 
+def test_the_largest_weights_of_8_bits_stay():
+    """Their range follows them: a smaller one would round all others anew."""
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((16,)), L.Dense(4, name="b")])
+    model.set_weights([rng.uniform(-1, -0.1, (16, 4)).astype("f"), np.zeros(4, "f")])
+    x = (rng.uniform(0.5, 0.7, (256, 16)) / 15).astype("f")
+    x[:16] = np.eye(16)
+    q = kerasq.quantize_model(model, "w8a4")
+    kerasq.calibrate(q, x, method="minmax")
+    layer = q.get_layer("b")
+    scale = np.array(layer.integer_weights().grid.scale)
+    kerasq.adaround(q, x[16:], iterations=500)
+    np.testing.assert_allclose(layer.integer_weights().grid.scale, scale, rtol=1e-6)
+
+
 def _wrappers(model):
     return [x for x in model.layers if hasattr(x, "weight_quantizer")]
 
@@ -138,8 +153,10 @@ def test_bad_input_changes_nothing():
     model = networks.mlp()
     q, x = networks.quantized(model, scheme="w4a8"), networks.data(model)
     before = [v.numpy() for v in q.variables]
-    with pytest.raises(ValueError, match=r"must be above 0. Received: {'iterations': 0}"):
+    with pytest.raises(ValueError, match=r"of at least 1.* Received: {'iterations': 0}"):
         kerasq.adaround(q, x, iterations=0)
+    with pytest.raises(ValueError, match=r"Received: {'batch_size': 0.5, 'learning_rate': nan}"):
+        kerasq.adaround(q, x, batch_size=0.5, learning_rate=np.nan)
     with pytest.raises(ValueError, match="must be a quantized model"):
         kerasq.adaround(model, x)
     with pytest.raises(ValueError, match="NaN"):
