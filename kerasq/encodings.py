@@ -16,7 +16,7 @@ from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.files import write_whole
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import QuantizeWrapper, require_quantized
+from kerasq.wrappers import ranged, require_quantized, wrapped
 
 VERSION = "1.0.0"
 # Ends that follow the weights, whose file may have been written by another library, in decimals.
@@ -54,7 +54,7 @@ def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any
     """
     require_quantized(model)
     outputs, kernels = [], []
-    for layer in _wrappers(model):
+    for layer in wrapped(model):
         outputs.append(_encoding(layer.name, layer.checked_grid()))
         if isinstance(layer, KernelWrapper) and layer.leader is None:
             kernels.append(_encoding(f"{layer.name}/kernel", layer.integer_weights().grid))
@@ -81,12 +81,7 @@ def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
     """
     require_quantized(model)
     content = _read(path)
-    layers = {layer.name: layer for layer in _wrappers(model)}
-    ranges = {
-        name: layer.output_quantizer
-        for name, layer in layers.items()
-        if layer.output_quantizer is not None
-    }
+    layers, ranges = {layer.name: layer for layer in wrapped(model)}, ranged(model)
     given = _by_name(content, "activation_encodings", layers, required=ranges)
     kernels = {
         f"{name}/kernel": layer
@@ -101,10 +96,6 @@ def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
         # Steps of kernels are products with scales that were just set.
         for name, encoding in weights.items():
             _set_kernel(name, encoding, kernels[name])
-
-
-def _wrappers(model: keras.Model) -> list[QuantizeWrapper]:
-    return [layer for layer in model.layers if isinstance(layer, QuantizeWrapper)]
 
 
 def _encoding(name: str, grid: Grid) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from kerasq.calibration import samples
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import lacks
 from kerasq.targets import Target
-from kerasq.wrappers import QuantizeWrapper, require_quantized
+from kerasq.wrappers import QuantizeWrapper, require_quantized, wrapped
 
 # What a further call of a layer has of its first one.
 _SHARED = ("layer", "leader", "weights", "batch_norm")
@@ -39,8 +39,7 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
     """
     require_quantized(model)
     found = targets.find(target)
-    wrappers = [layer for layer in model.layers if isinstance(layer, QuantizeWrapper)]
-    if missing := [layer.name for layer in wrappers if _lacks(found, layer)]:
+    if missing := [layer.name for layer in wrapped(model) if _lacks(found, layer)]:
         raise ValueError(
             "A target must have a kernel of every layer at its width. Received: target "
             f"{found.name!r}, which has none of {missing}. Quantize the float model for it: "

@@ -270,6 +270,16 @@ def infer(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
     return graph.infer(node.layer, *args, **kwargs)
 
 
+def infer_float(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
+    """What a call returns in inference where wrappers run their layers in float.
+
+    Not on fake-quantized weights and values: noise of the ranges of today would get into these.
+    """
+    if isinstance(node.layer, QuantizeWrapper):
+        return node.layer.float_output(*args)
+    return graph.infer(node.layer, *args, **kwargs)
+
+
 class UncalibratedError(graph.PlainError, ValueError):
     """A quantized model was run before its ranges came from data."""
 
@@ -427,12 +437,17 @@ def _input_scale(boundary: Boundary) -> InputScale | None:
     return layer if isinstance(layer, InputScale) else None
 
 
+def wrapped(model: keras.Model) -> list[QuantizeWrapper]:
+    """The layers of a model that have a grid."""
+    return [layer for layer in model.layers if isinstance(layer, QuantizeWrapper)]
+
+
 def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
     """The quantizers of a model that have a range, by layer name."""
     return {
         layer.name: layer.output_quantizer
-        for layer in model.layers
-        if isinstance(layer, QuantizeWrapper) and layer.output_quantizer is not None
+        for layer in wrapped(model)
+        if layer.output_quantizer is not None
     }
 
 

@@ -16,6 +16,7 @@ from kerasq.graph import is_lower_better
 from kerasq.litert.evaluation import keras_metric
 from kerasq.scheme import Scheme, resolve
 from kerasq.support.data import batches, labelled_batches
+from kerasq.support.sqnr import sqnr
 from kerasq.targets import Target
 
 SQNR = "sqnr"
@@ -145,7 +146,7 @@ class Bench:
                 noise += float(np.square(y - z).sum())
         noise /= max(signal, np.finfo(np.float64).tiny)
         if self.metric == SQNR:
-            return float(-10 * np.log10(noise)) if noise > 0 else np.inf, noise
+            return sqnr(noise), noise
         return self._labelled(outputs), noise
 
     def _labelled(self, outputs: list[list[np.ndarray]]) -> float:

@@ -14,7 +14,7 @@ from kerasq.quantize import quantize_model
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS, Scheme, overridden
 from kerasq.targets import Target
-from kerasq.wrappers import Boundary, QuantizeWrapper, input_of, on_grids
+from kerasq.wrappers import Boundary, QuantizeWrapper, input_of, on_grids, wrapped
 
 
 class Network:
@@ -52,7 +52,7 @@ class Network:
         # Other schemes are for `allocate` to keep to; here a layer may have any.
         floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}
         self.model = quantize_model(model, overrides=floats, target=target)
-        self.wrappers = [x for x in self.model.layers if isinstance(x, QuantizeWrapper)]
+        self.wrappers = wrapped(self.model)
         self.sources = {x.name: name for x in self.wrappers if (name := _source(x)) is not None}
         self.layers = tuple(dict.fromkeys(self.sources.values()))
         self.readers = self._readers()

@@ -15,6 +15,7 @@ from kerasq.analysis.network import Network
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.scheme import Scheme, resolve
 from kerasq.support.progress import track
+from kerasq.support.sqnr import sqnr
 from kerasq.wrappers import QuantizeWrapper
 
 # How many budgets, evenly spread, the front is looked for at.
@@ -175,7 +176,7 @@ class Search:
         noise = float(self.program.noise[each, choice].sum())
         predicted = self.table.reference - noise
         if self.table.metric == SQNR:
-            predicted = float(-10 * np.log10(noise)) if noise > 0 else np.inf
+            predicted = sqnr(noise)
         return Point(
             overrides=self.floats | names,
             cost=int(self.program.cost[each, choice].sum()) + self.fixed,

@@ -30,17 +30,16 @@ class Aciq(Histogram):
         """The ends for a grid of so many bits."""
         if not self.is_finite or not self.low < self.high:
             return self.low, self.high
-        one_sided = self.low >= 0.0 or self.high <= 0.0
         x, weights = self.centres, self.counts.astype(np.float64)
-        if one_sided:
+        if self.is_one_sided:
             # The bins on either side of 0 hold zeros, which any grid has.
             weights = weights * (np.abs(x) > 2.0**self.exponent / self.BINS * 2)
         if not weights.any():
             return self.low, self.high
-        mean = 0.0 if one_sided else np.average(x, weights=weights)
+        mean = 0.0 if self.is_one_sided else np.average(x, weights=weights)
         b = float(np.average(np.abs(x - mean), weights=weights))
         s = float(np.sqrt(np.average((x - mean) ** 2, weights=weights)))
-        codes = bits + (one_sided and not symmetric)
+        codes = bits + (self.is_one_sided and not symmetric)
         # More likely where its entropy is less.
         is_normal = math.log(math.tau * math.e * s**2) / 2 < math.log(2 * math.e * b)
         alpha = normal(codes) * s if is_normal else laplace(codes) * b

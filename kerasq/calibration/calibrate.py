@@ -16,7 +16,7 @@ from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import QuantizeWrapper, range_variables, ranged, require_quantized
+from kerasq.wrappers import infer_float, range_variables, ranged, require_quantized
 
 # Samples that count as one batch, where the data are an array: averages over batches depend on it.
 BATCH_SIZE = 32
@@ -126,12 +126,7 @@ def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:
     values: dict[str, tf.Tensor] = {}
 
     def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
-        layer = node.layer
-        if isinstance(layer, QuantizeWrapper):
-            # Not the fake-quantized layer: noise of the ranges before would get into these.
-            y = layer.float_output(*args)
-        else:
-            y = graph.infer(layer, *args, **kwargs)
+        y = infer_float(node, *args, **kwargs)
         names = map(graph.tensor_name, node.outputs)
         values.update(zip(names, keras.tree.flatten(y), strict=True))
         return y

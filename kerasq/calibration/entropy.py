@@ -28,8 +28,7 @@ class Entropy(Histogram):
     def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
         """The ends, cut at the threshold on either side."""
         half = self.BINS // 2
-        one_sided = not symmetric and (self.low >= 0.0 or self.high <= 0.0)
-        codes = 2**bits if one_sided else 2 ** (bits - 1)
+        codes = 2**bits if self.is_one_sided and not symmetric else 2 ** (bits - 1)
         if not self.is_finite or codes >= half:
             return self.low, self.high
         counts = (self.counts[half:] + self.counts[half - 1 :: -1]).astype(np.float64)

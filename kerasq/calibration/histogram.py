@@ -68,6 +68,11 @@ class Histogram(MinMax):
         return bool(np.isfinite([self.low, self.high]).all())
 
     @property
+    def is_one_sided(self) -> bool:
+        """Whether all values have one sign, or are 0."""
+        return self.low >= 0.0 or self.high <= 0.0
+
+    @property
     def centres(self) -> np.ndarray:
         """The real value in the middle of each bin."""
         bound = 2.0**self.exponent

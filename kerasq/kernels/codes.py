@@ -25,10 +25,14 @@ def quantize(x: tf.Tensor, grid: Grid) -> tf.Tensor:
 
     Of NaN, such as of 0 / 0 in a float layer, the highest code of int8 and the lowest of int16.
     """
-    # Near a tie x / scale may be another code than the product with the rounded reciprocal.
-    inverse = quotient(1.0, grid.scale)
-    codes = clip(tf.round(product(x, inverse)), grid)
+    codes = clip(tf.round(in_steps(x, grid)), grid)
     return without_nan(codes, grid, grid.qmax if grid.bits <= 8 else grid.qmin)
+
+
+def in_steps(x: tf.Tensor, grid: Grid) -> tf.Tensor:
+    """`x * (1 / scale)`, each step rounded to float32."""
+    # Near a tie x / scale may be another code than the product with the rounded reciprocal.
+    return product(x, quotient(1.0, grid.scale))
 
 
 def without_nan(codes: tf.Tensor, grid: Grid, code: tf.Tensor | int) -> tf.Tensor:

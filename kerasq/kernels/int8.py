@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kerasq.grid import Grid
 from kerasq.kernels import any_width
-from kerasq.kernels.codes import clip, reduced_axes
+from kerasq.kernels.codes import clip, in_steps, reduced_axes
 from kerasq.kernels.fixed_point import (
     exponent_of,
     int64,
@@ -198,8 +198,7 @@ def _rounded(y: tf.Tensor, out: Grid) -> tf.Tensor:
     With the zero point added before, what lies just below a tie may become one.
     """
     zero = float32(out.zero_point)
-    scaled = product(y, quotient(1.0, out.scale))
-    return clip(tf.round(plus(scaled, zero)) - zero, out)
+    return clip(tf.round(plus(in_steps(y, out), zero)) - zero, out)
 
 
 def gelu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -208,8 +207,7 @@ def gelu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
     x = codes[0] * grids[0].scale
     share = tf.math.erfc(-float64(product(x, np.float32(np.sqrt(0.5)))))
     y = product(0.5 * x, float32(share))
-    scaled = product(y, quotient(1.0, out.scale))
-    return clip(float32(round_away(float64(scaled))), out)
+    return clip(round_away(float64(in_steps(y, out))), out)
 
 
 def _exponentials(below: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -18,7 +18,8 @@ from kerasq.support import tables
 from kerasq.support.data import batch_spec, batches
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import QuantizeWrapper, infer, target_of
+from kerasq.support.sqnr import sqnr
+from kerasq.wrappers import infer, infer_float, target_of
 
 # Nagel et al. 2020: the rectified sigmoid's ends, the weight of the regularizer, the exponents that
 # it goes through, and the share of the iterations before it sets in.
@@ -91,8 +92,8 @@ def adaround(
 
     Raises:
         ValueError: for a model that is not quantized, has NaN weights or was changed by such a
-            method already, for data that `calibrate`
-            refuses, and for settings that are not above 0.
+            method already, for data that `calibrate` refuses, and for settings that are not above
+            0.
         UncalibratedError: where ranges have seen no data.
             After an error, or an interrupt, the model is as it was.
 
@@ -171,9 +172,7 @@ def _targets(model: keras.Model, name: str, samples: list) -> list[np.ndarray]:
     """What a layer returns in the float network, behind its activation."""
 
     def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(node.layer, QuantizeWrapper):
-            return graph.infer(node.layer, *args, **kwargs)
-        y = node.layer.float_output(*args)
+        y = infer_float(node, *args, **kwargs)
         if node.layer.name == name:
             raise _Found(y)
         return y
@@ -226,17 +225,11 @@ class _Layer:
 
     def error(self, codes: tf.Tensor) -> float:
         """The noise of the output over its power, on all samples."""
-        parts = range(0, len(self.x), BATCH_SIZE)
-        squares = (
-            tf.reduce_sum(
-                tf.square(
-                    self.output(tf.constant(self.x[i : i + BATCH_SIZE]), codes)
-                    - self.y[i : i + BATCH_SIZE]
-                )
-            )
-            for i in parts
-        )
-        return sum(map(float, squares)) / self.y.size / self.power
+        total = 0.0
+        for i in range(0, len(self.x), BATCH_SIZE):
+            x, y = (values[i : i + BATCH_SIZE] for values in (self.x, self.y))
+            total += float(tf.reduce_sum(tf.square(self.output(x, codes) - y)))
+        return total / self.y.size / self.power
 
     def solve(
         self, iterations: int, batch_size: int, learning_rate: float, seed: int
@@ -274,7 +267,7 @@ class _Layer:
             self.wrapper.kernel.assign(kernel)
             learned, after = self.nearest, before
         moved = float(tf.reduce_mean(tf.cast(learned != self.nearest, tf.float32)))
-        return _sqnr(before), _sqnr(after), moved
+        return sqnr(before), sqnr(after), moved
 
     def codes(self, rounded: tf.Tensor) -> tf.Tensor:
         """Codes within the grid; those that are held as they are."""
@@ -302,7 +295,3 @@ def _schedule(progress: float) -> tuple[float, float]:
     done = (progress - WARM_START) / (1.0 - WARM_START)
     first, last = EXPONENTS
     return float(last + (first - last) * (1.0 + np.cos(np.pi * done)) / 2.0), REGULARIZER
-
-
-def _sqnr(error: float) -> float:
-    return float(-10.0 * np.log10(error)) if error else float("inf")

@@ -16,7 +16,7 @@ from kerasq.support import tables
 from kerasq.support.data import batch_spec, batches
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import QuantizeWrapper, infer
+from kerasq.wrappers import infer, infer_float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,9 +132,7 @@ def _means(model: keras.Model, *, is_float: bool) -> Callable[[list], dict[str, 
                 y = layer.run_float(*args) if is_float else _sums(layer, *args)
                 flat = tf.reshape(tf.cast(y, tf.float64), [-1, y.shape[-1]])
                 found[layer.name] = tf.reduce_sum(flat, axis=0), tf.shape(flat)[0]
-            if is_float and isinstance(layer, QuantizeWrapper):
-                return layer.float_output(*args)
-            return infer(node, *args, **kwargs)
+            return (infer_float if is_float else infer)(node, *args, **kwargs)
 
         graph.run(model, x, call)
         return found
