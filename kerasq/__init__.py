@@ -26,6 +26,7 @@ from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.post_training.adaround import Rounding, adaround
 from kerasq.post_training.bias_correction import BiasCorrection, correct_biases
+from kerasq.post_training.seq_mse import WeightRanges, seq_mse
 from kerasq.probes.check import KernelReport, check_kernels
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
@@ -86,6 +87,7 @@ __all__ = [
     "Trouble",
     "Uniform",
     "WeightQuantizer",
+    "WeightRanges",
     "adaround",
     "allocate",
     "calibrate",
@@ -109,6 +111,7 @@ __all__ = [
     "save_encodings",
     "schedule",
     "sensitivity",
+    "seq_mse",
     "summary",
 ]
 __version__ = "0.1.0"

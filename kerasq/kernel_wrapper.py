@@ -161,17 +161,28 @@ class KernelWrapper(QuantizeWrapper):
         """The kernel with the channels in its last axis."""
         return self.rule.flatten(self.kernel.value)
 
-    def run_on(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        """The layer on other weights: `kernel` (channels flattened) and `bias`."""
+    def run_on(
+        self,
+        x: tf.Tensor,
+        kernel: tf.Tensor,
+        bias: tf.Tensor | None,
+        layer: keras.Layer | None = None,
+    ) -> tf.Tensor:
+        """The layer on other weights: `kernel` (channels flattened) and `bias`.
+
+        Or another layer with weights of these shapes, such as one that pads nothing.
+        """
+        layer = layer or self.layer
+        own = getattr(layer, str(self.rule.kernel)), getattr(layer, self.rule.bias, None)
         # Layers read their variables themselves: a stateless scope has others in their place, which
         # gradients flow through, as they would not through an assignment.
-        mapping = [(self.kernel, self.rule.unflatten(kernel, self.kernel.shape))]
-        if self.bias is not None:
-            mapping.append((self.bias, tf.zeros(self.bias.shape) if bias is None else bias))
+        mapping = [(own[0], self.rule.unflatten(kernel, own[0].shape))]
+        if own[1] is not None:
+            mapping.append((own[1], tf.zeros(own[1].shape) if bias is None else bias))
         lock = contextlib.nullcontext() if self.training_dtype == "float32" else _POLICY_LOCK
         with lock, keras.StatelessScope(state_mapping=mapping):
-            y = self.layer(x)
-        return y if bias is None or self.bias is not None else y + bias
+            y = layer(x)
+        return y if bias is None or own[1] is not None else y + bias
 
     def gain_and_bias(self) -> tuple[tf.Tensor, tf.Tensor | None]:
         """What inference multiplies the kernel by, and adds (None: nothing)."""

@@ -131,20 +131,24 @@ def origin(tensor: keras.KerasTensor) -> tuple[keras.Layer, list[keras.KerasTens
 
 
 def between(inputs: Any, outputs: Any) -> list[Node]:
-    """The calls that lead from the tensors `inputs` to `outputs`, in topological order."""
-    found: list[Node] = []
+    """The calls that lead from the tensors `inputs` to `outputs`, in topological order.
+
+    A branch ends before the next one begins, so that few tensors are alive at a time.
+    """
     known = {id(x) for x in symbolic(inputs)}
-
-    def visit(tensor: keras.KerasTensor) -> None:
-        if id(tensor) not in known:
-            node = call_of(tensor)
+    found: list[Node] = []
+    # Not by recursion: models may be deeper than Python's stack.
+    wanted = symbolic(outputs)[::-1]
+    while wanted:
+        node = None if id(wanted[-1]) in known else call_of(wanted[-1])
+        missing = [] if node is None else [x for x in node.inputs if id(x) not in known]
+        if missing:
+            wanted += reversed(missing)
+            continue
+        wanted.pop()
+        if node is not None:
             known.update(map(id, node.outputs))
-            for x in node.inputs:
-                visit(x)
             found.append(node)
-
-    for tensor in symbolic(outputs):
-        visit(tensor)
     return found
 
 
@@ -172,25 +176,8 @@ def calls(model: keras.Model) -> list[Node]:
 
 
 def branch_by_branch(model: keras.Model) -> list[Node]:
-    """The calls in a Functional model, in a topological order that ends a branch before the next.
-
-    So few tensors are alive at a time.
-    """
-    known = {id(x) for x in model.inputs}
-    found: list[Node] = []
-    # Not by recursion: models may be deeper than Python's stack.
-    wanted = [*reversed(model.outputs)]
-    while wanted:
-        node = None if id(wanted[-1]) in known else call_of(wanted[-1])
-        missing = [] if node is None else [x for x in node.inputs if id(x) not in known]
-        if missing:
-            wanted += reversed(missing)
-            continue
-        wanted.pop()
-        if node is not None:
-            known.update(map(id, node.outputs))
-            found.append(node)
-    return found
+    """The calls in a Functional model, in the order of `between`."""
+    return between(model.inputs, model.outputs)
 
 
 def places(model: keras.Model) -> dict[int, int]:

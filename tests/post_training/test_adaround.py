@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq.post_training import rounding
 from tests import networks
 
 L = keras.layers
@@ -157,6 +158,10 @@ def test_bad_input_changes_nothing():
         kerasq.adaround(q, x, iterations=0)
     with pytest.raises(ValueError, match=r"Received: {'batch_size': 0.5, 'learning_rate': nan}"):
         kerasq.adaround(q, x, batch_size=0.5, learning_rate=np.nan)
+    with pytest.raises(ValueError, match=r"`drop` must be in \[0, 1\). Received: drop=1.0"):
+        kerasq.adaround(q, x, drop=1.0)
+    with pytest.raises(ValueError, match=r"`unit` must be one of.* Received: unit='row'"):
+        kerasq.adaround(q, x, unit="row")
     with pytest.raises(ValueError, match="must be a quantized model"):
         kerasq.adaround(model, x)
     with pytest.raises(ValueError, match="NaN"):
@@ -165,3 +170,73 @@ def test_bad_input_changes_nothing():
         kerasq.adaround(kerasq.quantize_model(model), x, iterations=1)
     for old, new in zip(before, q.variables, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_blocks_are_rounded_together():
+    """Values of few bits: what one layer of a block makes up for another."""
+    model = networks.mobile()
+    x, other = data(model, 0), data(model, 1)
+    found = {}
+    for unit in ("layer", "block"):
+        q = networks.quantized(model, x, scheme="w2a4")
+        own = networks.sqnr(model, q, other)
+        report = kerasq.adaround(q, x, unit=unit, **OPTIONS)
+        found[unit] = networks.sqnr(model, q, other)
+        assert found[unit] > own + 1.0
+        assert report.layers == ("stem", "expand", "depthwise", "project", "logits")
+        lite = kerasq.export_tflite(q)
+        assert kerasq.compare(q, lite, x=other[:32]).exact == 1.0
+    # One figure for the three of a block.
+    assert len(set(report.nearest[1:4])) == 1 < len(set(report.moved[1:4]))
+    assert found["block"] > found["layer"] - 1.0
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch):
+    model = networks.residual()
+    x = data(model, 0, 64)
+    options = {"iterations": 40, "backup": tmp_path / "rounding.npz"}
+    whole = networks.quantized(model, x, scheme="w4a8")
+    wanted = kerasq.adaround(whole, x, iterations=40)
+    q = networks.quantized(model, x, scheme="w4a8")
+    before = [v.numpy() for v in q.variables]
+    solve, solved = rounding.Problem.solve, []
+
+    def interrupted(problem, settings):
+        if len(solved) == 2:
+            raise KeyboardInterrupt
+        solved.append(problem.unit.name)
+        return solve(problem, settings)
+
+    monkeypatch.setattr(rounding.Problem, "solve", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kerasq.adaround(q, x, **options)
+    for old, new in zip(before, q.variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+    rest = []
+    monkeypatch.setattr(
+        rounding.Problem,
+        "solve",
+        lambda problem, settings: (rest.append(problem.unit.name), solve(problem, settings))[1],
+    )
+    report = kerasq.adaround(q, x, **options)
+    assert solved + rest == list(wanted.layers) and len(rest) == len(wanted.layers) - 2
+    assert report == wanted
+    for a, b in zip(whole.weights, q.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_a_backup_of_something_else_is_refused(tmp_path):
+    model = networks.mlp()
+    x, path = networks.data(model), tmp_path / "rounding.npz"
+    kerasq.adaround(networks.quantized(model, scheme="w4a8"), x, iterations=2, backup=path)
+    q = networks.quantized(model, scheme="w4a8")
+    with pytest.raises(ValueError, match=r"same model and settings. Received: .*rounding.npz"):
+        kerasq.adaround(q, x, iterations=3, backup=path)
+    q.get_layer("head").kernel.assign(2.0 * q.get_layer("head").kernel)
+    with pytest.raises(ValueError, match=r"which is of others\. Remove it"):
+        kerasq.adaround(q, x, iterations=2, backup=path)
+    path.write_bytes(b"PK" + path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="which cannot be read"):
+        kerasq.adaround(q, x, iterations=2, backup=path)
+    with pytest.raises(FileNotFoundError, match="directory of the file must exist"):
+        kerasq.adaround(q, x, iterations=2, backup=tmp_path / "no" / "rounding.npz")

@@ -1,0 +1,218 @@
+"""What a unit reads and returns, for as many samples as memory is meant to hold."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq import graph
+from kerasq.calibration.calibrate import BATCH_SIZE
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.post_training.units import Unit
+from kerasq.support.data import batches, sample_count
+from kerasq.wrappers import infer, infer_float
+
+# Bytes that the inputs and outputs of a unit may take, whatever the number of samples.
+MEMORY = 2**29
+# Of images, convolutions are fitted to windows of so many outputs a side: neighbours say the same.
+WINDOW = 16
+
+L = keras.layers
+_CONVOLUTIONS = (L.Conv1D, L.Conv2D, L.DepthwiseConv1D, L.DepthwiseConv2D)
+
+
+class Data:
+    """Batches that can be read again and again.
+
+    Args:
+        model: the model that they are for.
+        data: as for `kerasq.calibrate`. What can only be read once is kept in memory.
+        steps: the most batches, or None for all.
+    """
+
+    def __init__(self, model: keras.Model, data: Any, steps: int | None) -> None:
+        self._read: Callable[[], Iterable[Any]]
+        if isinstance(data, Iterator) or not _is_repeatable(model, data):
+            kept = list(batches(model, data, BATCH_SIZE, steps))
+            self._read = lambda: kept
+        else:
+            self._read = functools.partial(batches, model, data, BATCH_SIZE, steps)
+        # All are checked now, not when a layer is half done.
+        self.first = next(iter(self._read()))
+        self.count = sum(len(keras.tree.flatten(x)[0]) for x in self._read())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._read())
+
+
+def _is_repeatable(model: keras.Model, data: Any) -> bool:
+    """Whether data that was read once has the same samples again, in their order."""
+    # A dataset may be shuffled anew each time, and the two networks must read the same.
+    return isinstance(data, (list, tuple)) or sample_count(model, data) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a unit reads and returns.
+
+    Attributes:
+        x: by input, `(samples, ...)`, in the quantized network.
+        real: by input, in the float network.
+        y: by output, in the float network.
+    """
+
+    x: list[np.ndarray]
+    real: list[np.ndarray]
+    y: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.y[0])
+
+    def __getitem__(self, chosen: Any) -> tuple[list[np.ndarray], ...]:
+        return tuple([v[chosen] for v in part] for part in (self.x, self.real, self.y))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Parts of what a convolution reads and returns, on which it needs no padding.
+
+    Attributes:
+        layer: the convolution without padding; its weights are set from outside.
+        before, after: by axis, the zeros that the convolution pads with.
+        stride: by axis.
+        size: by axis, the outputs of a window.
+        read: by axis, what a window of the inputs has.
+    """
+
+    layer: keras.Layer
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    stride: tuple[int, ...]
+    size: tuple[int, ...]
+    read: tuple[int, ...]
+
+    def share(self, y: np.ndarray) -> list[float]:
+        """By axis, how many windows the outputs are long."""
+        return [whole / n for whole, n in zip(y.shape[1:-1], self.size, strict=True)]
+
+    def cut(
+        self, x: np.ndarray, real: np.ndarray, y: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A window of each sample of two inputs and the output, at a place drawn at random."""
+        axes = zip(self.before, self.after, strict=True)
+        pads = [(0, 0), *axes, (0, 0)]
+        found = []
+        for one, two, other in zip(np.pad(x, pads), np.pad(real, pads), y, strict=True):
+            sides = zip(other.shape[:-1], self.size, strict=True)
+            starts = [rng.integers(0, whole - size + 1) for whole, size in sides]
+            reads = zip(starts, self.stride, self.read, strict=True)
+            place = tuple(slice(a * s, a * s + n) for a, s, n in reads)
+            outputs = zip(starts, self.size, strict=True)
+            found.append(
+                (one[place], two[place], other[tuple(slice(a, a + n) for a, n in outputs)])
+            )
+        x, real, y = (np.stack(part) for part in zip(*found, strict=True))
+        return x, real, y
+
+
+def windows(unit: Unit) -> Windows | None:
+    """The windows of a unit that is one convolution on images larger than them; else None."""
+    layer = unit.wrappers[0].layer
+    sizes = [x.shape[1:-1] for x in (*unit.inputs, *unit.outputs)]
+    if len(unit.nodes) > 1 or type(layer) not in _CONVOLUTIONS or None in sum(sizes, ()):
+        return None
+    if max(sizes[1]) <= WINDOW:
+        return None
+    whole, size = _reads(layer, sizes[1]), tuple(min(n, WINDOW) for n in sizes[1])
+    lacking = [max(n - own, 0) for n, own in zip(whole, sizes[0], strict=True)]
+    # More behind than in front, where they are odd.
+    before = lacking if layer.padding == "causal" else [n // 2 for n in lacking]
+    return Windows(
+        layer=_unpadded(unit.wrappers[0], unit.inputs[0].shape),
+        before=tuple(before),
+        after=tuple(n - b for n, b in zip(lacking, before, strict=True)),
+        stride=tuple(layer.strides),
+        size=size,
+        read=_reads(layer, size),
+    )
+
+
+def _reads(layer: keras.Layer, outputs: tuple[int, ...]) -> tuple[int, ...]:
+    """By axis, the inputs that so many outputs are computed from."""
+    sides = zip(outputs, layer.strides, layer.kernel_size, layer.dilation_rate, strict=True)
+    return tuple((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in sides)
+
+
+def _unpadded(wrapper: KernelWrapper, shape: tuple) -> keras.Layer:
+    layer = type(wrapper.layer).from_config(wrapper.layer.get_config() | {"padding": "valid"})
+    layer.build(shape)
+    return layer
+
+
+def collect(
+    networks: tuple[keras.Model, keras.Model],
+    units: tuple[Unit, Unit],
+    data: Data,
+    cuts: Windows | None,
+    rng: np.random.Generator,
+) -> Samples:
+    """Runs two networks as far as a unit goes, one batch at a time.
+
+    Args:
+        networks: the quantized one, on its integer kernels, and one like it, whose float layers
+            give the outputs.
+        units: the unit in either.
+        data: what they run on.
+        cuts: the windows to keep in the place of whole samples.
+        rng: draws them, and the samples where not all fit into `MEMORY`.
+    """
+
+    def values(batch: Any) -> tuple[list[np.ndarray], ...]:
+        read = _values(networks[0], units[0].inputs, batch, infer)
+        both = [*units[1].inputs, *units[1].outputs]
+        wanted = _values(networks[1], both, batch, infer_float)
+        return read, wanted[: len(read)], wanted[len(read) :]
+
+    def cut(parts: tuple[list[np.ndarray], ...]) -> tuple[list[np.ndarray], ...]:
+        if cuts is None:
+            return parts
+        (x,), (real,), (y,) = parts
+        return tuple([v] for v in cuts.cut(x, real, y, rng))
+
+    first = values(keras.tree.map_structure(lambda v: v[:1], data.first))
+    fitting = max(1, MEMORY // sum(v.nbytes for v in itertools.chain(*cut(first))))
+    # Until most places are in some window.
+    wanted = 1 if cuts is None else 2 * math.prod(map(math.ceil, cuts.share(first[-1][0])))
+    times = max(1, min(wanted, fitting // data.count))
+    chosen = rng.permutation(data.count) < fitting
+    found, start = [], 0
+    for batch in data:
+        own = chosen[start : start + len(keras.tree.flatten(batch)[0])]
+        start += len(own)
+        if own.any():
+            parts = values(keras.tree.map_structure(lambda v, own=own: v[own], batch))
+            found += [cut(parts) for _ in range(times)]
+    return Samples(
+        *([np.concatenate(v) for v in zip(*x, strict=True)] for x in zip(*found, strict=True))
+    )
+
+
+def _values(
+    model: keras.Model, wanted: list[keras.KerasTensor], x: Any, call: Callable[..., Any]
+) -> list[np.ndarray]:
+    """The values of tensors of a model; what they do not need is not computed."""
+    symbols = keras.tree.flatten(model.inputs)
+    known = {id(s): v for s, v in zip(symbols, keras.tree.flatten(x), strict=True)}
+    nodes = graph.between(symbols, wanted)
+    last = {id(x): i for i, node in enumerate(nodes) for x in node.inputs}
+    last |= {id(x): len(nodes) for x in wanted}
+    # Not traced: it runs a few times only, and each unit would be traced anew.
+    for i, node in enumerate(nodes):
+        graph.compute(node, known, call)
+        known = {key: value for key, value in known.items() if last.get(key, -1) > i}
+    return [keras.ops.convert_to_numpy(known[id(s)]) for s in wanted]

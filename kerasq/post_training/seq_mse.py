@@ -1,0 +1,135 @@
+"""`seq_mse`: ranges of weights by the error that they leave in the outputs of their layer."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasq.calibration.calibrate import BATCH_SIZE
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.post_training import samples
+from kerasq.post_training.units import by_layer
+from kerasq.post_training.walk import Walk
+from kerasq.quantizers.uniform import Uniform
+from kerasq.support import tables
+from kerasq.support.restore import restored_on_error
+from kerasq.support.sqnr import sqnr
+
+# Parts of the largest weight that a range may be.
+SHARES = np.linspace(0.3, 1.0, 36, dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightRanges:
+    """What `seq_mse` did. Printing it gives a table.
+
+    Attributes:
+        layers: the layers whose weights have another range, in the order of the model.
+        before, after: by layer, the SQNR of its output in dB, each on inputs from the quantized
+            layers before.
+        shares: by layer, the mean over channels of the range over the largest weight.
+        left: layers that are called more than once, or whose weights have no range of their own:
+            those of 8 bits follow the largest weight.
+    """
+
+    layers: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    shares: tuple[float, ...]
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [["layer", "before (dB)", "after (dB)", "share of the largest weight"]]
+        columns = zip(self.layers, self.before, self.after, self.shares, strict=True)
+        rows += [[name, f"{a:.1f}", f"{b:.1f}", f"{c:.2f}"] for name, a, b, c in columns]
+        left = f"\n\nLeft as they are: {', '.join(self.left)}." if self.left else ""
+        return tables.plain(rows) + left
+
+
+def seq_mse(
+    model: keras.Model, data: Any, *, steps: int | None = None, seed: int = 0
+) -> WeightRanges:
+    """Chooses the ranges of weights of fewer than 8 bits by the error of their layer's output.
+
+    For each channel c, of 36 parts of its largest weight, and of the range that it has, the one of
+    the least `sum (a(x_q * Q(w_c)) - a(x * w_c))^2`, where x_q comes from the layers before as they
+    are quantized by then, x and w are those of the float network, Q rounds to the nearest code and
+    a is the activation (sequential MSE: AIMET documentation, "SeqMSE"; Nagel et al. 2021, arXiv
+    2106.08295, section 3.1, equation 11, has that of the weights alone, with which quantization
+    starts).
+
+    A cheap first step in front of `adaround`, which rounds on these ranges. Calibrate before.
+
+    Args:
+        model: what `quantize_model` returned, calibrated. The ranges of its weights change, nothing
+            else.
+        data: as for `adaround`.
+        steps: the most batches to use (32 samples each where `data` is an array); None for all.
+        seed: of the draw of windows of images (`kerasq.adaround`).
+
+    Raises:
+        ValueError: for a model that is not quantized, has NaN weights or was changed by such a
+            method already, and for data that `calibrate` refuses.
+        UncalibratedError: where ranges have seen no data.
+            After an error, or an interrupt, the model is as it was.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="head")])
+        >>> x = np.array([[-1.0, 2.0], [0.5, 0.0]])
+        >>> q = kerasq.quantize_model(model, "w4a8")
+        >>> kerasq.calibrate(q, x)
+        >>> kerasq.seq_mse(q, x).layers
+        ('head',)
+    """
+    walk = Walk(model, data, steps, by_layer, _has_range)
+    found = {}
+    with restored_on_error([x.weight_quantizer.kernel_range for x in walk.legal.values()]):
+        for pair in walk:
+            found[pair[0].name] = _search(pair[0].wrappers[0], *walk.seen(pair, seed))
+    before, after, shares = zip(*found.values(), strict=True) if found else ((), (), ())
+    return WeightRanges(
+        layers=tuple(found), before=before, after=after, shares=shares, left=walk.left
+    )
+
+
+def _has_range(wrapper: KernelWrapper) -> bool:
+    """Whether a layer's weights have a range that is a variable."""
+    quantizer = wrapper.weight_quantizer
+    return isinstance(quantizer, Uniform) and quantizer.range_gradient != "none"
+
+
+def _search(
+    wrapper: KernelWrapper, seen: samples.Samples, cuts: samples.Windows | None
+) -> tuple[float, float, float]:
+    """Sets the range of a layer's weights: SQNR before and after, and the share of the largest."""
+    variable = wrapper.weight_quantizer.kernel_range
+    kernel = wrapper.flat_kernel()
+    largest = tf.reduce_max(tf.abs(kernel), axis=[*range(kernel.shape.rank - 1)])
+    candidates = [variable.numpy(), *(largest.numpy() * share for share in SHARES)]
+    errors = np.stack([_error(wrapper, seen, cuts, high) for high in candidates])
+    best = errors.argmin(axis=0)
+    chosen = np.take_along_axis(np.stack(candidates), best[None], axis=0)[0]
+    variable.assign(chosen)
+    power = float(np.sum(np.square(seen.y[0], dtype=np.float64))) or 1.0
+    share = float(np.mean(chosen / np.maximum(largest.numpy(), np.finfo(np.float32).tiny)))
+    return sqnr(errors[0].sum() / power), sqnr(errors.min(axis=0).sum() / power), share
+
+
+def _error(
+    wrapper: KernelWrapper, seen: samples.Samples, cuts: samples.Windows | None, high: np.ndarray
+) -> np.ndarray:
+    """By channel, the squared error of the output with weights over a range: `(channels,)`."""
+    wrapper.weight_quantizer.kernel_range.assign(high)
+    weights = wrapper.integer_weights()
+    step = wrapper.input_grids()[0].scale * weights.grid.scale
+    kernel, bias = weights.codes * weights.grid.scale, tf.cast(weights.bias, tf.float32) * step
+    total = np.zeros(kernel.shape[-1])
+    for i in range(0, len(seen), BATCH_SIZE):
+        (x,), _, (y,) = seen[i : i + BATCH_SIZE]
+        found = wrapper.run_on(x, kernel, bias, None if cuts is None else cuts.layer)
+        own = wrapper.output_quantizer
+        apart = tf.square((found if own is None else own.clamp(found)) - y)
+        total += tf.reduce_sum(apart, axis=[*range(apart.shape.rank - 1)]).numpy()
+    return total

@@ -1,0 +1,71 @@
+"""A quantized network beside its float one, unit by unit: how methods go that change weights."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.post_training import reference, samples
+from kerasq.post_training.bias_correction import calls_of_kernels
+from kerasq.post_training.units import Unit
+from kerasq.retargeting import retarget
+from kerasq.support.progress import track
+from kerasq.wrappers import target_of
+
+
+class Walk:
+    """Goes through a model from its inputs to its outputs.
+
+    Args:
+        model: what `quantize_model` returned, calibrated; its weights change on the way.
+        data: as for `kerasq.calibrate`.
+        steps: the most batches, or None for all.
+        find: the units.
+        is_legal: whether a method can do something about a layer.
+
+    Attributes:
+        legal: by name, the layers that are called once and that it can do something about.
+        left: the names of the others that have kernels.
+
+    Raises:
+        ValueError: for a model without a float network to compare with, and data that `calibrate`
+            refuses.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Any,
+        steps: int | None,
+        find: Callable[[keras.Model], list[Unit]],
+        is_legal: Callable[[KernelWrapper], bool],
+    ) -> None:
+        reference.check(model)
+        self._data = samples.Data(model, data, steps)
+        calls = calls_of_kernels(model)
+        self.legal = {
+            name: own[0] for name, own in calls.items() if len(own) == 1 and is_legal(own[0])
+        }
+        self.left = tuple(name for name in calls if name not in self.legal)
+        # Weights change on the way, those of the float network do not.
+        self._networks = model, retarget(model, target_of(model))
+        units = zip(*map(find, self._networks), strict=True)
+        self._pairs = [pair for pair in units if self.layers(pair[0])]
+
+    def layers(self, unit: Unit) -> list[KernelWrapper]:
+        """The layers of a unit that are legal."""
+        return [layer for layer in unit.wrappers if layer.name in self.legal]
+
+    def __iter__(self) -> Iterator[tuple[Unit, Unit]]:
+        """The units that have such layers, in either network, under a progress bar."""
+        return track(self._pairs, len(self._pairs), "unit")
+
+    def seen(
+        self, pair: tuple[Unit, Unit], seed: int
+    ) -> tuple[samples.Samples, samples.Windows | None]:
+        """What a unit reads, and is to return; and the windows that this is of."""
+        cuts = samples.windows(pair[0])
+        rng = np.random.default_rng(seed)
+        return samples.collect(self._networks, pair, self._data, cuts, rng), cuts
