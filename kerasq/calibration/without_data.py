@@ -27,13 +27,14 @@ def calibrate_without_data(
         range = [min_c (beta[c] - n |gamma[c]|), max_c (beta[c] + n |gamma[c]|)],
 
     cut by the ReLU behind it (Nagel et al. 2019, arXiv 1906.04721, section 5: n = 6). Where there
-    is none, mean and variance of each value go on through the float network: kernels and sums by
-    the rules for independent values (ranges behind such kernels are twice as wide, since trained
+    is none, mean and variance of each value go on through the float network: through kernels and
+    sums as of independent values (ranges behind such kernels are twice as wide, since trained
     weights go along with what they read), functions of each value by integrals over the normal
     density (ReLU: the paper's appendix C), averages of n values with their variance / sqrt(n), half
-    way between independent values and equal ones, concatenations and moves as they are. Maxima, and layers without such a rule (softmax, LSTM, ...), are run on
-    draws with a fixed seed; the latter are printed. As behind `calibrate`, printed is also which
-    ranges are widened or hold for inference alone.
+    way between independent values and equal ones, concatenations and moves as they are. Maxima, and
+    layers without such a rule (softmax, LSTM, ...), are run on draws with a fixed seed; the latter
+    are printed. As behind `calibrate`, printed is also which ranges are widened or hold for
+    inference alone.
 
     Data make better ranges (`calibrate`): what is independent here is not, and 6 deviations hold
     more than a few values that pay, below 8 bits above all; there take a smaller `deviations`.
