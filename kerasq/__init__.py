@@ -14,6 +14,7 @@ from kerasq.calibration.entropy import Entropy
 from kerasq.calibration.extremes import Average, MinMax, MovingAverage
 from kerasq.calibration.histogram import MeanSquaredError, Percentile
 from kerasq.calibration.observer import Observer
+from kerasq.calibration.without_data import calibrate_without_data
 from kerasq.comparison.compare import compare
 from kerasq.comparison.report import LayerReport, Report
 from kerasq.encodings import load_encodings, save_encodings
@@ -91,6 +92,7 @@ __all__ = [
     "adaround",
     "allocate",
     "calibrate",
+    "calibrate_without_data",
     "check_kernels",
     "compare",
     "correct_biases",

@@ -7,6 +7,10 @@
                  (kerasq.correct_biases)                              static_corrected.tflite
   rounded        the same, and weights rounded up or down so that outputs stay
                  (kerasq.adaround)                                    static_rounded.tflite
+  data_free      ranges from the statistics of BatchNormalization, where the network has some
+                 (kerasq.calibrate_without_data)                      static_data_free.tflite
+  data_free_corrected  the same, and biases corrected without data
+                                                     static_data_free_corrected.tflite
   dynamic_range  int8 weights, activations quantized on the fly       dynamic_range.tflite
   float16        float16 weights, float arithmetic                    float16.tflite
 
@@ -41,6 +45,9 @@ from recipes import evaluation, report, results, run, schemes, stages, training
 FLAVOURS = {"dynamic_range": "int8", "float16": "float16"}
 # Ways behind the default calibration.
 _CORRECTED, _ROUNDED = "corrected", "rounded"
+# Ways that see no image, and what images hold.
+_DATA_FREE, _DATA_FREE_CORRECTED = "data_free", "data_free_corrected"
+_PIXELS = (0, 255)
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations of the static models.")
 _OVERRIDES = schemes.overrides_flag()
@@ -57,25 +64,19 @@ def static(
     way: str,
     reference: Callable[[], np.ndarray],
 ) -> None:
-    """static_<way>.tflite: by that method, or "corrected" or "rounded" behind the default one.
+    """static_<way>.tflite.
 
     Args:
         job: has a float model.
         quantize: makes a quantized model of it.
-        way: the method of the calibration, "corrected" or "rounded".
+        way: the method of the calibration, or another of the ways: see `_calibrate`.
         reference: what float.keras makes of the images held out.
     """
     target = f"static_{way}.tflite"
 
     def work() -> results.Figures:
         model = quantize(job.load("float.keras"))
-        method = way if way in OBSERVERS else None
-        kerasq.calibrate(model, job.calibration_batches(), method=method)
-        if way == _CORRECTED:
-            print(kerasq.correct_biases(model, job.calibration_batches()))
-        if way == _ROUNDED:
-            iterations = _ROUNDING_ITERATIONS.value
-            print(kerasq.adaround(model, job.calibration_batches(), iterations=iterations))
+        _calibrate(job, model, way)
         lite = kerasq.export_tflite(model, job.path(target))
         held_out = job.data.parts[1]
         outputs = training.predict(model, held_out.x)
@@ -87,6 +88,32 @@ def static(
         }
 
     job.stage(f"static_{way}", (target,), work)
+
+
+def _calibrate(job: run.Run, model: keras.Model, way: str) -> None:
+    """Calibrates by a method, or without data; "corrected" and "rounded" by the default one."""
+    if way in (_DATA_FREE, _DATA_FREE_CORRECTED):
+        kerasq.calibrate_without_data(model, _PIXELS)
+        if way == _DATA_FREE_CORRECTED:
+            print(kerasq.correct_biases(model))
+        return
+    method = way if way in OBSERVERS else None
+    kerasq.calibrate(model, job.calibration_batches(), method=method)
+    if way == _CORRECTED:
+        print(kerasq.correct_biases(model, job.calibration_batches()))
+    if way == _ROUNDED:
+        iterations = _ROUNDING_ITERATIONS.value
+        print(kerasq.adaround(model, job.calibration_batches(), iterations=iterations))
+
+
+def _without_data(job: run.Run, quantize: Callable[[keras.Model], keras.Model]) -> tuple[str, ...]:
+    """The ways that see no image; none, and why, where the network does not say enough."""
+    try:
+        kerasq.calibrate_without_data(quantize(job.load("float.keras")), _PIXELS)
+    except ValueError as error:
+        print(f"Nothing without data. {error}")
+        return ()
+    return _DATA_FREE, _DATA_FREE_CORRECTED
 
 
 def converted(job: run.Run, flavour: str) -> None:
@@ -201,7 +228,7 @@ def main() -> None:
     job.settings.update(options, calibration_steps=job.calibration_steps)
     job.settings.update(num_threads=job.num_threads)
     job.settings.update(rounding_iterations=_ROUNDING_ITERATIONS.value)
-    for way in (*OBSERVERS, _CORRECTED, _ROUNDED):
+    for way in (*OBSERVERS, _CORRECTED, _ROUNDED, *_without_data(job, quantize)):
         static(job, quantize, way, reference)
     for flavour in FLAVOURS:
         converted(job, flavour)

@@ -10,13 +10,15 @@ import tensorflow as tf
 
 from kerasq import graph
 from kerasq.calibration.calibrate import BATCH_SIZE
+from kerasq.calibration.input_moments import Pairs
+from kerasq.calibration.propagation import propagate
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.post_training import reference
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, batches
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import infer, infer_float
+from kerasq.wrappers import infer, infer_float, wrapped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,41 +30,66 @@ class BiasCorrection:
         shifts: by layer, the root mean square over channels of what was added to its bias, in steps
             of the output's grid.
         left: layers that have no bias that could be.
-        samples: how many samples the means are of.
+        samples: how many samples the means are of; 0 where they are analytic.
+        method: "empirical", by data, or "analytic", by the statistics of BatchNormalization.
     """
 
     layers: tuple[str, ...]
     shifts: tuple[float, ...]
     left: tuple[str, ...]
     samples: int
+    method: str = "empirical"
 
     def __str__(self) -> str:
         rows = [["layer", "shift (steps)"]]
         rows += [[name, f"{x:.3f}"] for name, x in zip(self.layers, self.shifts, strict=True)]
         left = f"\nWithout a bias: {', '.join(self.left)}." if self.left else ""
-        return f"{tables.plain(rows)}\n\nMeans over {self.samples} samples.{left}"
+        means = f"over {self.samples} samples"
+        if self.method == "analytic":
+            means = "from the statistics of BatchNormalization"
+        return f"{tables.plain(rows)}\n\nMeans {means}.{left}"
 
 
-def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -> BiasCorrection:
+def correct_biases(
+    model: keras.Model,
+    data: Any = None,
+    *,
+    steps: int | None = None,
+    input_range: Pairs | None = None,
+    input_moments: Pairs | None = None,
+) -> BiasCorrection:
     """Corrects the biases of a calibrated model by the mean errors of its sums.
 
-    `b[c] += E[y[c]] - E[y_q[c]]`, y being the values of channel c in the float network, in front
-    of the activation, and y_q those of the quantized one, on its integer kernels; the layers in
-    their order, each behind those corrected before (Nagel et al. 2019, arXiv 1906.04721, section
-    4.2, appendix D: empirical). Where a BatchNormalization is behind the layer, its beta is the
-    bias. A layer that is called more than once gets the mean over its calls.
+    With data, `b[c] += E[y[c]] - E[y_q[c]]`, y being the values of channel c in the float network,
+    in front of the activation, and y_q those of the quantized one, on its integer kernels; the
+    layers in their order, each behind those corrected before (Nagel et al. 2019, arXiv 1906.04721,
+    section 4.2, appendix D: empirical). Where a BatchNormalization is behind the layer, its beta is
+    the bias. A layer that is called more than once gets the mean over its calls.
+
+    Without data, `b -= mean over places of (W_q - W) * E[x]`: of what weights lose in rounding, as
+    inference has them, BatchNormalization folded, times the means of the layer's inputs in the
+    float network (section 4.2.1, appendix C: analytic). These follow from the statistics of
+    BatchNormalization, as the ranges of `calibrate_without_data` do. Unlike in the paper each place
+    of an image has a mean of its own, so that zeros beside its border count as zeros. Errors of
+    activations are not seen: give data where there are some.
 
     Calibrate before. Once, and not behind `adaround`: a quantized model holds the float network
     with the weights of today. Fine-tuning makes it superfluous.
 
     Args:
         model: what `quantize_model` returned, calibrated. Its biases change, nothing else.
-        data: as for `calibrate`; some hundred samples are enough. All are kept in memory.
+        data: as for `calibrate`; some hundred samples are enough. All are kept in memory. None
+            for the statistics of BatchNormalization in their place.
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
+        input_range: without data, the ends of what the model is fed, as for
+            `calibrate_without_data`; None for what the grids of its inputs reach.
+        input_moments: without data, means and deviations of it, as there.
 
     Raises:
         ValueError: for a model that is not quantized, has NaN weights, or was changed by such a
-            method already, and for data that `calibrate` refuses.
+            method already, for data that `calibrate` refuses; without data, for what
+            `calibrate_without_data` refuses; and for arguments of one way beside those of the
+            other.
         UncalibratedError: where ranges have seen no data.
             After an error, or an interrupt, the model is as it was.
 
@@ -75,18 +102,19 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
         ('head',)
     """
     reference.check(model)
+    _check(data, steps, input_range, input_moments)
     calls = calls_of_kernels(model)
-    found = {name: _bias(own[0]) for name, own in calls.items()}
-    biases = {name: bias for name, bias in found.items() if bias is not None}
-    samples = list(batches(model, data, BATCH_SIZE, steps))
-    # The float network has the biases of before: its means come first.
-    wanted = _means(model, is_float=True)(samples)
-    quantized = _means(model, is_float=False)
+    biases = _biases(calls)
+    samples = [] if data is None else list(batches(model, data, BATCH_SIZE, steps))
+    # The float network has the biases of before: what is wanted comes first.
+    analytic = data is None
+    missing = (
+        _analytic(model, input_range, input_moments) if analytic else _empirical(model, samples)
+    )
     shifts = []
     with restored_on_error(biases.values()):
         for name, bias in track(biases.items(), len(biases), "layer"):
-            means = quantized(samples)
-            apart = np.mean([wanted[x.name] - means[x.name] for x in calls[name]], axis=0)
+            apart = missing(calls[name])
             bias.assign_add(apart)
             step = float(calls[name][0].grid().scale)
             shifts.append(float(np.sqrt(np.mean(np.square(apart)))) / step)
@@ -96,7 +124,64 @@ def correct_biases(model: keras.Model, data: Any, *, steps: int | None = None) -
         shifts=tuple(shifts),
         left=tuple(name for name in calls if name not in biases),
         samples=sum(len(keras.tree.flatten(x)[0]) for x in samples),
+        method="analytic" if analytic else "empirical",
     )
+
+
+def _check(
+    data: Any, steps: int | None, input_range: Pairs | None, input_moments: Pairs | None
+) -> None:
+    """Raises a ValueError for arguments that the other way has."""
+    other: dict[str, Any] = {"steps": steps}
+    if data is not None:
+        other = {"input_range": input_range, "input_moments": input_moments}
+    if given := [name for name, value in other.items() if value is not None]:
+        raise ValueError(
+            "`steps` is for data, `input_range` and `input_moments` are for their place. "
+            f"Received: {given} {'without' if data is None else 'beside'} `data`. Leave it out."
+        )
+
+
+# What is missing in the mean of each channel of a layer, over all its calls.
+_Missing = Callable[[list[KernelWrapper]], np.ndarray]
+
+
+def _empirical(model: keras.Model, samples: list) -> _Missing:
+    """By the outputs of both networks, of the quantized one as it is by then."""
+    wanted, quantized = _means(model, is_float=True)(samples), _means(model, is_float=False)
+
+    def missing(calls: list[KernelWrapper]) -> np.ndarray:
+        means = quantized(samples)
+        return np.mean([wanted[x.name] - means[x.name] for x in calls], axis=0)
+
+    return missing
+
+
+def _analytic(
+    model: keras.Model, input_range: Pairs | None, input_moments: Pairs | None
+) -> _Missing:
+    """By the means of inputs that follow from BatchNormalization, and what weights lose."""
+    for layer in wrapped(model):
+        layer.checked_grid()
+    moments, remarks = propagate(model, input_range, input_moments)
+    for remark in remarks:
+        print(remark)
+    read = {node.layer.name: graph.tensor_name(node.inputs[0]) for node in graph.calls(model)}
+
+    def missing(calls: list[KernelWrapper]) -> np.ndarray:
+        found = [_lost(layer, moments[read[layer.name]].mean) for layer in calls]
+        return -np.mean(found, axis=0)
+
+    return missing
+
+
+def _lost(layer: KernelWrapper, mean: tf.Tensor) -> np.ndarray:
+    """The mean of each channel of what rounding weights adds to the output."""
+    weights = layer.integer_weights()
+    rounded = tf.cast(weights.codes, tf.float32) * tf.cast(weights.grid.scale, tf.float32)
+    y = layer.run_on(mean, rounded - layer.folded_kernel(), None)
+    flat = tf.reshape(tf.cast(y, tf.float64), [-1, y.shape[-1]])
+    return tf.reduce_mean(flat, axis=0).numpy()
 
 
 def calls_of_kernels(model: keras.Model) -> dict[str, list[KernelWrapper]]:
@@ -108,6 +193,12 @@ def calls_of_kernels(model: keras.Model) -> dict[str, list[KernelWrapper]]:
         if isinstance(layer, KernelWrapper) and not getattr(layer.layer, "constant", False):
             found.setdefault((layer.leader or layer).name, []).append(layer)
     return found
+
+
+def _biases(calls: dict[str, list[KernelWrapper]]) -> dict[str, keras.Variable]:
+    """What is added to the sums of each layer that adds something."""
+    found = {name: _bias(own[0]) for name, own in calls.items()}
+    return {name: bias for name, bias in found.items() if bias is not None}
 
 
 def _bias(wrapper: KernelWrapper) -> keras.Variable | None:

@@ -1,5 +1,7 @@
 """`correct_biases`: beside NumPy, and where it must help."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -113,5 +115,121 @@ def test_bad_input_changes_nothing():
         kerasq.correct_biases(q, np.full_like(x, np.nan))
     with pytest.raises(ValueError, match="has seen no data"):
         kerasq.correct_biases(kerasq.quantize_model(model), x)
+    for old, new in zip(before, q.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def constant_network(build):
+    """All channels in front of `build` are constant: their means are no matter of statistics."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((6, 6, 4), name="image")
+    x = L.BatchNormalization(name="norm")(L.Conv2D(4, 1, name="first")(image))
+    model = networks.shake_norms(keras.Model(image, build(L.ReLU(4.0, name="relu")(x))))
+    norm = model.get_layer("norm")
+    norm.gamma.assign(np.zeros(4))
+    norm.beta.assign([3.0, 0.7, 5.0, 1.9])
+    return model
+
+
+SHARED = L.Conv2D(4, 3, padding="same", name="shared")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: L.Conv2D(5, 3, padding="same", name="last")(x),
+        lambda x: L.Conv2D(6, 3, groups=2, strides=2, name="last")(x),
+        lambda x: L.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="last")(x),
+        lambda x: L.Conv2DTranspose(5, 3, strides=2, padding="same", name="last")(x),
+        lambda x: L.Dense(5, name="last")(L.Flatten()(L.ZeroPadding2D(1)(x))),
+        lambda x: L.BatchNormalization(name="behind")(L.Conv2D(5, 3, name="last")(x)),
+        lambda x: L.Add(name="sum")([SHARED(x), SHARED(L.ReLU(1.0)(x))]),
+    ],
+    ids=["padded", "groups", "depthwise", "transposed", "flatten", "norm", "twice"],
+)
+def test_without_data_as_with_data(build):
+    """On values that are constant and have 16 bits, both find what rounding weights costs."""
+    model = constant_network(build)
+    changes = []
+    for data in (None, float_data(model, count=4)):
+        q = networks.quantized(model, float_data(model, count=4), scheme="w4a16")
+        before = {v.path: v.numpy() for v in q.weights}
+        options = {"input_range": (-3.0, 6.0)} if data is None else {}
+        report = kerasq.correct_biases(q, data, **options)
+        assert report.method == ("analytic" if data is None else "empirical")
+        assert (report.samples == 0) == (data is None)
+        assert ("Means from the statistics of Batch" in str(report)) == (data is None)
+        (name,) = report.layers[1:]
+        bias = q.get_layer(name).bias
+        if (norm := q.get_layer(name).batch_norm) is not None:
+            bias = norm.beta
+        changes.append(bias.numpy() - before[bias.path])
+    np.testing.assert_allclose(changes[0], changes[1], atol=2e-3)
+    assert np.abs(changes[0]).max() > 0.02
+
+
+def test_without_data_by_hand():
+    """Behind a BatchNormalization and a ReLU: the expectation of the clipped normal."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,), name="x")
+    y = L.BatchNormalization(name="norm")(L.Dense(6, name="first")(x))
+    model = networks.shake_norms(keras.Model(x, L.Dense(4, name="last")(L.ReLU(name="relu")(y))))
+    q = kerasq.quantize_model(model, "w4a8")
+    kerasq.calibrate_without_data(q, (-1.0, 3.0))
+    first, last = q.get_layer("first"), q.get_layer("last")
+    lost = []
+    for layer in (first, last):
+        weights = layer.integer_weights()
+        rounded = np.asarray(weights.codes) * np.asarray(weights.grid.scale)
+        lost.append(rounded - layer.folded_kernel().numpy())
+    beta, gamma = (v.numpy().copy() for v in (first.batch_norm.beta, first.batch_norm.gamma))
+    bias, deviation = last.bias.numpy().copy(), np.abs(gamma)
+    a = beta / deviation
+    below = np.array([math.erf(v / math.sqrt(2.0)) for v in a]) / 2.0 + 0.5
+    mean = beta * below + deviation * np.exp(-(a**2) / 2.0) / math.sqrt(2.0 * math.pi)
+    report = kerasq.correct_biases(q)
+    assert report.layers == ("first", "last") and report.left == ()
+    np.testing.assert_allclose(last.bias.numpy() - bias, -mean @ lost[1], atol=2e-4)
+    found = first.batch_norm.beta.numpy() - beta
+    # The input's mean is the middle of its grid, which holds 0 exactly, and so moves a little.
+    np.testing.assert_allclose(found, -np.full(6, 1.0) @ lost[0], atol=2e-2 * np.abs(lost[0]).max())
+    assert np.abs(found).max() > 0.02 and np.abs(last.bias.numpy() - bias).max() > 0.01
+
+
+def test_without_data_it_must_help():
+    """On inputs for which the statistics hold, as far as calls are independent."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,), name="x")
+    y = L.Dense(8, kernel_initializer="identity", use_bias=False, name="first")(x)
+    y = L.ReLU(name="relu")(L.BatchNormalization(name="norm", epsilon=1e-6)(y))
+    model = keras.Model(x, L.Dense(16, name="last")(y))
+    model.get_layer("norm").beta.assign(np.linspace(0.5, 3.0, 8))
+    model.get_layer("norm").moving_mean.assign(np.full(8, 1.5))
+    inputs = float_data(model, count=2000)
+    q = kerasq.quantize_model(model, "w4a8")
+    kerasq.calibrate_without_data(q, (-4.0, 7.0), input_moments=(1.5, 1.0))
+    y = model.predict_on_batch(inputs)
+    before = y.mean(axis=0) - q.predict_on_batch(inputs).mean(axis=0)
+    own = networks.sqnr(model, q, inputs)
+    kerasq.correct_biases(q, input_moments=(1.5, 1.0))
+    after = y.mean(axis=0) - q.predict_on_batch(inputs).mean(axis=0)
+    assert networks.sqnr(model, q, inputs) > own + 3.0
+    assert np.abs(after).max() < 0.2 * np.abs(before).max()
+
+
+def test_without_data_what_is_refused():
+    model = networks.residual()
+    q = networks.quantized(model, scheme="w4a8")
+    before = copies(q)
+    with pytest.raises(ValueError, match=r"Received: \['steps'\] without `data`"):
+        kerasq.correct_biases(q, steps=3)
+    with pytest.raises(ValueError, match=r"Received: \['input_range'\] beside `data`"):
+        kerasq.correct_biases(q, networks.data(model), input_range=(0, 1))
+    with pytest.raises(ValueError, match="has seen no data"):
+        kerasq.correct_biases(kerasq.quantize_model(model))
+    with pytest.raises(ValueError, match=r"which is symmetric. Received: None for input 'image'"):
+        kerasq.correct_biases(networks.quantized(model, scheme="w8a16"))
+    with pytest.raises(ValueError, match="must hold a BatchNormalization that has seen data"):
+        kerasq.correct_biases(networks.quantized(networks.mlp()))
     for old, new in zip(before, q.weights, strict=True):
         np.testing.assert_array_equal(old, new)

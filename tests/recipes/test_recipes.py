@@ -256,12 +256,14 @@ def test_ptq(network, tmp_path):
     flags = (f"--model={network}", "--rounding_iterations=30")
     results, text = finished("ptq", tmp_path, *flags)
     ways = results["flavours"]
-    statics = [f"static_{way}" for way in (*OBSERVERS, "corrected", "rounded")]
+    others = ("corrected", "rounded", "data_free", "data_free_corrected")
+    statics = [f"static_{way}" for way in (*OBSERVERS, *others)]
     assert list(ways) == [*statics, "dynamic_range", "float16"]
     for name, way in ways.items():
         assert way["accuracy"] > 0.93 and name in text
         assert (tmp_path / f"{name}.tflite").stat().st_size == way["bytes"]
     assert ways["float16"]["sqnr"] > ways["dynamic_range"]["sqnr"] > 20
+    assert all(ways[name]["exact"] == 1.0 for name in statics)
     sizes = [ways[name]["bytes"] for name in ("static_mse", "float16")]
     assert sizes[0] < 0.4 * ways["float16"]["float_bytes"] and sizes[0] < sizes[1]
     model = (tmp_path / "model.tflite").read_bytes()
