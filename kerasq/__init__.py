@@ -24,8 +24,10 @@ from kerasq.grid import Grid
 from kerasq.legacy import load_model
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.post_training.absorption import Absorption, absorb_biases
 from kerasq.post_training.adaround import Rounding, adaround
 from kerasq.post_training.bias_correction import BiasCorrection, correct_biases
+from kerasq.post_training.equalization import Equalization, equalize
 from kerasq.probes.check import KernelReport, check_kernels
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
@@ -48,6 +50,7 @@ from kerasq.training.log_ranges import LogRanges
 from kerasq.training.schedule import schedule
 
 __all__ = [
+    "Absorption",
     "Aciq",
     "Allocation",
     "Average",
@@ -58,6 +61,7 @@ __all__ = [
     "DoReFa",
     "Entropy",
     "EpochBackup",
+    "Equalization",
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
@@ -86,6 +90,7 @@ __all__ = [
     "Trouble",
     "Uniform",
     "WeightQuantizer",
+    "absorb_biases",
     "adaround",
     "allocate",
     "calibrate",
@@ -95,6 +100,7 @@ __all__ = [
     "deploy",
     "distill",
     "epoch_batches",
+    "equalize",
     "export_float_tflite",
     "export_tflite",
     "first_and_last",
