@@ -8,6 +8,7 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq.post_training import homogeneous, limits
+from kerasq.post_training.links import value
 from kerasq.post_training.rebuilding import Copies, read, rebuild
 from kerasq.post_training.shifts import Refused, Shifts, named
 from kerasq.support import tables
@@ -111,9 +112,9 @@ class _Absorber:
         into: dict[str, tuple[str, ...]] = {}
         largest: dict[str, float] = {}
         left: dict[str, str] = {}
-        for relu in self._graph.nodes:
+        for relu in filter(homogeneous.is_activation, self._graph.nodes):
             norm = limits.norm_in_front(self._graph, relu)
-            if norm is None or not homogeneous.is_activation(relu):
+            if norm is None:
                 continue
             mean, deviation = limits.statistics(norm.layer)
             shift = np.maximum(mean - DEVIATIONS * deviation, 0.0)
@@ -150,7 +151,7 @@ class _Absorber:
             node.layer.set_weights([values - own])
         for node, own in takers:
             self._take(node, own)
-        norm.layer.beta.assign(np.asarray(norm.layer.beta) - shift)
+        norm.layer.beta.assign(value(norm.layer.beta) - shift)
         return tuple(node.layer.name for node, _ in takers)
 
     def _take(self, node: graphs.Node, shift: np.ndarray) -> None:
@@ -158,10 +159,10 @@ class _Absorber:
         for link in self._shifts.links[id(node)]:
             shift = link.response(shift) if link.kernel else shift
         if link.norm is not None:
-            link.norm.moving_mean.assign(np.asarray(link.norm.moving_mean) - shift)
+            link.norm.moving_mean.assign(value(link.norm.moving_mean) - shift)
         elif link.bias:
             bias = getattr(link.layer, link.bias)
-            bias.assign(np.asarray(bias) + shift)
+            bias.assign(value(bias) + shift)
         else:
             self._biases[id(node)] = shift + self._biases.get(id(node), 0.0)
 

@@ -1,6 +1,7 @@
 """`equalize`: channels rescaled so that the weights before and behind them span alike."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq.post_training import channels, factors, limits
+from kerasq.post_training.links import Link
 from kerasq.post_training.rebuilding import Copies, read, rebuild
 from kerasq.support import tables
 from kerasq.support.finite import check_finite
@@ -129,21 +131,27 @@ class _Equalizer:
         found = self._channels
         scales, sweeps = factors.solve(found)
         made = [link for link in found.links if factors.free(link, found).any()]
-        before = [factors.spread(link, found) for link in made]
+        before = self._spreads(made)
         for link in found.links:
             link.rescale(scales)
         ceilings = self._ceilings(scales)
-        limited = [node for node in self._limited if id(node) in ceilings]
         return Equalization(
             model=self._rebuilt(model, ceilings),
             layers=tuple(link.name for link in made),
-            before=tuple(before),
-            after=tuple(factors.spread(link, found) for link in made),
+            before=before,
+            after=self._spreads(made),
             left=self._left(),
-            unlimited=tuple(x.layer.name for x in limited if ceilings[id(x)] is None),
-            limited=tuple(x.layer.name for x in limited if ceilings[id(x)] is not None),
+            unlimited=self._names(key for key, x in ceilings.items() if x is None),
+            limited=self._names(key for key, x in ceilings.items() if x is not None),
             sweeps=sweeps,
         )
+
+    def _spreads(self, made: list[Link]) -> tuple[float, ...]:
+        return tuple(factors.spread(link, self._channels) for link in made)
+
+    def _names(self, keys: Iterable[int]) -> tuple[str, ...]:
+        wanted = {*keys}
+        return tuple(node.layer.name for node in self._limited if id(node) in wanted)
 
     def _left(self) -> dict[str, str]:
         """By layer whose channels are not all rescaled, why the first of those is not."""

@@ -8,6 +8,7 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq.layers import Constant
 from kerasq.post_training import homogeneous
+from kerasq.post_training.links import value
 from kerasq.post_training.rebuilding import Copies, with_policy
 from kerasq.support.data import batches
 
@@ -77,8 +78,8 @@ def norm_in_front(graph: graphs.Graph, node: graphs.Node) -> graphs.Node | None:
 def statistics(norm: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of what a BatchNormalization returns: beta, and |gamma|."""
     size = norm.moving_mean.shape
-    beta = np.asarray(norm.beta) if norm.center else np.zeros(size)
-    return beta, np.abs(np.asarray(norm.gamma)) if norm.scale else np.ones(size)
+    beta = value(norm.beta) if norm.center else np.zeros(size)
+    return beta, np.abs(value(norm.gamma)) if norm.scale else np.ones(size)
 
 
 class Limiter:

@@ -58,7 +58,7 @@ class Link:
         """The largest magnitude of each entry, `(a, b)`, BatchNormalization folded."""
         found = np.abs(self._matrices()).max(axis=0) if self.kernel else np.ones(self.inputs.shape)
         if self.norm is not None:
-            found = found * np.abs(_value(gain_and_bias(self.norm, None)[0]))[self.outputs]
+            found = found * np.abs(value(gain_and_bias(self.norm, None)[0]))[self.outputs]
         return found
 
     def response(self, shift: np.ndarray) -> np.ndarray:
@@ -84,16 +84,17 @@ class Link:
             variable = getattr(self.layer, self.kernel)
             variable.assign(kernel.reshape(variable.shape))
         for variable in self._offsets():
-            variable.assign(_value(variable) / given)
+            variable.assign(value(variable) / given)
 
     def _matrices(self) -> np.ndarray:
-        kernel = _value(getattr(self.layer, self.kernel))
+        kernel = value(getattr(self.layer, self.kernel))
         return kernel.reshape(-1, *np.broadcast_shapes(self.inputs.shape, self.outputs.shape))
 
     def _offsets(self) -> Iterator[keras.Variable]:
         """What is divided by the factors of the outputs, beside the kernel."""
         if self.norm is not None:
-            yield self.norm.gamma
+            if self.norm.scale:  # Else its channels have the factor 1.
+                yield self.norm.gamma
             if self.norm.center:
                 yield self.norm.beta
         elif self.bias and getattr(self.layer, self.bias) is not None:
@@ -188,14 +189,15 @@ def _depthwise(shape: Any) -> tuple[np.ndarray, np.ndarray]:
 def _rescale_input(norm: Any, taken: np.ndarray) -> None:
     """Gives a BatchNormalization an input that is divided by `taken`."""
     # The variance of such an input, where epsilon leaves one; gamma makes up for the rest.
-    sum_before = _value(norm.moving_variance) + norm.epsilon
+    sum_before = value(norm.moving_variance) + norm.epsilon
     variance = np.maximum(sum_before / taken**2 - norm.epsilon, 0.0)
     norm.moving_variance.assign(variance)
     # By the variance as float32 has it, which is what the layer computes on.
-    sum_after = _value(norm.moving_variance) + norm.epsilon
-    norm.gamma.assign(_value(norm.gamma) * taken * np.sqrt(sum_after / sum_before))
-    norm.moving_mean.assign(_value(norm.moving_mean) / taken)
+    sum_after = value(norm.moving_variance) + norm.epsilon
+    norm.gamma.assign(value(norm.gamma) * taken * np.sqrt(sum_after / sum_before))
+    norm.moving_mean.assign(value(norm.moving_mean) / taken)
 
 
-def _value(variable: Any) -> np.ndarray:
+def value(variable: Any) -> np.ndarray:
+    """The value of a variable, in float64."""
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)

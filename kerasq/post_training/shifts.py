@@ -59,7 +59,7 @@ class Shifts:
                 continue
             if type(node.layer) is L.Minimum:
                 limiters.append((self._limiter(node, own[0]), own[0]))
-            lower[id(node.output)] = _passed(node, own)
+            lower[id(node.outputs[0])] = _passed(node, own)
         if any(id(x) in lower for x in keras.tree.flatten(self._graph.model.outputs)):
             raise Refused("output of the model")
         return takers, limiters
@@ -87,19 +87,24 @@ class Shifts:
 
 def _passed(node: graphs.Node, shifts: list[np.ndarray]) -> np.ndarray:
     """How much lower a call returns values, of inputs that are; `Refused` where that varies."""
-    kind, shift, size = homogeneous.kind(node.layer), shifts[0], node.output.shape[-1]
-    if getattr(node.layer, "data_format", None) == "channels_first":
+    is_first = getattr(node.layer, "data_format", None) == "channels_first"
+    found = None if is_first or len(node.outputs) > 1 else _lowered(node, shifts)
+    if found is None:
         raise Refused(named(node))
+    return found
+
+
+def _lowered(node: graphs.Node, shifts: list[np.ndarray]) -> np.ndarray | None:
+    kind, shift, size = homogeneous.kind(node.layer), shifts[0], node.output.shape[-1]
+    # Values stay in their order, and so do channels, again and again.
     if kind in homogeneous.RESHAPES and size is not None and size % len(shift) == 0:
         return np.tile(shift, size // len(shift))
     if len(shift) != size:
-        raise Refused(named(node))
+        return None
     if kind in (L.Add, "Add") and len(node.inputs) > 1:
         return np.sum(shifts, axis=0)
-    is_limit = kind is L.Minimum and len(node.inputs) == 2
-    if is_limit or _is_moved(node):
-        return shift
-    raise Refused(named(node))
+    # The other input of a Minimum is a constant, which is lower then as well.
+    return shift if kind is L.Minimum or _is_moved(node) else None
 
 
 def _is_moved(node: graphs.Node) -> bool:

@@ -38,16 +38,16 @@ def dense(units, **options):
 
 def test_two_layers_by_hand():
     """r_out = (8, 1/2), r_in = (2, 2): factors (2, 1/2)."""
-    model = keras.Sequential([keras.Input((2,)), L.Dense(2, "relu", name="a"), L.Dense(1)])
-    kernels = [[8.0, 0.5], [1.0, -0.5]], [3.0, 4.0], [[2.0], [-2.0]], [7.0]
-    model.set_weights([np.array(x) for x in kernels])
+    model = keras.Sequential([keras.Input((2,)), L.Dense(2, "relu", name="a"), dense(1)])
+    weights = [[8.0, 0.5], [1.0, -0.5]], [3.0, 4.0], [[2.0], [-2.0]], [7.0]
+    model.set_weights([np.array(w) for w in weights])
     found = equal(model)
     expected = [[4.0, 1.0], [0.5, -1.0]], [1.5, 8.0], [[4.0], [-1.0]], [7.0]
     for new, wanted in zip(found.model.get_weights(), expected, strict=True):
         np.testing.assert_allclose(new, wanted, rtol=1e-6)
-    assert (found.layers, found.before, found.left.keys()) == (("a",), (16.0,), {"dense"})
+    assert (found.layers, found.before, found.left.keys()) == (("a",), (16.0,), {"dense_1"})
     np.testing.assert_allclose(found.after, 4.0, rtol=1e-6)
-    assert "16.0" in str(found) and "dense: output of the model" in str(found)
+    assert "16.0" in str(found) and "dense_1: output of the model" in str(found)
 
 
 def test_batch_normalization_takes_the_factors():
@@ -90,7 +90,7 @@ def layered(x):
     x = L.Conv2D(6, 3, padding="same", activation="relu")(x)
     x = L.ZeroPadding2D(1)(L.SeparableConv2D(8, 3, depth_multiplier=2, name="sep")(x))
     x = L.AveragePooling2D(2)(L.PReLU(shared_axes=[1, 2], alpha_initializer="uniform")(x))
-    x = L.Conv2D(8, 3, groups=2, padding="same", activation=L.LeakyReLU(0.1))(x)
+    x = L.Conv2D(8, 3, groups=2, padding="same", activation=L.LeakyReLU(0.1), name="sliced")(x)
     x = L.Dropout(0.1)(L.UpSampling2D()(L.Conv2D(4, 1, groups=4)(x[:, :, :, :4])))
     x = L.Conv2DTranspose(6, 3, strides=2, padding="same", activation=tf.nn.relu)(x)
     x = L.DepthwiseConv2D(3, depth_multiplier=2, activation="relu")(L.MaxPooling2D(2)(x))
@@ -104,9 +104,9 @@ def test_layers_of_every_kind():
     image = keras.Input((8, 8, 3))
     model = spread(keras.Model(image, layered(image)))
     found = equal(model)
-    names = {x.name for x in model.layers if x.weights} - {"head"}
-    assert {*found.layers} | {*found.left} >= {*names} - {"p_re_lu"}
-    assert "sep_depthwise" in found.layers and {*found.left} == {"conv2d_1", "head"}
+    names = {x.name for x in model.layers if x.weights and type(x) is not L.PReLU}
+    assert {*found.left} == {"sliced", "head"}
+    assert {*found.layers} == names - {"sliced", "head"} | {"sep_depthwise"}
     assert [x.name for x in found.model.layers if x.weights] == [
         x.name for x in model.layers if x.weights
     ]
@@ -116,7 +116,7 @@ def preactivation():
     """BatchNormalization in front of convolutions, on a residual stream."""
     keras.utils.set_random_seed(0)
     x = image = keras.Input((8, 8, 3))
-    x = L.Conv2D(6, 3)(x)
+    x = L.Conv2D(6, 3, name="stem")(x)
     for i in range(2):
         y = L.ReLU()(L.BatchNormalization(name=f"norm_{i}")(x))
         x = L.Add()([x, L.Conv2D(6, 3, padding="same", name=f"conv_{i}")(y)])
@@ -126,7 +126,7 @@ def preactivation():
 
 def test_batch_normalization_in_front():
     found = equal(spread(preactivation()))
-    assert {*found.layers} == {"conv2d", "norm_0", "conv_0", "norm_1", "conv_1"}
+    assert {*found.layers} == {"stem", "norm_0", "conv_0", "norm_1", "conv_1"}
 
 
 @pytest.mark.parametrize("name", ["residual", "mobile", "two_by_two", "sequential"])
@@ -135,29 +135,32 @@ def test_networks(name):
     assert found.layers and found.left
 
 
-def test_a_residual_stream_has_one_factor():
-    """By hand: r_out = max(8, 2), r_in = max(1, 1/2) in one channel: sqrt(8 / 1)."""
+def test_what_is_added_has_one_factor():
+    """r_out = max(8, 2) and r_in = max(1/2, 2): a factor of 2 for both terms and both readers."""
     x = keras.Input((1,))
-    y = L.Dense(1, name="a")(x)
-    y = L.Add()([y, L.Dense(1, name="b")(y)])
-    model = keras.Model(x, L.Dense(1, name="c")(y))
-    model.set_weights([np.array(w) for w in ([[8.0]], [1.0], [[2.0]], [1.0], [[0.5]], [0.0])])
-    weights = [x for x in equal(model).model.get_weights()]
-    # a has 8 / s; b, which reads and writes the stream, stays 2, the largest of those that read.
-    np.testing.assert_allclose(np.ravel(weights), [4, 0.5, 2, 0.5, 1, 0], rtol=1e-5)
+    y = L.Add()([L.Dense(1, name="a")(x), L.Dense(1, name="b")(x)])
+    model = keras.Model(x, L.Concatenate()([L.Dense(1, name="c")(y), L.Dense(1, name="d")(y)]))
+    values = {"a": (8.0, 1.0), "b": (2.0, 1.0), "c": (0.5, 1.0), "d": (2.0, 1.0)}
+    for name, (kernel, bias) in values.items():
+        model.get_layer(name).set_weights([np.array([[kernel]]), np.array([bias])])
+    found = equal(model).model
+    expected = {"a": (4.0, 0.5), "b": (1.0, 0.5), "c": (1.0, 1.0), "d": (4.0, 1.0)}
+    for name, wanted in expected.items():
+        weights = [np.ravel(w) for w in found.get_layer(name).get_weights()]
+        np.testing.assert_allclose(np.concatenate(weights), wanted, rtol=1e-6)
 
 
 def test_shared_layers_and_nested_models():
     keras.utils.set_random_seed(0)
     inner = keras.Sequential(
-        [keras.Input((5,)), L.Dense(5, "relu", name="in"), L.Dense(5)], name="inner"
+        [keras.Input((5,)), L.Dense(5, "relu", name="in"), dense(5)], name="inner"
     )
     shared = L.Dense(5, activation="relu6", name="shared")
     x = keras.Input((4,))
     y = shared(inner(shared(L.Dense(5, activation="relu", name="first")(x))))
     model = spread(keras.Model(x, L.Dense(2, name="head")(y)))
     found = equal(model, networks.data(model, scale=20.0))
-    assert {*found.layers} == {"first", "shared", "in", "dense"}
+    assert {*found.layers} == {"first", "shared", "in", "dense_5"}
     assert found.limited == ("shared", "shared_2")
     assert len([w for w in found.model.weights if "limits" not in w.path]) == len(model.weights)
     q = kerasq.quantize_model(found.model)
@@ -228,7 +231,8 @@ class OneScale(kerasq.WeightQuantizer):
     """One scale for all channels."""
 
     def scale(self, kernel):
-        return tf.fill(kernel.shape[-1:], tf.reduce_max(tf.abs(kernel)) / (2 ** (self.bits - 1) - 1))
+        largest = 2 ** (self.bits - 1) - 1
+        return tf.fill(kernel.shape[-1:], tf.reduce_max(tf.abs(kernel)) / largest)
 
     def codes(self, kernel):
         largest = 2.0 ** (self.bits - 1) - 1
@@ -249,7 +253,7 @@ def test_it_helps_channels_that_differ_by_orders_of_magnitude(weights, gain):
     image = keras.Input((6, 6, 3))
     x = L.BatchNormalization(name="norm")(L.Conv2D(16, 3, name="first")(image))
     x = L.DepthwiseConv2D(3, padding="same", name="middle")(L.ReLU()(x))
-    model = keras.Model(image, L.Conv2D(5, 1, name="last")(L.PReLU(shared_axes=[1, 2])(x)))
+    model = keras.Model(image, L.Conv2D(5, 1, name="last")(L.PReLU("ones", shared_axes=[1, 2])(x)))
     factors = np.geomspace(1e-2, 1e2, 16)
     norm, last = model.get_layer("norm"), model.get_layer("last")
     norm.gamma.assign(factors)
@@ -260,9 +264,9 @@ def test_it_helps_channels_that_differ_by_orders_of_magnitude(weights, gain):
     for own in (model, found.model):
         q = networks.quantized(own, x, scheme="w7a8", weights=weights, batch_norm="fold")
         found_sqnr.append(networks.sqnr(model, q, x))
-        assert kerasq.compare(q, kerasq.export_tflite(q), x=x).exact == 1.0
+    assert kerasq.compare(q, kerasq.export_tflite(q), x=x).exact == 1.0
     assert found_sqnr[1] > found_sqnr[0] + gain, found_sqnr
-    assert max(found.before) > 1e4 and max(found.after) < 300
+    assert max(found.before) > 5e3 and max(found.after) < 3
 
 
 def test_a_mobilenet():
