@@ -18,6 +18,8 @@ from kerasq.calibration.without_data import calibrate_without_data
 from kerasq.comparison.compare import compare
 from kerasq.comparison.report import LayerReport, Report
 from kerasq.encodings import load_encodings, save_encodings
+from kerasq.equalization.absorb import Absorption, absorb_biases
+from kerasq.equalization.equalize import Equalization, equalize
 from kerasq.export.float_tflite import export_float_tflite
 from kerasq.export.tflite import export_tflite
 from kerasq.firmware.kit import deploy
@@ -25,10 +27,10 @@ from kerasq.grid import Grid
 from kerasq.legacy import load_model
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtime import TFLiteModel
-from kerasq.post_training.adaround import Rounding, adaround
-from kerasq.post_training.bias_correction import BiasCorrection, correct_biases
-from kerasq.post_training.seq_mse import WeightRanges, seq_mse
 from kerasq.probes.check import KernelReport, check_kernels
+from kerasq.ptq.adaround import Rounding, adaround
+from kerasq.ptq.bias_correction import BiasCorrection, correct_biases
+from kerasq.ptq.seq_mse import WeightRanges, seq_mse
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary
@@ -50,6 +52,7 @@ from kerasq.training.log_ranges import LogRanges
 from kerasq.training.schedule import schedule
 
 __all__ = [
+    "Absorption",
     "Aciq",
     "Allocation",
     "Average",
@@ -60,6 +63,7 @@ __all__ = [
     "DoReFa",
     "Entropy",
     "EpochBackup",
+    "Equalization",
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
@@ -89,6 +93,7 @@ __all__ = [
     "Uniform",
     "WeightQuantizer",
     "WeightRanges",
+    "absorb_biases",
     "adaround",
     "allocate",
     "calibrate",
@@ -99,6 +104,7 @@ __all__ = [
     "deploy",
     "distill",
     "epoch_batches",
+    "equalize",
     "export_float_tflite",
     "export_tflite",
     "first_and_last",

@@ -101,7 +101,7 @@ def quantize_model(
         >>> [layer.name for layer in q.layers[2:]]
         ['head']
     """
-    model = _float_model(model)
+    model = float_model(model)
     # Before anything that takes time.
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("preprocessing", preprocessing, MODES)
@@ -113,7 +113,7 @@ def quantize_model(
     plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target)
     if narrow := plan.narrowed():
         print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
-    quantized = _of_class(model, wrap(plan, range_gradient, weights))
+    quantized = of_class(model, wrap(plan, range_gradient, weights))
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
@@ -125,7 +125,7 @@ def quantize_model(
     return quantized
 
 
-def _of_class(model: keras.Model, quantized: keras.Model) -> keras.Model:
+def of_class(model: keras.Model, quantized: keras.Model) -> keras.Model:
     """The quantized model as one of the class of the float one, where that has steps of its own.
 
     That it is not, is printed where the class makes its model by itself.
@@ -155,7 +155,7 @@ def _makes_itself(kind: type[keras.Model]) -> bool:
     return has_own or issubclass(kind, keras.Sequential)
 
 
-def _float_model(model: Any) -> Any:
+def float_model(model: Any) -> Any:
     """The model in Keras 3; a ValueError where it is quantized already."""
     if legacy.is_legacy(model):
         return legacy.rebuild(model)

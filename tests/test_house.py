@@ -28,8 +28,8 @@ FLOORS = (
     ("plan",),
     ("wrappers", "kernel_wrapper"),
     ("range_limits", "wrap"),
-    ("quantize", "calibration", "comparison"),
-    ("retargeting", "post_training", "encodings"),
+    ("quantize", "calibration", "comparison", "equalization"),
+    ("retargeting", "ptq", "encodings"),
     ("export",),
     ("analysis", "firmware", "probes", "training"),
 )

@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
-from kerasq.post_training import reference
-from kerasq.post_training.backup import Backup
-from kerasq.post_training.rounding import Figures, Problem, Settings, is_legal
-from kerasq.post_training.units import Unit, by_block, by_layer
-from kerasq.post_training.walk import Walk
+from kerasq.ptq import reference
+from kerasq.ptq.backup import Backup
+from kerasq.ptq.rounding import Figures, Problem, Settings, is_legal
+from kerasq.ptq.units import Unit, by_block, by_layer
+from kerasq.ptq.walk import Walk
 from kerasq.support import tables
 from kerasq.support.restore import restored_on_error
 
@@ -82,7 +82,7 @@ def adaround(
 
     Time grows with the number of units, each of which learns on its own, but for what it reads: the
     network in front of it runs on all samples. Memory does not grow with the samples
-    (`kerasq.post_training.samples`); convolutions on large images are fitted to windows of them.
+    (`kerasq.ptq.samples`); convolutions on large images are fitted to windows of them.
 
     Args:
         model: what `quantize_model` returned, calibrated. Its kernels change, nothing else.

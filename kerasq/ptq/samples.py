@@ -13,7 +13,7 @@ import numpy as np
 from kerasq import graph
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.post_training.units import Unit
+from kerasq.ptq.units import Unit
 from kerasq.support.data import batches, sample_count
 from kerasq.wrappers import infer, infer_float
 

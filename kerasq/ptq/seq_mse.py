@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.post_training import samples
-from kerasq.post_training.units import by_layer
-from kerasq.post_training.walk import Walk
+from kerasq.ptq import samples
+from kerasq.ptq.units import by_layer
+from kerasq.ptq.walk import Walk
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support import tables
 from kerasq.support.restore import restored_on_error

@@ -10,8 +10,8 @@ import tensorflow as tf
 from kerasq import graph
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.post_training.samples import Samples, Windows
-from kerasq.post_training.units import Unit
+from kerasq.ptq.samples import Samples, Windows
+from kerasq.ptq.units import Unit
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.sqnr import sqnr
 from kerasq.wrappers import QuantizeWrapper

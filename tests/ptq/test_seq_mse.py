@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.post_training.seq_mse import SHARES
+from kerasq.ptq.seq_mse import SHARES
 from tests import networks
 
 L = keras.layers

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerasq.post_training import samples
-from kerasq.post_training.units import by_layer
+from kerasq.ptq import samples
+from kerasq.ptq.units import by_layer
 from kerasq.retargeting import retarget
 from tests import networks
 

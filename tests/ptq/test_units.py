@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.post_training.units import by_block, by_layer
+from kerasq.ptq.units import by_block, by_layer
 from kerasq.wrappers import infer
 from tests import networks
 

@@ -13,7 +13,7 @@ from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.calibration.input_moments import Pairs
 from kerasq.calibration.propagation import propagate
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.post_training import reference
+from kerasq.ptq import reference
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, batches
 from kerasq.support.progress import track

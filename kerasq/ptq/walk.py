@@ -7,9 +7,9 @@ import keras
 import numpy as np
 
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.post_training import reference, samples
-from kerasq.post_training.bias_correction import calls_of_kernels
-from kerasq.post_training.units import Unit
+from kerasq.ptq import reference, samples
+from kerasq.ptq.bias_correction import calls_of_kernels
+from kerasq.ptq.units import Unit
 from kerasq.retargeting import retarget
 from kerasq.support.progress import track
 from kerasq.wrappers import target_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq.post_training import rounding
+from kerasq.ptq import rounding
 from tests import networks
 
 L = keras.layers

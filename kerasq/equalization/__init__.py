@@ -1,0 +1,1 @@
+"""Float models whose channels and biases lie better on grids, and that compute the same."""
