@@ -21,7 +21,7 @@ class IntegerWeights:
 
     Attributes:
         codes: kernel codes (float32 tensor of integers), channels flattened to the last axis.
-        grid: their grid, per channel along that axis.
+        grid: their grid: per channel along that axis, or one per tensor.
         bias: bias codes at `input scale * grid.scale`, float64.
     """
 
