@@ -189,7 +189,7 @@ def _settings(
     target: str | Target | None,
     granularity: str | None,
 ) -> tuple[tuple[str, ...], Any, Target, str]:
-    """Candidates, metric, target and granularity: what is asked for, else those of the sensitivities.
+    """Candidates, metric, target, granularity: what is asked for, else those of `sensitivity`.
 
     Raises:
         ValueError: where they contradict each other.

@@ -53,9 +53,7 @@ class Network:
         self.overrides = _overridden(model, overrides)
         # Other schemes are for `allocate` to keep to; here a layer may have any.
         floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}
-        self.model = quantize_model(
-            model, overrides=floats, target=target, granularity=granularity
-        )
+        self.model = quantize_model(model, overrides=floats, target=target, granularity=granularity)
         self.wrappers = wrapped(self.model)
         self.sources = {x.name: name for x in self.wrappers if (name := _source(x)) is not None}
         self.layers = tuple(dict.fromkeys(self.sources.values()))

@@ -67,7 +67,8 @@ def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: 
 def rescale_once(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
     """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits.
 
-    Where there are several scales; see `rescale_in_double` for one. On Arm, CONV_2D with packed INT4 weights on int8 as well.
+    Where there are several scales; see `rescale_in_double` for one. On Arm, CONV_2D with packed
+    INT4 weights on int8 as well.
     """
     return clip(multiply_rounding_once(total, double_multiplier(grid, weights, out)), out)
 
@@ -106,7 +107,7 @@ def by_scales(several: Callable, one: Callable) -> Callable:
     """An operator that has another kernel for weights of one scale, as of a single channel."""
 
     def kernel(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-        is_one = weights.grid.scale.shape.num_elements() == 1
+        is_one = tf.TensorShape(weights.grid.scale.shape).num_elements() == 1
         return (one if is_one else several)(total, grid, weights, out)
 
     return kernel
