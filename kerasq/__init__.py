@@ -30,6 +30,7 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.probes.check import KernelReport, check_kernels
 from kerasq.ptq.adaround import Rounding, adaround
 from kerasq.ptq.bias_correction import BiasCorrection, correct_biases
+from kerasq.ptq.post_training import PostTraining, PostTrainingStep, post_training
 from kerasq.ptq.seq_mse import WeightRanges, seq_mse
 from kerasq.quantize import first_and_last, quantize_model
 from kerasq.quantizers.base import WeightQuantizer
@@ -79,6 +80,8 @@ __all__ = [
     "Op",
     "Percentile",
     "Point",
+    "PostTraining",
+    "PostTrainingStep",
     "PowerOfTwo",
     "Report",
     "Rounding",
@@ -113,6 +116,7 @@ __all__ = [
     "load_model",
     "plot_clipped",
     "plot_curves",
+    "post_training",
     "quantize_model",
     "register_layer",
     "retarget",

@@ -124,22 +124,30 @@ def windows(unit: Unit) -> Windows | None:
     """The windows of a unit that is one convolution on images larger than them; else None."""
     layer = unit.wrappers[0].layer
     sizes = [x.shape[1:-1] for x in (*unit.inputs, *unit.outputs)]
-    if len(unit.nodes) > 1 or type(layer) not in _CONVOLUTIONS or None in sum(sizes, ()):
+    is_alone = len(unit.nodes) == 1 and type(layer) in _CONVOLUTIONS
+    if not is_alone or None in sum(sizes, ()) or max(sizes[1]) <= WINDOW:
         return None
-    if max(sizes[1]) <= WINDOW:
-        return None
-    whole, size = _reads(layer, sizes[1]), tuple(min(n, WINDOW) for n in sizes[1])
-    lacking = [max(n - own, 0) for n, own in zip(whole, sizes[0], strict=True)]
-    # More behind than in front, where they are odd.
-    before = lacking if layer.padding == "causal" else [n // 2 for n in lacking]
+    size = tuple(min(n, WINDOW) for n in sizes[1])
+    before, after = _padding(layer, *sizes)
     return Windows(
         layer=_unpadded(unit.wrappers[0], unit.inputs[0].shape),
-        before=tuple(before),
-        after=tuple(n - b for n, b in zip(lacking, before, strict=True)),
+        before=before,
+        after=after,
         stride=tuple(layer.strides),
         size=size,
         read=_reads(layer, size),
     )
+
+
+def _padding(
+    layer: keras.Layer, inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """By axis, the zeros in front of the inputs, and behind them."""
+    whole = zip(_reads(layer, outputs), inputs, strict=True)
+    lacking = tuple(max(n - own, 0) for n, own in whole)
+    # More behind than in front, where they are odd.
+    before = lacking if layer.padding == "causal" else tuple(n // 2 for n in lacking)
+    return before, tuple(n - b for n, b in zip(lacking, before, strict=True))
 
 
 def _reads(layer: keras.Layer, outputs: tuple[int, ...]) -> tuple[int, ...]:

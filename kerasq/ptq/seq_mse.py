@@ -53,11 +53,14 @@ def seq_mse(
 ) -> WeightRanges:
     """Chooses the ranges of weights of fewer than 8 bits by the error of their layer's output.
 
-    For each channel c, of 36 parts of its largest weight, and of the range that it has, the one of
-    the least `sum (a(x_q * Q(w_c)) - a(x * w_c))^2`, where x_q comes from the layers before as they
-    are quantized by then, x and w are those of the float network, Q rounds to the nearest code and
-    a is the activation (sequential MSE: AIMET documentation, "SeqMSE"; Nagel et al. 2021, arXiv
-    2106.08295, section 3.1, equation 11, has that of the weights alone, with which quantization
+    For each channel c, or the whole kernel where that has one scale, it takes the one of
+
+        min sum (a(x_q * Q(w_c)) - a(x * w_c))^2
+
+    among 36 parts of the largest weight, and the range that there is. x_q comes from the layers
+    before as they are quantized by then, x and w are those of the float network, Q rounds to the
+    nearest code and a is the activation (AIMET documentation, "SeqMSE"; Nagel et al. 2021, arXiv
+    2106.08295, section 3.1, equation 11, has the error of the weights alone, by which quantization
     starts).
 
     A cheap first step in front of `adaround`, which rounds on these ranges. Calibrate before.
@@ -105,10 +108,12 @@ def _search(
 ) -> tuple[float, float, float]:
     """Sets the range of a layer's weights: SQNR before and after, and the share of the largest."""
     variable = wrapper.weight_quantizer.kernel_range
-    kernel = wrapper.flat_kernel()
+    kernel = wrapper.ranged_kernel()
     largest = tf.reduce_max(tf.abs(kernel), axis=[*range(kernel.shape.rank - 1)])
     candidates = [variable.numpy(), *(largest.numpy() * share for share in SHARES)]
     errors = np.stack([_error(wrapper, seen, cuts, high) for high in candidates])
+    if wrapper.is_per_tensor:
+        errors = errors.sum(axis=1, keepdims=True)
     best = errors.argmin(axis=0)
     chosen = np.take_along_axis(np.stack(candidates), best[None], axis=0)[0]
     variable.assign(chosen)
