@@ -33,12 +33,13 @@ def python(*arguments: object) -> subprocess.CompletedProcess:
 
 # Forks of a process that has imported what takes longest, which is most of a short run.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tensorflow", "keras", "kerasq", "recipes.finetune"])
+# No recipe: it would define the flags that tools define.
+_FORKS.set_forkserver_preload(["tensorflow", "keras", "kerasq"])
 
 
-def script(path: str, *arguments: object) -> subprocess.CompletedProcess:
-    """As `python`, of a script below the root, where TensorFlow has been imported already."""
-    argv = [path, *map(str, arguments)]
+def script(*arguments: object) -> subprocess.CompletedProcess:
+    """As `python`, of a script, where TensorFlow has been imported already."""
+    argv = [*map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         out, err = (pathlib.Path(folder, name) for name in ("out", "err"))
         code = ended(started(argv, out, err))

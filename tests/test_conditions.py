@@ -39,7 +39,7 @@ def test_choices(scheme, capsys):
     assert sum(name.startswith("SELECT") for name in names) == 4
     found, simulated = lite.predict(x), q.predict_on_batch(x)
     tolerance = 0.1 if scheme == "w8a8" else 0.02
-    for name, y, want in zip(lite.output_names, simulated, model.predict_on_batch(x), strict=True):
+    for name, y, want in zip(lite.output_names, simulated, networks.run(model, x), strict=True):
         np.testing.assert_array_equal(y, found[name])
         # Near the limit of a condition, another branch is right.
         assert np.mean(np.abs(y - np.float32(want)) > tolerance) < 0.02
@@ -91,7 +91,7 @@ def test_what_is_computed_in_float_around_a_choice(capsys):
     printed = capsys.readouterr().out
     assert "(keras.ops, Isnan)." in printed and {op.name for op in lite.float_ops} == {"NOT_EQUAL"}
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
-    for name, simulated in zip(lite.output_names, q.predict_on_batch(x), strict=True):
+    for name, simulated in zip(lite.output_names, networks.run(q, x), strict=True):
         np.testing.assert_array_equal(simulated, lite.predict(x)[name])
     # No code stands for infinity.
     kerasq.quantize_model(keras.Model(model.inputs, K.where(limits, y, -np.inf)))

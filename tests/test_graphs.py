@@ -18,12 +18,12 @@ L = keras.layers
 SHARED_KERNELS = (b"shared/kernel", b"shared_2/kernel")
 
 
-def exact(model, x, tolerance=0.1, **options):
+def exact(model, x, tolerance=0.1, run=networks.run, **options):
     """The quantized model: near the float one, and equal to its export."""
     q = kerasq.quantize_model(model, **options)
     kerasq.calibrate(q, x, method="minmax")
-    want = keras.tree.flatten(model.predict_on_batch(x))
-    got = keras.tree.flatten(q.predict_on_batch(x))
+    want = keras.tree.flatten(networks.run(model, x))
+    got = keras.tree.flatten(run(q, x))
     for a, b in zip(want, got, strict=True):
         assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
     lite = kerasq.export_tflite(q, check=False)
@@ -78,7 +78,7 @@ def test_shared_layers_share_their_weights_also_after_loading(tmp_path, batch_no
     assert {"conv", "tower_conv", "tower_conv_2", "shared", "shared_2"} <= {
         layer.name for layer in q.layers
     }
-    y = model.predict_on_batch(x)
+    y = networks.run(model, x)
     q.compile("sgd", "mse")
     q.fit(x, y, verbose=0)
     q.save(tmp_path / "q.keras")
@@ -399,7 +399,7 @@ def test_a_maximum_from_a_start_stays_float(capsys):
     assert "(keras.ops, Max)" in capsys.readouterr().out
     kerasq.calibrate(q, images())
     lite = kerasq.export_tflite(q, check=False)
-    np.testing.assert_allclose(lite.predict(images()), q.predict_on_batch(images()), atol=1e-6)
+    np.testing.assert_allclose(lite.predict(images()), networks.run(q, images()), atol=1e-6)
 
 
 class Gated(L.Layer):
@@ -473,9 +473,9 @@ def test_a_product_with_a_matrix_is_a_dense():
     model = behind_a_convolution(Product(name="product"))
     q = exact(model, images())
     assert [w.shape for w in q.trainable_weights if w.path.endswith("kernel")][-1] == (4, 5)
-    before = q.predict_on_batch(images())
+    before = networks.run(q, images())
     model.get_layer("product").matrix.assign(np.zeros((4, 5)))
-    np.testing.assert_array_equal(q.predict_on_batch(images()), before)
+    np.testing.assert_array_equal(networks.run(q, images()), before)
 
 
 def test_constants_of_float_operations_survive_the_export():
@@ -486,7 +486,7 @@ def test_constants_of_float_operations_survive_the_export():
 
     q = kerasq.quantize_model(behind_a_convolution(Ramp()))
     kerasq.calibrate(q, images())
-    lite, want = kerasq.export_tflite(q, check=False), q.predict_on_batch(images())
+    lite, want = kerasq.export_tflite(q, check=False), networks.run(q, images())
     np.testing.assert_allclose(lite.predict(images()), want, atol=1e-5 * np.abs(want).max())
 
 
@@ -501,8 +501,8 @@ def words(make, dtype="int32"):
 def test_indices_are_not_quantized(dtype):
     model, ids = words(lambda x: L.Flatten()(L.Embedding(100, 4)(x)), dtype)
     q = networks.quantized(model, ids.astype(dtype))
-    want = model.predict_on_batch(ids)
-    assert np.abs(q.predict_on_batch(ids) - want).max() <= 0.05 * np.abs(want).max()
+    want = networks.run(model, ids)
+    assert np.abs(networks.run(q, ids) - want).max() <= 0.05 * np.abs(want).max()
     assert kerasq.compare(q, kerasq.export_tflite(q, check=False), x=ids.astype(dtype)).max_lsb == 0
 
 
@@ -581,7 +581,7 @@ def test_a_layer_that_cannot_be_opened_stays_float(capsys):
     assert "'own' (Inhibited: cannot be traced: TensorFlow's LRN" in capsys.readouterr().out
     kerasq.calibrate(q, images())
     lite = kerasq.export_tflite(q, check=False)
-    np.testing.assert_allclose(lite.predict(images()), q.predict_on_batch(images()), atol=1e-6)
+    np.testing.assert_allclose(lite.predict(images()), networks.run(q, images()), atol=1e-6)
 
 
 def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
@@ -597,8 +597,8 @@ def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
     assert kerasq.compare(q, lite, x=images()).max_lsb == 0
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    want = q.predict_on_batch(images())
-    np.testing.assert_array_equal(loaded.predict_on_batch(images()), want)
+    want = networks.run(q, images())
+    np.testing.assert_array_equal(networks.run(loaded, images()), want)
 
 
 def test_float_layers_with_several_outputs_and_integer_inputs():
@@ -612,7 +612,7 @@ def test_float_layers_with_several_outputs_and_integer_inputs():
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, [data])
     lite = kerasq.export_tflite(q, check=False)
-    want = q.predict_on_batch(data)
+    want = networks.run(q, data)
     np.testing.assert_allclose(lite.predict(data), want, atol=0.05 * np.abs(want).max())
 
 
@@ -681,8 +681,8 @@ def test_activations_that_are_none_of_keras_s(name):
     assert kinds is None or made_of(q, "own") == sorted(kinds)
     assert q.output_names == ["own"]
     kerasq.calibrate(q, images())
-    want = model.predict_on_batch(images())
-    np.testing.assert_allclose(q.predict_on_batch(images()), want, atol=0.05 * np.abs(want).max())
+    want = networks.run(model, images())
+    np.testing.assert_allclose(networks.run(q, images()), want, atol=0.05 * np.abs(want).max())
 
 
 @pytest.fixture(scope="module")
@@ -797,7 +797,7 @@ def quotients(ops):
 def test_quotients(scheme, capsys):
     model = quotients(keras.ops)
     x = np.random.default_rng(0).normal(size=(48, 4, 3)).astype("float32")
-    q = exact(model, x, scheme=scheme)
+    q = exact(model, x, run=keras.Model.predict_on_batch, scheme=scheme)
     printed = capsys.readouterr().out
     assert "Stay in float" not in printed
     narrow = {"w8a8": [], "w8a16": ["(L2_NORMALIZATION)", "(LOG_SOFTMAX)"]}[scheme]

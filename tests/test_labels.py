@@ -59,7 +59,7 @@ def test_labels_are_compared_and_scored_as_labels(tmp_path):
     x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
     q = networks.quantized(classifier(), x)
     lite = kerasq.export_tflite(q)
-    labels = q.predict_on_batch(x)
+    labels = networks.run(q, x)
     truth = np.where(np.arange(64) < 16, (labels + 1) % 3, labels)
     assert lite.evaluate((x, truth), ["accuracy"]) == {"accuracy": 0.75}
     # Another model's labels: each difference counts, whatever its size.
@@ -68,10 +68,10 @@ def test_labels_are_compared_and_scored_as_labels(tmp_path):
     kernel, bias = other.layers[2].layer.weights
     kernel.assign(kernel[:, ::-1])
     bias.assign([0.0, 0.1, -0.1])
-    agreement = float(np.mean(other.predict_on_batch(x) == labels))
+    agreement = float(np.mean(networks.run(other, x) == labels))
     report = kerasq.compare(other, lite, x=x)
     assert 0.0 < report.argmax_agreement == report.exact == agreement < 1.0
-    assert report.max_lsb == np.abs(other.predict_on_batch(x) - labels).max()
+    assert report.max_lsb == np.abs(networks.run(other, x) - labels).max()
 
 
 def test_of_equal_values_the_first_counts():
@@ -80,7 +80,7 @@ def test_of_equal_values_the_first_counts():
     kernel = model.get_layer("logits").kernel
     kernel.assign(np.repeat(np.float32([[1e-3], [1.0], [0.0], [0.0]]), 3, axis=1))
     q = networks.quantized(model, x)
-    assert set(q.predict_on_batch(x)) == set(kerasq.export_tflite(q).predict(x)) == {0}
+    assert set(networks.run(q, x)) == set(kerasq.export_tflite(q).predict(x)) == {0}
     # Both zeros are one code.
     zeros = np.float32([[-0.0, 0.0], [0.0, -0.0]])
     assert ArgMax()(zeros).numpy().tolist() == ArgMin()(zeros).numpy().tolist() == [0, 0]
@@ -106,6 +106,6 @@ def test_labels_of_a_float_layer(capsys):
     assert "argmax" not in printed and "add" not in printed and "Cast" not in printed
     lite = kerasq.export_tflite(q)
     found = lite.predict(values)
-    want = dict(zip(lite.output_names, q.predict_on_batch(values), strict=True))
+    want = dict(zip(lite.output_names, networks.run(q, values), strict=True))
     for name in want:
         assert np.mean(found[name] == want[name]) > 0.99  # Sums in float hang on their order.

@@ -12,6 +12,7 @@ import tf_keras
 
 import kerasq
 from kerasq import legacy
+from tests import networks
 
 L = tf_keras.layers
 
@@ -133,7 +134,7 @@ def test_the_rebuilt_model_is_equal(name):
     old = shaken(MODELS[name]())
     new = legacy.rebuild(old)
     x = data(old)
-    want, got = (tf.nest.flatten(model.predict_on_batch(x)) for model in (old, new))
+    want, got = (tf.nest.flatten(networks.run(model, x)) for model in (old, new))
     for a, b in zip(want, got, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert isinstance(new, keras.Model) and new.name == old.name
@@ -145,9 +146,7 @@ def test_quantize_model_takes_one(make):
     q = kerasq.quantize_model(old)
     kerasq.calibrate(q, data(old))
     assert kerasq.export_tflite(q).float_ops == []
-    np.testing.assert_allclose(
-        q.predict_on_batch(data(old)), old.predict_on_batch(data(old)), atol=0.1
-    )
+    np.testing.assert_allclose(networks.run(q, data(old)), networks.run(old, data(old)), atol=0.1)
 
 
 def test_a_file_of_keras_2(tmp_path):
@@ -160,7 +159,7 @@ def test_a_file_of_keras_2(tmp_path):
         keras.models.load_model(tmp_path / "old.h5")
     new = kerasq.load_model(tmp_path / "old.h5")
     x = data(old)
-    np.testing.assert_allclose(new.predict_on_batch(x), old.predict_on_batch(x), atol=1e-5)
+    np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
 
 
 def test_functions_in_a_file(tmp_path):
@@ -173,7 +172,7 @@ def test_functions_in_a_file(tmp_path):
     old = tf_keras.Model(image, tf.concat([y, z, z], axis=1))
     old.save(tmp_path / "old.h5")
     new, x = kerasq.load_model(tmp_path / "old.h5"), data(old)
-    np.testing.assert_allclose(new.predict_on_batch(x), old.predict_on_batch(x), atol=1e-5)
+    np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("is_file", [False, True])
@@ -189,7 +188,7 @@ def test_functions_called_by_the_names_of_their_arguments(is_file, tmp_path):
     old.save(tmp_path / "old.h5")
     new = kerasq.load_model(tmp_path / "old.h5") if is_file else legacy.rebuild(old)
     x = data(old)
-    np.testing.assert_allclose(new.predict_on_batch(x), old.predict_on_batch(x), atol=1e-5)
+    np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
 
 
 def test_the_hard_sigmoid_of_keras_2_is_refused():
@@ -204,7 +203,7 @@ def test_files_of_keras_3(suffix, tmp_path):
     model.save(tmp_path / f"new.{suffix}")
     loaded = kerasq.load_model(tmp_path / f"new.{suffix}")
     x = np.ones((2, 4), "f")
-    np.testing.assert_array_equal(loaded.predict_on_batch(x), model.predict_on_batch(x))
+    np.testing.assert_array_equal(networks.run(loaded, x), networks.run(model, x))
 
 
 def test_no_file(tmp_path):

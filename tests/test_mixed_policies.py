@@ -85,7 +85,7 @@ def test_layers_that_are_made_anew_compute_in_float32(policy):
     q = kerasq.quantize_model(model, overrides={"wide": "w8a16", "branch_1": "float"})
     x = networks.data(q, 16)
     kerasq.calibrate(q, x)
-    np.testing.assert_allclose(kerasq.export_tflite(q).predict(x), q.predict_on_batch(x), atol=1e-6)
+    np.testing.assert_allclose(kerasq.export_tflite(q).predict(x), networks.run(q, x), atol=1e-6)
     computing = [layer for layer in q.layers if not isinstance(layer, L.InputLayer)]
     assert {layer.compute_dtype for layer in computing} == {"float32"}
 
@@ -99,7 +99,7 @@ def test_the_loss_of_float16_models_is_scaled_whatever_the_global_policy():
     assert isinstance(q.optimizer, keras.optimizers.LossScaleOptimizer)
     lite = kerasq.export_tflite(q)
     data = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
-    np.testing.assert_array_equal(lite.predict(data), q.predict_on_batch(data))
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
 
 
 def test_models_of_16_bit_variables_are_refused():

@@ -61,7 +61,7 @@ def test_the_original_stays_as_it_was(make, batch_norm):
     nodes = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in model.layers]
     tensors = [id(x) for x in (*model.inputs, *model.outputs)]
     x = networks.data(model)
-    before = keras.tree.flatten(model.predict_on_batch(x))
+    before = keras.tree.flatten(networks.run(model, x))
 
     q = networks.quantized(model, x, batch_norm=batch_norm)
     for variable in q.variables:
@@ -75,7 +75,7 @@ def test_the_original_stays_as_it_was(make, batch_norm):
     assert [id(x) for x in (*model.inputs, *model.outputs)] == tensors
     for old, new in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    for old, new in zip(before, keras.tree.flatten(model.predict_on_batch(x)), strict=True):
+    for old, new in zip(before, keras.tree.flatten(networks.run(model, x)), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
@@ -106,7 +106,7 @@ def test_the_float_path_equals_the_float_model(make, batch_norm):
     model = make()
     q = kerasq.quantize_model(model, batch_norm=batch_norm)
     x = networks.data(model)
-    expected = keras.tree.flatten(model.predict_on_batch(x))
+    expected = keras.tree.flatten(networks.run(model, x))
     for y, z in zip(float_predictions(q, x), expected, strict=True):
         np.testing.assert_allclose(y, z, atol=1e-4 * max(1.0, np.abs(z).max()))
 
@@ -117,7 +117,7 @@ def test_predictions_stay_near_those_of_the_float_model(make):
     x = networks.data(model, 64)
     q = networks.quantized(model, x)
     predicted = keras.tree.flatten(q.predict_on_batch(x))
-    for y, z in zip(predicted, keras.tree.flatten(model.predict_on_batch(x)), strict=True):
+    for y, z in zip(predicted, keras.tree.flatten(networks.run(model, x)), strict=True):
         assert np.abs(y - z).mean() < 0.05 * (z.max() - z.min())
 
 
@@ -186,7 +186,7 @@ def test_list_structured_single_tensor():
     q = networks.quantized(model)
     x = networks.data(model)
     lite = kerasq.export_tflite(q)
-    np.testing.assert_array_equal(keras.tree.flatten(q.predict_on_batch(x))[0], lite.predict(x))
+    np.testing.assert_array_equal(keras.tree.flatten(networks.run(q, x))[0], lite.predict(x))
 
 
 def test_sequential_built_later():
@@ -208,7 +208,7 @@ def test_names_that_splitting_gives_may_be_taken():
     data = networks.data(model)
     assert {"dense", "dense_relu", "head", "head_linear", "add", "add_1"} <= set(names(q))
     lite = kerasq.export_tflite(q)
-    np.testing.assert_array_equal(q.predict_on_batch(data), lite.predict(data))
+    np.testing.assert_array_equal(networks.run(q, data), lite.predict(data))
 
 
 # ReLU.
@@ -235,9 +235,9 @@ def test_relu_behind_a_kernel_merges(case, norm):
     wrapper = q.get_layer("d")
     assert (wrapper.relu, wrapper.limit) == (True, limit)
     assert wrapper.output_quantizer.range_min is None
-    y = q.predict_on_batch(x)
+    y = networks.run(q, x)
     assert y.min() == 0.0 and names(q) == ["d"]
-    top = model.predict_on_batch(x).max()
+    top = networks.run(model, x).max()
     assert top == limit or limit is None
     np.testing.assert_allclose(y.max(), top, rtol=0.01)
     lite = kerasq.export_tflite(q)
@@ -271,10 +271,10 @@ def test_relu_of_a_tensor_that_others_read_stands_alone():
     x = networks.data(model, 64)
     q = networks.quantized(model, x)
     assert names(q) == ["a", "r", "add"] and not q.get_layer("a").relu
-    np.testing.assert_allclose(q.predict_on_batch(x), model.predict_on_batch(x), atol=0.2)
+    np.testing.assert_allclose(networks.run(q, x), networks.run(model, x), atol=0.2)
     lite = kerasq.export_tflite(q)
     assert "RELU" in [op.name for op in lite.ops]
-    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
+    np.testing.assert_array_equal(networks.run(q, x), lite.predict(x))
 
 
 def test_relu_of_an_output_of_the_model_stands_alone():
@@ -284,7 +284,7 @@ def test_relu_of_an_output_of_the_model_stands_alone():
     x = networks.data(model, 64)
     q = networks.quantized(model, x)
     assert names(q) == ["a", "r"]
-    before, after = q.predict_on_batch(x)
+    before, after = networks.run(q, x)
     assert before.min() < 0.0 == after.min()
     lite = kerasq.export_tflite(q).predict(x)
     np.testing.assert_array_equal(lite["a"], before)
@@ -304,8 +304,8 @@ def test_relu_behind_a_layer_without_range_stands_alone(before, case):
     x = networks.data(model, 64, scale=4.0)
     q = networks.quantized(model, x)
     assert names(q) == ["p", "r"]
-    y = q.predict_on_batch(x)
-    np.testing.assert_allclose(y, model.predict_on_batch(x), atol=0.2)
+    y = networks.run(q, x)
+    np.testing.assert_allclose(y, networks.run(model, x), atol=0.2)
     np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), y)
 
 
@@ -314,7 +314,7 @@ def test_a_second_relu_stands_alone():
     x = networks.data(model, 64, scale=9.0)
     q = networks.quantized(model, x)
     assert q.get_layer("d").limit is None
-    y = q.predict_on_batch(x)
+    y = networks.run(q, x)
     assert y.max() <= 6.0 and y.min() == 0.0
     np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), y)
 
@@ -346,8 +346,8 @@ def test_add_of_many(count):
     assert list(q.output_names) == ["total"]
     adds = [layer for layer in q.layers if isinstance(getattr(layer, "layer", None), L.Add)]
     assert len(adds) == count - 1
-    y = q.predict_on_batch(x)
-    np.testing.assert_allclose(y, model.predict_on_batch(x), atol=0.3)
+    y = networks.run(q, x)
+    np.testing.assert_allclose(y, networks.run(model, x), atol=0.3)
     lite = kerasq.export_tflite(q)
     assert [op.name for op in lite.ops].count("ADD") == count - 1
     np.testing.assert_array_equal(lite.predict(x), y)
@@ -360,8 +360,8 @@ def test_one_tensor_twice(layer):
     model = keras.Model(inputs, layer([inputs, inputs]))
     x = networks.data(model, 64)
     q = networks.quantized(model, x)
-    y = q.predict_on_batch(x)
-    np.testing.assert_allclose(y, model.predict_on_batch(x), atol=0.2)
+    y = networks.run(q, x)
+    np.testing.assert_allclose(y, networks.run(model, x), atol=0.2)
     np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), y)
 
 
@@ -372,7 +372,7 @@ def test_one_tensor_as_two_outputs():
     q = networks.quantized(model)
     assert len(q.outputs) == 2
     x = networks.data(model)
-    expected = q.predict_on_batch(x)
+    expected = networks.run(q, x)
     found = kerasq.export_tflite(q).predict(x)
     for array, want in zip(keras.tree.flatten(found), expected, strict=True):
         np.testing.assert_array_equal(array, want)
@@ -474,8 +474,8 @@ def test_batch_norm_standing_alone(layers, batch_norm):
     q = networks.quantized(model, x, batch_norm=batch_norm)
     assert isinstance(q.get_layer("n").layer, Scale)
     lite = kerasq.export_tflite(q)
-    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
-    want = model.predict_on_batch(x)
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    want = networks.run(model, x)
     np.testing.assert_allclose(lite.predict(x), want, atol=0.05 * np.abs(want).max())
 
 
@@ -487,7 +487,7 @@ def test_batch_norm_along_another_axis():
     assert isinstance(q.get_layer("n_last").layer, Scale)
     lite = kerasq.export_tflite(q)
     assert lite.float_ops == []
-    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     assert networks.sqnr(model, q, x) > 30
 
 
@@ -563,7 +563,7 @@ def test_float_layers_take_and_give_several_tensors():
     model = keras.Model(steps, L.Dense(2, name="head")(x))
     q = networks.quantized(model, overrides={"attention": "float", "lstm": "float"})
     lite, x = kerasq.export_tflite(q), networks.data(model)
-    np.testing.assert_allclose(lite.predict(x), q.predict_on_batch(x), atol=0.02)
+    np.testing.assert_allclose(lite.predict(x), networks.run(q, x), atol=0.02)
 
 
 @pytest.mark.parametrize("batch_norm", ["fold", "keep"])

@@ -312,7 +312,7 @@ def test_float_rows(row, capsys):
         assert "x" in {op.outputs[0].split("/")[0] for op in lite.float_ops}
     report = kerasq.compare(q, lite, x=x)
     assert max(layer.max_lsb or 0 for layer in report.layers) == 0
-    want = q.predict_on_batch(x)
+    want = networks.run(q, x)
     np.testing.assert_allclose(lite.predict(x), want, atol=0.03 * np.abs(want).max())
 
 
@@ -375,7 +375,7 @@ def test_contract(make, shapes, row):
         [grid.scale, *(tensor.grid.scale for tensor in lite.inputs)]
     )
     if row not in ("hard_shrink", "soft_shrink"):  # They jump.
-        want = model.predict_on_batch(x)
+        want = networks.run(model, x)
         want = np.maximum(want, grid.low) if rule.op == "LOG_SOFTMAX" else want
         np.testing.assert_allclose(simulated, want, atol=tolerance)
     assert len(np.unique(simulated)) > 10
@@ -393,8 +393,8 @@ def test_rows_without_an_operator(row):
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q, check=False)
     assert [op.name for op in lite.ops] == ["FULLY_CONNECTED"]
-    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
-    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=0.15)
+    np.testing.assert_array_equal(networks.run(q, x), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), networks.run(model, x), atol=0.15)
 
 
 @pytest.mark.parametrize("layer", IDENTITIES, ids=lambda layer: type(layer).__name__)
@@ -407,8 +407,8 @@ def test_identities_leave_nothing_behind(layer):
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q, check=False)
     assert [op.name for op in lite.ops] == ["RESHAPE", "FULLY_CONNECTED"]
-    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
-    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=0.15)
+    np.testing.assert_array_equal(networks.run(q, x), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), networks.run(model, x), atol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -459,8 +459,8 @@ def test_a_gated_linear_unit():
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q, check=False)
     assert [op.name for op in lite.ops] == ["SPLIT", "LOGISTIC", "MUL"]
-    np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
-    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=0.05)
+    np.testing.assert_array_equal(networks.run(q, x), lite.predict(x))
+    np.testing.assert_allclose(lite.predict(x), networks.run(model, x), atol=0.05)
 
 
 @pytest.mark.parametrize("row", [*LAYERS, *ACTIVATIONS], ids=str)
@@ -596,7 +596,7 @@ def test_registered_layers(registered, tmp_path):
     assert names == ["CONV_2D", "CAST", "ADD", "GATHER", "DEQUANTIZE", "QUANTIZE", "CONV_2D"]
     assert {op.outputs[0].split("/")[0] for op in lite.float_ops} == {"spread"}
     assert {layer.max_lsb for layer in kerasq.compare(q, lite, x=x).layers} <= {0, None}
-    want, got = model.predict_on_batch(x), q.predict_on_batch(x)
+    want, got = networks.run(model, x), networks.run(q, x)
     assert np.abs(want - got).max() <= 0.1 * np.abs(want).max()
 
 
@@ -629,7 +629,7 @@ def run_all(model, scheme="w8a8"):
     x = rng.normal(size=(80, *model.input_shape[1:])).astype("f")
     q = networks.quantized(model, x, scheme=scheme)
     lite = kerasq.export_tflite(q, check=False)
-    want, got = model.predict_on_batch(x), q.predict_on_batch(x)
+    want, got = networks.run(model, x), networks.run(q, x)
     assert np.abs(want - got).max() <= 0.1 * np.abs(want).max()
     assert {layer.max_lsb for layer in kerasq.compare(q, lite, x=x).layers} <= {0, None}
     return lite

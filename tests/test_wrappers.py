@@ -9,7 +9,7 @@ import kerasq
 from kerasq import wrappers
 from kerasq.kernel_wrapper import KernelWrapper
 from tests import networks
-from tests.processes import python
+from tests.processes import script
 
 L = keras.layers
 KERNELS = {
@@ -110,8 +110,8 @@ def test_dead_channels_and_huge_biases_do_not_overflow(kind, batch_norm):
     q = networks.quantized(model, x, batch_norm=batch_norm)
     bias = q.get_layer("k").integer_weights().bias.numpy()
     assert np.isfinite(bias).all() and np.abs(bias).max() < 2**31
-    y = q.predict_on_batch(x)
-    np.testing.assert_allclose(y, model.predict_on_batch(x), atol=8.0)
+    y = networks.run(q, x)
+    np.testing.assert_allclose(y, networks.run(model, x), atol=8.0)
     for kernels in ("optimized", "reference"):
         lite = kerasq.TFLiteModel(kerasq.export_tflite(q).content, kernels=kernels)
         step = lite.outputs[0].grid.scale
@@ -241,7 +241,7 @@ def test_a_training_loop_of_ones_own_sets_the_ranges():
     for i in range(3):
         step(x[16 * i : 16 * i + 16])
     assert seen(q) == [3] * len(seen(q))
-    np.testing.assert_array_equal(q.predict_on_batch(x), kerasq.export_tflite(q).predict(x))
+    np.testing.assert_array_equal(networks.run(q, x), kerasq.export_tflite(q).predict(x))
     # The input's range holds all batches: nothing trains it.
     low, high = x.min(), x.max()
     grid = q.get_layer("features_quantize").grid().numpy()
@@ -282,7 +282,7 @@ def test_raw_pixels_do_not_diverge(batch_norm, gradient):
     for norm in model.layers:  # As training on such pixels leaves them.
         if isinstance(norm, L.BatchNormalization):
             before = keras.Model(model.input, norm.input)
-            z = before.predict_on_batch(x)
+            z = networks.run(before, x)
             norm.moving_mean.assign(z.mean((0, 1, 2)))
             norm.moving_variance.assign(z.var((0, 1, 2)))
     q = networks.quantized(model, x, batch_norm=batch_norm, range_gradient=gradient)
@@ -308,8 +308,8 @@ def test_ranges_stay_legal_under_a_wild_optimizer():
             assert (layer.weight_quantizer.kernel_range.numpy() > 0).all()
 
 
-def test_two_replicas_train_the_same_ranges():
-    script = """
+def test_two_replicas_train_the_same_ranges(tmp_path):
+    code = """
         import keras, numpy as np, tensorflow as tf
         cpu = tf.config.list_physical_devices("CPU")[0]
         two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -338,7 +338,8 @@ def test_two_replicas_train_the_same_ranges():
         kerasq.export_tflite(q)
         print("trained")
     """
-    done = python("-c", textwrap.dedent(script))
+    (tmp_path / "mirrored.py").write_text(textwrap.dedent(code))
+    done = script(tmp_path / "mirrored.py")
     assert "trained" in done.stdout, done.stderr[-3000:]
 
 
@@ -386,7 +387,7 @@ def test_saved_models_of_other_shapes(tmp_path, make):
     x = networks.data(q)
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    pairs = zip(*(keras.tree.flatten(m.predict_on_batch(x)) for m in (q, loaded)), strict=True)
+    pairs = zip(*(keras.tree.flatten(networks.run(m, x)) for m in (q, loaded)), strict=True)
     for a, b in pairs:
         np.testing.assert_array_equal(a, b)
 

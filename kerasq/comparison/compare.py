@@ -20,6 +20,8 @@ from kerasq.support.progress import track
 
 # Samples that are simulated at once; the interpreter takes as many as its file says.
 CHUNK = 64
+# Up to so many batches are computed eagerly: a trace takes as long as ten batches of a small model.
+FEW = 4
 
 
 def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
@@ -49,9 +51,9 @@ def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
     _check_export(model, probe)
     layers = _layers(model, probe)
     ends = _Ends(model)
-    simulate = _simulation(model, layers)
     samples = sample_count(model, x)
     total = None if samples is None else -(-samples // CHUNK)
+    simulate = _simulation(model, layers, total is None or total > FEW)
     for data in track(batches(model, x, batch_size=CHUNK), total, "batch"):
         probe.run(data)
         outputs, values = simulate(data, [layer.fed() for layer in layers])
@@ -107,17 +109,22 @@ def _layers(model: keras.Model, probe: Probe) -> list["_Layer"]:
     ]
 
 
-def _simulation(model: keras.Model, layers: list["_Layer"]) -> Callable[[Any, list], tuple]:
-    """A traced function: the model's outputs on a batch, and those of each layer on its inputs."""
-    signature = [batch_spec(model.input), batch_spec([layer.inputs for layer in layers])]
+def _simulation(
+    model: keras.Model, layers: list["_Layer"], is_traced: bool
+) -> Callable[[Any, list], tuple]:
+    """A function: the model's outputs on a batch, and those of each layer on its inputs."""
 
-    # One function rather than one a layer, of which each would be traced and called by itself.
-    @tf.function(input_signature=signature, autograph=False)
     def simulate(data: Any, fed: list) -> tuple[list, list]:
+        # Batches are of float32, indices included: see `batch_spec`.
+        data, fed = keras.tree.map_structure(lambda v: tf.cast(v, tf.float32), (data, fed))
         outputs = graphs.run(model, data, wrappers.infer)
         return outputs, [layer.run(x) for layer, x in zip(layers, fed, strict=True)]
 
-    return simulate
+    if not is_traced:
+        return simulate
+    signature = [batch_spec(model.input), batch_spec([layer.inputs for layer in layers])]
+    # One function rather than one a layer, of which each would be traced and called by itself.
+    return tf.function(simulate, input_signature=signature, autograph=False)
 
 
 def step_of(tensor: keras.KerasTensor) -> np.ndarray | None:

@@ -92,7 +92,7 @@ def test_print_and_plot(model, table, tmp_path):
 
 
 def test_metric_with_labels_and_settled_layers(model, x):
-    labels = model.predict_on_batch(x).argmax(-1)
+    labels = networks.run(model, x).argmax(-1)
     found = kerasq.allocate(
         model,
         (x, labels),
@@ -108,7 +108,7 @@ def test_metric_with_labels_and_settled_layers(model, x):
 
 def test_a_target_that_layers_alone_do_not_tell_of(model, x):
     # As on few samples: no layer alone changes a class, together they do.
-    labels = model.predict_on_batch(x).argmax(-1)
+    labels = networks.run(model, x).argmax(-1)
     table = kerasq.sensitivity(model, (x, labels), candidates=("w8a8", "w2a2"), metric="accuracy")
     alone = np.where(np.isnan(table.alone), np.nan, table.reference)
     table = dataclasses.replace(table, alone=alone, noise=np.where(np.isnan(alone), np.nan, 0.0))
@@ -182,7 +182,7 @@ def test_arguments_that_contradict_the_measurements(model, x, table):
         kerasq.allocate(model, x, budget={"bytes": 1e4}, candidates=("w8a8",), sensitivity=table)
     with pytest.raises(ValueError, match="`metric` must be that of `sensitivity`"):
         kerasq.allocate(model, x, budget={"accuracy": 0.9}, metric="accuracy", sensitivity=table)
-    labels = model.predict_on_batch(x).argmax(-1)
+    labels = networks.run(model, x).argmax(-1)
     accuracy = kerasq.sensitivity(
         model, (x, labels), candidates=("w8a8", "w4a8"), metric="accuracy"
     )

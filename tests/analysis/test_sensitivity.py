@@ -73,7 +73,7 @@ def test_plot(table, tmp_path):
 
 
 def test_metric_with_labels(model, x):
-    labels = model.predict_on_batch(x).argmax(-1)
+    labels = networks.run(model, x).argmax(-1)
     table = kerasq.sensitivity(model, (x, labels), candidates=("w8a8", "w4a8"), metric="accuracy")
     assert table.metric == "accuracy" and table.reference == 1.0
     np.testing.assert_allclose(table.noise, 1.0 - table.alone)

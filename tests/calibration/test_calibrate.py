@@ -102,7 +102,7 @@ class TestEveryObserver:
             low, high = (float(end) for end in quantizer.range())
             assert low <= 0.0 < NARROWEST < high
             Grid.from_range(low, high)
-        assert np.isfinite(model.predict_on_batch(samples(4))).all()
+        assert np.isfinite(networks.run(model, samples(4))).all()
 
 
 def test_minmax_is_the_least_and_the_greatest():
@@ -387,7 +387,7 @@ def test_constant_zero_data_give_a_model_that_runs(method):
     model = quantized()
     kerasq.calibrate(model, np.zeros((10, 4)), method=method)
     assert found_ranges(model)["x_quantize"] == (0.0, 1.0)
-    assert np.isfinite(model.predict_on_batch(samples(3))).all()
+    assert np.isfinite(networks.run(model, samples(3))).all()
 
 
 def test_without_a_method_few_codes_leave_outliers_out():

@@ -43,7 +43,7 @@ def test_sums_of_tensors_that_look_like_biases(name):
     model = keras.Model(inner, make(inner))
     x = networks.data(model, 16)
     q = networks.quantized(model, x)
-    want, simulated = model.predict_on_batch(x), q.predict_on_batch(x)
+    want, simulated = networks.run(model, x), networks.run(q, x)
     assert 10 * np.log10(np.mean(want**2) / np.mean((want - simulated) ** 2)) > 25
     tolerance = 1e-5 if name == "float" else 0.0
     for batch_size in (1, 2):
@@ -62,4 +62,4 @@ def test_a_model_of_a_fixed_batch_is_exported_as_it_is():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q, batch_size=2)
-    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))

@@ -19,9 +19,7 @@ def test_it_computes_what_the_model_does(make, tmp_path):
     if isinstance(found, dict):  # In the order of the model.
         assert list(found) == lite.output_names == model.output_names
         found = list(found.values())
-    expected = keras.tree.flatten(
-        model.predict_on_batch(keras.tree.pack_sequence_as(model.input, x))
-    )
+    expected = keras.tree.flatten(networks.run(model, keras.tree.pack_sequence_as(model.input, x)))
     for y, z in zip(keras.tree.flatten(found), expected, strict=True):
         np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-5)
 
@@ -30,7 +28,7 @@ def test_weights_take_the_bytes_of_their_type():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512), keras.layers.Dense(64)])
     x = np.random.default_rng(0).normal(size=(4, 64)).astype("float32")
-    expected = model.predict_on_batch(x)
+    expected = networks.run(model, x)
     errors = []
     for weights, size in (("float32", 4), ("float16", 2), ("int8", 1)):
         lite = kerasq.export_float_tflite(model, weights=weights)

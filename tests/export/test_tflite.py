@@ -75,7 +75,7 @@ def test_batch_sizes(make, batch_size):
     x = networks.data(q, 16)
     lite = kerasq.export_tflite(q, batch_size=batch_size)
     assert {tensor.shape[0] for tensor in (*lite.inputs, *lite.outputs)} == {batch_size}
-    simulated = q.predict_on_batch(x)
+    simulated = networks.run(q, x)
     found = lite.predict(x)
     if isinstance(found, dict):
         found = [found[name] for name in ("score", "label")]
@@ -120,7 +120,7 @@ def test_signature_runner_takes_names():
     left, right = networks.samples(q, 1)
     runner = Interpreter(model_content=lite.content).get_signature_runner("serving_default")
     found = runner(right=right, left=left)
-    score, label = q.predict_on_batch([left, right])
+    score, label = networks.run(q, [left, right])
     np.testing.assert_array_equal(found["score"], score)
     np.testing.assert_array_equal(found["label"], label)
 
@@ -147,7 +147,7 @@ def test_outputs_that_share_a_tensor_have_names_of_their_own(names, found):
     x = networks.data(q, 5)
     outputs = lite.predict(x)
     outputs = list(outputs.values()) if len(names) > 1 else [outputs]
-    for array, want in zip(outputs, keras.tree.flatten(q.predict_on_batch(x)), strict=True):
+    for array, want in zip(outputs, keras.tree.flatten(networks.run(q, x)), strict=True):
         np.testing.assert_array_equal(array, want)
 
 
@@ -209,7 +209,7 @@ def test_ends_of_every_kind(make):
     x = networks.data(model, 24)
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q, batch_size=3)
-    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     signature = Interpreter(model_content=lite.content).get_signature_list()
     assert signature["serving_default"] == {"inputs": ["x"], "outputs": ["out"]}
 
@@ -224,7 +224,7 @@ def test_pooling_an_image_of_one_pixel_does_not_split_the_partition(keepdims):
     x = networks.data(model, 24)
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q)
-    np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     interpreter = Interpreter(model_content=lite.content)
     interpreter.allocate_tensors()
     names = [op["op_name"] for op in interpreter._get_ops_details()]

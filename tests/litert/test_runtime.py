@@ -91,7 +91,7 @@ def test_any_type_of_numbers(mlp, dtype):
 def test_several_inputs_as_list_tuple_or_dict(pair, count):
     q, (left, right), lite = pair
     left, right = left[:count], right[:count]
-    expected = q.predict_on_batch([left, right]) if count else [np.zeros((0, n)) for n in (1, 3)]
+    expected = networks.run(q, [left, right]) if count else [np.zeros((0, n)) for n in (1, 3)]
     for x in ([left, right], (left, right), {"right": right, "left": left}):
         found = lite.predict(x)
         assert set(found) == {"score", "label"}
@@ -251,7 +251,7 @@ def test_a_float_model_has_float_ops(plain):
     assert lite.float_ops == lite.ops
     model = networks.mlp()
     x = networks.data(model, 5)
-    np.testing.assert_allclose(lite.predict(x), model.predict_on_batch(x), atol=1e-5)
+    np.testing.assert_allclose(lite.predict(x), networks.run(model, x), atol=1e-5)
 
 
 def test_quantize_at_the_ends_is_no_float_op(mlp):

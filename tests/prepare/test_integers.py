@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import kerasq
+from tests import networks
 
 L, ops = keras.layers, keras.ops
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3)).astype("uint8")
@@ -40,8 +41,8 @@ def pixels(front):
 def test_pixels(front):
     model = pixels(front)
     q, lite = exported(model, PIXELS)
-    want = model.predict(PIXELS, verbose=0)
-    np.testing.assert_allclose(q.predict(PIXELS, verbose=0), want, atol=0.05 * np.ptp(want))
+    want = networks.run(model, PIXELS)
+    np.testing.assert_allclose(networks.run(q, PIXELS), want, atol=0.05 * np.ptp(want))
     report = kerasq.compare(q, lite, x=PIXELS)
     assert report.exact == 1.0 and report.max_lsb == 0
     (end,) = lite.inputs
@@ -64,7 +65,7 @@ def test_scaled_in_front_of_the_grid():
     x = keras.Input((4,), dtype="int32")
     model = keras.Model(x, L.Dense(2)(normalization(x)))
     _, lite = exported(model, counts)
-    want = model.predict(counts, verbose=0)
+    want = networks.run(model, counts)
     np.testing.assert_allclose(lite.predict(counts), want, atol=0.05 * np.ptp(want))
     (own,) = [end.preprocessing for end in lite.inputs]
     np.testing.assert_allclose(own(counts), normalization(counts), atol=1e-5)
@@ -79,7 +80,7 @@ def test_what_reads_indices_keeps_them():
     words = np.random.default_rng(0).integers(0, 9, (32, 5)).astype("int32")
     q, lite = exported(model, words)
     assert [end.dtype for end in lite.inputs] == [np.int32]
-    np.testing.assert_array_equal(lite.predict(words), q.predict(words, verbose=0))
+    np.testing.assert_array_equal(lite.predict(words), networks.run(q, words))
 
 
 def test_labels_that_are_computed_on():
@@ -88,7 +89,7 @@ def test_labels_that_are_computed_on():
     model = keras.Model(x, L.Rescaling(0.25)(ops.argmax(scores, axis=-1, keepdims=True)))
     values = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
     q, lite = exported(model, values)
-    np.testing.assert_array_equal(lite.predict(values), q.predict(values, verbose=0))
+    np.testing.assert_array_equal(lite.predict(values), networks.run(q, values))
 
 
 @pytest.mark.parametrize(
@@ -105,8 +106,8 @@ def test_conditions_are_0_and_1(function):
     values = np.random.default_rng(0).uniform(0, 1, (32, 6)).astype("float32")
     model = keras.Model(x, function(x))
     q, lite = exported(model, values)
-    np.testing.assert_array_equal(lite.predict(values), q.predict(values, verbose=0))
-    off = np.abs(q.predict(values, verbose=0) - model.predict(values, verbose=0))
+    np.testing.assert_array_equal(lite.predict(values), networks.run(q, values))
+    off = np.abs(networks.run(q, values) - networks.run(model, values))
     # At the threshold a code falls on either side.
     assert np.quantile(off, 0.9) < 0.05
 
@@ -118,7 +119,7 @@ def test_layers_of_two_kinds_read_one_cast():
     values = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
     q, lite = exported(model, values)
     assert len([op for op in lite.ops if op.name == "CAST"]) == 1
-    for a, b in zip(lite.predict(values).values(), q.predict(values, verbose=0), strict=True):
+    for a, b in zip(lite.predict(values).values(), networks.run(q, values), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -128,7 +129,7 @@ def test_conditions_that_a_layer_moves():
     model = keras.Model(x, [moved * L.ZeroPadding2D(1)(x), moved**2])
     values = np.random.default_rng(0).normal(size=(16, 4, 4, 3)).astype("float32")
     q, lite = exported(model, values)
-    found, want = lite.predict(values).values(), q.predict(values, verbose=0)
+    found, want = lite.predict(values).values(), networks.run(q, values)
     for a, b in zip(found, want, strict=True):
         np.testing.assert_array_equal(a, b)
     inner = want[1][:, 1:-1, 1:-1]
@@ -147,7 +148,7 @@ def test_outputs_that_are_tuples():
     values = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
     mean, variance = ops.moments(L.Dense(3)(x), axes=[-1])
     q, lite = exported(keras.Model(x, [mean, variance]), values)
-    for a, b in zip(lite.predict(values).values(), q.predict(values, verbose=0), strict=True):
+    for a, b in zip(lite.predict(values).values(), networks.run(q, values), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import kerasq
 from kerasq.layers import InputScale, Scale
+from tests import networks
 
 L = keras.layers
 SIZES = np.array([1.0, 1000.0, 0.01, 50.0])
@@ -64,8 +65,8 @@ def test_features_of_other_sizes_are_scaled_in_front_of_the_grid(kind, capsys):
     q = quantized(model, x)
     assert "In float, in front of the grid of input 'features'" in capsys.readouterr().out
     assert [layer.name for layer in q.layers[:3:2]] == ["features", "features_quantize"]
-    want = model.predict(x, verbose=0)
-    found = q.predict(x, verbose=0)
+    want = networks.run(model, x)
+    found = networks.run(q, x)
     assert np.square(found - want).mean() < 1e-3 * want.var()
     # Whoever feeds integers scales as well: `predict` does.
     lite = kerasq.export_tflite(q)
@@ -111,7 +112,7 @@ def test_a_gain_alone():
     (found,) = scales(q)
     np.testing.assert_allclose(found.get_weights(), [1 / SIZES, np.zeros(4)], rtol=1e-6)
     lite = kerasq.export_tflite(q)
-    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_two_inputs_of_one_normalization():
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, [x])
     lite = kerasq.export_tflite(q, input_dtype="uint8")
-    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     first, second = (tensor.preprocessing.gain for tensor in lite.inputs)
     np.testing.assert_allclose(second, 0.5 * first, rtol=1e-6)
 

@@ -78,7 +78,7 @@ def test_a_users_quantizer_goes_the_whole_road(bits, batch_norm, tmp_path):
     for name, quantizer in kernels(loaded).items():
         assert isinstance(quantizer, Shifted) and quantizer.bias_share == 0.25
         np.testing.assert_array_equal(quantizer.step, kernels(q)[name].step)
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(networks.run(loaded, x), networks.run(q, x))
     assert kerasq.export_tflite(loaded).content == lite.content
 
 

@@ -2,9 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 import types
 
@@ -20,7 +17,7 @@ import kerasq
 from kerasq.calibration.observers import OBSERVERS
 from recipes import datasets, low_bit, mixed_precision, schemes, stages
 from tests import networks
-from tests.processes import ENV, LIMIT, ROOT, python, script
+from tests.processes import LIMIT, python, script, started
 
 MODELS = ("float", "calibrated", "finetuned", "float_finetuned")
 ARTIFACTS = [f"{name}.keras" for name in MODELS]
@@ -324,18 +321,17 @@ def logged(folder):
 def killed_in_an_epoch(recipe, out, flags, epoch):
     """Starts a run and kills it in the middle of the epoch after so many."""
     backup = out / "backup" / "finetune"
-    with (out / "log").open("w") as log:
-        command = [sys.executable, f"recipes/{recipe}.py", f"--out={out}", *flags]
-        process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=log, stderr=log)
-        deadline = time.time() + LIMIT
-        while time.time() < deadline and process.poll() is None:
-            if list(backup.glob(f"epoch-{epoch:05d}*")):
-                break
-            time.sleep(0.01)
-        time.sleep(0.1)
-        assert process.poll() is None, (out / "log").read_text()[-3000:]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    log = out / "log"
+    process = started([f"recipes/{recipe}.py", f"--out={out}", *flags], log, log)
+    deadline = time.time() + LIMIT
+    while time.time() < deadline and process.is_alive():
+        if list(backup.glob(f"epoch-{epoch:05d}*")):
+            break
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert process.is_alive(), log.read_text()[-3000:]
+    process.kill()
+    process.join()
 
 
 def test_a_killed_run_ends_where_an_unbroken_one_does(network, tmp_path):

@@ -154,12 +154,12 @@ def test_fixed_point_functions(function, want, x, integer_bits, result_bits):
 # Whole models.
 
 
-def assert_exact(q, x):
+def assert_exact(q, x, run=networks.run):
     lite = kerasq.export_tflite(q)
     assert lite.target == "tflm" and lite.float_ops == []
     found = lite.predict(x)
     found = [*found.values()] if isinstance(found, dict) else [found]
-    for a, b in zip(keras.tree.flatten(q.predict(x, verbose=0)), found, strict=True):
+    for a, b in zip(keras.tree.flatten(run(q, x)), found, strict=True):
         np.testing.assert_array_equal(a, b)
     return lite
 
@@ -169,7 +169,9 @@ def assert_exact(q, x):
 def test_networks(name, scheme):
     model = getattr(networks, name)()
     x = networks.data(model, 32)
-    lite = assert_exact(networks.quantized(model, x, scheme=scheme, target="tflm"), x)
+    # In a graph, too, on weights of few bits; on others that is `test_layers`.
+    run = keras.Model.predict_on_batch if name == "mobile" else networks.run
+    lite = assert_exact(networks.quantized(model, x, scheme=scheme, target="tflm"), x, run)
     # Packed weights only where it reads them.
     kinds = {op.name for op in lite.ops}
     packed = {x.name for x in lite.tensors if x.type == "int4"}
@@ -209,7 +211,8 @@ def test_layers(shapes, scheme, other):
     data = [rng.normal(0.3 * i, 3 / (i + 1), (24, *s)).astype("f") for i, s in enumerate(shapes)]
     options = {"scheme": scheme, "overrides": {"other_*": other}, "target": "tflm"}
     q = networks.quantized(model, data, **options)
-    assert_exact(q, data)
+    # In a graph, too: once for each kernel.
+    assert_exact(q, data, keras.Model.predict_on_batch if scheme == other else networks.run)
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 23, 130])
@@ -259,7 +262,7 @@ def test_labels_of_int16_are_those_of_floats():
     q = networks.quantized(model, data, scheme="w8a16", target="tflm")
     lite = kerasq.export_tflite(q)
     assert [op.name for op in lite.ops] == ["FULLY_CONNECTED", "DEQUANTIZE", "ARG_MAX"]
-    np.testing.assert_array_equal(lite.predict(data), q.predict(data, verbose=0))
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
@@ -315,7 +318,7 @@ def test_inputs_on_ties(dtype):
     x = grid.scale * steps
     lite = kerasq.export_tflite(q, input_dtype=dtype)
     assert (grid.quantize(x) != grid.quantize(x, away=True)).mean() > 0.2
-    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
 
 
 def test_a_file_says_what_it_was_made_for(recwarn):

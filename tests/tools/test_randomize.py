@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from recipes import models
-from tests import processes
+from tests import networks, processes
 from tools import randomize
 
 
@@ -43,10 +43,10 @@ def test_tiny_variances_and_no_gamma():
     norm.moving_variance.assign([1e-9, 1.0, 0.0, 5.0])
     norm.moving_mean.assign([0.1, -0.2, 0.3, 1.0])
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
-    before = model.predict_on_batch(x)
+    before = networks.run(model, x)
     randomize.randomize(model, seed=3)
     assert norm.moving_variance.numpy().min() > 0
-    after = model.predict_on_batch(x)
+    after = networks.run(model, x)
     np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
 
 
@@ -54,7 +54,7 @@ def test_command_line(tmp_path):
     keras.utils.set_random_seed(0)
     model = models.build("cnn", (8, 8, 1), 10)
     model.save(tmp_path / "a.keras")
-    done = processes.python("tools/randomize.py", tmp_path / "a.keras", tmp_path / "b.keras")
+    done = processes.script("tools/randomize.py", tmp_path / "a.keras", tmp_path / "b.keras")
     assert done.returncode == 0, done.stderr[-3000:]
     x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)).astype("float32")
     again = keras.models.load_model(tmp_path / "b.keras")

@@ -9,8 +9,8 @@ from PIL import Image
 from tests import processes
 
 
-def python(*arguments):
-    done = processes.python(*arguments)
+def script(*arguments):
+    done = processes.script(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -24,7 +24,7 @@ def test_the_table(tmp_path):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     out, data = tmp_path / "out", f"--data_dir={tmp_path / 'images'}"
     flags = [data, f"--out={out}", "--model=cnn", "--seeds=0", "--float_epochs=2", "--epochs=12"]
-    text = python("tools/results.py", *flags, "--row=qat w8a8", "--row=ptq w8a8")
+    text = script("tools/results.py", *flags, "--row=qat w8a8", "--row=ptq w8a8")
     table = [line for line in text.splitlines() if line.startswith("|")]
     names = [line.split("|")[1].strip() for line in table]
     assert names[2:] == ["float at the start", "float", "qat w8a8", "ptq w8a8"]
@@ -38,7 +38,7 @@ def test_the_table(tmp_path):
     one = [f"--out={out / 'qat_w8a8'}", "--seeds=0", "--", "recipes/qat.py", data]
     one += ["--dataset=image_folder", f"--model={out / 'network' / 'float.keras'}", "--epochs=12"]
     one += ["--learning_rate=0.01", "--momentum=0.9", "--batch_norm=keep", "--float_finetune"]
-    text = python("tools/repeat.py", *one)
+    text = script("tools/repeat.py", *one)
     assert "finetune: finished before" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("| float  ")]
     assert float(row[3]) == pytest.approx(100 * result["float_accuracy"], abs=1e-3)

@@ -7,7 +7,7 @@ import numpy as np
 from tests import processes
 
 
-def test_networks_of_keras_2_compute_the_same():
+def test_networks_of_keras_2_compute_the_same(tmp_path):
     # The tool has flags that others have too, so it is imported in a process of its own.
     script = """
 import numpy as np
@@ -17,11 +17,11 @@ for network in robustness.NETWORKS:
     model = models.build(network, (32, 32, 3), 10)
     # Small values: a softmax of random logits in the tens would enlarge errors of rounding.
     x = np.random.default_rng(0).uniform(0, 1, (4, 32, 32, 3)).astype("f")
-    found = robustness.in_keras2(model).predict(x, verbose=0)
-    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(robustness.in_keras2(model)(x), model(x), atol=1e-5)
     print("same", network)
 """
-    done = processes.python("-c", script)
+    (tmp_path / "same.py").write_text(script)
+    done = processes.script(tmp_path / "same.py")
     assert done.stdout.count("same") == 4, done.stderr[-3000:]
 
 
@@ -33,7 +33,7 @@ def test_the_table(tmp_path):
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'data.npz'}", f"--out={tmp_path / 'out'}"]
     flags += ["--float_epochs=1", "--network=ds_cnn", "--optimizer=SGD 1e-3"]
     # All of them once, and two with a second seed.
-    done = processes.python("-m", "tools.robustness", *flags, "--seeds=0")
+    done = processes.script("tools/robustness.py", *flags, "--seeds=0")
     assert done.returncode == 0, done.stderr[-3000:]
     header = next(x for x in done.stdout.splitlines() if x.startswith("|"))
     names = [cell.strip() for cell in header.split("|")[3:-1]]
@@ -41,8 +41,10 @@ def test_the_table(tmp_path):
     runs = tmp_path / "out/finetune/ds_cnn"
     for name in ("float", "kerasq", "kerasq_folded", "tfmot"):
         assert "SGD 1e-3" in json.loads((runs / name / "seed0.json").read_text())
+    logs = {path: path.stat().st_mtime_ns for path in runs.rglob("*.log")}
+    assert len(logs) == 4
     flags += ["--seeds=0,1", "--contestant=kerasq"]
-    done = processes.python("-m", "tools.robustness", *flags)
+    done = processes.script("tools/robustness.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = [x for x in done.stdout.splitlines() if x.startswith("|")]
     header, _, accuracies, over = printed[:4]
@@ -70,8 +72,6 @@ def test_the_table(tmp_path):
     cells = [cell.strip() for cell in printed[6].split("|")[1:-1]]
     assert cells == ["ds_cnn", "kerasq", "SGD 1e-3", f"{100 * np.mean(clipped):.2f}"]
     assert (runs / "kerasq/seed0.SGD_1e-3.png").read_bytes().startswith(b"\x89PNG")
-    # What is finished is not run again.
-    logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
-    done = processes.python("-m", "tools.robustness", *flags)
-    assert accuracies in done.stdout
-    assert logs == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
+    # What was finished was not run again.
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
+    assert {path.name for path in {*runs.rglob("*.log")} - {*logs}} == {"seed1.log"}

@@ -2,12 +2,10 @@
 
 import json
 import socket
-import subprocess
-import sys
 
 import numpy as np
 
-from tests.processes import ENV, LIMIT, ROOT
+from tests import processes
 
 SCRIPT = """
 import json, sys
@@ -75,25 +73,18 @@ def free_port():
 
 def trained(name, out, options, workers=1):
     """Variables and history of each worker."""
+    (out / "train.py").write_text(SCRIPT)
+    logs = [out / f"{name}{i}.log" for i in range(workers)]
     ports = [free_port() for _ in range(workers)]
     running = []
     for i in range(workers):
         cluster = {"worker": [f"localhost:{port}" for port in ports]}
         config = {"cluster": cluster, "task": {"type": "worker", "index": i}}
-        env = ENV | ({"TF_CONFIG": json.dumps(config)} if name == "multi_worker" else {})
-        command = [sys.executable, "-c", SCRIPT, name, str(out / f"{name}{i}.npz")]
-        running.append(
-            subprocess.Popen(
-                [*command, json.dumps(options)],
-                cwd=ROOT,
-                env=env,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    for process in running:
-        _, errors = process.communicate(timeout=LIMIT)
-        assert process.returncode == 0, errors[-3000:]
+        env = {"TF_CONFIG": json.dumps(config)} if name == "multi_worker" else {}
+        argv = [str(out / "train.py"), name, str(out / f"{name}{i}.npz"), json.dumps(options)]
+        running.append(processes.started(argv, logs[i], logs[i], env))
+    for process, log in zip(running, logs, strict=True):
+        assert processes.ended(process) == 0, log.read_text()[-3000:]
     return [dict(np.load(out / f"{name}{i}.npz")) for i in range(workers)]
 
 
