@@ -3,14 +3,16 @@
   float          train --model on --dataset, or take a .keras file    float.keras
   static         int8 weights and activations, the ranges of the activations found by each
                  calibration method                                   static_<method>.tflite
-  corrected      the same by the default method, and biases corrected by the mean errors of sums
-                 (kerasq.correct_biases)                              static_corrected.tflite
-  rounded        the same, and weights rounded up or down so that outputs stay
-                 (kerasq.adaround)                                    static_rounded.tflite
-  data_free      ranges from the statistics of BatchNormalization, where the network has some
-                 (kerasq.calibrate_without_data)                      static_data_free.tflite
+                 or, behind the default method:
+  corrected      biases corrected by the mean errors of sums (kerasq.correct_biases)
+  ranges         ranges of weights of fewer than 8 bits by the error of outputs (kerasq.seq_mse)
+  rounded        weights rounded up or down so that outputs stay (kerasq.adaround)
+  blocks         the same, block by block
+  equalized      channels rescaled before quantization (kerasq.equalize)
+  absorbed       the same, and high biases moved (kerasq.absorb_biases)
+  data_free      ranges from the statistics of BatchNormalization (kerasq.calibrate_without_data)
   data_free_corrected  the same, and biases corrected without data
-                                                     static_data_free_corrected.tflite
+                                                                      static_<way>.tflite
   dynamic_range  int8 weights, activations quantized on the fly       dynamic_range.tflite
   float16        float16 weights, float arithmetic                    float16.tflite
 
@@ -43,40 +45,109 @@ from recipes import evaluation, report, results, run, schemes, stages, training
 
 # Types of the weights, by flavour; activations are float.
 FLAVOURS = {"dynamic_range": "int8", "float16": "float16"}
-# Ways behind the default calibration.
-_CORRECTED, _ROUNDED = "corrected", "rounded"
-# Ways that see no image, and what images hold.
-_DATA_FREE, _DATA_FREE_CORRECTED = "data_free", "data_free_corrected"
+# What images hold.
 _PIXELS = (0, 255)
+# Ways that need the statistics of BatchNormalization.
+_FROM_STATISTICS = ("absorbed", "data_free", "data_free_corrected")
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations of the static models.")
 _OVERRIDES = schemes.overrides_flag()
 _ROUNDING_ITERATIONS = flags.DEFINE_integer(
     "rounding_iterations", 1000, "Steps for each layer where weights are rounded.", 1
 )
+_OTHERS = ("corrected", "ranges", "rounded", "blocks", "equalized", *_FROM_STATISTICS)
+_WAYS = flags.DEFINE_multi_enum(
+    "way", [*OBSERVERS, *_OTHERS], [*OBSERVERS, *_OTHERS], "Static models, a flag for each."
+)
 for module in (run, schemes):
     flags.adopt_module_key_flags(module)
 
 
-def static(
-    job: run.Run,
-    quantize: Callable[[keras.Model], keras.Model],
-    way: str,
-    reference: Callable[[], np.ndarray],
-) -> None:
+class Ways:
+    """The ways to make a static model, beside the methods of calibration.
+
+    Args:
+        job: has a float model.
+        quantize: makes a quantized model of a float one.
+    """
+
+    def __init__(self, job: run.Run, quantize: Callable[[keras.Model], keras.Model]) -> None:
+        self._job, self._quantize = job, quantize
+
+    def make(self, way: str) -> keras.Model:
+        """The calibrated model, by the name of a method or of another way."""
+        return self.calibrated(way) if way in OBSERVERS else getattr(self, way)()
+
+    def calibrated(
+        self, method: str | None = None, model: keras.Model | None = None
+    ) -> keras.Model:
+        """By a method of calibration, None for the default; of another float model."""
+        q = self._quantize(model or self._job.load("float.keras"))
+        kerasq.calibrate(q, self._job.calibration_batches(), method=method)
+        return q
+
+    def _changed(self, change: Callable[..., Any], **options: Any) -> keras.Model:
+        q = self.calibrated()
+        print(change(q, self._job.calibration_batches(), **options))
+        return q
+
+    def corrected(self) -> keras.Model:
+        """Biases by the mean errors of sums."""
+        return self._changed(kerasq.correct_biases)
+
+    def ranges(self) -> keras.Model:
+        """Ranges of weights by the error of outputs."""
+        return self._changed(kerasq.seq_mse)
+
+    def rounded(self) -> keras.Model:
+        """Weights rounded layer by layer."""
+        return self._changed(kerasq.adaround, iterations=_ROUNDING_ITERATIONS.value)
+
+    def blocks(self) -> keras.Model:
+        """Weights rounded block by block."""
+        return self._changed(kerasq.adaround, unit="block", iterations=_ROUNDING_ITERATIONS.value)
+
+    def equalized(self) -> keras.Model:
+        """Channels that span alike."""
+        return self.calibrated(model=self._equal().model)
+
+    def absorbed(self) -> keras.Model:
+        """Channels that span alike, and high biases in the layers behind."""
+        found = kerasq.absorb_biases(self._equal().model)
+        print(found)
+        return self.calibrated(model=found.model)
+
+    def _equal(self) -> Any:
+        found = kerasq.equalize(self._job.load("float.keras"))
+        print(found)
+        return found
+
+    def data_free(self) -> keras.Model:
+        """Ranges from BatchNormalization."""
+        q = self._quantize(self._job.load("float.keras"))
+        kerasq.calibrate_without_data(q, _PIXELS)
+        return q
+
+    def data_free_corrected(self) -> keras.Model:
+        """Ranges and biases from BatchNormalization."""
+        q = self.data_free()
+        print(kerasq.correct_biases(q))
+        return q
+
+
+def static(job: run.Run, ways: Ways, way: str, reference: Callable[[], np.ndarray]) -> None:
     """static_<way>.tflite.
 
     Args:
         job: has a float model.
-        quantize: makes a quantized model of it.
-        way: the method of the calibration, or another of the ways: see `_calibrate`.
+        ways: make quantized models of it.
+        way: which.
         reference: what float.keras makes of the images held out.
     """
     target = f"static_{way}.tflite"
 
     def work() -> results.Figures:
-        model = quantize(job.load("float.keras"))
-        _calibrate(job, model, way)
+        model = ways.make(way)
         lite = kerasq.export_tflite(model, job.path(target))
         held_out = job.data.parts[1]
         outputs = training.predict(model, held_out.x)
@@ -90,30 +161,17 @@ def static(
     job.stage(f"static_{way}", (target,), work)
 
 
-def _calibrate(job: run.Run, model: keras.Model, way: str) -> None:
-    """Calibrates by a method, or without data; "corrected" and "rounded" by the default one."""
-    if way in (_DATA_FREE, _DATA_FREE_CORRECTED):
-        kerasq.calibrate_without_data(model, _PIXELS)
-        if way == _DATA_FREE_CORRECTED:
-            print(kerasq.correct_biases(model))
-        return
-    method = way if way in OBSERVERS else None
-    kerasq.calibrate(model, job.calibration_batches(), method=method)
-    if way == _CORRECTED:
-        print(kerasq.correct_biases(model, job.calibration_batches()))
-    if way == _ROUNDED:
-        iterations = _ROUNDING_ITERATIONS.value
-        print(kerasq.adaround(model, job.calibration_batches(), iterations=iterations))
-
-
-def _without_data(job: run.Run, quantize: Callable[[keras.Model], keras.Model]) -> tuple[str, ...]:
-    """The ways that see no image; none, and why, where the network does not say enough."""
+def _possible(ways: Ways) -> list[str]:
+    """The ways that were asked for; without those that want statistics where there are none."""
+    asked = [*_WAYS.value]
+    if not {*asked} & {*_FROM_STATISTICS}:
+        return asked
     try:
-        kerasq.calibrate_without_data(quantize(job.load("float.keras")), _PIXELS)
+        ways.data_free()
     except ValueError as error:
-        print(f"Nothing without data. {error}")
-        return ()
-    return _DATA_FREE, _DATA_FREE_CORRECTED
+        print(f"Nothing by the statistics of BatchNormalization. {error}")
+        return [way for way in asked if way not in _FROM_STATISTICS]
+    return asked
 
 
 def converted(job: run.Run, flavour: str) -> None:
@@ -229,8 +287,9 @@ def main() -> None:
     job.settings.update(options, calibration_steps=job.calibration_steps)
     job.settings.update(num_threads=job.num_threads)
     job.settings.update(rounding_iterations=_ROUNDING_ITERATIONS.value)
-    for way in (*OBSERVERS, _CORRECTED, _ROUNDED, *_without_data(job, quantize)):
-        static(job, quantize, way, reference)
+    ways = Ways(job, quantize)
+    for way in _possible(ways):
+        static(job, ways, way, reference)
     for flavour in FLAVOURS:
         converted(job, flavour)
     finish(job)

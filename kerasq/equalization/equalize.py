@@ -25,8 +25,7 @@ class Equalization:
     Attributes:
         model: the equalized float model, for `kerasq.quantize_model`.
         layers: the layers whose output channels were rescaled, in the order of the model.
-        before: by layer, the largest magnitude of the weights of a channel over that of another, at
-            most, BatchNormalization folded.
+        before: by layer, the range `r_out` of a channel over that of another, at most.
         after: the same behind it.
         left: by layer whose output channels were not rescaled, what they are part of.
         unlimited: what had a limit, as ReLU6 has, and is a plain ReLU now.
@@ -47,7 +46,7 @@ class Equalization:
         rows = [["layer", "before", "after"]]
         found = zip(self.layers, self.before, self.after, strict=True)
         rows += [[name, f"{x:,.1f}", f"{y:,.1f}"] for name, x, y in found]
-        text = f"{tables.plain(rows)}\n\nLargest weights of channels, of one over another at most."
+        text = f"{tables.plain(rows)}\n\nRanges of channels, of one over another at most."
         if self.left:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left.items())
             text += f"\nLeft alone, for what their channels are part of: {reasons}."
@@ -69,12 +68,16 @@ def equalize(
         s = sqrt(r_out / r_in),
 
     the geometric mean of the two over `r_in` (Nagel et al. 2019, arXiv 1906.04721, section 4.1,
-    eq. 11; Meller et al. 2019, arXiv 1902.01917): r_out is the largest magnitude of the weights of
-    that channel in all layers that make it, BatchNormalization folded, r_in that in all layers
-    that read it. ReLU, LeakyReLU and PReLU let factors through, and so do pooling, padding with
-    zeros, Flatten and the like; across Add all that is added has the factors of the sum. Channels
-    are gone over until factors stay. Channels of zeros alone are left as they are, and those that
-    are part of what lets no factor through: ends of the model, other activations, products.
+    eq. 11; Meller et al. 2019, arXiv 1902.01917): r_in is the largest magnitude of the weights of
+    that channel in all layers that read it, r_out that in all layers that make it,
+    BatchNormalization folded. Where BatchNormalization says how far the channel's values reach,
+    `|beta| + 3 |gamma|`, that counts for r_out as well, as a share of the furthest of the tensor:
+    by weights alone, a channel that is all but constant would be blown up until it takes the grid
+    of its tensor for itself. ReLU, LeakyReLU and PReLU let factors through, and so do pooling,
+    padding with zeros, Flatten and the like; across Add all that is added has the factors of the
+    sum. Channels are gone over until factors stay. Channels of zeros alone are left as they are,
+    and those that are part of what lets no factor through: ends of the model, other activations,
+    products.
 
     Do it before `quantize_model`. It is for weights that have one scale for all channels;
     where each channel has its own, only activations become other ones, for better or worse.

@@ -19,7 +19,8 @@ def free(link: Link, found: Channels) -> np.ndarray:
 
 def spread(link: Link, found: Channels) -> float:
     """The largest range over the smallest one, of channels that can be rescaled and are not 0."""
-    ranges = _largest(link.magnitudes(), link.outputs, len(link.targets))
+    weights = _largest(link.magnitudes(), link.outputs, len(link.targets))
+    ranges = _made(weights, link.reach())
     ranges = ranges[free(link, found) & (ranges > 0.0)]
     return float(ranges.max() / ranges.min()) if ranges.size else 1.0
 
@@ -57,11 +58,14 @@ def solve(found: Channels) -> tuple[np.ndarray, int]:
             largest = np.maximum(largest, own)
         return largest
 
+    reach = np.zeros(found.count)
+    for link in found.links:
+        np.maximum.at(reach, link.targets, link.reach())
     sweeps, moved = 0, np.inf
     while moved >= TOLERANCE and sweeps < SWEEPS:
         sweeps, moved = sweeps + 1, 0.0
         for ids, making, reading in groups:
-            out = ranges(making, "targets", "outputs")[ids]
+            out = _made(ranges(making, "targets", "outputs")[ids], reach[ids] / factors[ids])
             taken = ranges(reading, "sources", "inputs")[ids]
             is_live = (out > 0.0) & (taken > 0.0)
             steps = np.log(out[is_live] / taken[is_live]) / 2.0
@@ -69,6 +73,19 @@ def solve(found: Channels) -> tuple[np.ndarray, int]:
             # What all have in common no grid depends on; over a deep network it takes long to stay.
             moved = max(moved, float(np.ptp(steps)) if steps.size else 0.0)
     return factors, sweeps
+
+
+def _made(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The ranges of channels of a tensor, by those of the weights that make it and of its values.
+
+    The larger of the two, each as a share of the tensor's. By its weights alone, a channel that is
+    all but constant, whose weights are next to nothing and whose bias is not, would be blown up
+    until it takes the whole grid of its tensor.
+    """
+    furthest = values.max(initial=0.0)
+    if furthest == 0.0:
+        return weights
+    return np.maximum(weights, values / furthest * weights.max())
 
 
 def _making(link: Link, found: Channels) -> list[Link]:

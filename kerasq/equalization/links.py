@@ -61,6 +61,21 @@ class Link:
             found = found * np.abs(value(gain_and_bias(self.norm, None)[0]))[self.outputs]
         return found
 
+    def reach(self) -> np.ndarray:
+        """By feature of the output, how far its values lie from 0: `|beta| + 3 |gamma|`.
+
+        0, for unknown, where no BatchNormalization says.
+        """
+        if self.norm is None:
+            return np.zeros(len(self.targets))
+        variance = value(self.norm.moving_variance)
+        # Of a channel that is all but constant hardly anything is left of gamma.
+        deviation = np.sqrt(variance / (variance + self.norm.epsilon))
+        if self.norm.scale:
+            deviation = deviation * np.abs(value(self.norm.gamma))
+        mean = np.abs(value(self.norm.beta)) if self.norm.center else 0.0
+        return mean + 3.0 * deviation
+
     def response(self, shift: np.ndarray) -> np.ndarray:
         """What `shift` of the inputs, the same at all places, adds to the sums in the outputs."""
         found = np.zeros(len(self.targets))
