@@ -42,6 +42,17 @@ class Unit:
         return [known[id(x)] for x in self.outputs]
 
 
+def calls_of_kernels(model: keras.Model) -> dict[str, list[KernelWrapper]]:
+    """By the name of its first call, the calls of each layer with a kernel, in order."""
+    found: dict[str, list[KernelWrapper]] = {}
+    for node in graph.calls(model):
+        layer = node.layer
+        # Constants, such as of a Rescaling, have no bias that training would find.
+        if isinstance(layer, KernelWrapper) and not getattr(layer.layer, "constant", False):
+            found.setdefault((layer.leader or layer).name, []).append(layer)
+    return found
+
+
 def by_layer(model: keras.Model) -> list[Unit]:
     """Each layer with a kernel alone."""
     nodes = graph.calls(model)

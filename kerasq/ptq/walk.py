@@ -8,8 +8,7 @@ import numpy as np
 
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq import reference, samples
-from kerasq.ptq.bias_correction import calls_of_kernels
-from kerasq.ptq.units import Unit
+from kerasq.ptq.units import Unit, calls_of_kernels
 from kerasq.retargeting import retarget
 from kerasq.support.progress import track
 from kerasq.wrappers import target_of
@@ -24,10 +23,13 @@ class Walk:
         steps: the most batches, or None for all.
         find: the units.
         is_legal: whether a method can do something about a layer.
+        shared: whether it can about one that is called more than once.
 
     Attributes:
-        legal: by name, the layers that are called once and that it can do something about.
+        legal: by name, the layers that it can do something about, by their first call.
         left: the names of the others that have kernels.
+        calls: by name of such a layer, the units of all its calls, where each has a unit.
+        samples: how many there are.
 
     Raises:
         ValueError: for a model without a float network to compare with, and data that `calibrate`
@@ -41,18 +43,24 @@ class Walk:
         steps: int | None,
         find: Callable[[keras.Model], list[Unit]],
         is_legal: Callable[[KernelWrapper], bool],
+        *,
+        shared: bool = False,
     ) -> None:
         reference.check(model)
         self._data = samples.Data(model, data, steps)
         calls = calls_of_kernels(model)
         self.legal = {
-            name: own[0] for name, own in calls.items() if len(own) == 1 and is_legal(own[0])
+            name: own[0]
+            for name, own in calls.items()
+            if (shared or len(own) == 1) and is_legal(own[0])
         }
         self.left = tuple(name for name in calls if name not in self.legal)
         # Weights change on the way, those of the float network do not.
         self._networks = model, retarget(model, target_of(model))
-        units = zip(*map(find, self._networks), strict=True)
-        self._pairs = [pair for pair in units if self.layers(pair[0])]
+        pairs = [*zip(*map(find, self._networks), strict=True)]
+        self._pairs = [pair for pair in pairs if self.layers(pair[0])]
+        self.calls = _by_leader(pairs)
+        self.samples = self._data.count
 
     def layers(self, unit: Unit) -> list[KernelWrapper]:
         """The layers of a unit that are legal."""
@@ -69,3 +77,12 @@ class Walk:
         cuts = samples.windows(pair[0])
         rng = np.random.default_rng(seed)
         return samples.collect(self._networks, pair, self._data, cuts, rng), cuts
+
+
+def _by_leader(pairs: list[tuple[Unit, Unit]]) -> dict[str, list[tuple[Unit, Unit]]]:
+    """The units by the first call of their last layer."""
+    found: dict[str, list[tuple[Unit, Unit]]] = {}
+    for pair in pairs:
+        last = pair[0].wrappers[-1]
+        found.setdefault((last.leader or last).name, []).append(pair)
+    return found
