@@ -247,15 +247,16 @@ def _ends(
 def _set_kernel(name: str, encoding: Mapping[str, Any], layer: KernelWrapper) -> None:
     """Gives a kernel the range of an encoding, or finds that it has it."""
     grid = layer.integer_weights().grid.numpy()
-    own = np.asarray(grid.scale, np.float64)
-    legal = {"enc_type": "PER_CHANNEL", "dtype": "INT", "bw": grid.bits, "is_sym": True}
+    own = np.atleast_1d(np.asarray(grid.scale, np.float64))
+    kind = "PER_TENSOR" if grid.axis is None else "PER_CHANNEL"
+    legal = {"enc_type": kind, "dtype": "INT", "bw": grid.bits, "is_sym": True}
     for key, wanted in legal.items():
         _field(name, encoding, key, wanted)
     scale = _numbers(name, encoding, "scale", len(own))
     quantizer = layer.weight_quantizer
     if isinstance(quantizer, Uniform) and quantizer.range_gradient != "none":
         # What folding multiplies the range by.
-        ratio = np.asarray(quantizer.range(layer.flat_kernel())) / own
+        ratio = np.asarray(quantizer.range(layer.ranged_kernel())) / own
         quantizer.kernel_range.assign((scale * ratio).astype(np.float32))
     elif not np.allclose(scale, own, rtol=_TOLERANCE):
         worst = int(np.argmax(np.abs(scale / own - 1.0)))

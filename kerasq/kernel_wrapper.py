@@ -1,4 +1,4 @@
-"""Wrapping a layer with a kernel: symmetric weights, one scale a channel, and integer biases."""
+"""Wrapping a layer with a kernel: symmetric weights, a scale a channel or one, integer biases."""
 
 import contextlib
 import dataclasses
@@ -24,17 +24,25 @@ _POLICY_LOCK = threading.RLock()
 
 @keras.saving.register_keras_serializable("kerasq")
 class KernelWrapper(QuantizeWrapper):
-    """A layer with a kernel: symmetric per-channel weights, integer bias.
+    """A layer with a kernel: symmetric weights, integer bias.
 
     The kernel that counts is the variable times `kernel_gain`, a constant (1, unless a
     BatchNormalization was folded: see `kerasq.prepare.batch_norm`). `weight_quantizer` puts
     the variable on its grid. Biases are rounded to the grid of the accumulators, `s_in * s_w[c]`.
 
+    With one scale per tensor no channel's gain can be part of its scale: the kernel is quantized as
+    it is folded, in training too. With `gain = gamma / sqrt(moving variance + eps)`, a constant,
+
+        y = BatchNormalization(x * (fake_quant(kernel * gain) / gain))
+
+    (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2). Where the gain is 0 the kernel is not
+    quantized, so that a channel that is switched off can be trained back on.
+
     Args:
         layer: Conv2D, DepthwiseConv2D or Dense without activation.
         batch_norm: a BatchNormalization behind it that stays trainable, or None. It is folded
             into the kernel in inference and at export; the range of the kernel is that of the
-            kernel before folding.
+            kernel before folding, or with one scale per tensor behind it.
         weights: how weights of fewer than 8 bits lie: a name, configuration or prototype, as for
             `kerasq.quantize_model`.
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
@@ -43,9 +51,14 @@ class KernelWrapper(QuantizeWrapper):
         gain_per_channel: whether `kernel_gain` is a vector, not a scalar.
         fixed_batch_norm: whether `batch_norm` normalizes by its statistics in training as well, and
             leaves them as they are, as one that is called with `training=False`.
+        granularity: "per_channel", a scale for each output channel, or "per_tensor".
         leader: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
+
+    Raises:
+        ValueError: for weights that are not uniform, of one scale per tensor, in front of a
+            BatchNormalization.
     """
 
     def __init__(
@@ -56,6 +69,7 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: str = "float32",
         gain_per_channel: bool = False,
         fixed_batch_norm: bool = False,
+        granularity: str = "per_channel",
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
@@ -65,6 +79,9 @@ class KernelWrapper(QuantizeWrapper):
         self.training_dtype = training_dtype
         self.gain_per_channel = gain_per_channel
         self.fixed_batch_norm = fixed_batch_norm
+        self.granularity = granularity
+        # What `kernel_gain` begins with; first ranges follow from the kernel times it.
+        self.first_gain: Any = 1.0
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
         # too: under another, models that were saved with a shared layer would not load.
         self.leader = leader
@@ -77,11 +94,13 @@ class KernelWrapper(QuantizeWrapper):
             gradient = "none" if getattr(layer, "constant", False) else gradient
             self._weight_quantizer = weight_quantizers.weight_quantizer(weights, bits, gradient)
             self._weight_quantizer.trainable = layer.trainable
+            self._check_granularity()
 
     @classmethod
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
         """A wrapper of another call of the layer of `first`."""
         kwargs |= {"batch_norm": first.batch_norm, "weights": first.kind}
+        kwargs["granularity"] = first.granularity
         return cls(first.layer, leader=first, **kwargs)
 
     def get_config(self) -> dict:
@@ -91,6 +110,7 @@ class KernelWrapper(QuantizeWrapper):
         config["weights"] = self.kind
         config["gain_per_channel"] = self.gain_per_channel
         config["fixed_batch_norm"] = self.fixed_batch_norm
+        config["granularity"] = self.granularity
         config["leader"] = None
         if self.leader is not None:
             # What Keras writes into the second of two equal objects; this may be the first.
@@ -125,17 +145,37 @@ class KernelWrapper(QuantizeWrapper):
                 self.batch_norm.synchronized = True
             if not self.batch_norm.built:
                 self.batch_norm.build(self.compute_output_shape(input_shape))
-        self._weight_quantizer.start(self.flat_kernel)
-        # A constraint acts inside of the step, behind any optimizer's decay and momentum.
-        if isinstance(self._weight_quantizer, PowerOfTwo):
-            self.kernel.constraint = _KeepFrozen(self)
         self._kernel_gain = self.add_weight(
             name="kernel_gain",
             shape=self.flat_kernel().shape[-1:] if self.gain_per_channel else (),
-            initializer="ones",
+            initializer=keras.initializers.Constant(self.first_gain),
             trainable=False,
             autocast=False,
         )
+        self._weight_quantizer.start(self.ranged_kernel)
+        # A constraint acts inside of the step, behind any optimizer's decay and momentum.
+        if isinstance(self._weight_quantizer, PowerOfTwo):
+            self.kernel.constraint = _KeepFrozen(self)
+
+    def _check_granularity(self) -> None:
+        """Raises a ValueError where no gain of a BatchNormalization suits the scale.
+
+        Few magnitudes stay what they are under any gain, and so does what inference computes; but
+        divided by it they change what is normalized, and with it the next gain: it runs away.
+        """
+        kind = type(self._weight_quantizer)
+        if self.is_per_tensor and self.batch_norm is not None and not issubclass(kind, Uniform):
+            raise ValueError(
+                "Weights of one scale per tensor must be uniform in front of a BatchNormalization "
+                f"that is kept. Received: weights of kind {kind.__name__!r} in layer "
+                f"{self.name!r}. Quantize with batch_norm='fold', which folds those without "
+                "constraints and regularizers, or with weights='uniform' and 2 bits or more."
+            )
+
+    @property
+    def is_per_tensor(self) -> bool:
+        """Whether all channels of the kernel share one scale."""
+        return self.granularity == "per_tensor"
 
     @property
     def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
@@ -160,6 +200,18 @@ class KernelWrapper(QuantizeWrapper):
     def flat_kernel(self) -> tf.Tensor:
         """The kernel with the channels in its last axis."""
         return self.rule.flatten(self.kernel.value)
+
+    def ranged_kernel(self) -> tf.Tensor:
+        """What `weight_quantizer` puts on its grid: the float kernel, channels in its last axis.
+
+        With one scale per tensor the kernel that counts in inference, as if it were of a single
+        channel: `(..., channels, 1)`.
+        """
+        flat = self.flat_kernel()
+        if not self.is_per_tensor:
+            return flat
+        # Gains are no way to train a kernel: all that comes back is what rounding leaves.
+        return (flat * tf.stop_gradient(self.gain_and_bias()[0]))[..., None]
 
     def run_on(
         self,
@@ -228,11 +280,26 @@ class KernelWrapper(QuantizeWrapper):
         # Biases are counted in these scales: wider ones keep their codes within the target's limit.
         stored = 4 if bits.weight_bits <= 4 else 8
         least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits, stored])
-        codes, grid = quantizer.integer(self.flat_kernel(), gain, least=least)
+        codes, grid = self._integer(quantizer, gain, self._largest(least))
         # Of int16 they have more bits than float32 has.
         step = tf.cast(in_scale * grid.scale, tf.float64)
         bias_codes = tf.round(tf.cast(bias, tf.float64) / step)
         return kernels.IntegerWeights(codes, grid, bias_codes)
+
+    def _integer(
+        self, quantizer: weight_quantizers.WeightQuantizer, gain: tf.Tensor, least: tf.Tensor
+    ) -> tuple[tf.Tensor, Grid]:
+        """Codes of the folded kernel and their grid, of no scale below `least`."""
+        if not self.is_per_tensor:
+            return quantizer.integer(self.flat_kernel(), gain, least=least)
+        codes, grid = quantizer.integer(self.ranged_kernel(), tf.ones([1]), least=least)
+        scale, zero_point = grid.scale[0], grid.zero_point[0]
+        own = dataclasses.replace(grid, scale=scale, zero_point=zero_point, axis=None)
+        return codes[..., 0], own
+
+    def _largest(self, x: tf.Tensor) -> tf.Tensor:
+        """What has an entry a channel, for each scale: the largest one where there is one scale."""
+        return tf.reduce_max(x) if self.is_per_tensor else x
 
     def _held(
         self, weights: kernels.IntegerWeights, grid: Grid, out: Grid
@@ -249,7 +316,7 @@ class KernelWrapper(QuantizeWrapper):
         least = tf.maximum(
             step / limits.multiplier, self.largest_sums(grid) / limits.sums[out.bits]
         )
-        share = tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / least)
+        share = tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / self._largest(least))
         own = dataclasses.replace(weights.grid, scale=weights.grid.scale * share)
         return dataclasses.replace(weights, grid=own)
 
@@ -259,21 +326,20 @@ class KernelWrapper(QuantizeWrapper):
         y = self.run_on(inputs, kernel, None if self.bias is None else self.bias.value)
         return y if self.batch_norm is None else self.batch_norm(y, training=False)
 
-    def _rounded_bias(self, scale: tf.Tensor, in_scale: tf.Tensor) -> tf.Tensor | None:
+    def _rounded_bias(self) -> tf.Tensor | None:
         """The bias on the grid of the accumulators; None where there is none."""
         if self.bias is None:
             return None
-        step = in_scale * scale * self.kernel_gain.value
+        step = self.input_grids()[0].scale * self.weight_quantizer.scale(self.ranged_kernel())
+        if not self.is_per_tensor:
+            step *= self.kernel_gain.value
         bias = self.bias.value
         # No gradient comes back to the step: ranges do not learn from the rounding of biases.
         return fake_quant.straight_through(bias, tf.round(bias / step) * step)
 
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
-        flat = self.flat_kernel()
-        # Nothing was folded where the BatchNormalization is kept: a constant costs no pass.
-        gain = 1.0 if self.batch_norm is not None else self.kernel_gain.value
-        kernel = self.weight_quantizer.fake_quant(flat, gain)
+        kernel = self._fake_quant_kernel()
         if self.batch_norm is not None:
             # Not rounded: the device has another bias, that which folding makes.
             bias = None if self.bias is None else self.bias.value
@@ -281,8 +347,22 @@ class KernelWrapper(QuantizeWrapper):
             if training and not (self.fixed_statistics or self.fixed_batch_norm):
                 return fused_batch_norm.normalize(self.batch_norm, y)
             return self.batch_norm(y, training=False)
-        bias = self._rounded_bias(self.weight_quantizer.scale(flat), self.input_grids()[0].scale)
-        return self._run_mixed(inputs, kernel, bias)
+        return self._run_mixed(inputs, kernel, self._rounded_bias())
+
+    def _fake_quant_kernel(self) -> tf.Tensor:
+        """The kernel on its grid, in front of a BatchNormalization that is kept."""
+        kernel = self.ranged_kernel()
+        if not self.is_per_tensor:
+            # Nothing was folded where the BatchNormalization is kept: a constant costs no pass.
+            gain = 1.0 if self.batch_norm is not None else self.kernel_gain.value
+            return self.weight_quantizer.fake_quant(kernel, gain)
+        kernel = self.weight_quantizer.fake_quant(kernel)[..., 0]
+        return kernel if self.batch_norm is None else self.unfolded(kernel)
+
+    def unfolded(self, kernel: tf.Tensor) -> tf.Tensor:
+        """The variable's value that folding makes `kernel` of; as it is where the gain is 0."""
+        gain = tf.stop_gradient(self.gain_and_bias()[0])
+        return tf.where(gain == 0.0, self.flat_kernel(), tf.math.divide_no_nan(kernel, gain))
 
     def _run_mixed(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """`run_on`, computed in `training_dtype`."""
@@ -344,6 +424,12 @@ class _KeepFrozen(keras.constraints.Constraint):
 
     def __call__(self, value: Any) -> Any:
         """The kernel, its frozen weights at their exact values; same shape."""
-        rule = self._wrapper.rule
-        kernel = self._wrapper.weight_quantizer.restored(rule.flatten(value))
+        wrapper, rule = self._wrapper, self._wrapper.rule
+        kernel = rule.flatten(value)
+        if wrapper.is_per_tensor:
+            # Powers of two, so that neither the product nor the quotient rounds.
+            gain = wrapper.kernel_gain.value
+            kernel = wrapper.weight_quantizer.restored((kernel * gain)[..., None])[..., 0] / gain
+        else:
+            kernel = wrapper.weight_quantizer.restored(kernel)
         return rule.unflatten(kernel, value.shape)

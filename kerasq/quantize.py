@@ -23,6 +23,8 @@ from kerasq.wrappers import ranged
 # What a class of models has of its own that changes how they are trained.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 BATCH_NORMS = ("keep", "fold")
+# What of a kernel shares a scale.
+GRANULARITIES = ("per_channel", "per_tensor")
 
 
 def quantize_model(
@@ -34,6 +36,7 @@ def quantize_model(
     preprocessing: str = "auto",
     range_gradient: str | None = None,
     weights: str | dict[str, Any] | WeightQuantizer = "uniform",
+    granularity: str = "per_channel",
     target: str | targets.Target = targets.DEFAULT,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
@@ -77,6 +80,10 @@ def quantize_model(
             are binary (Rastegari et al. 2016). Or a `kerasq.WeightQuantizer`, such as
             `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration;
             one of your own holds at the widths of its `widths`, 2 to 8 bits by default.
+        granularity: what of a kernel shares a scale: "per_channel", each output channel, or
+            "per_tensor", all of it, for compilers and NPUs that take nothing else. Kernels are then
+            quantized as BatchNormalization is folded into them, in training too: channels of small
+            gains have few codes. Where it is kept, weights must be uniform.
         target: whose integer kernels it computes as: "litert", LiteRT's default ones on any
             processor; "litert-x86-64" or "litert-arm64", which pack all weights of up to 4 bits;
             "tflm", TFLite Micro's; "ethos-u", Arm's NPU; or a target of your own
@@ -90,7 +97,8 @@ def quantize_model(
     Raises:
         ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that no
             file can have (each is named), `overrides` gives integers to a layer that has no integer
-            kernel, or an option is unknown (the legal ones are listed).
+            kernel, an option is unknown (the legal ones are listed), or weights of one scale per
+            tensor that are not uniform stand in front of a BatchNormalization that is kept.
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.
@@ -106,6 +114,7 @@ def quantize_model(
     _check_option("batch_norm", batch_norm, BATCH_NORMS)
     _check_option("preprocessing", preprocessing, MODES)
     _check_option("range_gradient", range_gradient, (*RANGE_GRADIENTS, None))
+    _check_option("granularity", granularity, GRANULARITIES)
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
@@ -113,7 +122,7 @@ def quantize_model(
     plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target)
     if narrow := plan.narrowed():
         print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
-    quantized = of_class(model, wrap(plan, range_gradient, weights))
+    quantized = of_class(model, wrap(plan, range_gradient, weights, granularity))
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "

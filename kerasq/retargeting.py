@@ -10,7 +10,7 @@ from kerasq.targets import Target
 from kerasq.wrappers import QuantizeWrapper, require_quantized, wrapped
 
 # What a further call of a layer has of its first one.
-_SHARED = ("layer", "leader", "weights", "batch_norm")
+_SHARED = ("layer", "leader", "weights", "batch_norm", "granularity")
 
 
 def retarget(model: keras.Model, target: str | Target) -> keras.Model:

@@ -14,24 +14,28 @@ from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
 
 
-def wrap(plan: Plan, range_gradient: str | None, weights: Any) -> keras.Model:
+def wrap(plan: Plan, range_gradient: str | None, weights: Any, granularity: str) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
     Args:
         plan: the records of the decomposed graph.
         range_gradient: how ranges learn: "lsq", "clip", "none", or None: by width.
         weights: how weights of fewer than 8 bits lie on codes.
+        granularity: what of a kernel shares a scale: "per_channel" or "per_tensor".
     """
-    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, weights).call)
+    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, weights, granularity).call)
 
 
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(self, plan: Plan, range_gradient: str | None, weights: Any) -> None:
+    def __init__(
+        self, plan: Plan, range_gradient: str | None, weights: Any, granularity: str
+    ) -> None:
         self.plan = plan
         self.graph = plan.graph
-        self.range_gradient, self.weights = range_gradient, weights
+        self.range_gradient = range_gradient
+        self.weights, self.granularity = weights, granularity
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
@@ -120,15 +124,15 @@ class _Wrapping:
         kernel, gain = graphs.copy_built(layer), node.source.gain
         norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
         options |= {"batch_norm": norm, "weights": self.weights, "gain_per_channel": bool(gain)}
+        options["granularity"] = self.granularity
         wrapper = KernelWrapper(kernel, **options)
         if gain:
             # Powers of two: nothing is rounded.
             flat = wrapper.flat_kernel() / gain
             wrapper.kernel.assign(wrapper.rule.unflatten(flat, wrapper.kernel.shape))
-        # Built here, as a variable that does not exist yet cannot be assigned.
+            wrapper.first_gain = gain
+        # Built here, while it is known what its gain begins with.
         wrapper.build(layer.input.shape)
-        if gain:
-            wrapper.kernel_gain.assign(gain)
         self.wrappers[node.source.weights_of] = wrapper
         return wrapper
 

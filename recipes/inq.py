@@ -84,9 +84,8 @@ def powers_of_two(job: run.Run) -> dict[str, float]:
         name = f"{layer.name}/kernel"
         if (grid := grids.get(name)) is not None:
             trained, exported = layer.folded_kernel().numpy(), lite.constant(name)
-            stored = grid.dequantize(exported)
-            if grid.axis is not None:  # There is none for a single channel.
-                stored = np.moveaxis(stored, grid.axis, -1)
+            channels = layer.target.operators[layer.rule.operator].channels
+            stored = np.moveaxis(grid.dequantize(exported), channels, -1)
             difference = max(difference, np.abs(stored.reshape(trained.shape) - trained).max())
             codes.append(np.abs(exported.astype(np.int64)).ravel())
     sizes = np.concatenate(codes)
@@ -121,6 +120,7 @@ def main() -> None:
         "overrides": _OVERRIDES.value,
         "batch_norm": finetune.BATCH_NORM.value,
         "target": schemes.TARGET.value,
+        "granularity": schemes.GRANULARITY.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

@@ -84,6 +84,7 @@ def main() -> None:
         "range_gradient": range_gradient,
         "batch_norm": finetune.BATCH_NORM.value,
         "target": schemes.TARGET.value,
+        "granularity": schemes.GRANULARITY.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

@@ -84,9 +84,8 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
     unit, value, is_share = parsed(_BUDGET.value)
     first, *others = _candidates()
     batches = job.calibration_batches()
-    target = schemes.TARGET.value
-    ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value}
-    ranges["target"] = target
+    device = {"target": schemes.TARGET.value, "granularity": schemes.GRANULARITY.value}
+    ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value, **device}
     if unit == "layers":
         widest = max(others, key=_widths)
         table = kerasq.sensitivity(model, batches, candidates=(first, widest), **ranges)
@@ -98,7 +97,7 @@ def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
         count = max(1, round(value * (len(table.layers) - len(inputs))))
         return dict.fromkeys(layers[:count], widest)
     if is_share:
-        costs = kerasq.summary(kerasq.quantize_model(model, first, target=target))
+        costs = kerasq.summary(kerasq.quantize_model(model, first, **device))
         value = round(value * (costs.weight_bytes if unit == "bytes" else costs.bit_operations))
         print(f"--budget={_BUDGET.value}: {value:,} {unit}")
     found = kerasq.allocate(
@@ -123,6 +122,7 @@ def main() -> None:
     fit = finetune.settings(job)
     options = {"candidates": _candidates(), "budget": _BUDGET.value}
     depends = {"batch_norm": finetune.BATCH_NORM.value, "target": schemes.TARGET.value}
+    depends["granularity"] = schemes.GRANULARITY.value
 
     def allocate() -> dict[str, Any]:
         return {"overrides": overrides(job, job.load("float.keras"))}

@@ -215,6 +215,7 @@ def main() -> None:
         "scheme": _SCHEME.value,
         "overrides": _OVERRIDES.value,
         "target": schemes.TARGET.value,
+        "granularity": schemes.GRANULARITY.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

@@ -47,6 +47,7 @@ def main() -> None:
         "overrides": _OVERRIDES.value,
         "batch_norm": finetune.BATCH_NORM.value,
         "target": schemes.TARGET.value,
+        "granularity": schemes.GRANULARITY.value,
         "range_gradient": _RANGE_GRADIENT.value,
     }
 

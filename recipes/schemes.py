@@ -1,14 +1,22 @@
-"""Flags that name schemes, layers at schemes of their own, and the target."""
+"""Flags that name schemes, layers at schemes of their own, the target, and what shares a scale."""
 
 from absl import flags
 
 from kerasq import scheme, targets
+from kerasq.quantize import GRANULARITIES
 
 TARGET = flags.DEFINE_enum(
     "target",
     targets.DEFAULT,
     [name for name, target in targets.TARGETS.items() if target.runtime == "litert"],
     "What the file is for. Where a processor is named, all weights of up to 4 bits are packed.",
+)
+GRANULARITY = flags.DEFINE_enum(
+    "granularity",
+    "per_channel",
+    list(GRANULARITIES),
+    "What of a kernel shares a scale: each channel, or all of it, for compilers that ask for that. "
+    "Weights that are not uniform then need --batch_norm=fold.",
 )
 
 

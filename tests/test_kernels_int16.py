@@ -284,6 +284,35 @@ def test_fully_connected(bits, weight_bits, inputs, seed):
     assert_agrees(found, content, x)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_fully_connected_of_one_scale(seed, packed):
+    """Sums at ties, and nearer to ties than a multiplier of 31 bits can tell."""
+    rng = np.random.default_rng(seed)
+    scale = np.float32(2.0 ** (rng.uniform(-10, -3) if seed else -7))
+    source, count = wide(np.float32(2.0**-5)), 4000
+    out = wide(np.float32(source.scale * scale * 2.0 ** (rng.uniform(17, 18) if seed else 17)))
+    multiplier = np.float64(source.scale) * np.float64(scale) / np.float64(out.scale)
+    ties = rng.integers(-32_000, 32_000, count) + 0.5
+    # Inputs are 0: a bias is a sum that can be chosen.
+    bias = np.rint(ties / multiplier).astype(np.int64)
+    x = np.zeros((1, 2), np.int16)
+    weights = Grid(scale=scale, zero_point=np.int32(0), bits=4 if packed else 8, narrow=True)
+    steps = Grid(scale=source.scale * scale, zero_point=np.int64(0))
+    operands = [
+        tensor(x.shape, source),
+        Tensor((count, 2), weights, "int4" if packed else "int8", np.ones((count, 2), np.int8)),
+        Tensor(bias.shape, steps, "int64", bias),
+        tensor((1, count), out),
+    ]
+    version = X86_64.version("FULLY_CONNECTED", weights.bits, 16)
+    content = build(Op.FULLY_CONNECTED, version, operands, kind="FullyConnectedOptions")
+    found = rescaled(bias[None], source, weights, out, "FULLY_CONNECTED", np.zeros((2, count)))
+    assert_agrees(found, content, x, at_most=0)
+    if not seed:  # Exactly at ties.
+        np.testing.assert_array_equal(found[0], np.trunc(ties + np.sign(ties) / 2))
+
+
 @pytest.mark.parametrize("ratio", [2.0**-31, 2.0**-32.5, 2.0**-40, 2.0**-60])
 def test_multipliers_below_all_bits_are_0(ratio):
     rng = np.random.default_rng(0)

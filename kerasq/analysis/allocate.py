@@ -106,6 +106,7 @@ def allocate(
     steps: int | None = 8,
     method: str | dict[str, Any] | Observer | None = None,
     target: str | Target | None = None,
+    granularity: str | None = None,
 ) -> Allocation:
     """Picks the scheme of each layer under a budget, from the layers' sensitivities.
 
@@ -133,6 +134,7 @@ def allocate(
         steps: as for `sensitivity`.
         method: as for `sensitivity`.
         target: as for `sensitivity`; by default that of `sensitivity`, or "litert".
+        granularity: as for `sensitivity`; by default that of `sensitivity`, or "per_channel".
 
     Returns:
         The allocation. Inputs of the model get the first candidate.
@@ -150,7 +152,9 @@ def allocate(
         {'d': 'w4a8', 'x': 'w8a8'}
     """
     optional.load("scipy.optimize", "allocate")  # Before the measurements, which take time.
-    candidates, metric, target = _settings(sensitivity, candidates, metric, target)
+    candidates, metric, target, granularity = _settings(
+        sensitivity, candidates, metric, target, granularity
+    )
     _check_budget(budget, unit, metric)
     cost.require_known_shapes(model)
     # Measurements without data are predictions only; data without them make them.
@@ -165,9 +169,10 @@ def allocate(
             steps=steps,
             method=method,
             target=target,
+            granularity=granularity,
         )
         sensitivity = sensitivity or sensitivities.table(bench)
-    network = bench.network if bench else Network(model, [], overrides, target)
+    network = bench.network if bench else Network(model, [], overrides, target, granularity)
     ((key, limit),) = budget.items()
     # A budget is in its own unit; that of a metric leaves open what is to be saved.
     search = Search.over(network, sensitivity, key if key in COSTS else unit, bench)
@@ -182,25 +187,33 @@ def _settings(
     candidates: Sequence[str] | None,
     metric: Any,
     target: str | Target | None,
-) -> tuple[tuple[str, ...], Any, Target]:
-    """Candidates, metric and target: what is asked for, else those of the sensitivities.
+    granularity: str | None,
+) -> tuple[tuple[str, ...], Any, Target, str]:
+    """Candidates, metric, target, granularity: what is asked for, else those of `sensitivity`.
 
     Raises:
         ValueError: where they contradict each other.
     """
-    known: tuple[tuple[str, ...], str, str] = (CANDIDATES, SQNR, targets.DEFAULT)
+    known: tuple[tuple[str, ...], str, str, str]
+    known = (CANDIDATES, SQNR, targets.DEFAULT, "per_channel")
     if table is not None:
-        known = (table.candidates, table.metric, table.target)
+        known = (table.candidates, table.metric, table.target, table.granularity)
     found = (
         tuple(known[0] if candidates is None else candidates),
         known[1] if metric is None else metric,
         targets.find(known[2] if target is None else target),
+        known[3] if granularity is None else granularity,
     )
     if table is None:
         return found
     # A metric may be an object, of which a table has the name.
-    named = (found[0], metric_name(found[1]), found[2].name)
-    rules = ("`candidates` must be those", "`metric` must be that", "`target` must be that")
+    named = (found[0], metric_name(found[1]), found[2].name, found[3])
+    rules = (
+        "`candidates` must be those",
+        "`metric` must be that",
+        "`target` must be that",
+        "`granularity` must be that",
+    )
     for rule, value, own in zip(rules, named, known, strict=True):
         if value != own:
             raise ValueError(

@@ -73,12 +73,14 @@ class Bench:
         steps: the most batches.
         method: the observer.
         target: what the model is to run on.
+        granularity: what of a kernel shares a scale.
 
     Attributes:
         network: the model at any schemes.
         candidates: names of the schemes.
         schemes: the schemes.
         target: what the model is to run on.
+        granularity: what of a kernel shares a scale.
         metric: name of the metric.
         reference: the metric of the float model.
         samples: how many samples there are.
@@ -99,11 +101,13 @@ class Bench:
         steps: int | None,
         method: str | dict[str, Any] | Observer | None,
         target: str | Target,
+        granularity: str,
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = _schemes(self.candidates)
         self.target = targets.find(target)
-        self.network = Network(model, self.schemes, overrides, self.target)
+        self.granularity = granularity
+        self.network = Network(model, self.schemes, overrides, self.target, granularity)
         _check_metric(metric)
         self._metric, self.metric = metric, metric_name(metric)
         self._samples, self._labels = self._load(data, steps)

@@ -25,6 +25,7 @@ class Network:
         schemes: those that a layer may have.
         overrides: as for `quantize_model`: what it says is "float" stays float here.
         target: as for `quantize_model`.
+        granularity: as for `quantize_model`.
 
     Attributes:
         model: the model quantized at int8: its layers are those of any scheme, since what differs
@@ -46,12 +47,13 @@ class Network:
         schemes: list[Scheme],
         overrides: dict | None,
         target: Target,
+        granularity: str = "per_channel",
     ) -> None:
         self.schemes = schemes
         self.overrides = _overridden(model, overrides)
         # Other schemes are for `allocate` to keep to; here a layer may have any.
         floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}
-        self.model = quantize_model(model, overrides=floats, target=target)
+        self.model = quantize_model(model, overrides=floats, target=target, granularity=granularity)
         self.wrappers = wrapped(self.model)
         self.sources = {x.name: name for x in self.wrappers if (name := _source(x)) is not None}
         self.layers = tuple(dict.fromkeys(self.sources.values()))

@@ -37,6 +37,7 @@ class Sensitivity:
             signal of the outputs for "sqnr", else `reference - alone`, at least 0.
         samples: how many samples it was measured on.
         target: name of the target whose kernels it was measured on.
+        granularity: what of a kernel shares a scale, "per_channel" or "per_tensor".
     """
 
     layers: tuple[str, ...]
@@ -49,6 +50,7 @@ class Sensitivity:
     noise: np.ndarray
     samples: int
     target: str
+    granularity: str = "per_channel"
 
     @property
     def gain(self) -> np.ndarray:
@@ -197,6 +199,7 @@ def sensitivity(
     steps: int | None = 8,
     method: str | dict[str, Any] | Observer | None = None,
     target: str | Target = targets.DEFAULT,
+    granularity: str = "per_channel",
 ) -> Sensitivity:
     """Measures each layer alone: the loss when it is quantized, the gain when it is raised.
 
@@ -217,6 +220,7 @@ def sensitivity(
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
         method: the observer that calibrates; see `calibrate`.
         target: as for `quantize_model`: whose kernels the layers run on.
+        granularity: as for `quantize_model`.
 
     Returns:
         The table.
@@ -239,6 +243,7 @@ def sensitivity(
         steps=steps,
         method=method,
         target=target,
+        granularity=granularity,
     )
     return table(bench)
 
@@ -280,6 +285,7 @@ def table(bench: Bench) -> Sensitivity:
         noise=noise,
         samples=bench.samples,
         target=bench.target.name,
+        granularity=bench.granularity,
     ).sort()
 
 

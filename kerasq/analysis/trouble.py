@@ -140,7 +140,7 @@ def _of_kernel(layer: KernelWrapper) -> list[tuple[str, str]]:
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, Uniform):
         return []  # Others' codes reach as far as their weights, or are meant to clip.
-    kernel = layer.flat_kernel()
+    kernel = layer.ranged_kernel()
     reach = quantizer.range(kernel) + 0.5 * quantizer.scale(kernel)
     share = float(tf.reduce_mean(tf.cast(tf.abs(kernel) > reach, tf.float32)))
     if share <= MOST_CLIPPED[quantizer.bits >= 8]:

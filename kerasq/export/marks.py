@@ -47,7 +47,7 @@ class Weighted:
     Attributes:
         name: the layer.
         grid: the grid of the output.
-        kernel: the grid of the kernel, per channel.
+        kernel: the grid of the kernel: per channel along the last axis, or one.
         bias: the codes of the bias, int64, `(channels,)`.
     """
 

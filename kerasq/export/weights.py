@@ -36,7 +36,8 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
     # The size of a transposed convolution's output, which comes first.
     name_parameters(builder, inputs[:1], mark.name, known.parameter)
     # The layer's kernel has its channels last; the converter has moved them.
-    kernel = dataclasses.replace(mark.kernel, axis=known.channels)
+    axis = None if mark.kernel.axis is None else known.channels
+    kernel = dataclasses.replace(mark.kernel, axis=axis)
     grid = data_grid(builder, op)
     inputs[1] = _kernel(builder, f"{mark.name}/kernel", values, kernel)
     channels = builder.tensor(inputs[known.data]).shape[-1]
@@ -61,7 +62,8 @@ def _bias(builder: Builder, mark: Weighted, grid: Grid) -> int:
     """The codes of a bias, in steps of the accumulators."""
     # In float32, as the kernels compute it: the file's scale must be the same number.
     scale = np.float32(grid.scale) * np.asarray(mark.kernel.scale, np.float32)
-    steps = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=0)
+    axis = None if mark.kernel.axis is None else 0
+    steps = Grid(scale=scale, zero_point=np.zeros(scale.shape, np.int64), axis=axis)
     dtype = np.int64 if grid.bits > 8 else np.int32
     return flatbuffer.new_tensor(
         builder.model, f"{mark.name}/bias", mark.bias.shape, dtype, steps, mark.bias

@@ -45,7 +45,7 @@ def quantize_weights(x: tf.Tensor, grid: Grid) -> tf.Tensor:
 
     Args:
         x: weights, float64.
-        grid: their grid, per channel along the last axis.
+        grid: their grid: per channel along the last axis, or one per tensor.
     """
     return clip(tf.round(x / float64(grid.scale)), grid)
 

@@ -146,7 +146,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         # move them. So training that goes on keeps those that it began with.
         if self.frozen_share == 0.0:
             for wrapper in self.wrappers:
-                self._choose_exponents(wrapper.weight_quantizer, wrapper.flat_kernel())
+                self._choose_exponents(wrapper.weight_quantizer, wrapper.ranged_kernel())
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Freezes weights where a step begins."""
@@ -196,7 +196,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
 
     def _freeze(self, wrapper: KernelWrapper, portion: float, rng: np.random.Generator) -> None:
         """Freezes as many weights of a layer as are missing from the portion."""
-        quantizer, kernel = wrapper.weight_quantizer, wrapper.flat_kernel()
+        quantizer, kernel = wrapper.weight_quantizer, wrapper.ranged_kernel()
         frozen = quantizer.frozen.numpy()
         free = np.flatnonzero(frozen == FREE)
         count = math.ceil(portion * frozen.size) - (frozen.size - free.size)

@@ -46,7 +46,7 @@ class LogRanges(keras.callbacks.Callback):
                 weights = getattr(layer, "weight_quantizer", None)
                 if isinstance(layer, KernelWrapper) and isinstance(weights, Uniform):
                     # A curve a channel would be hundreds.
-                    mean = tf.reduce_mean(weights.range(layer.flat_kernel()))
+                    mean = tf.reduce_mean(weights.range(layer.ranged_kernel()))
                     tf.summary.scalar(f"ranges/{layer.name}/weights", mean)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
