@@ -9,13 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph
-from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.calibration.input_moments import Pairs
 from kerasq.calibration.propagation import propagate
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq import reference
+from kerasq.ptq.data import Data
+from kerasq.ptq.frontier import Frontier
+from kerasq.ptq.units import by_layer
 from kerasq.support import tables
-from kerasq.support.data import batch_spec, batches
+from kerasq.support.data import batch_spec
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
 from kerasq.wrappers import infer, infer_float, wrapped
@@ -78,8 +80,8 @@ def correct_biases(
 
     Args:
         model: what `quantize_model` returned, calibrated. Its biases change, nothing else.
-        data: as for `calibrate`; some hundred samples are enough. All are kept in memory. None
-            for the statistics of BatchNormalization in their place.
+        data: as for `calibrate`; some hundred samples are enough. What can be read only once is
+            kept in memory. None for the statistics of BatchNormalization in their place.
         steps: the most batches to use (32 samples each where `data` is an array); None for all.
         input_range: without data, the ends of what the model is fed, as for
             `calibrate_without_data`; None for what the grids of its inputs reach.
@@ -105,11 +107,13 @@ def correct_biases(
     _check(data, steps, input_range, input_moments)
     calls = calls_of_kernels(model)
     biases = _biases(calls)
-    samples = [] if data is None else list(batches(model, data, BATCH_SIZE, steps))
-    # The float network has the biases of before: what is wanted comes first.
     analytic = data is None
+    samples = None if analytic else Data(model, data, steps)
+    # The float network has the biases of before: what is wanted comes first.
     missing = (
-        _analytic(model, input_range, input_moments) if analytic else _empirical(model, samples)
+        _analytic(model, input_range, input_moments)
+        if samples is None
+        else _empirical(model, samples)
     )
     shifts = []
     with restored_on_error(biases.values()):
@@ -123,7 +127,7 @@ def correct_biases(
         layers=tuple(biases),
         shifts=tuple(shifts),
         left=tuple(name for name in calls if name not in biases),
-        samples=sum(len(keras.tree.flatten(x)[0]) for x in samples),
+        samples=0 if samples is None else samples.count,
         method="analytic" if analytic else "empirical",
     )
 
@@ -146,13 +150,23 @@ def _check(
 _Missing = Callable[[list[KernelWrapper]], np.ndarray]
 
 
-def _empirical(model: keras.Model, samples: list) -> _Missing:
+def _empirical(model: keras.Model, data: Data) -> _Missing:
     """By the outputs of both networks, of the quantized one as it is by then."""
-    wanted, quantized = _means(model, is_float=True)(samples), _means(model, is_float=False)
+    wanted = _float_means(model, data)
+    frontier = Frontier(model, data, infer)
+    before = {unit.name: unit.before for unit in by_layer(model)}
+    read = {node.layer.name: node.inputs[0] for node in graph.calls(model)}
 
     def missing(calls: list[KernelWrapper]) -> np.ndarray:
-        means = quantized(samples)
-        return np.mean([wanted[x.name] - means[x.name] for x in calls], axis=0)
+        # Biases in front of the first call stay as they are.
+        frontier.advance(before[calls[0].name])
+        inputs = [read[layer.name] for layer in calls]
+        by_batch = []
+        for batch in frontier:
+            pairs = zip(calls, frontier.values(batch, inputs), strict=True)
+            by_batch.append([_total(_sums(layer, tf.constant(x))) for layer, x in pairs])
+        means = [_mean([*totals]) for totals in zip(*by_batch, strict=True)]
+        return np.mean([wanted[x.name] for x in calls], axis=0) - np.mean(means, axis=0)
 
     return missing
 
@@ -207,10 +221,10 @@ def _bias(wrapper: KernelWrapper) -> keras.Variable | None:
     return wrapper.bias if norm is None else norm.beta if norm.center else None
 
 
-def _means(model: keras.Model, *, is_float: bool) -> Callable[[list], dict[str, np.ndarray]]:
-    """A function of batches to the mean of each channel, by call of a layer with a kernel.
+def _float_means(model: keras.Model, data: Data) -> dict[str, np.ndarray]:
+    """By call of a layer with a kernel, the mean of each channel in the float network.
 
-    Of the values in front of the activation, in the float network or in the quantized one.
+    Of the values in front of the activation.
     """
 
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
@@ -220,23 +234,25 @@ def _means(model: keras.Model, *, is_float: bool) -> Callable[[list], dict[str, 
         def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
             layer = node.layer
             if isinstance(layer, KernelWrapper):
-                y = layer.run_float(*args) if is_float else _sums(layer, *args)
-                flat = tf.reshape(tf.cast(y, tf.float64), [-1, y.shape[-1]])
-                found[layer.name] = tf.reduce_sum(flat, axis=0), tf.shape(flat)[0]
-            return (infer_float if is_float else infer)(node, *args, **kwargs)
+                found[layer.name] = _total(layer.run_float(*args))
+            return infer_float(node, *args, **kwargs)
 
         graph.run(model, x, call)
         return found
 
-    def means(samples: list) -> dict[str, np.ndarray]:
-        found = [totals(x) for x in samples]
-        # Batches may be of several sizes.
-        return {
-            name: sum(x[name][0].numpy() for x in found) / sum(int(x[name][1]) for x in found)
-            for name in found[0]
-        }
+    by_batch = [totals(x) for x in data]
+    return {name: _mean([found[name] for found in by_batch]) for name in by_batch[0]}
 
-    return means
+
+def _total(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sum of each channel, and how many values it is of."""
+    flat = tf.reshape(tf.cast(y, tf.float64), [-1, y.shape[-1]])
+    return tf.reduce_sum(flat, axis=0), tf.shape(flat)[0]
+
+
+def _mean(totals: list[tuple[tf.Tensor, tf.Tensor]]) -> np.ndarray:
+    """The mean of each channel over batches, which may be of several sizes."""
+    return sum(x.numpy() for x, _ in totals) / sum(int(count) for _, count in totals)
 
 
 def _sums(wrapper: KernelWrapper, inputs: tf.Tensor) -> tf.Tensor:

@@ -9,10 +9,12 @@ import numpy as np
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq import reference, samples
 from kerasq.ptq.bias_correction import calls_of_kernels
+from kerasq.ptq.data import Data
+from kerasq.ptq.frontier import Frontier
 from kerasq.ptq.units import Unit
 from kerasq.retargeting import retarget
 from kerasq.support.progress import track
-from kerasq.wrappers import target_of
+from kerasq.wrappers import infer, infer_float, target_of
 
 
 class Walk:
@@ -43,15 +45,17 @@ class Walk:
         is_legal: Callable[[KernelWrapper], bool],
     ) -> None:
         reference.check(model)
-        self._data = samples.Data(model, data, steps)
+        self._data = Data(model, data, steps)
         calls = calls_of_kernels(model)
         self.legal = {
             name: own[0] for name, own in calls.items() if len(own) == 1 and is_legal(own[0])
         }
         self.left = tuple(name for name in calls if name not in self.legal)
         # Weights change on the way, those of the float network do not.
-        self._networks = model, retarget(model, target_of(model))
-        units = zip(*map(find, self._networks), strict=True)
+        plain = retarget(model, target_of(model))
+        quantized = Frontier(model, self._data, infer)
+        self._frontiers = quantized, Frontier(plain, self._data, infer_float)
+        units = zip(find(model), find(plain), strict=True)
         self._pairs = [pair for pair in units if self.layers(pair[0])]
 
     def layers(self, unit: Unit) -> list[KernelWrapper]:
@@ -65,7 +69,12 @@ class Walk:
     def seen(
         self, pair: tuple[Unit, Unit], seed: int
     ) -> tuple[samples.Samples, samples.Windows | None]:
-        """What a unit reads, and is to return; and the windows that this is of."""
+        """What a unit reads, and is to return; and the windows that this is of.
+
+        All units in front of it are done.
+        """
+        for frontier, unit in zip(self._frontiers, pair, strict=True):
+            frontier.advance(unit.before)
         cuts = samples.windows(pair[0])
         rng = np.random.default_rng(seed)
-        return samples.collect(self._networks, pair, self._data, cuts, rng), cuts
+        return samples.collect(self._frontiers, pair, self._data, cuts, rng), cuts
