@@ -82,8 +82,8 @@ def adaround(
 
     Time grows with the number of units, each of which learns on its own. What it reads follows from
     what units before it have read, where that fits into 512 MB for all samples, or the network in
-    front of it runs anew. Memory does not grow with the samples (`kerasq.ptq.samples`); convolutions
-    on large images are fitted to windows of them.
+    front of it runs anew. Memory does not grow with the samples (`kerasq.ptq.samples`);
+    convolutions on large images are fitted to windows of them.
 
     Args:
         model: what `quantize_model` returned, calibrated. Its kernels change, nothing else.
