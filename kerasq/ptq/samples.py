@@ -67,14 +67,16 @@ class Windows:
         """By axis, how many windows the outputs are long."""
         return [whole / n for whole, n in zip(y.shape[1:-1], self.size, strict=True)]
 
+    def padded(self, x: np.ndarray) -> np.ndarray:
+        """Inputs with the zeros that the convolution pads with."""
+        return np.pad(x, [(0, 0), *zip(self.before, self.after, strict=True), (0, 0)])
+
     def cut(
         self, x: np.ndarray, real: np.ndarray, y: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A window of each sample of two inputs and the output, at a place drawn at random."""
-        axes = zip(self.before, self.after, strict=True)
-        pads = [(0, 0), *axes, (0, 0)]
+        """A window of each sample of two padded inputs and the output, at a random place."""
         found = []
-        for one, two, other in zip(np.pad(x, pads), np.pad(real, pads), y, strict=True):
+        for one, two, other in zip(x, real, y, strict=True):
             sides = zip(other.shape[:-1], self.size, strict=True)
             starts = [rng.integers(0, whole - size + 1) for whole, size in sides]
             reads = zip(starts, self.stride, self.read, strict=True)
@@ -143,7 +145,10 @@ def collect(
         read = networks[0].values(batch[0], units[0].inputs)
         both = [*units[1].inputs, *units[1].outputs]
         wanted = networks[1].values(batch[1], both)
-        return read, wanted[: len(read)], wanted[len(read) :]
+        real, y = wanted[: len(read)], wanted[len(read) :]
+        if cuts is not None:  # Once, for all windows.
+            read, real = ([cuts.padded(x) for x in values] for values in (read, real))
+        return read, real, y
 
     def cut(parts: tuple[list[np.ndarray], ...]) -> tuple[list[np.ndarray], ...]:
         if cuts is None:
