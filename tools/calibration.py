@@ -304,11 +304,17 @@ _METHOD = flags.DEFINE_string("method", None, "Of kerasq.calibrate; its default 
 
 
 def converted(
-    model: keras.Model, x: Array, dtype: str, *, integer_ends: bool = False
+    model: keras.Model,
+    x: Array,
+    dtype: str,
+    *,
+    integer_ends: bool = False,
+    per_channel: bool = True,
 ) -> kerasq.TFLiteModel:
     """TFLiteConverter's post-training quantization; its inputs and outputs are float by default."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter._experimental_disable_per_channel = not per_channel
     converter.representative_dataset = lambda: ([x[i : i + 1]] for i in range(len(x)))
     sets = tf.lite.OpsSet
     only_int16 = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8

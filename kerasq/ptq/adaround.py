@@ -80,9 +80,10 @@ def adaround(
     Kernels then lie on their codes, from where fine-tuning may start. Calibrate before. It takes
     the place of `correct_biases`: the mean of an output is part of what it keeps.
 
-    Time grows with the number of units, each of which learns on its own, but for what it reads: the
-    network in front of it runs on all samples. Memory does not grow with the samples
-    (`kerasq.ptq.samples`); convolutions on large images are fitted to windows of them.
+    Time grows with the number of units, each of which learns on its own. What it reads follows from
+    what units before it have read, where that fits into 512 MB for all samples, or the network in
+    front of it runs anew. Memory does not grow with the samples (`kerasq.ptq.samples`);
+    convolutions on large images are fitted to windows of them.
 
     Args:
         model: what `quantize_model` returned, calibrated. Its kernels change, nothing else.

@@ -159,8 +159,10 @@ def _empirical(walk: Walk) -> _Missing:
     """By the outputs of both networks, of the quantized one as it is by then."""
 
     def missing(calls: list[KernelWrapper]) -> np.ndarray:
-        pairs = walk.calls[calls[0].name]
-        found = [_apart(pair[0].wrappers[0], *walk.seen(pair, 0)) for pair in pairs]
+        first, *rest = walk.calls[calls[0].name]
+        # What is between two calls is yet to be corrected.
+        seen = [(first, walk.seen(first, 0)), *((x, walk.foreseen(x, 0)) for x in rest)]
+        found = [_apart(pair[0].wrappers[0], *own) for pair, own in seen]
         error, count = np.sum(found, axis=0)
         return error / np.maximum(count, 1.0)
 

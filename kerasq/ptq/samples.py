@@ -1,21 +1,18 @@
 """What a unit reads and returns, for as many samples as memory is meant to hold."""
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasq import graph
-from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.ptq.data import Data
+from kerasq.ptq.frontier import Frontier
 from kerasq.ptq.units import Unit
-from kerasq.support.data import batches, sample_count
-from kerasq.wrappers import infer, infer_float
 
 # Bytes that the inputs and outputs of a unit may take, whatever the number of samples.
 MEMORY = 2**29
@@ -24,36 +21,6 @@ WINDOW = 16
 
 L = keras.layers
 _CONVOLUTIONS = (L.Conv1D, L.Conv2D, L.DepthwiseConv1D, L.DepthwiseConv2D)
-
-
-class Data:
-    """Batches that can be read again and again.
-
-    Args:
-        model: the model that they are for.
-        data: as for `kerasq.calibrate`. What can only be read once is kept in memory.
-        steps: the most batches, or None for all.
-    """
-
-    def __init__(self, model: keras.Model, data: Any, steps: int | None) -> None:
-        self._read: Callable[[], Iterable[Any]]
-        if isinstance(data, Iterator) or not _is_repeatable(model, data):
-            kept = list(batches(model, data, BATCH_SIZE, steps))
-            self._read = lambda: kept
-        else:
-            self._read = functools.partial(batches, model, data, BATCH_SIZE, steps)
-        # All are checked now, not when a layer is half done.
-        self.first = next(iter(self._read()))
-        self.count = sum(len(keras.tree.flatten(x)[0]) for x in self._read())
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._read())
-
-
-def _is_repeatable(model: keras.Model, data: Any) -> bool:
-    """Whether data that was read once has the same samples again, in their order."""
-    # A dataset may be shuffled anew each time, and the two networks must read the same.
-    return isinstance(data, (list, tuple)) or sample_count(model, data) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +67,16 @@ class Windows:
         """By axis, how many windows the outputs are long."""
         return [whole / n for whole, n in zip(y.shape[1:-1], self.size, strict=True)]
 
+    def padded(self, x: np.ndarray) -> np.ndarray:
+        """Inputs with the zeros that the convolution pads with."""
+        return np.pad(x, [(0, 0), *zip(self.before, self.after, strict=True), (0, 0)])
+
     def cut(
         self, x: np.ndarray, real: np.ndarray, y: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A window of each sample of two inputs and the output, at a place drawn at random."""
-        axes = zip(self.before, self.after, strict=True)
-        pads = [(0, 0), *axes, (0, 0)]
+        """A window of each sample of two padded inputs and the output, at a random place."""
         found = []
-        for one, two, other in zip(np.pad(x, pads), np.pad(real, pads), y, strict=True):
+        for one, two, other in zip(x, real, y, strict=True):
             sides = zip(other.shape[:-1], self.size, strict=True)
             starts = [rng.integers(0, whole - size + 1) for whole, size in sides]
             reads = zip(starts, self.stride, self.read, strict=True)
@@ -163,7 +132,7 @@ def _unpadded(wrapper: KernelWrapper, shape: tuple) -> keras.Layer:
 
 
 def collect(
-    networks: tuple[keras.Model, keras.Model],
+    networks: tuple[Frontier, Frontier],
     units: tuple[Unit, Unit],
     data: Data,
     cuts: Windows | None,
@@ -173,18 +142,21 @@ def collect(
 
     Args:
         networks: the quantized one, on its integer kernels, and one like it, whose float layers
-            give the outputs.
+            give the outputs; from where they have got to.
         units: the unit in either.
         data: what they run on.
         cuts: the windows to keep in the place of whole samples.
         rng: draws them, and the samples where not all fit into `MEMORY`.
     """
 
-    def values(batch: Any) -> tuple[list[np.ndarray], ...]:
-        read = _values(networks[0], units[0].inputs, batch, infer)
+    def values(batch: tuple[list, list]) -> tuple[list[np.ndarray], ...]:
+        read = networks[0].values(batch[0], units[0].inputs)
         both = [*units[1].inputs, *units[1].outputs]
-        wanted = _values(networks[1], both, batch, infer_float)
-        return read, wanted[: len(read)], wanted[len(read) :]
+        wanted = networks[1].values(batch[1], both)
+        real, y = wanted[: len(read)], wanted[len(read) :]
+        if cuts is not None:  # Once, for all windows.
+            read, real = ([cuts.padded(x) for x in values] for values in (read, real))
+        return read, real, y
 
     def cut(parts: tuple[list[np.ndarray], ...]) -> tuple[list[np.ndarray], ...]:
         if cuts is None:
@@ -192,35 +164,26 @@ def collect(
         (x,), (real,), (y,) = parts
         return tuple([v] for v in cuts.cut(x, real, y, rng))
 
-    first = values(keras.tree.map_structure(lambda v: v[:1], data.first))
+    def some(batch: tuple[list, list], own: Any) -> tuple[list, list]:
+        one, two = ([v[own] for v in values] for values in batch)
+        return one, two
+
+    def batches() -> Iterator[tuple[list, list]]:
+        return zip(*networks, strict=True)
+
+    first = values(some(next(batches()), slice(1)))
     fitting = max(1, MEMORY // sum(v.nbytes for v in itertools.chain(*cut(first))))
     # Until most places are in some window.
     wanted = 1 if cuts is None else 2 * math.prod(map(math.ceil, cuts.share(first[-1][0])))
     times = max(1, min(wanted, fitting // data.count))
     chosen = rng.permutation(data.count) < fitting
     found, start = [], 0
-    for batch in data:
-        own = chosen[start : start + len(keras.tree.flatten(batch)[0])]
+    for batch in batches():
+        own = chosen[start : start + len(batch[0][0])]
         start += len(own)
         if own.any():
-            parts = values(keras.tree.map_structure(lambda v, own=own: v[own], batch))
+            parts = values(some(batch, own))
             found += [cut(parts) for _ in range(times)]
     return Samples(
         *([np.concatenate(v) for v in zip(*x, strict=True)] for x in zip(*found, strict=True))
     )
-
-
-def _values(
-    model: keras.Model, wanted: list[keras.KerasTensor], x: Any, call: Callable[..., Any]
-) -> list[np.ndarray]:
-    """The values of tensors of a model; what they do not need is not computed."""
-    symbols = keras.tree.flatten(model.inputs)
-    known = {id(s): v for s, v in zip(symbols, keras.tree.flatten(x), strict=True)}
-    nodes = graph.between(symbols, wanted)
-    last = {id(x): i for i, node in enumerate(nodes) for x in node.inputs}
-    last |= {id(x): len(nodes) for x in wanted}
-    # Not traced: it runs a few times only, and each unit would be traced anew.
-    for i, node in enumerate(nodes):
-        graph.compute(node, known, call)
-        known = {key: value for key, value in known.items() if last.get(key, -1) > i}
-    return [keras.ops.convert_to_numpy(known[id(s)]) for s in wanted]

@@ -125,16 +125,18 @@ def _search(
 def _error(
     wrapper: KernelWrapper, seen: samples.Samples, cuts: samples.Windows | None, high: np.ndarray
 ) -> np.ndarray:
-    """By channel, the squared error of the output with weights over a range: `(channels,)`."""
+    """The squared error of the output with weights over ranges: of what shares one, as they are."""
     wrapper.weight_quantizer.kernel_range.assign(high)
     weights = wrapper.integer_weights()
     step = wrapper.input_grids()[0].scale * weights.grid.scale
     kernel, bias = weights.codes * weights.grid.scale, tf.cast(weights.bias, tf.float32) * step
-    total = np.zeros(kernel.shape[-1])
+    total = np.zeros(len(high))
     for i in range(0, len(seen), BATCH_SIZE):
         (x,), _, (y,) = seen[i : i + BATCH_SIZE]
         found = wrapper.run_on(x, kernel, bias, None if cuts is None else cuts.layer)
         own = wrapper.output_quantizer
         apart = tf.square((found if own is None else own.clamp(found)) - y)
-        total += tf.reduce_sum(apart, axis=[*range(apart.shape.rank - 1)]).numpy()
+        # One for each range: of each channel, or of all.
+        by_range = tf.reshape(apart, [-1, len(high), apart.shape[-1] // len(high)])
+        total += tf.reduce_sum(by_range, axis=[0, 2]).numpy()
     return total

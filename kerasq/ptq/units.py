@@ -18,11 +18,13 @@ class Unit:
         nodes: the calls, in order.
         inputs: the tensors that they read from before.
         outputs: the tensors that others read, or the model returns.
+        before: the tensors that it and all units behind it are computed from.
     """
 
     nodes: list[graph.Node]
     inputs: list[keras.KerasTensor]
     outputs: list[keras.KerasTensor]
+    before: list[keras.KerasTensor]
 
     @property
     def name(self) -> str:
@@ -84,7 +86,11 @@ def _units(
 ) -> list[Unit]:
     """The groups of calls that have kernels, with their ends."""
     whole = graph.Graph(model, nodes)
-    units = [Unit(group, _read(group), _returned(whole, group)) for group in groups]
+    rests = [[node for group in groups[i:] for node in group] for i in range(len(groups))]
+    units = [
+        Unit(group, _read(group), _returned(whole, group), _read(rest))
+        for group, rest in zip(groups, rests, strict=True)
+    ]
     return [unit for unit in units if unit.wrappers]
 
 

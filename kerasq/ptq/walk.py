@@ -8,10 +8,12 @@ import numpy as np
 
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq import reference, samples
+from kerasq.ptq.data import Data
+from kerasq.ptq.frontier import Frontier
 from kerasq.ptq.units import Unit, calls_of_kernels
 from kerasq.retargeting import retarget
 from kerasq.support.progress import track
-from kerasq.wrappers import target_of
+from kerasq.wrappers import infer, infer_float, target_of
 
 
 class Walk:
@@ -47,7 +49,7 @@ class Walk:
         shared: bool = False,
     ) -> None:
         reference.check(model)
-        self._data = samples.Data(model, data, steps)
+        self._data = Data(model, data, steps)
         calls = calls_of_kernels(model)
         self.legal = {
             name: own[0]
@@ -56,8 +58,10 @@ class Walk:
         }
         self.left = tuple(name for name in calls if name not in self.legal)
         # Weights change on the way, those of the float network do not.
-        self._networks = model, retarget(model, target_of(model))
-        pairs = [*zip(*map(find, self._networks), strict=True)]
+        plain = retarget(model, target_of(model))
+        quantized = Frontier(model, self._data, infer)
+        self._frontiers = quantized, Frontier(plain, self._data, infer_float)
+        pairs = [*zip(find(model), find(plain), strict=True)]
         self._pairs = [pair for pair in pairs if self.layers(pair[0])]
         self.calls = _by_leader(pairs)
         self.samples = self._data.count
@@ -73,10 +77,21 @@ class Walk:
     def seen(
         self, pair: tuple[Unit, Unit], seed: int
     ) -> tuple[samples.Samples, samples.Windows | None]:
-        """What a unit reads, and is to return; and the windows that this is of."""
+        """What a unit reads, and is to return; and the windows that this is of.
+
+        All units in front of it are done.
+        """
+        for frontier, unit in zip(self._frontiers, pair, strict=True):
+            frontier.advance(unit.before)
+        return self.foreseen(pair, seed)
+
+    def foreseen(
+        self, pair: tuple[Unit, Unit], seed: int
+    ) -> tuple[samples.Samples, samples.Windows | None]:
+        """The same of a unit that others in front of it are not done for."""
         cuts = samples.windows(pair[0])
         rng = np.random.default_rng(seed)
-        return samples.collect(self._networks, pair, self._data, cuts, rng), cuts
+        return samples.collect(self._frontiers, pair, self._data, cuts, rng), cuts
 
 
 def _by_leader(pairs: list[tuple[Unit, Unit]]) -> dict[str, list[tuple[Unit, Unit]]]:

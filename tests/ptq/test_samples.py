@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 
 from kerasq.ptq import samples
+from kerasq.ptq.data import Data
+from kerasq.ptq.frontier import Frontier
 from kerasq.ptq.units import by_layer
 from kerasq.retargeting import retarget
+from kerasq.wrappers import infer, infer_float
 from tests import networks
 
 L = keras.layers
+
+
+def frontiers(q, plain, data):
+    return Frontier(q, data, infer), Frontier(plain, data, infer_float)
 
 
 @pytest.mark.parametrize(
@@ -31,14 +38,9 @@ def test_a_window_is_computed_as_in_the_whole_image(layer, monkeypatch):
     q = networks.quantized(model, x)
     (unit,) = by_layer(q)
     cuts = samples.windows(unit)
-    plain = retarget(q, "litert")
-    seen = samples.collect(
-        (q, plain),
-        (unit, *by_layer(plain)),
-        samples.Data(q, x, None),
-        cuts,
-        np.random.default_rng(0),
-    )
+    plain, data = retarget(q, "litert"), Data(q, x, None)
+    pair = unit, *by_layer(plain)
+    seen = samples.collect(frontiers(q, plain, data), pair, data, cuts, np.random.default_rng(0))
     assert seen.y[0].shape[1:-1] == (4,) * (len(shape) - 1) and len(seen) > 8
     wrapper = unit.wrappers[0]
     bias = None if wrapper.bias is None else wrapper.bias.value
@@ -64,11 +66,12 @@ def test_memory_is_bounded_whatever_the_samples(monkeypatch):
     size = 4 * (6 + 6 + 12)
     monkeypatch.setattr(samples, "MEMORY", 50 * size)
     rng = np.random.default_rng(0)
-    data = samples.Data(q, x, None)
+    data = Data(q, x, None)
     assert data.count == len(x) > 200
-    assert len(samples.collect((q, plain), pair, data, None, rng)) == 50
+    both = frontiers(q, plain, data)
+    assert len(samples.collect(both, pair, data, None, rng)) == 50
     monkeypatch.setattr(samples, "MEMORY", 1)
-    assert len(samples.collect((q, plain), pair, data, None, rng)) == 1
+    assert len(samples.collect(both, pair, data, None, rng)) == 1
 
 
 @pytest.mark.parametrize("form", ["array", "list", "generator"])
@@ -77,7 +80,7 @@ def test_batches_can_be_read_again(form):
     q, x = networks.quantized(model), networks.data(model)
     batches = [x[:8], x[8:16]]
     given = {"array": x[:16], "list": batches, "generator": iter(batches)}[form]
-    data = samples.Data(q, given, None)
+    data = Data(q, given, None)
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate(list(data)), x[:16])
     assert data.count == 16

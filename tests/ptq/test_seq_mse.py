@@ -80,3 +80,32 @@ def test_what_has_no_range_is_left():
         kerasq.seq_mse(model, x)
     with pytest.raises(ValueError, match="NaN"):
         kerasq.seq_mse(q, np.full_like(x, np.nan))
+
+
+@pytest.mark.parametrize("batch_norm", ["keep", "fold"])
+def test_one_range_for_all_channels(batch_norm):
+    """By hand: the best of the ranges for the sums of the last layer, as it reads its inputs."""
+    rng = np.random.default_rng(0)
+    norm = L.BatchNormalization(name="bn")
+    model = keras.Sequential([keras.Input((9,)), L.Dense(3, name="d"), norm])
+    x = rng.normal(size=(256, 9)).astype("f")
+    gain = np.float32([0.5, 1.0, 2.0])
+    norm.set_weights([gain, 0 * gain, 0 * gain, 0 * gain + np.float32(1 - norm.epsilon)])
+    options = {"scheme": "w3a8", "batch_norm": batch_norm, "granularity": "per_tensor"}
+    q = networks.quantized(model, x, **options)
+    layer = q.get_layer("d")
+    (grid,) = layer.input_grids()
+    seen = grid.numpy().dequantize(grid.numpy().quantize(x))
+    folded = model.get_layer("d").kernel.numpy() * gain
+    own, largest = float(layer.weight_quantizer.kernel_range[0]), np.abs(folded).max()
+    candidates = np.array([own, *(largest * share for share in SHARES)])
+    errors = []
+    for high in candidates:
+        rounded = np.clip(np.rint(folded / (high / 3)), -3, 3) * (high / 3)
+        errors.append(np.square(seen @ rounded - x @ folded).sum())
+    report = kerasq.seq_mse(q, x)
+    (found,) = layer.weight_quantizer.kernel_range.numpy()
+    np.testing.assert_allclose(found, candidates[np.argmin(errors)], rtol=1e-6)
+    power = np.square(x @ folded).sum()
+    wanted = [10 * np.log10(power / error) for error in (errors[0], min(errors))]
+    np.testing.assert_allclose([*report.before, *report.after], wanted, atol=0.05)
