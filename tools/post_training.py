@@ -162,6 +162,7 @@ ROWS: dict[str, Row | Converter | None] = {
     "w8a8, per tensor, equalized": _per_tensor(equalized=True),
     "w8a8, per tensor, equalized, absorbed": _per_tensor(equalized=True, absorbed=True),
     "w8a8, per tensor, corrected": _per_tensor(corrected=True),
+    "w8a8, per tensor, equalized, corrected": _per_tensor(equalized=True, corrected=True),
     "w8a8, per tensor, equalized, absorbed, corrected": _per_tensor(
         equalized=True, absorbed=True, corrected=True
     ),

@@ -137,6 +137,7 @@ def collect(
     data: Data,
     cuts: Windows | None,
     rng: np.random.Generator,
+    memory: int | None = None,
 ) -> Samples:
     """Runs two networks as far as a unit goes, one batch at a time.
 
@@ -146,7 +147,8 @@ def collect(
         units: the unit in either.
         data: what they run on.
         cuts: the windows to keep in the place of whole samples.
-        rng: draws them, and the samples where not all fit into `MEMORY`.
+        rng: draws them, and the samples where not all fit into memory.
+        memory: the bytes that they may take; by default `MEMORY`.
     """
 
     def values(batch: tuple[list, list]) -> tuple[list[np.ndarray], ...]:
@@ -172,7 +174,7 @@ def collect(
         return zip(*networks, strict=True)
 
     first = values(some(next(batches()), slice(1)))
-    fitting = max(1, MEMORY // sum(v.nbytes for v in itertools.chain(*cut(first))))
+    fitting = max(1, (memory or MEMORY) // sum(v.nbytes for v in itertools.chain(*cut(first))))
     # Until most places are in some window.
     wanted = 1 if cuts is None else 2 * math.prod(map(math.ceil, cuts.share(first[-1][0])))
     times = max(1, min(wanted, fitting // data.count))

@@ -19,6 +19,8 @@ from kerasq.support.sqnr import sqnr
 
 # Parts of the largest weight that a range may be.
 SHARES = np.linspace(0.3, 1.0, 36, dtype=np.float32)
+# Bytes of samples for each layer: it is computed anew for each of them.
+MEMORY = 2**26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def seq_mse(
         >>> kerasq.seq_mse(q, x).layers
         ('head',)
     """
-    walk = Walk(model, data, steps, by_layer, _has_range)
+    walk = Walk(model, data, steps, by_layer, _has_range, memory=MEMORY)
     found = {}
     with restored_on_error([x.weight_quantizer.kernel_range for x in walk.legal.values()]):
         for pair in walk:

@@ -26,6 +26,8 @@ class Walk:
         find: the units.
         is_legal: whether a method can do something about a layer.
         shared: whether it can about one that is called more than once.
+        memory: the bytes that what a unit reads and returns may take; by default
+            `kerasq.ptq.samples.MEMORY`.
 
     Attributes:
         legal: by name, the layers that it can do something about, by their first call.
@@ -47,9 +49,10 @@ class Walk:
         is_legal: Callable[[KernelWrapper], bool],
         *,
         shared: bool = False,
+        memory: int | None = None,
     ) -> None:
         reference.check(model)
-        self._data = Data(model, data, steps)
+        self._data, self._memory = Data(model, data, steps), memory
         calls = calls_of_kernels(model)
         self.legal = {
             name: own[0]
@@ -91,7 +94,8 @@ class Walk:
         """The same of a unit that others in front of it are not done for."""
         cuts = samples.windows(pair[0])
         rng = np.random.default_rng(seed)
-        return samples.collect(self._frontiers, pair, self._data, cuts, rng), cuts
+        seen = samples.collect(self._frontiers, pair, self._data, cuts, rng, self._memory)
+        return seen, cuts
 
 
 def _by_leader(pairs: list[tuple[Unit, Unit]]) -> dict[str, list[tuple[Unit, Unit]]]:
