@@ -15,7 +15,7 @@ from kerasq.equalization.absorb import absorb_biases
 from kerasq.equalization.equalize import equalize
 from kerasq.ptq import reference
 from kerasq.ptq.adaround import adaround
-from kerasq.ptq.bias_correction import BiasCorrection, correct_biases
+from kerasq.ptq.bias_correction import correct_biases
 from kerasq.ptq.seq_mse import seq_mse
 from kerasq.quantize import quantize_model
 from kerasq.scheme import resolve
@@ -27,8 +27,8 @@ from kerasq.wrappers import infer, infer_float
 # Of five samples one is held back, to measure what a step has gained.
 HELD_BACK = 5
 # In the order in which they are done; those of the float model come first.
-STEPS = ("equalize", "absorb", "ranges", "round", "correct")
-NEEDS_DATA = ("ranges", "round")
+STEPS = ("equalize", "absorb", "ranges", "round", "correct", "correct_by_statistics")
+NEEDS_DATA = ("ranges", "round", "correct")
 _FLOAT_STEPS = ("equalize", "absorb")
 
 
@@ -101,17 +101,20 @@ def post_training(
     - "absorb": `kerasq.absorb_biases`, where the model has BatchNormalization,
     - "ranges": `kerasq.seq_mse`, of weights of fewer than 8 bits,
     - "round": `kerasq.adaround`,
-    - "correct": `kerasq.correct_biases`, unless weights were rounded.
+    - "correct": `kerasq.correct_biases` with the data, unless weights were rounded,
+    - "correct_by_statistics": the same without data, in seconds, unless biases were corrected or
+      weights rounded, where the model has BatchNormalization.
 
     Without data it is `kerasq.calibrate_without_data` and what needs none, unmeasured: "equalize",
-    "absorb" and "correct".
+    "absorb" and "correct_by_statistics".
 
     Args:
         model: as for `quantize_model`. It is not changed.
         data: as for `calibrate`, two samples or more; all are kept in memory. None for none.
         scheme: as for `quantize_model`.
         recipe: names of steps; or "auto": "ranges" and "round" where weights have fewer than 8
-            bits, "equalize" and "absorb" where they have one scale a tensor, and "correct".
+            bits, "equalize" and "absorb" where they have one scale a tensor, "correct" in both
+            cases, and "correct_by_statistics": at 8 bits it takes little longer than to calibrate.
         overrides: as for `quantize_model`.
         granularity: as for `quantize_model`.
         target: as for `quantize_model`.
@@ -166,11 +169,12 @@ def _recipe(
         ValueError: for unknown ones, and those that need data without any.
     """
     if recipe == "auto":
-        names = {"correct"}
-        if resolve(scheme).weight_bits < 8 and has_data:
-            names |= {*NEEDS_DATA}
+        names = {"correct_by_statistics"}
+        if resolve(scheme).weight_bits < 8:
+            names |= {"ranges", "round", "correct"}
         if granularity == "per_tensor":
-            names |= {*_FLOAT_STEPS}
+            names |= {*_FLOAT_STEPS, "correct"}
+        names -= set() if has_data else {*NEEDS_DATA}
     else:
         names = {recipe} if isinstance(recipe, str) else {*recipe}
         _check_recipe(names, has_data)
@@ -271,29 +275,28 @@ class _Run:
             if source is None:
                 return None
             return source, self._calibrated(quantize_model(source, **self._options))
-        if name == "correct" and reference.changed_by(self.model):
+        if name.startswith("correct") and reference.changed_by(self.model):
             return None
-        if name == "ranges":
-            layers = seq_mse(self.model, self._data, seed=self._rounding["seed"]).layers
-        elif name == "round":
-            layers = adaround(self.model, self._data, **self._rounding).layers
-        else:
-            layers = self._corrected().layers
-        return (self._source, self.model) if layers else None
+        if name == "correct_by_statistics" and not _has_norms(self._source):
+            return None
+        ways: dict[str, Callable[[], Any]] = {
+            "ranges": lambda: seq_mse(self.model, self._data, seed=self._rounding["seed"]),
+            "round": lambda: adaround(self.model, self._data, **self._rounding),
+            "correct": lambda: correct_biases(self.model, self._data),
+            "correct_by_statistics": lambda: correct_biases(
+                self.model, input_range=self._input_range
+            ),
+        }
+        return (self._source, self.model) if ways[name]().layers else None
 
     def _changed_float(self, name: str) -> keras.Model | None:
         if name == "equalize":
             equalized = equalize(self._source, self._data)
             return equalized.model if equalized.layers else None
-        if not any(isinstance(x, keras.layers.BatchNormalization) for x in _layers(self._source)):
+        if not _has_norms(self._source):
             return None
         absorbed = absorb_biases(self._source)
         return absorbed.model if absorbed.layers else None
-
-    def _corrected(self) -> BiasCorrection:
-        if self._data is None:
-            return correct_biases(self.model, input_range=self._input_range)
-        return correct_biases(self.model, self._data)
 
     def _calibrated(self, model: keras.Model) -> keras.Model:
         if self._data is None:
@@ -336,6 +339,10 @@ class _Run:
             name=name, sqnr=figures[0], agreement=figures[1], kept=kept, seconds=seconds
         )
         self.steps.append(own)
+
+
+def _has_norms(model: keras.Model) -> bool:
+    return any(isinstance(x, keras.layers.BatchNormalization) for x in _layers(model))
 
 
 def _layers(model: Any) -> Iterator[keras.layers.Layer]:

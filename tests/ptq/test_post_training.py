@@ -118,7 +118,7 @@ def test_equalization_is_kept_where_weights_have_one_scale():
 def test_without_data(capsys):
     model = networks.mobile()
     found = kerasq.post_training(model, input_range=(-3.0, 4.0))
-    assert [x.name for x in found.steps] == ["calibrate", "correct"]
+    assert [x.name for x in found.steps] == ["calibrate", "correct_by_statistics"]
     assert all(x.sqnr is None and x.kept for x in found.steps) and found.held_back == 0
     assert "Without data nothing is measured." in capsys.readouterr().out
     x = np.clip(data(model), -3, 4)
@@ -142,3 +142,11 @@ def test_bad_input():
         kerasq.post_training(model, input_range=(0, 1))
     with pytest.raises(ValueError, match="`input_range` must be given without data"):
         kerasq.post_training(networks.mobile())
+
+
+def test_at_8_bits_it_is_quick():
+    model = networks.residual()
+    found = kerasq.post_training(model, data(model))
+    assert [x.name for x in found.steps] == ["calibrate", "correct_by_statistics"]
+    no_norms = kerasq.post_training(networks.mlp(), data(networks.mlp()))
+    assert [x.name for x in no_norms.steps] == ["calibrate"]
