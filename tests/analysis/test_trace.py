@@ -39,18 +39,22 @@ def choices(network, count):
 
 
 @pytest.mark.parametrize(
-    ("make", "floats", "method"),
-    [(boundaries, {"norm": "float"}, None), (networks.mobile, {}, "minmax")],
+    ("make", "floats", "method", "granularity"),
+    [
+        (boundaries, {"norm": "float"}, None, "per_channel"),
+        (networks.mobile, {}, "minmax", "per_tensor"),
+    ],
 )
-def test_any_choice_is_the_model_quantized_so(make, floats, method):
+def test_any_choice_is_the_model_quantized_so(make, floats, method, granularity):
     model = make()
     x = networks.images(model, 40)
     options = {"metric": "sqnr", "overrides": floats, "steps": None, "target": "litert"}
+    options["granularity"] = granularity
     bench = Bench(model, x, candidates=CANDIDATES, method=method, **options)
     for choice in choices(bench.network, 2):
         names = (CANDIDATES[j] for j in choice)
         overrides = dict(zip(bench.network.layers, names, strict=True)) | floats
-        q = kerasq.quantize_model(model, overrides=overrides)
+        q = kerasq.quantize_model(model, overrides=overrides, granularity=granularity)
         kerasq.calibrate(q, x, method=method)
         measured, _ = bench.run(np.array(choice))
         assert measured == pytest.approx(networks.sqnr(model, q, x), abs=0.01), overrides
