@@ -285,20 +285,24 @@ def test_fully_connected(bits, weight_bits, inputs, seed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("is_one", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_fully_connected_of_one_scale(seed, packed):
-    """Sums at ties, and nearer to ties than a multiplier of 31 bits can tell."""
-    rng = np.random.default_rng(seed)
-    scale = np.float32(2.0 ** (rng.uniform(-10, -3) if seed else -7))
-    source, count = wide(np.float32(2.0**-5)), 4000
-    out = wide(np.float32(source.scale * scale * 2.0 ** (rng.uniform(17, 18) if seed else 17)))
-    multiplier = np.float64(source.scale) * np.float64(scale) / np.float64(out.scale)
+def test_fully_connected_at_ties(seed, is_one, packed):
+    """Sums at ties, and nearer to ties than a multiplier of 31 bits can tell; of one scale, too."""
+    rng, count = np.random.default_rng(seed), 4000
+    size = () if is_one else (count,)
+    scale = np.float32(2.0 ** (rng.uniform(-10, -3, size) if seed else np.full(size, -7.0)))
+    source = wide(np.float32(2.0**-5))
+    largest = source.scale * np.max(scale)
+    out = wide(np.float32(largest * 2.0 ** (rng.uniform(17, 18) if seed else 17)))
+    multiplier = np.float64(source.scale) * scale.astype(np.float64) / np.float64(out.scale)
     ties = rng.integers(-32_000, 32_000, count) + 0.5
     # Inputs are 0: a bias is a sum that can be chosen.
     bias = np.rint(ties / multiplier).astype(np.int64)
-    x = np.zeros((1, 2), np.int16)
-    weights = Grid(scale=scale, zero_point=np.int32(0), bits=4 if packed else 8, narrow=True)
-    steps = Grid(scale=source.scale * scale, zero_point=np.int64(0))
+    x, axis = np.zeros((1, 2), np.int16), None if is_one else 0
+    zero_point, bits = np.zeros(size, np.int32), 4 if packed else 8
+    weights = Grid(scale=scale, zero_point=zero_point, bits=bits, narrow=True, axis=axis)
+    steps = Grid(scale=source.scale * scale, zero_point=np.zeros(size, np.int64), axis=axis)
     operands = [
         tensor(x.shape, source),
         Tensor((count, 2), weights, "int4" if packed else "int8", np.ones((count, 2), np.int8)),

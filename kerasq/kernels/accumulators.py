@@ -65,18 +65,14 @@ def rescale_15_bits(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: 
 
 
 def rescale_once(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-    """FULLY_CONNECTED on int16, whose sums are int64 but whose multiplier keeps its 31 bits.
-
-    Where there are several scales; see `rescale_in_double` for one. On Arm, CONV_2D with packed
-    INT4 weights on int8 as well.
-    """
+    """CONV_2D with packed INT4 weights on int8, on Arm."""
     return clip(multiply_rounding_once(total, double_multiplier(grid, weights, out)), out)
 
 
 def rescale_in_double(
     total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid
 ) -> tf.Tensor:
-    """FULLY_CONNECTED on int16 whose weights have one scale: in float64, ties away from zero."""
+    """FULLY_CONNECTED on int16: int64 sums times a double, ties away from zero."""
     return clip(round_away(float64(total) * double_multiplier(grid, weights, out)), out)
 
 
@@ -101,16 +97,6 @@ def rescale_by_eights(
     channels = total.shape[-1]
     is_vectorized = tf.range(channels) < channels // 8 * 8
     return clip(tf.where(is_vectorized, up, away), out)
-
-
-def by_scales(several: Callable, one: Callable) -> Callable:
-    """An operator that has another kernel for weights of one scale, as of a single channel."""
-
-    def kernel(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
-        is_one = tf.TensorShape(weights.grid.scale.shape).num_elements() == 1
-        return (one if is_one else several)(total, grid, weights, out)
-
-    return kernel
 
 
 def with_odd(own: Callable) -> Callable:

@@ -62,9 +62,6 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("TANH", 16): int16.tanh,
 }
 
-# Weights of one scale have a kernel of their own.
-_DENSE_16 = sums.by_scales(sums.rescale_once, one=sums.rescale_in_double)
-
 # XNNPACK takes int8 weights; packed ones only in FULLY_CONNECTED. Nothing on int16.
 ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("CONV_2D", 8, 8): sums.rescale,
@@ -74,8 +71,8 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("DEPTHWISE_CONV_2D", 16, 8): sums.rescale_15_bits,
     ("FULLY_CONNECTED", 8, 8): sums.rescale,
     ("FULLY_CONNECTED", 8, 4): sums.rescale,
-    ("FULLY_CONNECTED", 16, 8): _DENSE_16,
-    ("FULLY_CONNECTED", 16, 4): _DENSE_16,
+    ("FULLY_CONNECTED", 16, 8): sums.rescale_in_double,
+    ("FULLY_CONNECTED", 16, 4): sums.rescale_in_double,
     ("TRANSPOSE_CONV", 8, 8): sums.rescale,
     ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
 }
