@@ -81,7 +81,7 @@ def absorb_biases(model: keras.Model) -> Absorption:
         >>> for layer in (keras.layers.BatchNormalization(name="norm"), keras.layers.ReLU()):
         ...     model.add(layer)
         >>> model.add(keras.layers.Dense(1, name="head"))
-        >>> model.get_layer("norm").beta.assign([5.0, 1.0])
+        >>> _ = model.get_layer("norm").beta.assign([5.0, 1.0])
         >>> found = kerasq.absorb_biases(model)
         >>> found.into, found.largest
         ((('head',),), (2.0,))
