@@ -170,6 +170,7 @@ ROWS: dict[str, Row | Converter | None] = {
     "w4a8, seq_mse": _w4a8(searched=True),
     "w4a8, corrected": _w4a8(corrected=True),
     "w4a8, adaround": _w4a8(rounded="layer"),
+    "w4a8, seq_mse, adaround": _w4a8(searched=True, rounded="layer"),
     "w4a4": _w4a4(),
     "w4a4, adaround": _w4a4(rounded="layer"),
     "w4a4, adaround in blocks": _w4a4(rounded="block"),
