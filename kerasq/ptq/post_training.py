@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -30,6 +30,8 @@ HELD_BACK = 5
 STEPS = ("equalize", "absorb", "ranges", "round", "correct", "correct_by_statistics")
 NEEDS_DATA = ("ranges", "round", "correct")
 _FLOAT_STEPS = ("equalize", "absorb")
+# What a model must have the statistics of BatchNormalization for.
+_BY_STATISTICS = ("absorb", "correct_by_statistics")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,13 +100,14 @@ def post_training(
     for samples held back, every fifth one:
 
     - "equalize": `kerasq.equalize`,
-    - "absorb": `kerasq.absorb_biases`, where the model has BatchNormalization,
+    - "absorb": `kerasq.absorb_biases`,
     - "ranges": `kerasq.seq_mse`, of weights of fewer than 8 bits,
     - "round": `kerasq.adaround`,
     - "correct": `kerasq.correct_biases` with the data, unless weights were rounded,
     - "correct_by_statistics": the same without data, in seconds, unless biases were corrected or
-      weights rounded, where the model has BatchNormalization.
+      weights rounded.
 
+    Where the statistics of BatchNormalization do not say enough for a step, that is printed.
     Without data it is `kerasq.calibrate_without_data` and what needs none, unmeasured: "equalize",
     "absorb" and "correct_by_statistics".
 
@@ -254,7 +257,13 @@ class _Run:
         """Tries a step, and keeps it where it helps; where nothing is measured, always."""
         started = time.monotonic()
         before = [(v, v.numpy()) for v in self.model.weights]
-        found = self._tried(name)
+        try:
+            found = self._tried(name)
+        except ValueError as error:
+            if name not in _BY_STATISTICS:
+                raise
+            print(f"Not tried: {name}. {error}")
+            return
         if found is None:
             return
         source, model = found
@@ -277,8 +286,6 @@ class _Run:
             return source, self._calibrated(quantize_model(source, **self._options))
         if name.startswith("correct") and reference.changed_by(self.model):
             return None
-        if name == "correct_by_statistics" and not _has_norms(self._source):
-            return None
         ways: dict[str, Callable[[], Any]] = {
             "ranges": lambda: seq_mse(self.model, self._data, seed=self._rounding["seed"]),
             "round": lambda: adaround(self.model, self._data, **self._rounding),
@@ -293,8 +300,6 @@ class _Run:
         if name == "equalize":
             equalized = equalize(self._source, self._data)
             return equalized.model if equalized.layers else None
-        if not _has_norms(self._source):
-            return None
         absorbed = absorb_biases(self._source)
         return absorbed.model if absorbed.layers else None
 
@@ -339,17 +344,6 @@ class _Run:
             name=name, sqnr=figures[0], agreement=figures[1], kept=kept, seconds=seconds
         )
         self.steps.append(own)
-
-
-def _has_norms(model: keras.Model) -> bool:
-    return any(isinstance(x, keras.layers.BatchNormalization) for x in _layers(model))
-
-
-def _layers(model: Any) -> Iterator[keras.layers.Layer]:
-    """The layers of a model, and of the models inside it."""
-    for layer in getattr(model, "layers", ()):
-        yield layer
-        yield from _layers(layer)
 
 
 def _power(x: np.ndarray) -> float:

@@ -148,5 +148,28 @@ def test_at_8_bits_it_is_quick():
     model = networks.residual()
     found = kerasq.post_training(model, data(model))
     assert [x.name for x in found.steps] == ["calibrate", "correct_by_statistics"]
-    no_norms = kerasq.post_training(networks.mlp(), data(networks.mlp()))
-    assert [x.name for x in no_norms.steps] == ["calibrate"]
+
+
+def untrained():
+    return keras.Sequential(
+        [keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.ReLU(), L.Dense(2)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "scheme", "reason"),
+    [
+        (networks.mlp, "w8a8", "a BatchNormalization that has seen data"),
+        (untrained, "w8a8", "a BatchNormalization that has seen data"),
+        (networks.residual, "w8a16", "`input_range` must be given"),
+    ],
+)
+def test_what_statistics_do_not_say_is_printed(make, scheme, reason, capsys):
+    model = make()
+    found = kerasq.post_training(model, data(model), scheme=scheme)
+    assert [x.name for x in found.steps] == ["calibrate"]
+    text = capsys.readouterr().out
+    assert "Not tried: correct_by_statistics. " in text and reason in text
+    # The model is the calibrated one.
+    lite = kerasq.export_tflite(found.model)
+    assert kerasq.compare(found.model, lite, x=data(model, 1, 16)).exact == 1.0
