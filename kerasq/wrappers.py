@@ -206,7 +206,10 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def float_output(self, inputs: Any) -> tf.Tensor:
         """`run_float` with the ReLU that was fused: the values that the output's range holds."""
-        y = self.run_float(inputs)
+        return self.clamp(self.run_float(inputs))
+
+    def clamp(self, y: tf.Tensor) -> tf.Tensor:
+        """Values behind the ReLU that is part of the layer."""
         return y if self.output_quantizer is None else self.output_quantizer.clamp(y)
 
     def run_fake_quant(self, inputs: Any, training: bool | None) -> tf.Tensor:

@@ -15,6 +15,7 @@ from kerasq.calibration.input_moments import Inputs, Pairs
 from kerasq.calibration.moments import Clamp, Moments, Normal
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Constant, InputCast, Scale
+from kerasq.prepare.batch_norm import has_statistics
 from kerasq.rule import Output
 from kerasq.wrappers import Boundary, QuantizeWrapper
 
@@ -75,13 +76,6 @@ def propagate(
     walk = _Walk(model, deviations)
     graph.run(model, inputs, walk.call)
     return walk.found, walk.remarks()
-
-
-def has_statistics(norm: keras.layers.BatchNormalization | None) -> bool:
-    """Whether there is a BatchNormalization, and it has seen data."""
-    if norm is None:
-        return False
-    return bool(np.any(norm.moving_mean) or np.any(np.not_equal(norm.moving_variance, 1.0)))
 
 
 def _require_statistics(model: keras.Model) -> None:

@@ -1,10 +1,10 @@
 """Ranges that hold for inference alone: behind a BatchNormalization that has yet to see data."""
 
 import keras
-import numpy as np
 
 from kerasq import graph
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.prepare.batch_norm import has_statistics
 from kerasq.quantizers.activations import PROVISIONAL
 from kerasq.wrappers import ranged
 
@@ -51,4 +51,4 @@ def _is_new(layer: keras.Layer) -> bool:
     norm = layer.batch_norm if isinstance(layer, KernelWrapper) else None
     if norm is None or layer.fixed_batch_norm or not norm.trainable:
         return False
-    return not np.any(norm.moving_mean) and bool(np.all(np.equal(norm.moving_variance, 1.0)))
+    return not has_statistics(norm)

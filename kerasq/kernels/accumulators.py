@@ -29,6 +29,11 @@ class IntegerWeights:
     grid: Grid
     bias: tf.Tensor
 
+    def real(self, in_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The kernel and bias that they stand for, float32, behind inputs of that scale."""
+        scale = tf.cast(self.grid.scale, tf.float32)
+        return self.codes * scale, tf.cast(self.bias, tf.float32) * (in_scale * scale)
+
 
 def accumulate(run: Callable, codes: tf.Tensor, grid: Grid) -> tf.Tensor:
     """`run(codes)` for a linear `run`: exact while float32 sums stay below 2^24.

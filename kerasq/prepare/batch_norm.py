@@ -192,3 +192,10 @@ def _units(norm: keras.layers.BatchNormalization) -> tuple[float, ...]:
     gain = np.abs(keras.ops.convert_to_numpy(gain_and_bias(norm, None)[0]))
     # A channel that is switched off has no unit.
     return tuple(float(2.0 ** round(math.log2(g))) if g > 0 else 1.0 for g in gain)
+
+
+def has_statistics(norm: keras.layers.BatchNormalization | None) -> bool:
+    """Whether there is a BatchNormalization, and its statistics are not those it was made with."""
+    if norm is None:
+        return False
+    return bool(np.any(norm.moving_mean) or np.any(np.not_equal(norm.moving_variance, 1.0)))

@@ -147,8 +147,7 @@ def _solved(walk: Walk, pair: tuple[Unit, Unit], settings: Settings, saved: Back
         for layer in layers:
             layer.kernel.assign(saved.kernel(layer.name))
         return Figures(*saved.done[unit.name])
-    seen, cuts = walk.seen(pair, settings.seed)
-    figures = Problem(unit, layers, seen, cuts).solve(settings)
+    figures = Problem(unit, layers, walk.seen(pair, settings.seed)).solve(settings)
     kernels = {layer.name: layer.kernel.numpy() for layer in layers}
     saved.add(unit.name, [figures.nearest, figures.learned, figures.moved], kernels)
     return figures

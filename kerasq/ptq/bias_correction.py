@@ -14,7 +14,7 @@ from kerasq.calibration.input_moments import Pairs
 from kerasq.calibration.propagation import propagate
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq import reference
-from kerasq.ptq.samples import Samples, Windows
+from kerasq.ptq.samples import Samples
 from kerasq.ptq.units import by_layer, calls_of_kernels
 from kerasq.ptq.walk import Walk
 from kerasq.support import tables
@@ -162,7 +162,7 @@ def _empirical(walk: Walk) -> _Missing:
         first, *rest = walk.calls[calls[0].name]
         # What is between two calls is yet to be corrected.
         seen = [(first, walk.seen(first, 0)), *((x, walk.foreseen(x, 0)) for x in rest)]
-        found = [_apart(pair[0].wrappers[0], *own) for pair, own in seen]
+        found = [_apart(pair[0].wrappers[0], own) for pair, own in seen]
         error, count = np.sum(found, axis=0)
         return error / np.maximum(count, 1.0)
 
@@ -189,8 +189,7 @@ def _analytic(
 
 def _lost(layer: KernelWrapper, mean: tf.Tensor) -> np.ndarray:
     """The mean of each channel of what rounding weights adds to the output."""
-    weights = layer.integer_weights()
-    rounded = tf.cast(weights.codes, tf.float32) * tf.cast(weights.grid.scale, tf.float32)
+    rounded, _ = layer.integer_weights().real(layer.input_grids()[0].scale)
     y = layer.run_on(mean, rounded - layer.folded_kernel(), None)
     flat = tf.reshape(tf.cast(y, tf.float64), [-1, y.shape[-1]])
     return tf.reduce_mean(flat, axis=0).numpy()
@@ -212,26 +211,17 @@ def _bias(wrapper: KernelWrapper) -> keras.Variable | None:
     return wrapper.bias if norm is None else norm.beta if norm.center else None
 
 
-def _apart(
-    wrapper: KernelWrapper, seen: Samples, cuts: Windows | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _apart(wrapper: KernelWrapper, seen: Samples) -> tuple[np.ndarray, np.ndarray]:
     """By channel, the sum of what a call's outputs lack, and the number of places that count."""
-    weights, layer = wrapper.integer_weights(), None if cuts is None else cuts.layer
-    scale = tf.cast(weights.grid.scale, tf.float32)
-    bias = tf.cast(weights.bias, tf.float32) * (wrapper.input_grids()[0].scale * scale)
-    ends = [_clamped(wrapper, tf.constant(end)) for end in (-np.inf, np.inf)]
+    kernel, bias = wrapper.integer_weights().real(wrapper.input_grids()[0].scale)
+    low, high = (wrapper.clamp(tf.constant(end)) for end in (-np.inf, np.inf))
     error, count = np.zeros(bias.shape[-1]), np.zeros(bias.shape[-1])
     for i in range(0, len(seen), BATCH_SIZE):
         (x,), _, (y,) = seen[i : i + BATCH_SIZE]
-        sums = wrapper.run_on(x, weights.codes * scale, bias, layer)
-        found = _clamped(wrapper, sums)
-        counts = (found == sums) | ((y > ends[0]) & (y < ends[1]))
+        sums = wrapper.run_on(x, kernel, bias, seen.layer)
+        found = wrapper.clamp(sums)
+        counts = (found == sums) | ((y > low) & (y < high))
         axes = [*range(y.ndim - 1)]
         error += tf.reduce_sum(tf.cast(y - found, tf.float64), axis=axes).numpy()
         count += tf.reduce_sum(tf.cast(counts, tf.float64), axis=axes).numpy()
     return error, count
-
-
-def _clamped(wrapper: KernelWrapper, y: tf.Tensor) -> tf.Tensor:
-    """Values behind the ReLU that is part of a layer."""
-    return y if wrapper.output_quantizer is None else wrapper.output_quantizer.clamp(y)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from kerasq import graph
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.ptq.samples import Samples, Windows
+from kerasq.ptq.samples import Samples
 from kerasq.ptq.units import Unit
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.sqnr import sqnr
@@ -84,8 +84,7 @@ class Kernel:
         exact = wrapper.folded_kernel() / self.scale
         self.low = tf.floor(exact)
         # The bias that inference adds, whole numbers of steps on the device.
-        step = wrapper.input_grids()[0].scale * self.scale
-        self.bias = tf.cast(weights.bias, tf.float32) * step
+        _, self.bias = weights.real(wrapper.input_grids()[0].scale)
         # Of a range that follows the weights the largest ones are the ends.
         follows = wrapper.weight_quantizer.range_gradient == "none"
         self.is_held = (tf.abs(self.nearest) >= self.largest) & follows
@@ -125,15 +124,11 @@ class Problem:
         unit: its calls.
         legal: its layers whose kernels are rounded.
         samples: what it reads, and is to return.
-        cuts: the windows that the samples are, where they are.
     """
 
-    def __init__(
-        self, unit: Unit, legal: list[KernelWrapper], samples: Samples, cuts: Windows | None
-    ) -> None:
+    def __init__(self, unit: Unit, legal: list[KernelWrapper], samples: Samples) -> None:
         self.unit, self.samples = unit, samples
         self.kernels = {wrapper.name: Kernel(wrapper) for wrapper in legal}
-        self.layer = None if cuts is None else cuts.layer
         self.random: tf.random.Generator | None = None
         self.powers = [float(np.mean(np.square(y, dtype=np.float64))) or 1.0 for y in samples.y]
 
@@ -152,11 +147,10 @@ class Problem:
             if layer.name in codes:
                 kernel = self.kernels[layer.name]
                 weights = codes[layer.name] * kernel.scale
-                y = kernel.wrapper.run_on(args[0], weights, kernel.bias, self.layer)
+                y = kernel.wrapper.run_on(args[0], weights, kernel.bias, self.samples.layer)
             else:
                 y = layer.run_fake_quant(args[0], False)
-            own = layer.output_quantizer
-            exact = y if own is None else own.clamp(y)
+            exact = layer.clamp(y)
             if {id(tensor) for tensor in node.outputs} & ends:
                 return exact
             rounded = layer.on_grid(y, False)

@@ -31,11 +31,13 @@ class Samples:
         x: by input, `(samples, ...)`, in the quantized network.
         real: by input, in the float network.
         y: by output, in the float network.
+        layer: what computes windows, where they are such: the convolution without padding.
     """
 
     x: list[np.ndarray]
     real: list[np.ndarray]
     y: list[np.ndarray]
+    layer: keras.Layer | None = None
 
     def __len__(self) -> int:
         return len(self.y[0])
@@ -186,6 +188,7 @@ def collect(
         if own.any():
             parts = values(some(batch, own))
             found += [cut(parts) for _ in range(times)]
-    return Samples(
-        *([np.concatenate(v) for v in zip(*x, strict=True)] for x in zip(*found, strict=True))
+    x, real, y = (
+        [np.concatenate(v) for v in zip(*part, strict=True)] for part in zip(*found, strict=True)
     )
+    return Samples(x, real, y, layer=None if cuts is None else cuts.layer)

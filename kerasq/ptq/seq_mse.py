@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.ptq import samples
+from kerasq.ptq.samples import Samples
 from kerasq.ptq.units import by_layer
 from kerasq.ptq.walk import Walk
 from kerasq.quantizers.uniform import Uniform
@@ -92,7 +92,7 @@ def seq_mse(
     found = {}
     with restored_on_error([x.weight_quantizer.kernel_range for x in walk.legal.values()]):
         for pair in walk:
-            found[pair[0].name] = _search(pair[0].wrappers[0], *walk.seen(pair, seed))
+            found[pair[0].name] = _search(pair[0].wrappers[0], walk.seen(pair, seed))
     before, after, shares = zip(*found.values(), strict=True) if found else ((), (), ())
     return WeightRanges(
         layers=tuple(found), before=before, after=after, shares=shares, left=walk.left
@@ -105,15 +105,13 @@ def _has_range(wrapper: KernelWrapper) -> bool:
     return isinstance(quantizer, Uniform) and quantizer.range_gradient != "none"
 
 
-def _search(
-    wrapper: KernelWrapper, seen: samples.Samples, cuts: samples.Windows | None
-) -> tuple[float, float, float]:
+def _search(wrapper: KernelWrapper, seen: Samples) -> tuple[float, float, float]:
     """Sets the range of a layer's weights: SQNR before and after, and the share of the largest."""
     variable = wrapper.weight_quantizer.kernel_range
     kernel = wrapper.ranged_kernel()
     largest = tf.reduce_max(tf.abs(kernel), axis=[*range(kernel.shape.rank - 1)])
     candidates = [variable.numpy(), *(largest.numpy() * share for share in SHARES)]
-    errors = np.stack([_error(wrapper, seen, cuts, high) for high in candidates])
+    errors = np.stack([_error(wrapper, seen, high) for high in candidates])
     if wrapper.is_per_tensor:
         errors = errors.sum(axis=1, keepdims=True)
     best = errors.argmin(axis=0)
@@ -124,20 +122,14 @@ def _search(
     return sqnr(errors[0].sum() / power), sqnr(errors.min(axis=0).sum() / power), share
 
 
-def _error(
-    wrapper: KernelWrapper, seen: samples.Samples, cuts: samples.Windows | None, high: np.ndarray
-) -> np.ndarray:
+def _error(wrapper: KernelWrapper, seen: Samples, high: np.ndarray) -> np.ndarray:
     """The squared error of the output with weights over ranges: of what shares one, as they are."""
     wrapper.weight_quantizer.kernel_range.assign(high)
-    weights = wrapper.integer_weights()
-    step = wrapper.input_grids()[0].scale * weights.grid.scale
-    kernel, bias = weights.codes * weights.grid.scale, tf.cast(weights.bias, tf.float32) * step
+    kernel, bias = wrapper.integer_weights().real(wrapper.input_grids()[0].scale)
     total = np.zeros(len(high))
     for i in range(0, len(seen), BATCH_SIZE):
         (x,), _, (y,) = seen[i : i + BATCH_SIZE]
-        found = wrapper.run_on(x, kernel, bias, None if cuts is None else cuts.layer)
-        own = wrapper.output_quantizer
-        apart = tf.square((found if own is None else own.clamp(found)) - y)
+        apart = tf.square(wrapper.clamp(wrapper.run_on(x, kernel, bias, seen.layer)) - y)
         # One for each range: of each channel, or of all.
         by_range = tf.reshape(apart, [-1, len(high), apart.shape[-1] // len(high)])
         total += tf.reduce_sum(by_range, axis=[0, 2]).numpy()

@@ -77,25 +77,16 @@ class Walk:
         """The units that have such layers, in either network, under a progress bar."""
         return track(self._pairs, len(self._pairs), "unit")
 
-    def seen(
-        self, pair: tuple[Unit, Unit], seed: int
-    ) -> tuple[samples.Samples, samples.Windows | None]:
-        """What a unit reads, and is to return; and the windows that this is of.
-
-        All units in front of it are done.
-        """
+    def seen(self, pair: tuple[Unit, Unit], seed: int) -> samples.Samples:
+        """What a unit reads, and is to return. All units in front of it are done."""
         for frontier, unit in zip(self._frontiers, pair, strict=True):
             frontier.advance(unit.before)
         return self.foreseen(pair, seed)
 
-    def foreseen(
-        self, pair: tuple[Unit, Unit], seed: int
-    ) -> tuple[samples.Samples, samples.Windows | None]:
-        """The same of a unit that others in front of it are not done for."""
-        cuts = samples.windows(pair[0])
-        rng = np.random.default_rng(seed)
-        seen = samples.collect(self._frontiers, pair, self._data, cuts, rng, self._memory)
-        return seen, cuts
+    def foreseen(self, pair: tuple[Unit, Unit], seed: int) -> samples.Samples:
+        """The same of a unit in front of which others are yet to be done."""
+        cuts, rng = samples.windows(pair[0]), np.random.default_rng(seed)
+        return samples.collect(self._frontiers, pair, self._data, cuts, rng, self._memory)
 
 
 def _by_leader(pairs: list[tuple[Unit, Unit]]) -> dict[str, list[tuple[Unit, Unit]]]:
