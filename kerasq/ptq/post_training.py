@@ -136,7 +136,7 @@ def post_training(
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
         >>> x = np.random.default_rng(0).normal(size=(64, 4))
-        >>> found = kerasq.post_training(model, x)  # doctest: +ELLIPSIS
+        >>> found = kerasq.post_training(model, x, recipe="correct")  # doctest: +ELLIPSIS
         step ...
         >>> lite = kerasq.export_tflite(found.model)
     """
