@@ -6,11 +6,13 @@ them is the one of `kerasq.grid.Grid.from_range`.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from kerasq.grid import Grid
+from kerasq.support.shared import shared
 
 RANGE_GRADIENTS = ("lsq", "clip", "none")
 
@@ -35,14 +37,21 @@ def grid_from_range(
 ) -> Grid:
     """`Grid.from_range` on tensors: scale and zero point are float32 tensors."""
     grid = Grid(scale=0.0, zero_point=0, bits=bits, narrow=narrow, axis=axis, levels=levels)
-    steps = grid.qmax - grid.qmin
+    scale, zero_point = _scale_and_zero_point(low, high, grid.qmin, grid.qmax)
+    return dataclasses.replace(grid, scale=scale, zero_point=zero_point)
+
+
+@shared
+def _scale_and_zero_point(
+    low: tf.Tensor, high: tf.Tensor, qmin: int, qmax: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    steps = qmax - qmin
     # In float64, since the file gets the float32 that `Grid.from_range` gives, to the last bit.
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
     scale = (high - low) / steps
     below = tf.clip_by_value(-low * steps / (high - low), 0.0, float(steps))
     # Ties go up; tf.round takes them to even.
-    zero_point = tf.cast(tf.floor(below + 0.5), tf.float32) + grid.qmin
-    return dataclasses.replace(grid, scale=tf.cast(scale, tf.float32), zero_point=zero_point)
+    return tf.cast(scale, tf.float32), tf.cast(tf.floor(below + 0.5), tf.float32) + qmin
 
 
 @tf.custom_gradient
@@ -51,6 +60,37 @@ def straight_through(smooth: tf.Tensor, exact: tf.Tensor) -> Any:
     # Not smooth + stop_gradient(exact - smooth), whose sum float32 would round off the grid.
     del smooth
     return tf.identity(exact), lambda upstream: (upstream, None)
+
+
+def straight_through_of(
+    smooth: Callable[[Any], tf.Tensor], inputs: Any, variables: list[Any], exact: tf.Tensor
+) -> tf.Tensor:
+    """`straight_through(smooth(inputs), exact)`; `smooth` is called where a gradient is asked for.
+
+    Args:
+        smooth: computed of the inputs and of Keras variables.
+        inputs: tensors, nested.
+        variables: those that may get a gradient.
+        exact: the value.
+    """
+    values = [variable.value for variable in variables]
+    # In a stateless call they are tensors, which are theirs in that call alone.
+    if not all(isinstance(value, tf.Variable) for value in values):
+        return straight_through(smooth(inputs), exact)
+    tensors = tf.nest.flatten(inputs)
+    watched = [x for x in tensors if x.dtype.is_floating]
+
+    @tf.custom_gradient
+    def run(exact: tf.Tensor, *_: tf.Tensor) -> Any:
+        def grad(upstream: tf.Tensor) -> tuple:
+            with tf.GradientTape() as tape:
+                tape.watch(watched)
+                y = smooth(inputs)
+            return None, *tape.gradient(y, [*watched, *values], upstream)
+
+        return tf.identity(exact), grad
+
+    return run(exact, *watched, *map(tf.convert_to_tensor, values))
 
 
 def fake_quant(

@@ -1,8 +1,8 @@
 """Wrapping a layer with a kernel: symmetric weights, a scale a channel or one, integer biases."""
 
 import contextlib
-import dataclasses
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
+from kerasq.support.shared import shared
 from kerasq.wrappers import QuantizeWrapper, current_config
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
@@ -250,75 +251,59 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
-        grid, out = self.input_grids()[0], self.grid()
-        return self._held(self._weights_at(self.bits, self.weight_quantizer, grid, out), grid, out)
+        return self._weights_at(
+            self.bits, self.weight_quantizer, self.input_grids()[0], self.grid(), self.limit
+        )
 
     def largest_step(self) -> tf.Tensor:
         """The largest step of the sums, `s_in * s_w[c]`, that the kernel asks for."""
         grid = self.input_grids()[0]
-        weights = self._weights_at(self.bits, self.weight_quantizer, grid, self.grid())
+        weights = self._weights_at(self.bits, self.weight_quantizer, grid, self.grid(), None)
         return grid.scale * tf.reduce_max(weights.grid.scale)
 
     def largest_sums(self, grid: Grid) -> tf.Tensor:
         """What inputs on `grid` times the kernel add up to at most: `(channels,)`, real values."""
-        kernel = self.folded_kernel()
-        weights = tf.reduce_sum(tf.abs(kernel), axis=[*range(kernel.shape.rank - 1)])
-        return weights * grid.scale * 2.0**grid.bits
+        return _largest_sums(self.flat_kernel(), self.gain_and_bias()[0], grid)
 
     def _weights_at(
-        self, bits: Scheme, quantizer: weight_quantizers.WeightQuantizer, grid: Grid, out: Grid
+        self,
+        bits: Scheme,
+        quantizer: weight_quantizers.WeightQuantizer,
+        grid: Grid,
+        out: Grid,
+        cut: float | None,
     ) -> kernels.IntegerWeights:
-        """The kernel and bias at a scheme, on codes of that quantizer, between two grids."""
-        in_scale = grid.scale
-        gain, bias = self.gain_and_bias()
-        if bias is None:
-            bias = tf.zeros(self.flat_kernel().shape[-1:])
-        # That of a dead channel may leave int32 once it is rescaled. Beyond twice what any sum and
-        # the output reach, the output is at one end of its range, whatever the bias.
-        most = 2.0 * (self.largest_sums(grid) + out.scale * 2.0**out.bits)
-        bias = tf.clip_by_value(bias, -most, most)
-        # Biases are counted in these scales: wider ones keep their codes within the target's limit.
-        stored = 4 if bits.weight_bits <= 4 else 8
-        least = tf.abs(bias) / (in_scale * self.target.limits.bias[bits.code_bits, stored])
-        codes, grid = self._integer(quantizer, gain, self._largest(least))
-        # Of int16 they have more bits than float32 has.
-        step = tf.cast(in_scale * grid.scale, tf.float64)
-        bias_codes = tf.round(tf.cast(bias, tf.float64) / step)
-        return kernels.IntegerWeights(codes, grid, bias_codes)
+        """The kernel and bias at a scheme, on codes of that quantizer, between two grids.
 
-    def _integer(
-        self, quantizer: weight_quantizers.WeightQuantizer, gain: tf.Tensor, least: tf.Tensor
-    ) -> tuple[tf.Tensor, Grid]:
-        """Codes of the folded kernel and their grid, of no scale below `least`."""
-        if not self.is_per_tensor:
-            return quantizer.integer(self.flat_kernel(), gain, least=least)
-        codes, grid = quantizer.integer(self.ranged_kernel(), tf.ones([1]), least=least)
-        scale, zero_point = grid.scale[0], grid.zero_point[0]
-        own = dataclasses.replace(grid, scale=scale, zero_point=zero_point, axis=None)
-        return codes[..., 0], own
-
-    def _largest(self, x: tf.Tensor) -> tf.Tensor:
-        """What has an entry a channel, for each scale: the largest one where there is one scale."""
-        return tf.reduce_max(x) if self.is_per_tensor else x
-
-    def _held(
-        self, weights: kernels.IntegerWeights, grid: Grid, out: Grid
-    ) -> kernels.IntegerWeights:
-        """The weights in steps that the target's multipliers and sums hold, between two grids.
-
-        Where a range is too narrow for them it is widened (`kerasq.range_limits`), but not beyond
-        the limit of a ReLU. There hardly any step of the sums lies inside of the range: all but
-        those next to 0 are at an end of it, at smaller steps as well.
+        `cut` is the limit of a ReLU behind them, or None.
         """
-        if self.limit is None:
-            return weights
-        limits, step = self.target.limits, grid.scale * weights.grid.scale
-        least = tf.maximum(
-            step / limits.multiplier, self.largest_sums(grid) / limits.sums[out.bits]
+        gain, bias = self.gain_and_bias()
+        limits, stored = self.target.limits, 4 if bits.weight_bits <= 4 else 8
+        # Codes of one scale per tensor have one more axis, and no shape in common with the kernel.
+        weigh = _weigh if self.is_per_tensor else _weigh_shared
+        codes, scale, bias = weigh(
+            self.flat_kernel(),
+            gain,
+            bias,
+            quantizer.parts(self.ranged_kernel()),
+            grid,
+            out,
+            fold=quantizer.fold,
+            bits=quantizer.code_bits,
+            most_bias=limits.bias[bits.code_bits, stored],
+            # Where a range is too narrow for them it is widened (`kerasq.range_limits`), but not
+            # beyond the limit of a ReLU.
+            held=None if cut is None else (limits.multiplier, limits.sums[out.bits]),
+            per_tensor=self.is_per_tensor,
         )
-        share = tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / self._largest(least))
-        own = dataclasses.replace(weights.grid, scale=weights.grid.scale * share)
-        return dataclasses.replace(weights, grid=own)
+        own = Grid(
+            scale=scale,
+            zero_point=tf.zeros(scale.shape),
+            bits=quantizer.code_bits,
+            narrow=True,
+            axis=None if self.is_per_tensor else -1,
+        )
+        return kernels.IntegerWeights(codes, own, bias)
 
     def run_float(self, inputs: tf.Tensor) -> tf.Tensor:
         """The float layer with its BatchNormalization."""
@@ -388,8 +373,7 @@ class KernelWrapper(QuantizeWrapper):
         quantizer = self.weight_quantizer
         if bits is not None:
             quantizer = Uniform(bits.weight_bits, range_gradient="none")
-        weights = self._weights_at(bits or self.bits, quantizer, grid, out)
-        weights = self._held(weights, grid, out)
+        weights = self._weights_at(bits or self.bits, quantizer, grid, out, self.limit)
         total = self.sums(inputs, grid, weights)
         kernel = self.target.accumulator_kernel(
             self.rule.operator,
@@ -414,6 +398,70 @@ class KernelWrapper(QuantizeWrapper):
             grid,
         )
         return total + tf.cast(weights.bias, total.dtype)
+
+
+def _largest_sums(kernel: tf.Tensor, gain: tf.Tensor, grid: Grid) -> tf.Tensor:
+    weights = tf.reduce_sum(tf.abs(kernel * gain), axis=[*range(kernel.shape.rank - 1)])
+    return weights * grid.scale * 2.0**grid.bits
+
+
+def _weigh(
+    kernel: tf.Tensor,
+    gain: tf.Tensor,
+    bias: tf.Tensor | None,
+    parts: tuple[tf.Tensor, ...],
+    grid: Grid,
+    out: Grid,
+    *,
+    fold: Callable[..., tuple[tf.Tensor, Grid]],
+    bits: int,
+    most_bias: float,
+    held: tuple[float, float] | None,
+    per_tensor: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Codes of the kernel, their scales, and codes of the bias, of tensors alone.
+
+    Args:
+        kernel: of float weights, channels in its last axis.
+        gain: what it is multiplied by, `()` or `(channels,)`.
+        bias: real values, `(channels,)`, or None.
+        parts: what the weight quantizer makes of the kernel.
+        grid: that of the inputs.
+        out: that of the output.
+        fold: of the weight quantizer.
+        bits: width of the codes.
+        most_bias: what codes of biases stay below.
+        held: what multipliers, and sums in steps of the output, stay below; None where no scale is
+            made smaller for them.
+        per_tensor: whether all channels have one scale.
+    """
+    sums = _largest_sums(kernel, gain, grid)
+    # The bias of a dead channel may leave int32 once it is rescaled. Beyond twice what any sum and
+    # the output reach, the output is at one end of its range, whatever the bias.
+    most = 2.0 * (sums + out.scale * 2.0**out.bits)
+    bias = tf.zeros_like(most) if bias is None else tf.clip_by_value(bias, -most, most)
+    # Biases are counted in these scales: wider ones keep their codes within the limit.
+    least = tf.abs(bias) / (grid.scale * most_bias)
+    if per_tensor:
+        folded = (kernel * gain)[..., None]
+        codes, own = fold(folded, tf.ones([1]), tf.reduce_max(least), parts, bits)
+        codes, scale = codes[..., 0], own.scale[0]
+    else:
+        codes, own = fold(kernel, gain, least, parts, bits)
+        scale = own.scale
+    step = grid.scale * scale
+    # In float64, as those of int16 have more bits than float32 has.
+    bias_codes = tf.round(tf.cast(bias, tf.float64) / tf.cast(step, tf.float64))
+    if held is not None:
+        # There hardly any step of the sums lies inside of the range: all but those next to 0 are at
+        # an end of it, at smaller steps as well.
+        needed = tf.maximum(step / held[0], sums / held[1])
+        needed = tf.reduce_max(needed) if per_tensor else needed
+        scale *= tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / needed)
+    return codes, scale, bias_codes
+
+
+_weigh_shared = shared(_weigh)
 
 
 class _KeepFrozen(keras.constraints.Constraint):

@@ -99,6 +99,8 @@ class Rule:
         """A kernel with the channels in its last axis."""
         if self.transposed:
             return _transpose(kernel)
+        if self.channels == 1:
+            return kernel
         head = kernel.shape[: len(kernel.shape) - self.channels]
         return keras.ops.reshape(kernel, (*head, -1))
 
@@ -106,7 +108,7 @@ class Rule:
         """The kernel of `shape` that `flatten` was called on."""
         if self.transposed:
             return _transpose(kernel)
-        return keras.ops.reshape(kernel, shape)
+        return kernel if self.channels == 1 else keras.ops.reshape(kernel, shape)
 
     def unmet(self, layer: keras.Layer) -> str | None:
         """The first condition that a layer does not meet, or None."""

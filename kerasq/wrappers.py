@@ -181,13 +181,19 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Quantized output, as real values: see the module."""
-        smooth = self.on_grid(self.run_fake_quant(inputs, training), training)
+        if training:
+            return self._smooth(inputs, training)
+        # Inference has a gradient as well: integer kernels have none, so it is that of training.
+        ranges = [] if self.quantizer is None else self.quantizer.trainable_variables
+        variables = {id(v): v for v in (*self.trainable_variables, *ranges)}
+        exact = self.run_integer(inputs)
+        return fake_quant.straight_through_of(self._smooth, inputs, [*variables.values()], exact)
+
+    def _smooth(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+        """The layer in float, on fake-quantized weights, its output fake-quantized as well."""
         # Fixed grids (softmax, sigmoid, tanh) are left out: a probability that rounds to 0 would
         # get no gradient from a cross-entropy.
-        if training:
-            return smooth
-        # Inference has a gradient as well: integer kernels have none, so it is that of training.
-        return fake_quant.straight_through(smooth, self.run_integer(inputs))
+        return self.on_grid(self.run_fake_quant(inputs, training), training)
 
     def on_grid(self, y: tf.Tensor, training: bool | None) -> tf.Tensor:
         """Fake-quant of what `run_fake_quant` returned; in training the range may move."""

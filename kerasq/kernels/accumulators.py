@@ -13,6 +13,7 @@ from kerasq.kernels.fixed_point import (
     multiply_rounding_twice,
 )
 from kerasq.kernels.floats import float64, product, quotient, round_away
+from kerasq.support.shared import shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,13 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
 
     One float32 multiplication and one rounding.
     """
+    return _rescaled(total, grid.scale, weights.grid.scale, out)
+
+
+@shared
+def _rescaled(total: tf.Tensor, scale: tf.Tensor, of_weights: tf.Tensor, out: Grid) -> tf.Tensor:
     # XNNPACK's multiplier is float32 at each step, where LiteRT's own kernels prepare a double.
-    multiplier = quotient(product(grid.scale, weights.grid.scale), out.scale)
+    multiplier = quotient(product(scale, of_weights), out.scale)
     return clip(tf.round(total * multiplier), out)
 
 

@@ -10,6 +10,7 @@ Source: LiteRT, kernels/internal/common.h (`MultiplyByQuantizedMultiplier`).
 import tensorflow as tf
 
 from kerasq.kernels.floats import float64
+from kerasq.support.shared import shared
 
 
 def int64(x: tf.Tensor) -> tf.Tensor:
@@ -72,6 +73,7 @@ def divide(mantissa: tf.Tensor, exponent: tf.Tensor, count: int) -> tuple[tf.Ten
     return mantissa * power_of_two(bits) // count, exponent - bits
 
 
+@shared
 def multiply_rounding_twice(
     x: tf.Tensor, real: tf.Tensor, ties: str = "away", count: int = 1
 ) -> tf.Tensor:
@@ -84,13 +86,16 @@ def multiply_rounding_twice(
             (the vectorized ones); "down" for a shift that does not round.
         count: what the multiplier is divided by.
     """
-    return multiply_mantissa(x, *divide(*decompose(real), count), ties)
+    return _by_mantissa(x, *divide(*decompose(real), count), ties)
 
 
-def multiply_mantissa(
-    x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor, ties: str = "away"
-) -> tf.Tensor:
+@shared
+def multiply_mantissa(x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
     """`multiply_rounding_twice` by `mantissa * 2^(exponent - 31)`, a mantissa of up to 31 bits."""
+    return _by_mantissa(x, mantissa, exponent, "away")
+
+
+def _by_mantissa(x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor, ties: str) -> tf.Tensor:
     # Multipliers above 1 shift the values up before, those below 1 the result down after.
     left, right = tf.maximum(exponent, 0), tf.maximum(-exponent, 0)
     doubled = int64(x) * power_of_two(left) * mantissa
@@ -101,6 +106,7 @@ def multiply_mantissa(
     return shift(high, right)
 
 
+@shared
 def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """`floor(x * mantissa * 2^(exponent - 31) + 1/2)`, for |x| below 2^47 and real below 2^16."""
     mantissa, exponent = decompose(real)
@@ -112,6 +118,7 @@ def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     return shift_right(high * mantissa + carried, 16 - exponent)
 
 
+@shared
 def multiply_15_bits(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """The rule for int64 accumulators: the mantissa is first rounded to 15 bits."""
     mantissa, exponent = decompose(real)

@@ -18,16 +18,21 @@ from kerasq.kernels.fixed_point import (
     multiply_rounding_twice,
 )
 from kerasq.kernels.floats import float32, float64, plus, product, quotient, round_away
+from kerasq.support.shared import shared
 
 
 def requantize(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """QUANTIZE: the ratio of the scales rounded to 1/256, the product rounded half up."""
     del layer
+    return _requantized(codes[0], grids[0].scale, out)
+
+
+@shared
+def _requantized(codes: tf.Tensor, scale: tf.Tensor, out: Grid) -> tf.Tensor:
     # XNNPACK's multipliers have 8 fractional bits, and 1/2 of the last one is 128. Products stay
     # below 2^24: it takes ratios of less than 2^7.
-    multiplier = tf.round(256.0 * (grids[0].scale / out.scale))
-    scaled = codes[0] * multiplier
-    return clip(tf.floor((scaled + 128.0) / 256.0), out)
+    multiplier = tf.round(256.0 * (scale / out.scale))
+    return clip(tf.floor((codes * multiplier + 128.0) / 256.0), out)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -42,6 +47,7 @@ def subtract(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     return _sum(codes, grids, out, -1)
 
 
+@shared
 def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
     """XNNPACK's sum, or LiteRT's where steps of an input are too small for that."""
     # The quotient is float32, as XNNPACK gets it.
@@ -80,6 +86,11 @@ def _sum_of_xnnpack(codes: list, ratios: list[tf.Tensor], out: Grid, sign: int) 
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MUL of two tensors: the product times one float32 factor, ties to even."""
     del layer
+    return _product(codes, grids, out)
+
+
+@shared
+def _product(codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     factor = quotient(product(grids[0].scale, grids[1].scale), out.scale)
     # The product of two codes has at most 16 bits, which float32 holds.
     return clip(tf.round(product(codes[0] * codes[1], factor)), out)

@@ -6,11 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasq import fits, registry
 from kerasq import graph as graphs
 from kerasq.layers import Scale
 from kerasq.prepare.parts import Parts, between_permutes
+from kerasq.support.shared import shared
 
 L = keras.layers
 
@@ -77,12 +79,26 @@ def gain_and_bias(
         norm: the BatchNormalization.
         bias: bias of the layer before it, or None.
     """
-    gain = keras.ops.rsqrt(norm.moving_variance.value + norm.epsilon)
-    if norm.scale:
-        gain = gain * norm.gamma.value
-    shift = -norm.moving_mean.value if bias is None else bias - norm.moving_mean.value
-    shift = shift * gain
-    return gain, shift + norm.beta.value if norm.center else shift
+    statistics = norm.moving_mean.value, norm.moving_variance.value
+    gamma = norm.gamma.value if norm.scale else None
+    beta = norm.beta.value if norm.center else None
+    return _gain_and_bias(*statistics, gamma, beta, bias, norm.epsilon)
+
+
+@shared
+def _gain_and_bias(
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    gain = tf.math.rsqrt(variance + epsilon)
+    if gamma is not None:
+        gain = gain * gamma
+    shift = (-mean if bias is None else bias - mean) * gain
+    return gain, shift if beta is None else shift + beta
 
 
 def scale(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Graph:

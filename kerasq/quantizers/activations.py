@@ -1,5 +1,6 @@
 """Quantizers hold the range of a tensor and fake-quantize onto the grid over it."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from kerasq import fake_quant, graph
 from kerasq.grid import Grid
+from kerasq.support.shared import shared
 
 # A range that was never calibrated is the largest of this many training batches, at first.
 FIRST_BATCHES = 10
@@ -199,7 +201,10 @@ class ActivationQuantizer(keras.layers.Layer):
     def _grid(self) -> Grid:
         # The device has no integers of 2 to 7 bits: such codes are some of int8's.
         levels = 2**self.bits if self.bits < 8 else None
-        return fake_quant.grid_from_range(*self.range(), bits=max(8, self.bits), levels=levels)
+        low = None if self.range_min is None else self.range_min.value
+        grid = Grid(scale=1.0, zero_point=0.0, bits=max(8, self.bits), levels=levels)
+        scale, zero_point = _scale_and_zero_point(low, self.range_max.value, self.limit, grid)
+        return dataclasses.replace(grid, scale=scale, zero_point=zero_point)
 
     def assign_range(self, low: float, high: float, seen: float = CALIBRATED) -> None:
         """Sets the range (made to contain 0.0) and `batches_seen`: by default it is calibrated.
@@ -220,77 +225,30 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range by what a batch has, by the rule that the class states."""
-        # Few operators, since a step has them for each range.
-        ends, seen = self._ends(), self.batches_seen.value
-        # NaN and infinite values, of training that diverges, move nothing.
-        values = [
-            tf.where(tf.math.is_finite(v), v, 0.0) for v in self._batch_ends(_first_samples(x))
-        ]
-        follow = self._grown if self.is_input or not self.trainable else self._followed
-        moved, seen = follow(ends, values, seen)
-        # A tensor that was always 0 has no range: see `assign_range`.
-        moved[-1] = tf.where(tf.add_n(moved) <= NARROWEST, 1.0, moved[-1])
+        low, high, seen = _moved(
+            _first_samples(x),
+            None if self.range_min is None else self.range_min.value,
+            self.range_max.value,
+            self.batches_seen.value,
+            rule=_Rule(
+                relu=self.relu,
+                limit=self.limit,
+                symmetric=self.symmetric,
+                learns=self._gradient() != "none",
+                grows=self.is_input or not self.trainable,
+                enough=self._enough(),
+                clipping=CLIPPING.get(self.bits, CLIPPED),
+            ),
+        )
         if self.range_min is not None:
-            self.range_min.assign(-moved[0])
-        self.range_max.assign(moved[-1])
+            self.range_min.assign(low)
+        self.range_max.assign(high)
         self.batches_seen.assign(seen)
         self._forget()
 
-    def _grown(
-        self, ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The ends, and `batches_seen`, of a range that neither learns nor narrows."""
-        is_first = seen < FIRST_BATCHES
-        # In a step that was traced before the range was set, too.
-        is_set = seen >= self._enough()
-        moved = [
-            tf.where(is_set, end, self._widened(end, value, is_first))
-            for end, value in zip(ends, values, strict=True)
-        ]
-        return moved, tf.where(is_set, seen, tf.minimum(seen + 1.0, FIRST_BATCHES))
-
-    def _followed(
-        self, ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The ends, and `batches_seen`, of a range that widens and narrows."""
-        is_first = seen < FIRST_BATCHES
-        is_wide = tf.add_n(ends) > WIDEST * tf.add_n(values)
-        kept = tf.cast(seen >= 1.0, tf.float32)
-        ends = [end * kept for end in ends]
-        seen = tf.where(is_first | is_wide, tf.floor(seen) + 1.0, float(FIRST_BATCHES))
-        rate = tf.where(seen > FIRST_BATCHES + PATIENCE, NARROWING_RATE, 0.0)
-        moved = []
-        for end, value in zip(ends, values, strict=True):
-            wide = self._widened(end, value, is_first)
-            moved.append(wide - rate * tf.nn.relu(wide - value))
-        return moved, seen
-
-    def _widened(self, end: tf.Tensor, value: tf.Tensor, is_first: tf.Tensor) -> tf.Tensor:
-        """An end that a value may lie beyond, widened."""
-        least = value / CLIPPING.get(self.bits, CLIPPED)
-        if self._gradient() == "none":
-            return tf.where(is_first | (least > end), tf.maximum(end, value), end)
-        later = end + WIDENING_RATE * tf.nn.relu(least - end)
-        return tf.where(is_first, tf.maximum(end, value), later)
-
-    def _ends(self) -> list[tf.Tensor]:
-        """The magnitudes of the ends that are variables: the lower one, if it is, and the upper."""
-        low, high = self.range()
-        return [high] if self.range_min is None else [-low, high]
-
-    def _batch_ends(self, x: tf.Tensor) -> list[tf.Tensor]:
-        """Those of a batch, behind the layer's ReLU."""
-        if self.symmetric:
-            return [tf.reduce_max(tf.abs(self.clamp(x)))]
-        high = tf.nn.relu(tf.reduce_max(x))
-        high = high if self.limit is None else tf.minimum(high, self.limit)
-        return [high] if self.range_min is None else [tf.nn.relu(-tf.reduce_min(x)), high]
-
     def clamp(self, x: tf.Tensor) -> tf.Tensor:
         """The ReLU that is part of the layer."""
-        if not self.relu:
-            return x
-        return tf.nn.relu(x) if self.limit is None else tf.clip_by_value(x, 0.0, self.limit)
+        return _clamped(x, self.relu, self.limit)
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Fake-quantized values; in training, the first batches also set the range."""
@@ -343,6 +301,112 @@ class ActivationQuantizer(keras.layers.Layer):
         return fake_quant.fake_quant(
             x, low, high, bits=self.bits, gradient=self._gradient(), count=count
         )
+
+
+@shared
+def _scale_and_zero_point(
+    low: tf.Tensor | None, high: tf.Tensor, limit: float | None, like: Grid
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Those of a grid over a range of such variables, as their constraints allow them."""
+    high = UpperEnd(limit)(high)
+    if like.bits > 8:
+        low, high = symmetric(high, like.bits)
+    else:
+        low = tf.zeros(()) if low is None else AtMostZero()(low)
+    grid = fake_quant.grid_from_range(low, high, like.bits, levels=like.levels)
+    return grid.scale, grid.zero_point
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """How a range moves: what `ActivationQuantizer` is.
+
+    Attributes:
+        relu, limit: of the ReLU in front of it.
+        symmetric: whether its ends are of one magnitude.
+        learns: whether it has a gradient.
+        grows: whether it neither learns nor narrows.
+        enough: the batches after which one that grows is set.
+        clipping: how many times as large as an end values must be to move it.
+    """
+
+    relu: bool
+    limit: float | None
+    symmetric: bool
+    learns: bool
+    grows: bool
+    enough: int
+    clipping: float
+
+
+@shared
+def _moved(
+    x: tf.Tensor, low: tf.Tensor | None, high: tf.Tensor, seen: tf.Tensor, *, rule: _Rule
+) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
+    """The ends of a range (None: it starts at 0), and `batches_seen`, behind samples of a batch."""
+    ends = [UpperEnd(rule.limit)(high)]
+    ends = ends if low is None else [-AtMostZero()(low), *ends]
+    # NaN and infinite values, of training that diverges, move nothing.
+    values = [tf.where(tf.math.is_finite(v), v, 0.0) for v in _batch_ends(x, rule, len(ends))]
+    moved, seen = (_grown if rule.grows else _followed)(ends, values, seen, rule)
+    # A tensor that was always 0 has no range: see `assign_range`.
+    high = tf.where(tf.add_n(moved) <= NARROWEST, 1.0, moved[-1])
+    return None if low is None else -moved[0], high, seen
+
+
+def _grown(
+    ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor, rule: _Rule
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The magnitudes of ends, and `batches_seen`, of a range that neither learns nor narrows."""
+    is_first = seen < FIRST_BATCHES
+    # In a step that was traced before the range was set, too.
+    is_set = seen >= rule.enough
+    moved = [
+        tf.where(is_set, end, _widened(end, value, is_first, rule))
+        for end, value in zip(ends, values, strict=True)
+    ]
+    return moved, tf.where(is_set, seen, tf.minimum(seen + 1.0, FIRST_BATCHES))
+
+
+def _followed(
+    ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor, rule: _Rule
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The magnitudes of ends, and `batches_seen`, of a range that widens and narrows."""
+    is_first = seen < FIRST_BATCHES
+    is_wide = tf.add_n(ends) > WIDEST * tf.add_n(values)
+    kept = tf.cast(seen >= 1.0, tf.float32)
+    ends = [end * kept for end in ends]
+    seen = tf.where(is_first | is_wide, tf.floor(seen) + 1.0, float(FIRST_BATCHES))
+    rate = tf.where(seen > FIRST_BATCHES + PATIENCE, NARROWING_RATE, 0.0)
+    moved = []
+    for end, value in zip(ends, values, strict=True):
+        wide = _widened(end, value, is_first, rule)
+        moved.append(wide - rate * tf.nn.relu(wide - value))
+    return moved, seen
+
+
+def _widened(end: tf.Tensor, value: tf.Tensor, is_first: tf.Tensor, rule: _Rule) -> tf.Tensor:
+    """An end that a value may lie beyond, widened."""
+    least = value / rule.clipping
+    if not rule.learns:
+        return tf.where(is_first | (least > end), tf.maximum(end, value), end)
+    later = end + WIDENING_RATE * tf.nn.relu(least - end)
+    return tf.where(is_first, tf.maximum(end, value), later)
+
+
+def _batch_ends(x: tf.Tensor, rule: _Rule, count: int) -> list[tf.Tensor]:
+    """The magnitudes of the ends of a batch, behind the layer's ReLU: the upper one, or both."""
+    if rule.symmetric:
+        return [tf.reduce_max(tf.abs(_clamped(x, rule.relu, rule.limit)))]
+    high = tf.nn.relu(tf.reduce_max(x))
+    high = high if rule.limit is None else tf.minimum(high, rule.limit)
+    return [high] if count == 1 else [tf.nn.relu(-tf.reduce_min(x)), high]
+
+
+def _clamped(x: tf.Tensor, relu: bool, limit: float | None) -> tf.Tensor:
+    if not relu:
+        return x
+    return tf.nn.relu(x) if limit is None else tf.clip_by_value(x, 0.0, limit)
 
 
 def _first_samples(x: tf.Tensor) -> tf.Tensor:

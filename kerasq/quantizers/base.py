@@ -123,19 +123,36 @@ class WeightQuantizer(keras.layers.Layer):
             gain: a factor, or one a channel; negative ones turn the signs of codes.
             least: no scale is below it, `(channels,)`; codes are rounded again where one would be.
         """
-        own = self.scale(kernel) * tf.abs(gain)
+        return self.fold(kernel, gain, least, self.parts(kernel), self.code_bits)
+
+    def parts(self, kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The tensors that `fold` needs beside the kernel."""
+        return self.codes(kernel), self.scale(kernel)
+
+    @staticmethod
+    def fold(
+        kernel: tf.Tensor,
+        gain: tf.Tensor,
+        least: tf.Tensor,
+        parts: tuple[tf.Tensor, ...],
+        bits: int,
+    ) -> tuple[tf.Tensor, Grid]:
+        """`integer` of tensors alone, so that all layers share a trace: codes of `bits` bits."""
+        del kernel
+        codes, scale = parts
+        own = scale * tf.abs(gain)
         # Nor may it be 0, as it would be where a BatchNormalization has switched a channel off.
         least = tf.maximum(least, NARROWEST / 127)
         grid = Grid(
             scale=tf.maximum(own, least),
             zero_point=tf.zeros_like(own),
-            bits=self.code_bits,
+            bits=bits,
             narrow=True,
             axis=-1,
         )
         # 1 in nearly all channels. In float64, whose quotients no graph optimizer rearranges.
         ratio = tf.cast(own, tf.float64) / tf.cast(grid.scale, tf.float64)
-        codes = tf.cast(self.codes(kernel) * tf.sign(gain), tf.float64)
+        codes = tf.cast(codes * tf.sign(gain), tf.float64)
         return kernels.clip(tf.round(codes * ratio), grid), grid
 
 

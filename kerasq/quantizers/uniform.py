@@ -11,6 +11,7 @@ from kerasq import fake_quant, kernels
 from kerasq.grid import Grid
 from kerasq.quantizers.activations import NARROWEST, UpperEnd, project
 from kerasq.quantizers.base import WeightQuantizer, inner_axes, step_of
+from kerasq.support.shared import shared
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -62,13 +63,22 @@ class Uniform(WeightQuantizer):
             clips=self.range_gradient != "none" or self.bits < 8,
         )
 
-    def integer(
-        self, kernel: tf.Tensor, gain: tf.Tensor, *, least: tf.Tensor
+    def parts(self, kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The range of each channel."""
+        return (self.range(kernel),)
+
+    @staticmethod
+    def fold(
+        kernel: tf.Tensor,
+        gain: tf.Tensor,
+        least: tf.Tensor,
+        parts: tuple[tf.Tensor, ...],
+        bits: int,
     ) -> tuple[tf.Tensor, Grid]:
-        """Codes and grid as in the base, but the product is rounded once, from float64."""
+        """As in the base, but the product is rounded once, from float64."""
         # A gain of 0 leaves no range.
-        high = tf.maximum(self.range(kernel) * tf.abs(gain), NARROWEST)
-        grid = fake_quant.grid_from_range(-high, high, self.bits, narrow=True, axis=-1)
+        high = tf.maximum(parts[0] * tf.abs(gain), NARROWEST)
+        grid = fake_quant.grid_from_range(-high, high, bits, narrow=True, axis=-1)
         grid = dataclasses.replace(grid, scale=tf.maximum(grid.scale, least))
         # In float32 the product could be rounded onto a tie, or over it.
         exact = tf.cast(kernel, tf.float64) * tf.cast(gain, tf.float64)
@@ -76,11 +86,16 @@ class Uniform(WeightQuantizer):
 
 
 def weight_range(kernel: tf.Tensor, bits: int = 8) -> tf.Tensor:
-    """The range of each channel (last axis) of a kernel, shape `(channels,)`.
+    """The range of each channel (last axis) of a kernel, shape `(channels,)`, without gradient.
 
     The largest magnitude; below 8 bits the share of it, from 0.3 to 1, that has the least
     squared error after quantization (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
     """
+    return _weight_range(tf.stop_gradient(kernel), bits)
+
+
+@shared
+def _weight_range(kernel: tf.Tensor, bits: int) -> tf.Tensor:
     axes = inner_axes(kernel)
     # Without magnitudes in memory: it is computed in each step where ranges follow.
     ends = tf.reduce_max(kernel, axis=axes), -tf.reduce_min(kernel, axis=axes)
