@@ -444,10 +444,11 @@ def _weigh(
     least = tf.abs(bias) / (grid.scale * most_bias)
     if per_tensor:
         folded = (kernel * gain)[..., None]
-        codes, own = fold(folded, tf.ones([1]), tf.reduce_max(least), parts, bits)
+        most = tf.reduce_max(least)
+        codes, own = fold(folded, tf.ones([1]), least=most, parts=parts, bits=bits)
         codes, scale = codes[..., 0], own.scale[0]
     else:
-        codes, own = fold(kernel, gain, least, parts, bits)
+        codes, own = fold(kernel, gain, least=least, parts=parts, bits=bits)
         scale = own.scale
     step = grid.scale * scale
     # In float64, as those of int16 have more bits than float32 has.

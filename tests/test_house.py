@@ -32,6 +32,7 @@ FLOORS = (
     ("retargeting", "ptq", "encodings"),
     ("export",),
     ("analysis", "firmware", "probes", "training"),
+    ("command_line", "__main__"),
 )
 
 

@@ -123,7 +123,8 @@ class WeightQuantizer(keras.layers.Layer):
             gain: a factor, or one a channel; negative ones turn the signs of codes.
             least: no scale is below it, `(channels,)`; codes are rounded again where one would be.
         """
-        return self.fold(kernel, gain, least, self.parts(kernel), self.code_bits)
+        parts = self.parts(kernel)
+        return self.fold(kernel, gain, least=least, parts=parts, bits=self.code_bits)
 
     def parts(self, kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The tensors that `fold` needs beside the kernel."""
@@ -133,6 +134,7 @@ class WeightQuantizer(keras.layers.Layer):
     def fold(
         kernel: tf.Tensor,
         gain: tf.Tensor,
+        *,
         least: tf.Tensor,
         parts: tuple[tf.Tensor, ...],
         bits: int,

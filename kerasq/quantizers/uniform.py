@@ -71,6 +71,7 @@ class Uniform(WeightQuantizer):
     def fold(
         kernel: tf.Tensor,
         gain: tf.Tensor,
+        *,
         least: tf.Tensor,
         parts: tuple[tf.Tensor, ...],
         bits: int,

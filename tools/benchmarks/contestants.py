@@ -274,6 +274,36 @@ def imports(modules: str) -> Call:
     return run
 
 
+# Tracing: what users wait for before anything runs. Once in each process, as traces stay.
+
+TRACED = 32  # samples
+
+
+def first_prediction(contestant: str, network: str) -> Call:
+    """The first `predict` of a model."""
+    model = STEPS[contestant](_model(_keras(), network))
+    return _seconds(lambda: model.predict(_images(TRACED, model.input_shape[1:]), verbose=0))
+
+
+def first_step(contestant: str, network: str) -> Call:
+    """The first `fit` of a model, of one step."""
+    model = STEPS[contestant](_model(_keras(), network))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    images = _images(TRACED, model.input_shape[1:])
+    labels = np.arange(TRACED) % networks.CLASSES
+    return _seconds(lambda: model.fit(images, labels, batch_size=TRACED, verbose=0))
+
+
+def first_comparison(network: str) -> Call:
+    """`kerasq.compare` in a process that has predicted nothing yet."""
+    import kerasq
+
+    quantized = _quantized(_model(_keras(), network))
+    lite = kerasq.export_tflite(quantized)
+    images = _images(TRACED, quantized.input_shape[1:])
+    return _seconds(lambda: kerasq.compare(quantized, lite, x=images))
+
+
 # Growth: what takes a model of many layers
 
 

@@ -21,7 +21,7 @@ from tools.benchmarks.comparison import Benchmark, Figures, Row
 from tools.benchmarks.contestants import STEPS
 
 NETWORKS, BATCHES = ("resnet8", "mobilenet"), (32, 128)
-_SECTIONS = ("steps", "memory", "calibration", "files", "import", "growth")
+_SECTIONS = ("steps", "memory", "calibration", "files", "import", "tracing", "growth")
 _POLICY_NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -183,6 +183,26 @@ def imports(bench: Benchmark) -> None:
     bench.rows.append(Row("import over tensorflow, keras", "", ratios, 1.1))
 
 
+def tracing(bench: Benchmark) -> None:
+    """Seconds before a model runs for the first time."""
+    both = ("kerasq", "Keras 3")
+    for network in ("mobilenet_v2", *NETWORKS):
+        first = {name: {"contestant": name, "network": network} for name in both}
+        predictions = {name: ("first_prediction", first[name]) for name in both}
+        steps = {name: ("first_step", first[name]) for name in both}
+        comparisons = {
+            "compare": ("first_comparison", {"network": network}),
+            "predict": predictions["kerasq"],
+        }
+        for what, contestants, pair, target in (
+            ("first predict over Keras 3", predictions, both, 3.0),
+            ("first step of fit over Keras 3", steps, both, 1.5),
+            ("compare over the first predict", comparisons, ("compare", "predict"), 1.5),
+        ):
+            found = bench.compare(f"{network}, {what}", contestants, fresh=True, rounds=3)
+            bench.rows.append(Row(what, network, found.ratios(*pair), target))
+
+
 def growth(bench: Benchmark) -> None:
     """How times grow with what they depend on: the exponent, 1 where twice is twice."""
     chains: dict[int, dict] = {depth: {"network": f"chain{depth}"} for depth in (4, 8, 16, 32)}
@@ -276,7 +296,7 @@ def main(argv: list[str]) -> None:
             files.check_writable(_JSON.value)
         except OSError as error:
             raise app.UsageError(f"--json: {error}") from error
-    functions = (steps, memory, calibration, deployment, imports, growth)
+    functions = (steps, memory, calibration, deployment, imports, tracing, growth)
     sections = dict(zip(_SECTIONS, functions, strict=True))
     bench = Benchmark(_ROUNDS.value, _environment())
     try:

@@ -1,0 +1,249 @@
+"""`kerasq` on the command line: a trained model to a file, and what there is to know of a file.
+
+    kerasq quantize model.keras --data=images --out=model.tflite
+    kerasq inspect model.tflite --target=tflm
+    kerasq compare quantized.keras model.tflite --data=images
+    kerasq deploy model.tflite --data=images --out=firmware
+    kerasq check-kernels
+
+Each command prints its flags with `--help`. Bad input ends in one message and exit code 1, flags
+that there are none of in exit code 2. Files are written whole or not at all.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from absl import flags
+
+from kerasq.calibration.calibrate import calibrate
+from kerasq.calibration.observers import OBSERVERS
+from kerasq.comparison.compare import compare
+from kerasq.export.tflite import export_tflite
+from kerasq.firmware.kit import deploy
+from kerasq.legacy import load_model
+from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtimes import RUNTIMES
+from kerasq.probes.check import check_kernels
+from kerasq.quantize import quantize_model
+from kerasq.support.files import check_writable
+from kerasq.support.samples import load_samples
+from kerasq.targets import DEFAULT, TARGETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        run: what it does, of its flags and arguments.
+        define: adds its flags.
+        arguments: the names of its arguments.
+        text: what it is for, in a line.
+    """
+
+    run: Callable[..., None]
+    define: Callable[[flags.FlagValues], None]
+    arguments: tuple[str, ...]
+    text: str
+
+
+def _data(values: flags.FlagValues, text: str) -> None:
+    """Flags of samples."""
+    flags.DEFINE_string(
+        "data", None, f"{text}: a .npy or .npz file, or a folder of images.", flag_values=values
+    )
+    flags.mark_flag_as_required("data", flag_values=values)
+    flags.DEFINE_integer("samples", 200, "The most samples to take.", 1, flag_values=values)
+
+
+def _samples(values: flags.FlagValues, inputs: Iterable[Any]) -> Any:
+    """The samples of `_data`, for tensors of a model."""
+    return load_samples(values.data, {x.name: x.shape for x in inputs}, values.samples)
+
+
+def _out(values: flags.FlagValues, text: str) -> None:
+    flags.DEFINE_string("out", None, text, flag_values=values)
+    flags.mark_flag_as_required("out", flag_values=values)
+
+
+def _define_quantize(values: flags.FlagValues) -> None:
+    _data(values, "Samples to calibrate on")
+    _out(values, "The .tflite file.")
+    flags.DEFINE_string("scheme", "w8a8", "Widths: w8a8, w4a8, w8a16, ...", flag_values=values)
+    flags.DEFINE_enum("target", DEFAULT, [*TARGETS], "What it runs on.", flag_values=values)
+    flags.DEFINE_enum(
+        "method", None, [*OBSERVERS], "How ranges follow from samples.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "keras", None, "Where to keep the quantized model, .keras, too.", flag_values=values
+    )
+
+
+def _quantize(values: flags.FlagValues, path: str) -> None:
+    for written in filter(None, (values.out, values.keras)):
+        check_writable(written)
+    model = load_model(path)
+    x = _samples(values, model.inputs)
+    quantized = quantize_model(model, values.scheme, target=values.target)
+    calibrate(quantized, x, method=values.method)
+    lite = export_tflite(quantized, values.out)
+    if values.keras:
+        quantized.save(values.keras)
+    print(lite)
+    print(f"\nWritten: {values.out}, beside the simulation:\n")
+    print(compare(quantized, lite, x=x))
+
+
+def _define_inspect(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("target", "litert", [*RUNTIMES], "Whose interpreter.", flag_values=values)
+
+
+def _inspect(values: flags.FlagValues, path: str) -> None:
+    lite = TFLiteModel(path, target=values.target)
+    print(lite)
+    if values.target == "tflm":
+        print(f"Arena: {lite.arena_bytes():,} bytes.")
+
+
+def _define_compare(values: flags.FlagValues) -> None:
+    _data(values, "Samples to compare on")
+
+
+def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
+    model, lite = load_model(quantized), TFLiteModel(path)
+    print(compare(model, lite, x=_samples(values, model.inputs)))
+
+
+def _define_deploy(values: flags.FlagValues) -> None:
+    _data(values, "Samples that become test vectors")
+    _out(values, "The folder of the C++ sources.")
+    flags.DEFINE_list("labels", [], "Names of the classes.", flag_values=values)
+    flags.DEFINE_string("name", None, "Of the network, in C++.", flag_values=values)
+
+
+def _deploy(values: flags.FlagValues, path: str) -> None:
+    lite = TFLiteModel(path, target="tflm")
+    names = deploy(
+        lite,
+        values.out,
+        x=_samples(values, lite.inputs),
+        labels=values.labels,
+        name=values.name,
+    )
+    print("\n".join(str(pathlib.Path(values.out) / name) for name in names))
+
+
+def _define_check_kernels(values: flags.FlagValues) -> None:
+    legal = [name for name, target in TARGETS.items() if target.runtime]
+    flags.DEFINE_enum("target", DEFAULT, legal, "Whose rules are checked.", flag_values=values)
+
+
+def _check_kernels(values: flags.FlagValues) -> None:
+    print(check_kernels(values.target))
+
+
+COMMANDS = {
+    "quantize": Command(
+        _quantize,
+        _define_quantize,
+        ("MODEL.keras",),
+        "Quantizes a float model after training, and exports it.",
+    ),
+    "inspect": Command(
+        _inspect,
+        _define_inspect,
+        ("MODEL.tflite",),
+        "Prints the operators, grids and remarks of any .tflite file; on TFLite Micro its arena.",
+    ),
+    "compare": Command(
+        _compare,
+        _define_compare,
+        ("QUANTIZED.keras", "MODEL.tflite"),
+        "Compares a quantized model with its export, layer by layer.",
+    ),
+    "deploy": Command(
+        _deploy,
+        _define_deploy,
+        ("MODEL.tflite",),
+        "Writes a file as C++ sources for TFLite Micro.",
+    ),
+    "check-kernels": Command(
+        _check_kernels,
+        _define_check_kernels,
+        (),
+        "Runs every operator on this machine's interpreter, beside its simulation.",
+    ),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.text}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["kerasq COMMAND ... [--flags]", "", *lines, "", "kerasq COMMAND --help prints flags."]
+    )
+
+
+def _parsed(name: str, command: Command, rest: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags and arguments of a command.
+
+    Raises:
+        flags.Error: for what are none.
+    """
+    values = flags.FlagValues()
+    command.define(values)
+    found = values([name, *rest])[1:]
+    if len(found) != len(command.arguments):
+        wanted = " ".join(command.arguments) or "no arguments"
+        raise flags.IllegalFlagValueError(f"It takes {wanted}. Received: {' '.join(found)!r}.")
+    return values, found
+
+
+def _help(name: str, command: Command) -> str:
+    values = flags.FlagValues()
+    command.define(values)
+    usage = " ".join(["kerasq", name, *command.arguments])
+    return (
+        f"{usage}\n\n{command.text}\n\n{values.get_help(prefix='  ', include_special_flags=False)}"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command; returns the exit code: 0, 1 for bad input, 2 for bad flags."""
+    name, rest = (argv[0], argv[1:]) if argv else ("", [])
+    command = COMMANDS.get(name)
+    if command is None:
+        if name in ("--help", "-h", "help"):
+            print(_usage())
+            return 0
+        print(f"The first argument must be a command. Received: {name!r}.", file=sys.stderr)
+        print(_usage(), file=sys.stderr)
+        return 2
+    if {"--help", "-h"} & {*rest}:
+        print(_help(name, command))
+        return 0
+    try:
+        values, arguments = _parsed(name, command, rest)
+    except flags.Error as error:
+        print(f"kerasq {name}: {error} See kerasq {name} --help.", file=sys.stderr)
+        return 2
+    return _run(name, lambda: command.run(values, *arguments))
+
+
+def _run(name: str, run: Callable[[], Any]) -> int:
+    """Runs a command; what input is wrong is said in a message, not by a traceback."""
+    try:
+        run()
+    # What kerasq raises for bad input. Others are faults of ours, whose traceback is wanted.
+    except (ImportError, OSError, ValueError) as error:
+        print(f"kerasq {name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def script() -> None:
+    """What is installed as `kerasq`."""
+    sys.exit(main(sys.argv[1:]))

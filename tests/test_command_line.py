@@ -1,0 +1,148 @@
+"""The command line: from a float model and a folder of images to a firmware's sources."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.command_line import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a float model, images of it, and what `quantize` makes of them."""
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Conv2D(3, 3, activation="relu", name="conv"),
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+        keras.layers.Dense(2, name="head"),
+    ]
+    model = keras.Sequential([keras.Input((8, 6, 3), batch_size=1, name="image"), *layers])
+    model.save(folder / "float.keras")
+    (folder / "images" / "one").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 9, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        keras.utils.save_img(folder / f"images/one/{i}.png", image, scale=False)
+    code = main(
+        [
+            "quantize",
+            str(folder / "float.keras"),
+            f"--data={folder / 'images'}",
+            f"--out={folder / 'model.tflite'}",
+            f"--keras={folder / 'quantized.keras'}",
+            "--target=tflm",
+        ]
+    )
+    assert code == 0
+    return folder
+
+
+def test_quantize_writes_what_python_does(files):
+    q = kerasq.quantize_model(keras.models.load_model(files / "float.keras"), target="tflm")
+    paths = sorted((files / "images/one").glob("*.png"))
+    images = [keras.utils.load_img(x, target_size=(8, 6), interpolation="bilinear") for x in paths]
+    kerasq.calibrate(q, np.stack(images))
+    written = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
+    assert written.content == kerasq.export_tflite(q).content
+    kept = kerasq.load_model(files / "quantized.keras")
+    x = np.stack(images).astype(np.float32)
+    np.testing.assert_array_equal(kept.predict_on_batch(x[:1]), written.predict(x[:1]))
+
+
+def test_inspect_prints_the_report_and_the_arena(files, capsys):
+    assert main(["inspect", str(files / "model.tflite"), "--target=tflm"]) == 0
+    printed = capsys.readouterr().out
+    lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
+    assert printed == f"{lite}\nArena: {lite.arena_bytes():,} bytes.\n"
+
+
+def test_compare_prints_the_comparison(files, capsys):
+    x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
+    np.savez(files / "x.npz", x=x, y=np.zeros(3))
+    paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
+    with pytest.warns(UserWarning, match="made for target 'tflm'"):
+        assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
+    assert "conv" in capsys.readouterr().out
+
+
+def test_deploy_writes_sources_and_prints_their_names(files, capsys):
+    np.save(files / "x.npy", np.zeros((2, 8, 6, 3), np.float32))
+    flags = [f"--data={files / 'x.npy'}", f"--out={files / 'firmware'}", "--labels=cat,dog"]
+    assert main(["deploy", str(files / "model.tflite"), *flags]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert sorted(names) == sorted(map(str, (files / "firmware").iterdir()))
+    assert '"dog"' in (files / "firmware/model.h").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere.tflite"], "nowhere.tflite"),
+        (["compare", "nowhere.keras", "nowhere.tflite", "--data=x.npy"], "nowhere.keras"),
+        (["inspect", "{folder}/float.keras"], "must load"),
+        (["quantize", "{folder}/float.keras", "--data=x.txt", "--out={folder}/a"], "numpy.save"),
+        (
+            ["quantize", "{folder}/float.keras", "--data=x.npy", "--out={folder}/no/a"],
+            "directory",
+        ),
+    ],
+)
+def test_bad_input_is_one_message(files, capsys, arguments, message):
+    arguments = [x.format(folder=files) for x in arguments]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert message in printed.err
+    assert printed.err.startswith(f"kerasq {arguments[0]}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "must be a command"),
+        (["quantise"], "'quantise'"),
+        (["inspect"], "It takes MODEL.tflite"),
+        (["inspect", "a.tflite", "b.tflite"], "a.tflite b.tflite"),
+        (["inspect", "a.tflite", "--color=red"], "color"),
+        (["inspect", "a.tflite", "--target=tpu"], "tpu"),
+        (["quantize", "a.keras"], "--out"),
+    ],
+)
+def test_bad_flags_exit_with_2(capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_arguments_and_flags(capsys, name):
+    assert main([name, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(" ".join(["kerasq", name, *COMMANDS[name].arguments]))
+    assert COMMANDS[name].text in printed
+
+
+def test_samples_of_several_inputs_go_by_name(tmp_path):
+    inputs = [keras.Input((2,), name="first"), keras.Input((3,), name="second")]
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()(inputs))
+    keras.Model(inputs, outputs).save(tmp_path / "float.keras")
+    flags = [f"--data={tmp_path / 'x.npz'}", f"--out={tmp_path / 'model.tflite'}"]
+    arguments = ["quantize", str(tmp_path / "float.keras"), *flags]
+    np.savez(tmp_path / "x.npz", first=np.ones((4, 2)))
+    assert main(arguments) == 1
+    assert not (tmp_path / "model.tflite").exists()
+    np.savez(tmp_path / "x.npz", second=np.ones((4, 3)), first=np.ones((4, 2)))
+    assert main(arguments) == 0
+    assert [x.shape for x in kerasq.TFLiteModel(tmp_path / "model.tflite").inputs] == [
+        (1, 2),
+        (1, 3),
+    ]
+
+
+def test_python_runs_it_as_a_module(files):
+    command = [sys.executable, "-m", "kerasq", "inspect", str(files / "model.tflite")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert "CONV_2D" in done.stdout
