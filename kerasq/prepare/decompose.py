@@ -1,6 +1,8 @@
 """One operation a layer: what stands for several integer kernels becomes several layers."""
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -41,7 +43,8 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
         graph: what `kerasq.graph.read` returned; it is not changed.
         keep: names of the layers that stay as they are.
     """
-    return graphs.transform(graph, _Decomposition(graph, keep).call_node)
+    pass_over = _Decomposition(graph, keep)
+    return pass_over.noted(graphs.transform(graph, pass_over.call_node))
 
 
 class _Decomposition:
@@ -51,7 +54,26 @@ class _Decomposition:
         self._graph = graph
         self._keep = keep
         self._names: set[str] = set()  # those of parts
+        self._wide: set[str] = set()  # those of parts with codes of 16 bits
+        self._is_wide = False
         self._integers = Integers(graph, keep)
+
+    def noted(self, graph: graphs.Graph) -> graphs.Graph:
+        """The graph that the pass has made, which parts of it are wide noted in their `Source`."""
+
+        def one(node: graphs.Node) -> graphs.Node:
+            if node.layer.name not in self._wide:
+                return node
+            return dataclasses.replace(node, source=dataclasses.replace(node.source, is_wide=True))
+
+        return dataclasses.replace(graph, nodes=list(map(one, graph.nodes)))
+
+    @contextlib.contextmanager
+    def wide(self) -> Iterator[None]:
+        """See `Parts`."""
+        before, self._is_wide = self._is_wide, True
+        yield
+        self._is_wide = before
 
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
@@ -114,6 +136,8 @@ class _Decomposition:
         y = self._in_parts(layer, layer.name, x)
         if y is None:
             y = layer(x)
+            if self._is_wide:
+                self._wide.add(layer.name)
             if weights is not None:
                 layer.set_weights(weights)
         return y

@@ -1,6 +1,7 @@
 """What the functions that make the parts of a layer call: see `kerasq.prepare.decompose`."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import keras
@@ -17,6 +18,12 @@ class Parts(Protocol):
 
     def call(self, layer: keras.Layer, x: Any, weights: list[Any] | None = None) -> Any:
         """Calls a new layer, or its own parts; `weights` are its weights."""
+
+    def wide(self) -> AbstractContextManager[None]:
+        """Layers that are called inside have values of 16 bits, whatever the user's scheme.
+
+        `Requantize` puts what leaves the unit on a grid of that scheme.
+        """
 
     def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
         """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`.
