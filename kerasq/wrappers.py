@@ -164,7 +164,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
             return self.rule.grids[self.bits.code_bits]
         if self.output_quantizer is not None:
             return self.output_quantizer.grid()
-        return self._producers[0].grid()
+        grid = self._producers[0].grid()
+        return grid if self.rule.derive is None else self.rule.derive(self.layer, grid)
 
     @property
     def producers(self) -> tuple["QuantizeWrapper | None", ...]:

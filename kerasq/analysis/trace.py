@@ -187,6 +187,10 @@ class _Call:
         wrapper, scheme = self._wrapper, self._scheme
         if wrapper.rule.output == Output.INPUT:
             return self._reads[0]
+        if wrapper.rule.derive is not None:
+            grid = wrapper.rule.derive(wrapper.layer, self._reads[0].grid(scheme.code_bits))
+            figures = tf.stack([grid.scale, 0.0, 2.0**scheme.code_bits])
+            return _Format(bits=tf.constant(scheme.code_bits), figures=figures)
         if wrapper.output_quantizer is None:
             return _fixed(scheme.code_bits, wrapper.rule.grids[scheme.code_bits])
         # Inputs of a model are int8 or int16; who reads fewer bits has a boundary.
