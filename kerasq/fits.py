@@ -193,11 +193,10 @@ def distributed_fits(layer: keras.layers.TimeDistributed, x: Any, **kwargs: Any)
     return type(layer.layer) is L.Dense and layer.layer.activation in _KNOWN
 
 
-def norm_fits(layer: keras.layers.UnitNormalization, x: Any, **kwargs: Any) -> bool:
-    """Whether a UnitNormalization is over one axis of a sample."""
-    del kwargs
-    along = axes(layer.axis, x)
-    return len(along) == 1 and 0 not in along
+def normalization_fits(layer: keras.layers.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether a normalization is one over axes of each sample, which has a known size."""
+    is_plain = reads_tensors_alone(layer, x, **kwargs)
+    return is_plain and 0 not in axes(layer.axis, x) and None not in x.shape[1:]
 
 
 def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:

@@ -92,7 +92,8 @@ class KernelWrapper(QuantizeWrapper):
             bits = self.bits.weight_bits
             gradient = fake_quant.range_gradient_at(bits, self.range_gradient)
             # Constants, such as those of a Rescaling, always lie on the grid that suits them best.
-            gradient = "none" if getattr(layer, "constant", False) else gradient
+            if getattr(layer, "constant", False) or getattr(layer, "constant_gain", False):
+                gradient = "none"
             self._weight_quantizer = weight_quantizers.weight_quantizer(weights, bits, gradient)
             self._weight_quantizer.trainable = layer.trainable
             self._check_granularity()

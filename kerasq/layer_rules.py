@@ -7,6 +7,7 @@ import numpy as np
 
 from kerasq import fits
 from kerasq.grid import Grid
+from kerasq.kernels.int16 import inverse_root_grid
 from kerasq.layers import (
     AddLoss,
     ArgMax,
@@ -18,17 +19,22 @@ from kerasq.layers import (
     Einsum,
     Function,
     Gelu,
+    GridMean,
+    InverseRoot,
     Matmul,
     Max,
     Mean,
     Min,
     Norm,
     Pad,
+    Requantize,
     Scale,
     Select,
     Stack,
     Sum,
     Take,
+    UnitAdd,
+    UnitMatmul,
     Variance,
 )
 from kerasq.rule import Output, Rule
@@ -47,6 +53,8 @@ def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
 # The kernels know no other grid for these outputs (LiteRT 8-bit quantization specification).
 _PROBABILITY = _fixed(1 / 256, -128)
 _SIGNED = _fixed(1 / 128, 0)
+# About 1: lengths that were divided by themselves, roughly.
+_AROUND_ONE = {16: Grid(scale=np.float32(2.0**-13), zero_point=np.int32(0), bits=16)}
 _LOGARITHM = {8: Grid(scale=np.float32(1 / 16), zero_point=np.int32(127))}
 
 # Keras 3.10 does not have them.
@@ -54,6 +62,9 @@ ADAPTIVE_AVERAGE, ADAPTIVE_MAX = (
     tuple(getattr(L, name) for name in dir(L) if name.startswith(f"Adaptive{kind}Pooling"))
     for kind in ("Average", "Max")
 )
+
+# An input of the model, or a boundary between grids.
+QUANTIZE = Rule(operators=("QUANTIZE",), output=Output.LEARNED)
 
 # By the classes that they are for. A subclass has a rule of its own, or none.
 RULES: dict[tuple[type, ...], Rule] = {
@@ -128,6 +139,7 @@ RULES: dict[tuple[type, ...], Rule] = {
     (Stack,): Rule(operators=("PACK",), output=Output.LEARNED),
     (Sum,): Rule(operators=("SUM",), output=Output.LEARNED),
     (Mean,): Rule(operators=("MEAN",), output=Output.LEARNED),
+    (GridMean,): Rule(operators=("MEAN",), output=Output.INPUT),
     (Max,): Rule(operators=("REDUCE_MAX",), output=Output.PASS_THROUGH),
     (Min,): Rule(operators=("REDUCE_MIN",), output=Output.PASS_THROUGH),
     (Variance,): Rule(
@@ -233,6 +245,7 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.Masking,): Rule(
         operators=(), output=Output.PASS_THROUGH, required={"mask_value": (0.0,)}, note="of 0"
     ),
+    (Requantize,): QUANTIZE,
     # Identities in inference.
     (
         L.Dropout,
@@ -310,8 +323,20 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.FIXED,
         grids={8: _SIGNED[8]},
         options=lambda _: ("L2NormOptions", {}),
-        fits=fits.norm_fits,
-        note="one axis, behind a Permute where it is not the last; else float",
+        fits=fits.softmax_fits,
+        note="of axes of known size; between Permute and Reshape unless over the last axis",
+    ),
+    (L.LayerNormalization, L.GroupNormalization): Rule(
+        operators=("MEAN", "SUB", "BATCH_MATMUL", "RSQRT", "MUL", "DEPTHWISE_CONV_2D"),
+        output=Output.DECOMPOSED,
+        fits=fits.normalization_fits,
+        note="of samples of known size; on int16 inside; RSQRT as for InverseRoot",
+    ),
+    (L.RMSNormalization,): Rule(
+        operators=("BATCH_MATMUL", "RSQRT", "MUL", "DEPTHWISE_CONV_2D"),
+        output=Output.DECOMPOSED,
+        fits=fits.normalization_fits,
+        note="of samples of known size; on int16 inside; RSQRT as for InverseRoot",
     ),
     (Constant,): Rule(
         operators=("QUANTIZE",), output=Output.LEARNED, note="no op: a tensor of the file"
@@ -320,6 +345,16 @@ RULES: dict[tuple[type, ...], Rule] = {
     # codes are negative, too.
     (Function,): Rule(operators=("CAST", "ADD", "GATHER"), output=Output.LEARNED),
     (Matmul,): Rule(operators=("BATCH_MATMUL",), output=Output.LEARNED),
+    (InverseRoot,): Rule(
+        operators=("RSQRT",),
+        output=Output.DERIVED,
+        derive=inverse_root_grid,
+        options=lambda _: None,
+        tabled=True,
+        note="on int16, as a part of normalizations; GATHER where there is no such RSQRT",
+    ),
+    (UnitMatmul,): Rule(operators=("BATCH_MATMUL",), output=Output.FIXED, grids=_AROUND_ONE),
+    (UnitAdd,): Rule(operators=("ADD",), output=Output.FIXED, grids=_AROUND_ONE),
     (ArgMax,): Rule(operators=("ARG_MAX",), output=Output.INDEX, note="of int16 behind a CAST"),
     (ArgMin,): Rule(operators=("ARG_MIN",), output=Output.INDEX, note="of int16 behind a CAST"),
     # As int32, since LiteRT's kernels on codes scale them first, and lose small differences.
@@ -380,10 +415,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         L.Conv3D,
         L.Conv3DTranspose,
         L.GRU,
-        L.GroupNormalization,
         L.LSTM,
-        L.LayerNormalization,
-        L.RMSNormalization,
         L.RNN,
         L.SimpleRNN,
     ): Rule(operators=(), output=Output.FLOAT),

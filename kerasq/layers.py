@@ -18,22 +18,31 @@ class Scale(keras.layers.Layer):
     Args:
         use_bias: whether there is a bias.
         constant: whether both are constants, which no setting of `trainable` lets train.
+        constant_gain: whether the kernel alone is.
         **kwargs: see `keras.layers.Layer`.
     """
 
-    def __init__(self, use_bias: bool = True, constant: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        use_bias: bool = True,
+        constant: bool = False,
+        constant_gain: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.use_bias = use_bias
         self.constant = constant
+        self.constant_gain = constant_gain
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
         # By the names that layers with a kernel have in Keras, which rules and wrappers look for.
-        options = {"shape": input_shape[-1:], "trainable": not self.constant}
+        shape, trains = input_shape[-1:], not self.constant
         self.input_spec = keras.layers.InputSpec(axes={-1: input_shape[-1]})
-        self.kernel = self.add_weight(name="kernel", initializer="ones", **options)
+        gain_trains = trains and not self.constant_gain
+        self.kernel = self.add_weight(shape, "ones", name="kernel", trainable=gain_trains)
         if self.use_bias:
-            self.bias = self.add_weight(name="bias", initializer="zeros", **options)
+            self.bias = self.add_weight(shape, "zeros", name="bias", trainable=trains)
 
     def call(self, x: Any) -> Any:
         """The scaled values."""
@@ -47,6 +56,7 @@ class Scale(keras.layers.Layer):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         own = {"use_bias": self.use_bias, "constant": self.constant}
+        own["constant_gain"] = self.constant_gain
         return {**super().get_config(), **own}
 
 
@@ -75,6 +85,18 @@ class InputCast(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         """The values."""
         return keras.ops.cast(x, "float32")
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Requantize(keras.layers.Layer):
+    """The identity, whose values get codes of the user's scheme: QUANTIZE.
+
+    It ends a unit whose parts have codes of 16 bits; nothing where the scheme has them as well.
+    """
+
+    def call(self, x: Any) -> Any:
+        """The values."""
+        return x
 
 
 # What is computed of an input before it lies on a grid.
@@ -183,6 +205,51 @@ class Matmul(keras.layers.Layer):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {**super().get_config(), "transpose": self.transpose}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class InverseRoot(keras.layers.Layer):
+    """`1 / sqrt(x)` of values that are not negative: RSQRT, or a lookup table.
+
+    Its grid follows from that of its input: the least code but 0 gives the largest one, or where
+    that is beyond `largest`, a power of two less.
+
+    Args:
+        largest: what no value exceeds.
+        is_rough: whether its value cancels out in what is computed of it. No gradient goes through,
+            and it is a quarter larger in float, for ranges behind it to hold what integers make of
+            it: the code 1 stands for up to 1.5, whose inverse root is 1.22 times less.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, largest: float, is_rough: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.largest = largest
+        self.is_rough = is_rough
+
+    def call(self, x: Any) -> Any:
+        """The inverse roots."""
+        y = keras.ops.rsqrt(keras.ops.maximum(x, self.largest**-2))
+        return keras.ops.stop_gradient(1.25 * y) if self.is_rough else y
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        own = {"largest": self.largest, "is_rough": self.is_rough}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class UnitMatmul(Matmul):
+    """A `Matmul` of vectors that are about 1 long with themselves: squares of lengths."""
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class UnitAdd(keras.layers.Add):
+    """A sum that is about 1."""
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -370,6 +437,11 @@ class Mean(_Reduction):
     """The average along axes."""
 
     function = "mean"
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class GridMean(Mean):
+    """The average along axes, rounded to the grid of what it is of: equal values are their own."""
 
 
 @keras.saving.register_keras_serializable("kerasq")

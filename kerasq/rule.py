@@ -19,6 +19,7 @@ class Output(enum.StrEnum):
     INPUT = "input"  # that of its input, which it rounds to
     PASS_THROUGH = "same"  # that of its input, whose values are only moved or picked
     FIXED = "fixed"  # the one that the integer kernel insists on
+    DERIVED = "derived"  # one that follows from that of its input
     INDEX = "index"  # none: integers of their own, such as the place of the largest value
     FUSED = "fused"  # none: the layer becomes part of the one before it
     DECOMPOSED = "decomposed"  # none: it becomes several layers (`kerasq.prepare.decompose`)
@@ -35,8 +36,15 @@ class Fits(Protocol):
 class Options(Protocol):
     """The options of an operator, from the layer that becomes it."""
 
-    def __call__(self, layer: Any, /) -> tuple[str, dict[str, Any]]:
-        """The class of the options in the flatbuffer schema, and their values."""
+    def __call__(self, layer: Any, /) -> tuple[str, dict[str, Any]] | None:
+        """The class of the options in the flatbuffer schema, and their values; None for none."""
+
+
+class Derive(Protocol):
+    """The grid of a layer's output, from that of its input."""
+
+    def __call__(self, layer: Any, grid: Grid, /) -> Grid:
+        """Of tensors, as the input's is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,7 @@ class Rule:
         transposed: whether the last axis of `kernel` is that of the inputs, the one before it that
             of the channels.
         grids: the grids of `Output.FIXED`, by bits.
+        derive: the grid of `Output.DERIVED`.
         options: for an operator that the export makes itself, because the converter does not.
         tabled: whether it may be a lookup table, GATHER, where a target has no kernel for a
             function of each value alone, or one that rounds as the device's C library does.
@@ -73,6 +82,7 @@ class Rule:
     channels: int = 1
     transposed: bool = False
     grids: Mapping[int, Grid] = dataclasses.field(default_factory=dict)
+    derive: Derive | None = None
     options: Options | None = None
     tabled: bool = False
     fits: Fits | None = None

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
+from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import IN_FRONT, Constant, InputScale
 from kerasq.litert.preprocessing import Preprocessing
 from kerasq.quantizers import activations
@@ -163,7 +164,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
             return self.rule.grids[self.bits.code_bits]
         if self.output_quantizer is not None:
             return self.output_quantizer.grid()
-        return self._producers[0].grid()
+        grid = self._producers[0].grid()
+        return grid if self.rule.derive is None else self.rule.derive(self.layer, grid)
 
     @property
     def producers(self) -> tuple["QuantizeWrapper | None", ...]:
@@ -305,7 +307,7 @@ class Boundary(QuantizeWrapper):
         **kwargs: `name`, `target` and what `keras.layers.Layer` takes.
     """
 
-    rule = registry.QUANTIZE
+    rule = QUANTIZE
     reads_float = True
     is_cut = True
 

@@ -192,7 +192,6 @@ def _two_by_two() -> keras.Model:
     return keras.Model({"image": image, "numbers": numbers}, outputs)
 
 
-_NORMALIZED = "LiteRT has no integer LayerNormalization"
 _LOOPS = "a float WHILE loop"
 ROWS = {
     "mobilenet": Row(make=_application("MobileNet")),
@@ -210,13 +209,13 @@ ROWS = {
     "xception": Row(make=_application("Xception", 80)),
     "nasnetmobile": Row(make=_application("NASNetMobile")),
     "vgg16": Row(make=_application("VGG16")),
-    "convnexttiny": Row(make=_application("ConvNeXtTiny"), remark=_NORMALIZED),
+    "convnexttiny": Row(make=_application("ConvNeXtTiny")),
     "ds_cnn": Row(make=_ds_cnn, quick=True),
     "autoencoder": Row(make=_autoencoder),
     "unet": Row(make=_unet),
     "tcn": Row(make=_tcn),
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
-    "transformer": Row(make=_transformer, cnn=False, quick=True, remark=_NORMALIZED),
+    "transformer": Row(make=_transformer, cnn=False, quick=True),
     "lstm": Row(make=_recurrent(L.LSTM), cnn=False, remark=_LOOPS),
     "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True, remark=_LOOPS),
     "two_by_two": Row(make=_two_by_two, quick=True),

@@ -21,7 +21,8 @@ from kerasq.export import marks
 from kerasq.export.converter import converter
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import Constant, InputScale, Scale
+from kerasq.layer_rules import QUANTIZE
+from kerasq.layers import Constant, InputScale, InverseRoot, Scale
 from kerasq.wrappers import QuantizeWrapper, target_of
 
 # Of all operators without a TFLite form, this one takes a tensor of any type, gives its shape, and
@@ -129,7 +130,7 @@ class Marker:
         # Grids are variables of the model; see `_infer_on_constants`.
         with tf.init_scope():
             grid = wrapper.grid().numpy()
-        if wrapper.rule is registry.QUANTIZE:
+        if wrapper.rule is QUANTIZE:
             reads_float = wrapper.producers[0] is None
             mark = marks.Quantized(name=wrapper.name, grid=grid, reads_float=reads_float)
             return self._mark(inputs, mark)
@@ -183,10 +184,11 @@ def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:
 
 
 def _table(wrapper: QuantizeWrapper, grid: Grid) -> np.ndarray:
-    """What the target's kernel makes of every code of the input: codes, `(2^bits,)`."""
+    """What the target's kernel makes of every code that the input can have, in order: codes."""
     with tf.init_scope():
         (source,) = wrapper.input_grids()
-        every = tf.range(source.qmin, source.qmax + 1, dtype=tf.float32)
+        lowest = 0 if isinstance(wrapper.layer, InverseRoot) else source.qmin
+        every = tf.range(lowest, source.qmax + 1, dtype=tf.float32)
         codes = [every - tf.cast(source.zero_point, tf.float32)]
         table = wrapper.target.run("GATHER", wrapper.layer, codes, [source], grid).numpy()
     # Kernels write codes from the zero point on, files from the lowest integer on.

@@ -95,7 +95,8 @@ class LookedUp:
     Attributes:
         name: the layer.
         grid: the grid of the output.
-        table: the codes of the output, from that of the lowest input code on.
+        table: the codes of the output, up to that of the highest input code; from that of the
+            lowest one on, or of 0 where there are no negative ones.
     """
 
     name: str
@@ -111,13 +112,13 @@ class Emitted:
         name: the layer.
         grid: the grid of the output.
         op: the operator.
-        options: the class of its options in the flatbuffer schema, and their values.
+        options: the class of its options in the flatbuffer schema, and their values, if any.
     """
 
     name: str
     grid: Grid
     op: str
-    options: tuple[str, dict]
+    options: tuple[str, dict] | None
 
 
 # What an operator before the marker computes.

@@ -11,7 +11,7 @@ from kerasq.kernels import codes as real_codes
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import int64, multiply_rounding_twice
 from kerasq.kernels.floats import float32, float64, product, quotient, round_away
-from kerasq.layers import Function, Gelu
+from kerasq.layers import Function, Gelu, InverseRoot
 
 # Layers that compute in the type of what they are given, as long as nobody casts it before.
 _OF_ANY_TYPE = (Function, Gelu, keras.layers.ELU, keras.layers.Activation)
@@ -97,9 +97,24 @@ def lookup(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.
 def _table(layer: keras.Layer, grid: Grid, out: Grid) -> tf.Tensor:
     """Centred codes of a function of each value alone, for every code of the input."""
     codes = tf.range(float(grid.qmin), float(grid.qmax + 1)) - float32(grid.zero_point)
+    if isinstance(layer, InverseRoot):
+        return _inverse_roots(codes, grid, out)
     x = codes * grid.scale
     # In float32 compilers differ in the last bit of an exponential, on which codes of 16 bits hang.
     y = layer.call(float64(x)) if isinstance(layer, _OF_ANY_TYPE) else float64(layer(x))
     # A logarithm of codes that no datum led to is NaN, which no code stands for.
     y = tf.where(tf.math.is_nan(y), tf.zeros_like(y), y)
     return clip(tf.round(y / float64(out.scale)), out)
+
+
+def _inverse_roots(codes: tf.Tensor, grid: Grid, out: Grid) -> tf.Tensor:
+    """Centred codes of inverse roots, where one grid was derived from the other.
+
+    They hang on codes alone, so that all layers of a file share a table.
+    """
+    # 2^15 - 1 times a power of two, but for the rounding of scales.
+    ratio = 1.0 / (tf.sqrt(float64(grid.scale)) * float64(out.scale)) / (2.0**15 - 1.0)
+    power = 2.0 ** tf.round(tf.math.log(ratio) / np.log(2.0))
+    # As RSQRT has it, the inverse root of 0 is the largest code; there are no negative ones.
+    root = tf.math.rsqrt(tf.maximum(float64(codes), 1.0))
+    return clip(tf.where(codes > 0.0, tf.round((2.0**15 - 1.0) * power * root), out.qmax), out)

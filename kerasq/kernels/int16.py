@@ -25,6 +25,7 @@ from kerasq.kernels.fixed_point import (
     shift_right_half_up,
 )
 from kerasq.kernels.floats import float32, float64, plus, product, quotient, round_away
+from kerasq.layers import InverseRoot
 
 
 def _round(x: np.ndarray) -> np.ndarray:
@@ -205,6 +206,18 @@ def softmax_by_tables(
     fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
     inverse = _interpolate(reciprocals, fraction)
     return clip(shift_right_half_up(exponentials * inverse, shift), out)
+
+
+def inverse_root_grid(layer: InverseRoot, grid: Grid) -> Grid:
+    """The grid of inverse roots: its largest code is that of the input's code 1.
+
+    Or as many powers of two less as keep it below the layer's `largest`.
+    """
+    most = tf.math.rsqrt(float64(grid.scale))
+    # Read off the bits: a logarithm may round across a power of two.
+    halvings = tf.maximum(exponent_of(most / layer.largest) + 1, 0)
+    scale = most / (2.0**15 - 1.0) / 2.0 ** float64(halvings)
+    return Grid(scale=float32(scale), zero_point=tf.zeros(()), bits=16)
 
 
 def _sigmoid_table() -> np.ndarray:

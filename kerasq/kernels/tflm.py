@@ -19,11 +19,13 @@ from kerasq.kernels.fixed_point import (
     decompose,
     exponent_of,
     int64,
+    multiply_mantissa,
     multiply_rounding_twice,
     power_of_two,
     round_half_away,
     shift_right_half_up,
 )
+from kerasq.kernels.fixed_point import inverse_root as inverse_root_of
 from kerasq.kernels.floats import float32, float64, product, quotient, round_away
 
 
@@ -156,6 +158,17 @@ def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) ->
     ratio = float64(grids[0].scale) / float64(out.scale)
     slope = ratio * float64(np.float32(layer.negative_slope))
     return any_width.with_slopes(codes[0], ratio, slope, out)
+
+
+def inverse_root(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RSQRT on int16: the inverse root of the code with 20 fractional bits, by gemmlowp's rule."""
+    del layer
+    x = int64(codes[0])
+    mantissa, exponent = inverse_root_of(x)
+    root = multiply_mantissa(tf.ones_like(x), mantissa, exponent + 20)
+    mantissa, exponent = decompose(1.0 / (tf.sqrt(float64(grids[0].scale)) * float64(out.scale)))
+    found = multiply_mantissa(root, mantissa, exponent - 20)
+    return clip(tf.where(x == 0, int64(out.qmax), found), out)
 
 
 def softmax_16(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -101,6 +101,8 @@ OPERATORS: dict[str, Operator] = {
     "SLICE": Operator(int8=2, int16=4, pass_through=True, parameter="begin"),
     "SOFTMAX": Operator(int8=2, int16=3),
     "SPACE_TO_DEPTH": Operator(int8=2, pass_through=True),
+    # On int16 it interpolates between the inverse roots of code 0, which has none, and 128.
+    "RSQRT": Operator(int8=2),
     "SELECT_V2": Operator(int8=1, int16=1, data=1, one_grid=True),
     "SUB": Operator(int8=2, int16=5, fuses_relu=True),
     "SPLIT": Operator(int8=2, int16=4, pass_through=True, data=1, parameter="axis"),

@@ -1,6 +1,8 @@
 """One operation a layer: what stands for several integer kernels becomes several layers."""
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,6 +19,7 @@ from kerasq.prepare import (
     batch_norm,
     convolutions,
     images,
+    normalization,
     operations,
     pooling,
     products,
@@ -41,7 +44,8 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
         graph: what `kerasq.graph.read` returned; it is not changed.
         keep: names of the layers that stay as they are.
     """
-    return graphs.transform(graph, _Decomposition(graph, keep).call_node)
+    pass_over = _Decomposition(graph, keep)
+    return pass_over.noted(graphs.transform(graph, pass_over.call_node))
 
 
 class _Decomposition:
@@ -51,7 +55,25 @@ class _Decomposition:
         self._graph = graph
         self._keep = keep
         self._names: set[str] = set()  # those of parts
+        self._noted: dict[str, dict] = {}  # by name of a part, what `Source` says of it
+        self._is_wide = False
         self._integers = Integers(graph, keep)
+
+    def noted(self, graph: graphs.Graph) -> graphs.Graph:
+        """The graph that the pass has made, with what it has noted of parts."""
+
+        def one(node: graphs.Node) -> graphs.Node:
+            own = self._noted.get(node.layer.name, {})
+            return dataclasses.replace(node, source=dataclasses.replace(node.source, **own))
+
+        return dataclasses.replace(graph, nodes=list(map(one, graph.nodes)))
+
+    @contextlib.contextmanager
+    def wide(self) -> Iterator[None]:
+        """See `Parts`."""
+        before, self._is_wide = self._is_wide, True
+        yield
+        self._is_wide = before
 
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
@@ -108,12 +130,19 @@ class _Decomposition:
         y = self._in_parts(layer, changes.get("name", layer.name), *args)
         return graphs.copy_call(layer, *args, changes=changes, **kwargs) if y is None else y
 
-    def call(self, layer: keras.Layer, x: Any, weights: list[Any] | None = None) -> Any:
-        """Calls a new layer, or the layers that it becomes in turn; `weights` are its weights."""
+    def call(
+        self, layer: keras.Layer, x: Any, weights: list[Any] | None = None, units: float = 1.0
+    ) -> Any:
+        """See `Parts`."""
         # Parts can have parts: an average of three is a sum of three, which is two sums.
         y = self._in_parts(layer, layer.name, x)
         if y is None:
             y = layer(x)
+            if self._is_wide:
+                self._noted[layer.name] = {"is_wide": True}
+            if units != 1.0:
+                gain = (units,) * x.shape[-1]
+                self._noted.setdefault(layer.name, {})["gain"] = gain
             if weights is not None:
                 layer.set_weights(weights)
         return y
@@ -164,6 +193,9 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.ELU: activations.elu,
     L.Softmax: activations.softmax,
     L.UnitNormalization: activations.unit_norm,
+    L.LayerNormalization: normalization.layer_norm,
+    L.RMSNormalization: normalization.rms_norm,
+    L.GroupNormalization: normalization.group_norm,
     Divide: arithmetic.divide,
     Compare: arithmetic.compare,
     L.Activation: activations.activation,

@@ -25,7 +25,7 @@ from kerasq.layers import (
     Sum,
     Variance,
 )
-from kerasq.prepare import axes, products, windows
+from kerasq.prepare import axes, normalization, products, windows
 
 L = keras.layers
 
@@ -314,7 +314,7 @@ def _normalize(node: Node, args: tuple, options: dict) -> Equal | None:
     if layer.order != 2 or epsilon > keras.config.epsilon() or layer.axis is None:
         return None
     made = L.UnitNormalization(layer.axis, **options)
-    return (made, x) if fits.norm_fits(made, x) else None
+    return (made, x) if fits.softmax_fits(made, x) else None
 
 
 def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:
@@ -387,6 +387,8 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "LogSoftmax": _along_last("log_softmax"),
     "Glu": _along_last("glu"),
     "Normalize": _normalize,
+    "LayerNorm": normalization.layer_operation,
+    "RMSNorm": normalization.rms_operation,
     "Clip": _clip,
     "Identity": _same,
     "Cast": _same,

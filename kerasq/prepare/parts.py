@@ -1,6 +1,7 @@
 """What the functions that make the parts of a layer call: see `kerasq.prepare.decompose`."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import keras
@@ -15,8 +16,19 @@ class Parts(Protocol):
     def name(self, name: str, suffix: str) -> str:
         """A name for a part of the layer `name`: "<name>_<suffix>", or with a number behind it."""
 
-    def call(self, layer: keras.Layer, x: Any, weights: list[Any] | None = None) -> Any:
-        """Calls a new layer, or its own parts; `weights` are its weights."""
+    def call(
+        self, layer: keras.Layer, x: Any, weights: list[Any] | None = None, units: float = 1.0
+    ) -> Any:
+        """Calls a new layer, or its own parts.
+
+        `weights` are its weights, and `units`, a power of two, what its kernel is to be trained in.
+        """
+
+    def wide(self) -> AbstractContextManager[None]:
+        """Layers that are called inside have values of 16 bits, whatever the user's scheme.
+
+        `Requantize` puts what leaves the unit on a grid of that scheme.
+        """
 
     def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
         """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`.

@@ -38,6 +38,9 @@ def _operator(name: str, known: Operator) -> Operator:
 
 
 OPERATORS = {name: _operator(name, known) for name, known in ALL.items() if name not in _MISSING}
+OPERATORS["RSQRT"] = dataclasses.replace(
+    ALL["RSQRT"], int16=3
+)  # That of each code, unlike LiteRT's.
 
 KERNELS: dict[tuple[str, int], Kernel] = {
     ("ADD", 8): tflm.add,
@@ -71,6 +74,7 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("RELU", 8): tflm.relu,
     ("RELU", 16): tflm.relu,
     ("RESIZE_BILINEAR", 8): tflm.resize_bilinear,
+    ("RSQRT", 16): tflm.inverse_root,
     ("SELECT_V2", 8): any_width.on_one_grid,
     ("SELECT_V2", 16): any_width.on_one_grid,
     ("SOFTMAX", 8): tflm.softmax,

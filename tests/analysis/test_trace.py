@@ -42,6 +42,7 @@ def choices(network, count):
     ("make", "floats", "method", "granularity"),
     [
         (boundaries, {"norm": "float"}, None, "per_channel"),
+        (boundaries, {}, "minmax", "per_channel"),
         (networks.mobile, {}, "minmax", "per_tensor"),
     ],
 )

@@ -75,6 +75,7 @@ PLAIN = {
     "GATHER": ({"kind": "GatherOptions", "axis": 2}, lambda x: x[:, :, [2, 0, 3]], None),
     "GELU": ({"kind": "GeluOptions", "approximate": True}, lambda x: gelu(x), 8.0),
     "L2_NORMALIZATION": ({"kind": "L2NormOptions"}, lambda x: unit(x), "tanh"),
+    "RSQRT": ({}, lambda x: 1 / np.sqrt(x), 5.0),
     "LEAKY_RELU": (
         {"kind": "LeakyReluOptions", "alpha": 0.25},
         lambda x: np.where(x > 0, x, 0.25 * x),
@@ -208,6 +209,8 @@ def plain_case(name, bits, seed=0):
     source = over(7.0, bits)
     count = 2 if name in OF_TWO else 1
     codes = [random_codes(rng, (1, 8, 4, 8), bits) for _ in range(count)]
+    if name == "RSQRT":  # Of what is not positive there is none.
+        codes = [np.maximum(codes[0], 4)]
     expected = function(*(source.dequantize(x).astype(np.float64) for x in codes))
     constants = []
     if name in PARAMETERS:
@@ -370,7 +373,7 @@ def test_has():
     others = {"CAST", "DEQUANTIZE"} | {name for name, x in OPERATORS.items() if x.compares}
     computed = {name for name, x in OPERATORS.items() if not x.pass_through} - others
     missing = {name for name in computed if not LITERT.has(name, 16)}
-    assert missing == {"ELU", "L2_NORMALIZATION", "LOG_SOFTMAX", *NOT_SIMULATED}
+    assert missing == {"ELU", "L2_NORMALIZATION", "LOG_SOFTMAX", "RSQRT", *NOT_SIMULATED}
     assert not LITERT.has("-", 16) and not LITERT.has("CONV_3D", 16)
 
 

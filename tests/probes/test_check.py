@@ -41,9 +41,11 @@ def few(monkeypatch):
 
 def test_there_is_one_of_every_operator_at_every_width(probes):
     found = {(probe.operator, probe.type) for probe in probes}
-    assert {operator for operator, _ in found} == {*targets.LITERT.operators} - NOT_ALONE
+    # LiteRT's own is off near 0, and no file has it: tables stand for it.
+    absent = NOT_ALONE | {"RSQRT"}
+    assert {operator for operator, _ in found} == {*targets.LITERT.operators} - absent
     for operator, known in targets.LITERT.operators.items():
-        alone = operator not in NOT_ALONE and not known.compares and operator != "DEQUANTIZE"
+        alone = operator not in absent and not known.compares and operator != "DEQUANTIZE"
         if alone:
             assert (operator, "int8") in found
             # Which are exported, not merely there: int16 blocks of pixels are other operators.

@@ -10,6 +10,7 @@ import tensorflow as tf
 import kerasq
 from kerasq import layers, registry
 from kerasq.kernels import gemmlowp
+from kerasq.kernels.int16 import inverse_root_grid
 from kerasq.litert.micro import MicroInterpreter
 from kerasq.targets import TFLM
 from tests import networks
@@ -70,6 +71,20 @@ def test_two_tensors(operator, options, bits):
         grids = [grid(out.scale * r, zero_point(rng, bits), bits=bits) for r in ratios]
         codes = [any_codes(rng, bits, (1, 20_000)) for _ in range(2)]
         assert_agrees(operator, None, codes, grids, out, **options)
+
+
+def test_inverse_root():
+    rng = np.random.default_rng(0)
+    layer = layers.InverseRoot(4.0)
+    codes = np.arange(2**15, dtype=np.int16)[None]
+    for _ in range(8):
+        source = grid(scale(rng, -30, 10), 0, bits=16)
+        out = inverse_root_grid(layer, source).numpy()
+        assert_agrees("RSQRT", layer, [codes], [source], out, version=3)
+        found = simulate("RSQRT", layer, [codes], [source], out, TFLM)
+        real = 1.0 / np.sqrt(np.maximum(codes, 1) * np.float64(source.scale))
+        assert np.abs(found - np.minimum(np.rint(real / out.scale), 2**15 - 1)).max() <= 1
+        assert found.max() == 2**15 - 1 and out.scale * 2**15 <= 4.0 * (1 + 2**-14)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

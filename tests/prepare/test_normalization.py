@@ -1,0 +1,242 @@
+"""Normalizations as integers: against float64, against the interpreters, and in training."""
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.wrappers import QuantizeWrapper
+from tests import networks
+
+L = keras.layers
+
+# By name: the layer, and the shape of a sample.
+LAYERS = {
+    "layer": (lambda: L.LayerNormalization(), (5, 12)),
+    "vector": (lambda: L.LayerNormalization(), (12,)),
+    "no_center": (lambda: L.LayerNormalization(center=False), (5, 12)),
+    "no_scale": (lambda: L.LayerNormalization(scale=False), (5, 12)),
+    "plain": (lambda: L.LayerNormalization(center=False, scale=False), (5, 12)),
+    "axes": (lambda: L.LayerNormalization(axis=[1, 2, 3]), (3, 4, 5)),
+    "first_axis": (lambda: L.LayerNormalization(axis=1), (6, 3, 4)),
+    "outer_axes": (lambda: L.LayerNormalization(axis=(1, 3)), (3, 4, 5)),
+    "rms_scaling": (lambda: L.LayerNormalization(rms_scaling=True), (5, 12)),
+    "rms": (lambda: L.RMSNormalization(), (5, 12)),
+    "rms_axes": (lambda: L.RMSNormalization(axis=[1, 2]), (5, 12)),
+    "group": (lambda: L.GroupNormalization(4), (3, 4, 8)),
+    "instance": (lambda: L.GroupNormalization(-1), (3, 4, 8)),
+    "one_group": (lambda: L.GroupNormalization(1), (6, 8)),
+    "channels_first": (lambda: L.GroupNormalization(2, axis=1), (8, 3, 4)),
+    "group_of_vector": (lambda: L.GroupNormalization(4), (16,)),
+    "group_plain": (lambda: L.GroupNormalization(4, center=False, scale=False), (3, 4, 8)),
+    "unit": (lambda: L.UnitNormalization(), (5, 12)),
+    "unit_axes": (lambda: L.UnitNormalization(axis=[1, 3]), (3, 4, 5)),
+}
+
+
+def network(make, shape):
+    """The layer alone, with weights that tell channels apart."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input(shape, name="x")
+    model = keras.Model(x, make()(x))
+    rng = np.random.default_rng(0)
+    for i, weight in enumerate(model.weights):
+        weight.assign(rng.normal(1.0 - i, 0.3, weight.shape))
+    return model
+
+
+def spread(shape, count=24):
+    """Samples whose deviations are up to a factor of 100 apart, and their means far from 0."""
+    rng = np.random.default_rng(1)
+    size = 10.0 ** np.linspace(-2.0, 0.0, count).reshape(-1, *(1,) * len(shape))
+    x = rng.normal(0.0, 0.25, (count, *shape))
+    return (size * (x + rng.uniform(-3.0, 3.0, size.shape))).astype(np.float32)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_file_and_simulation_agree(name, target):
+    if target == "tflm":
+        pytest.importorskip("tflite_micro")
+    make, shape = LAYERS[name]
+    model, x = network(make, shape), spread(shape)
+    q = networks.quantized(model, x, target=target)
+    assert all(y.dtype == "float32" for y in q.outputs)
+    lite = kerasq.export_tflite(q)
+    assert "Integer only" in str(lite)
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+
+
+ROWS = 40
+
+
+def codes(kind, n):
+    """Rows of int8 codes, as the layer may read them."""
+    rng = np.random.default_rng(n)
+    size, _, value = kind.partition("_")
+    x = np.full((ROWS, n), 7.0)
+    match size:
+        case "deviation":
+            x = rng.normal(0.0, float(value), (ROWS, n))
+        case "far":
+            x = rng.normal(100.0, float(value), (ROWS, n))
+        case "outlier":
+            x = rng.normal(0.0, 2.0, (ROWS, n))
+            x[:, 3] = 127.0
+        case "two":
+            x = rng.choice([-128.0, 127.0], (ROWS, n))
+        case "least":
+            x[np.arange(ROWS), rng.integers(0, n, ROWS)] += 1.0
+    return np.clip(np.round(x), -128, 127)
+
+
+KINDS = ["deviation_0.5", "deviation_1", "deviation_10", "deviation_60", "far_1", "far_8"]
+KINDS += ["outlier", "two", "constant", "least"]
+
+
+def exact(layer, x):
+    """The layer in float64."""
+    x = x.astype(np.float64)
+    weights = {w.name: np.asarray(w, np.float64) for w in layer.weights}
+    shift, size = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    if isinstance(layer, L.RMSNormalization):
+        shift, size = 0.0, np.square(x).mean(-1, keepdims=True)
+    y = (x - shift) / np.sqrt(size + layer.epsilon)
+    return y * weights.get("gamma", weights.get("scale")) + weights.get("beta", 0.0)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm", "ethos-u"])
+@pytest.mark.parametrize(
+    ("make", "n", "step"),
+    [
+        (lambda: L.LayerNormalization(epsilon=1e-6), 24, 0.05),
+        (lambda: L.LayerNormalization(epsilon=1e-12), 384, 3.0),
+        (lambda: L.LayerNormalization(), 384, 0.002),  # an epsilon beside which variances are small
+        (lambda: L.RMSNormalization(epsilon=1e-6), 384, 0.05),
+    ],
+)
+def test_outputs_are_within_one_step_of_the_real_function(make, n, step, target):
+    model = network(make, (1, n))
+    x = np.concatenate([codes(kind, n) for kind in KINDS])[:, None].astype(np.float32) * step
+    q = networks.quantized(model, x, target=target)
+    # So that the input's grid has the codes themselves.
+    assert q.layers[1].grid().numpy().scale == pytest.approx(step, rel=1e-6)
+    wanted, found = exact(model.layers[-1], x), networks.run(q, x)
+    error = np.abs(found - wanted).max((1, 2)) / q.layers[-1].grid().numpy().scale
+    by_kind = dict(zip(KINDS, error.reshape(-1, ROWS).max(1), strict=True))
+    assert max(by_kind.values()) < 1.0, by_kind
+    # Nearly all of it is the rounding to 8 bits.
+    assert by_kind["deviation_10"] < 0.55, by_kind
+
+
+def test_a_constant_row_gives_beta():
+    model = network(lambda: L.LayerNormalization(epsilon=1e-12), (5, 12))
+    q = networks.quantized(model, spread((5, 12)))
+    y = networks.run(q, np.full((1, 5, 12), 0.4, np.float32))
+    beta = np.asarray(model.layers[-1].beta)
+    step = q.layers[-1].grid().numpy().scale
+    np.testing.assert_allclose(y[0], np.tile(beta, (5, 1)), atol=0.51 * step)
+
+
+def test_int16_ends():
+    """At 16 bits nothing is rounded to 8; the error is that of differences and lengths."""
+    model = network(lambda: L.LayerNormalization(epsilon=1e-6), (1, 48))
+    rng = np.random.default_rng(0)
+    x = rng.normal(rng.uniform(-3, 3, (200, 1, 1)), 10.0 ** rng.uniform(-1, 0, (200, 1, 1)))
+    x = np.broadcast_to(x, (200, 1, 48)) + rng.normal(0, 0.5, (200, 1, 48))
+    q = networks.quantized(model, x.astype(np.float32), scheme="w8a16")
+    boundary = keras.Model(q.input, q.layers[1].output)
+    wanted = exact(model.layers[-1], networks.run(boundary, x.astype(np.float32)))
+    error = np.abs(networks.run(q, x.astype(np.float32)) - wanted).max() / np.abs(wanted).max()
+    assert error < 2e-3
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", ["layer", "rms_scaling", "rms", "group"])
+def test_gradients_are_those_of_the_float_layer(name):
+    import tensorflow as tf
+
+    model = network(*LAYERS[name])
+    x = tf.constant(networks.data(model))
+    q = networks.quantized(model, x.numpy())
+    weight = tf.constant(np.random.default_rng(0).normal(0, 1, x.shape).astype(np.float32))
+
+    def gradients(net):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(weight * net(x, training=True))
+        return tape.gradient(loss, [x, *net.trainable_variables])
+
+    of_x, *wanted = gradients(model)
+    found_of_x, *found = gradients(q)
+    is_close = np.linalg.norm(found_of_x - of_x) < 0.15 * np.linalg.norm(of_x)
+    assert is_close, (found_of_x, of_x)
+    # Gains train in units of a power of two near the root of the number of values.
+    for a, b in zip(found, wanted, strict=True):
+        ratio = np.linalg.norm(a) / np.linalg.norm(b)
+        assert 0.65 < ratio < 1.55
+        cosine = np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+        assert cosine > 0.98
+
+
+def test_frozen_weights_stay():
+    model = network(*LAYERS["layer"])
+    model.layers[-1].trainable = False
+    q = networks.quantized(model, spread((5, 12)))
+    assert not q.trainable_variables
+
+
+@pytest.mark.parametrize(("name", "count"), [("no_center", 1), ("no_scale", 1), ("plain", 0)])
+def test_weights_that_a_layer_lacks_are_not_trained(name, count):
+    q = kerasq.quantize_model(network(*LAYERS[name]))
+    assert len(q.trainable_variables) == count
+
+
+def test_training_and_saving(tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 8), name="x")
+    y = L.LayerNormalization(name="norm")(L.Dense(8, name="front")(x))
+    model = keras.Model(x, L.Dense(3, name="head")(L.Flatten()(y)))
+    data = networks.data(model, 64)
+    labels = np.random.default_rng(0).normal(0, 1, (64, 3)).astype(np.float32)
+    q = networks.quantized(model, data)
+    q.compile(keras.optimizers.SGD(0.01), "mse")
+    before = q.evaluate(data, labels, verbose=0)
+    gain = np.array(q.get_layer("norm_scaled").kernel)
+    q.fit(data, labels, epochs=3, batch_size=16, verbose=0)
+    assert q.evaluate(data, labels, verbose=0) < before
+    assert not np.array_equal(gain, q.get_layer("norm_scaled").kernel)
+    q.save(tmp_path / "q.keras")
+    again = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(networks.run(again, data), networks.run(q, data))
+    lite = kerasq.export_tflite(again)
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+
+
+@pytest.mark.skipif(not hasattr(keras.ops, "layer_normalization"), reason="older Keras")
+def test_operations():
+    gamma = keras.Variable(np.linspace(0.5, 2.0, 8, dtype=np.float32))
+    beta = np.linspace(-1.0, 1.0, 8, dtype=np.float32)
+    x = keras.Input((4, 8), name="x")
+    y = keras.ops.layer_normalization(x, gamma, beta, axis=-1)
+    y = keras.ops.layer_normalization(y, axis=[1, 2])
+    y = keras.ops.rms_normalization(y, None, axis=[1, 2]) + keras.ops.normalize(x, axis=(1, 2))
+    y = y + keras.ops.rms_normalization(x, beta)
+    model = keras.Model(x, y)
+    data = networks.data(model)
+    q = networks.quantized(model, data)
+    assert all(isinstance(layer, QuantizeWrapper) for layer in q.layers if layer.weights)
+    lite = kerasq.export_tflite(q)
+    assert "Integer only" in str(lite)
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+    assert networks.sqnr(model, q, data) > 25.0
+
+
+def test_sizes_that_are_not_known_stay_float(capsys):
+    x = keras.Input((None, 8), name="x")
+    y = L.LayerNormalization(name="norm")(L.Dense(8, name="front")(x))
+    kerasq.quantize_model(keras.Model(x, y))
+    assert "'norm' (LayerNormalization: integer only of samples of known size" in (
+        capsys.readouterr().out
+    )
