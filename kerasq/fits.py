@@ -242,3 +242,69 @@ def _scores_by_dot(layer: keras.Layer) -> bool:
         and not config.get("use_gate")
         and config.get("score_mode", "dot") == "dot"
     )
+
+
+# The layers of Keras that are a loop over steps, and the cells of those that are known.
+RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN)
+CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell)
+# Activations of each value alone: several gates may be one tensor.
+_OF_EACH_VALUE = (
+    "elu",
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "leaky_relu",
+    "linear",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
+)
+
+
+def recurrence_fits(layer: Any, x: Any = None, *states: Any, **kwargs: Any) -> bool | str:
+    """Whether a recurrent layer is a known number of steps of known cells; why not, if it is not.
+
+    Args:
+        layer: a recurrent layer, or a Bidirectional of two.
+        x: the sequence that it is called on.
+        *states: the first states, if they are given.
+        **kwargs: the rest of the call.
+    """
+    both = isinstance(layer, L.Bidirectional)
+    loops = [layer.forward_layer, layer.backward_layer] if both else [layer]
+    reasons = (
+        "integer only with a fixed number of steps; give Input one"
+        if len(x.shape) != 3 or None in x.shape[1:]
+        else "integer only without a mask"
+        if has_mask(x) or not reads_tensors_alone(layer, **kwargs)
+        else "integer only on tensors as its first states"
+        if not all(isinstance(y, keras.KerasTensor) for y in keras.tree.flatten(states))
+        else "",
+        *map(_unlike_a_loop, loops),
+    )
+    return next((reason for reason in reasons if reason), True)
+
+
+def cells(layer: keras.layers.RNN) -> list[keras.Layer]:
+    """The cells of a recurrent layer, from the input on."""
+    return layer.cell.cells if type(layer.cell) is L.StackedRNNCells else [layer.cell]
+
+
+def _unlike_a_loop(layer: keras.Layer) -> str:
+    """Why no call of a recurrent layer is made of known ones; "" where it may be."""
+    if type(layer) not in RECURRENT:
+        return f"integer only of Keras's own layers, not of {type(layer).__name__}"
+    for cell in cells(layer):
+        if type(cell) not in CELLS:
+            return f"integer only of Keras's own cells, not of {type(cell).__name__}"
+        functions = (cell.activation, getattr(cell, "recurrent_activation", None))
+        for function in filter(None, functions):
+            name = getattr(function, "__name__", "")
+            if name not in _OF_EACH_VALUE or function is not getattr(keras.activations, name):
+                return f"integer only of Keras's activations of each value, not of {function!r:.80}"
+    return ""

@@ -8,14 +8,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, fused_batch_norm, kernels
+from kerasq import fake_quant, fused_batch_norm, graph, kernels
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
-from kerasq.wrappers import QuantizeWrapper, current_config
+from kerasq.wrappers import QuantizeWrapper, current_config, with_quantizer
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
 # thread that predicts must not see that of one that trains.
@@ -121,7 +121,7 @@ class KernelWrapper(QuantizeWrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
         """The wrapper that `get_config` describes."""
-        config = current_config(config)
+        config = with_quantizer(current_config(config), custom_objects)
         batch_norm, first = (
             found and keras.saving.deserialize_keras_object(found, custom_objects)
             for found in (config.pop("batch_norm", None), config.pop("leader", None))
@@ -351,6 +351,10 @@ class KernelWrapper(QuantizeWrapper):
 
     def _fake_quant_kernel(self) -> tf.Tensor:
         """The kernel on its grid, in front of a BatchNormalization that is kept."""
+        # Once for all calls of the layer, of which a recurrent one has one a step.
+        return graph.once(self.leader or self, "kernel", self._fake_quant)
+
+    def _fake_quant(self) -> tf.Tensor:
         kernel = self.ranged_kernel()
         if not self.is_per_tensor:
             # Nothing was folded where the BatchNormalization is kept: a constant costs no pass.

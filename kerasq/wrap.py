@@ -10,6 +10,7 @@ from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import IN_FRONT
 from kerasq.plan import Call, Kind, Plan
+from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
 
@@ -42,6 +43,8 @@ class _Wrapping:
         # By name of the layer whose weights they have (`Source.weights_of`).
         self.wrappers: dict[str, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
+        # By name of the layer whose range they share (`Source.range_of`), and what must be equal.
+        self.quantizers: dict[tuple, ActivationQuantizer | None] = {}
 
     def call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """What stands for a call in the quantized model."""
@@ -67,9 +70,16 @@ class _Wrapping:
             "output_bits": call.writes,
             "target": self.plan.target,
         }
+        shared = (call.relu or node).source.range_of
+        key = (shared, call.writes, relu, limit)
+        options["output_quantizer"] = self.quantizers.get(key)
         if registry.rule(layer).kernel is None:
-            return QuantizeWrapper(graphs.copy_built(layer), **options)(*args)
-        return self._with_kernel(node, call, options)(*args)
+            wrapper = QuantizeWrapper(graphs.copy_built(layer), **options)
+        else:
+            wrapper = self._with_kernel(node, call, options)
+        if shared:
+            self.quantizers[key] = wrapper.output_quantizer
+        return wrapper(*args)
 
     def _read(self, node: graphs.Node, call: Call, arguments: tuple) -> tuple:
         """The arguments of a call, each tensor at the width that the call reads."""

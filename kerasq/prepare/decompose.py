@@ -1,5 +1,6 @@
 """One operation a layer: what stands for several integer kernels becomes several layers."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.fits import RECURRENT
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
 from kerasq.layers import Compare, Deviation, Divide, Einsum, Mean, Norm, Scale, Sum, Variance
 from kerasq.prepare import (
@@ -20,6 +22,7 @@ from kerasq.prepare import (
     operations,
     pooling,
     products,
+    recurrence,
 )
 from kerasq.prepare.integers import Integers
 
@@ -41,7 +44,8 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
         graph: what `kerasq.graph.read` returned; it is not changed.
         keep: names of the layers that stay as they are.
     """
-    return graphs.transform(graph, _Decomposition(graph, keep).call_node)
+    decomposition = _Decomposition(graph, keep)
+    return decomposition.sharing(graphs.transform(graph, decomposition.call_node))
 
 
 class _Decomposition:
@@ -52,6 +56,11 @@ class _Decomposition:
         self._keep = keep
         self._names: set[str] = set()  # those of parts
         self._integers = Integers(graph, keep)
+        # Of calls that are repeated: what the first one of a key has called, and by name of what a
+        # call has called, the one of the first.
+        self._firsts: dict[str, list[str]] = {}
+        self._shared: dict[str, str] = {}
+        self._called: list[str] = []
 
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
@@ -113,10 +122,34 @@ class _Decomposition:
         # Parts can have parts: an average of three is a sum of three, which is two sums.
         y = self._in_parts(layer, layer.name, x)
         if y is None:
+            self._called.append(layer.name)
             y = layer(x)
             if weights is not None:
                 layer.set_weights(weights)
         return y
+
+    def repeated(self, key: str, call: Callable[[], Any]) -> Any:
+        """What `call()` returns; calls of one key share weights and ranges, layer by layer."""
+        count = len(self._called)
+        y = call()
+        made = self._called[count:]
+        self._shared.update(zip(made, self._firsts.setdefault(key, made), strict=True))
+        return y
+
+    def sharing(self, graph: graphs.Graph) -> graphs.Graph:
+        """A decomposed graph whose calls know what they share."""
+
+        def source(node: graphs.Node) -> graphs.Source:
+            # Of a further call of the user's layer the weights are those of the first one.
+            weights = node.source.weights_of
+            return dataclasses.replace(
+                node.source,
+                weights_of=self._shared.get(weights, weights),
+                range_of=self._shared.get(node.layer.name, ""),
+            )
+
+        nodes = [dataclasses.replace(node, source=source(node)) for node in graph.nodes]
+        return graphs.Graph(graph.model, nodes)
 
     def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:
         make = PARTS.get(type(layer))
@@ -174,4 +207,6 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Dot: attention.dot,
     Einsum: attention.einsum,
     L.TimeDistributed: attention.time_distributed,
+    **dict.fromkeys(RECURRENT, recurrence.recurrent),
+    L.Bidirectional: recurrence.bidirectional,
 }

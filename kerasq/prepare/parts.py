@@ -18,6 +18,12 @@ class Parts(Protocol):
     def call(self, layer: keras.Layer, x: Any, weights: list[Any] | None = None) -> Any:
         """Calls a new layer, or its own parts; `weights` are its weights."""
 
+    def repeated(self, key: str, call: Callable[[], Any]) -> Any:
+        """What `call()` returns; calls of one key share weights and ranges, layer by layer.
+
+        As those of a recurrent layer's steps do. The weights are the first call's.
+        """
+
     def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
         """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`.
 

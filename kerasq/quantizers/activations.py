@@ -107,6 +107,8 @@ class ActivationQuantizer(keras.layers.Layer):
         self.limit = limit
         self.range_gradient = range_gradient
         self.is_input = is_input
+        # How many layers share the range: steps of a recurrent layer do.
+        self.uses = 0
         # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
         self.fixed = False
         # What `kerasq.CheckTraining` saw last: the share of values beyond the range, and whether
@@ -181,20 +183,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, computed once in a call of a model, as each reader asks."""
-        memory = graph.call_memory()
-        if memory is None:
-            return compute()
-        # Branches and loops of a graph have graphs of their own, whose tensors others cannot read.
-        key = (self, name, None if tf.executing_eagerly() else tf.compat.v1.get_default_graph())
-        if key not in memory:
-            memory[key] = compute()
-        return memory[key]
-
-    def _forget(self) -> None:
-        """Lets `_once` compute again, as the range has moved."""
-        memory = graph.call_memory() or {}
-        for key in [key for key in memory if key[0] is self]:
-            del memory[key]
+        return graph.once(self, name, compute)
 
     def _grid(self) -> Grid:
         # The device has no integers of 2 to 7 bits: such codes are some of int8's.
@@ -216,16 +205,48 @@ class ActivationQuantizer(keras.layers.Layer):
             self.range_min.assign(low)
         self.range_max.assign(UpperEnd(self.limit)(high))
         self.batches_seen.assign(seen)
-        self._forget()
+        graph.forget(self)
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range by what a batch has, by the rule that the class states."""
-        # Few operators, since a step has them for each range.
-        ends, seen = self._ends(), self.batches_seen.value
         # NaN and infinite values, of training that diverges, move nothing.
         values = [
             tf.where(tf.math.is_finite(v), v, 0.0) for v in self._batch_ends(_first_samples(x))
         ]
+        if self.uses > 1 and graph.call_memory() is not None:
+            self._gather(values)
+        else:
+            self._move(values)
+
+    def _gather(self, values: list[tf.Tensor]) -> None:
+        """As `_move`, once in a call of a model, by what all layers that share the range have."""
+        seen = graph.once(self, "values", list)
+        largest = [tf.maximum(a, b) for a, b in zip(values, *seen[-1:], strict=True)] if seen else values
+        seen.append(largest)
+        graph.forget(self, "range", "grid")
+        if len(seen) == self.uses:
+            graph.forget(self, "values")
+            self._move(largest)
+        else:
+            graph.once(self, "range", lambda: self._range_until(largest))
+
+    def _range_until(self, values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """The range as it stood, in the first batches widened to what they have so far."""
+        is_first = self.batches_seen.value < FIRST_BATCHES
+        ends = [
+            fake_quant.straight_through(
+                end, tf.where(is_first, tf.maximum(tf.maximum(end, value), NARROWEST), end)
+            )
+            for end, value in zip(self._ends(), values, strict=True)
+        ]
+        if self.symmetric:
+            return symmetric(ends[-1], self.bits)
+        return (tf.zeros(()) if self.range_min is None else -ends[0]), ends[-1]
+
+    def _move(self, values: list[tf.Tensor]) -> None:
+        """Moves the range by the magnitudes that a batch has at each of its ends."""
+        # Few operators, since a step has them for each range.
+        ends, seen = self._ends(), self.batches_seen.value
         follow = self._grown if self.is_input or not self.trainable else self._followed
         moved, seen = follow(ends, values, seen)
         # A tensor that was always 0 has no range: see `assign_range`.
@@ -234,7 +255,7 @@ class ActivationQuantizer(keras.layers.Layer):
             self.range_min.assign(-moved[0])
         self.range_max.assign(moved[-1])
         self.batches_seen.assign(seen)
-        self._forget()
+        graph.forget(self)
 
     def _grown(
         self, ends: list[tf.Tensor], values: list[tf.Tensor], seen: tf.Tensor
