@@ -24,6 +24,7 @@ from kerasq.layers import (
     Min,
     Norm,
     Pad,
+    Requantize,
     Scale,
     Select,
     Stack,
@@ -54,6 +55,9 @@ ADAPTIVE_AVERAGE, ADAPTIVE_MAX = (
     tuple(getattr(L, name) for name in dir(L) if name.startswith(f"Adaptive{kind}Pooling"))
     for kind in ("Average", "Max")
 )
+
+# An input of the model, or a boundary between grids.
+QUANTIZE = Rule(operators=("QUANTIZE",), output=Output.LEARNED)
 
 # By the classes that they are for. A subclass has a rule of its own, or none.
 RULES: dict[tuple[type, ...], Rule] = {
@@ -233,6 +237,7 @@ RULES: dict[tuple[type, ...], Rule] = {
     (L.Masking,): Rule(
         operators=(), output=Output.PASS_THROUGH, required={"mask_value": (0.0,)}, note="of 0"
     ),
+    (Requantize,): QUANTIZE,
     # Identities in inference.
     (
         L.Dropout,

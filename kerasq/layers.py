@@ -77,6 +77,18 @@ class InputCast(keras.layers.Layer):
         return keras.ops.cast(x, "float32")
 
 
+@keras.saving.register_keras_serializable("kerasq")
+class Requantize(keras.layers.Layer):
+    """The identity, whose values get codes of the user's scheme: QUANTIZE.
+
+    It ends a unit whose parts have codes of 16 bits; nothing where the scheme has them as well.
+    """
+
+    def call(self, x: Any) -> Any:
+        """The values."""
+        return x
+
+
 # What is computed of an input before it lies on a grid.
 IN_FRONT = (InputCast, InputScale)
 

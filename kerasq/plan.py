@@ -13,11 +13,11 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq import registry
-from kerasq.layers import IN_FRONT
+from kerasq.layers import IN_FRONT, Requantize
 from kerasq.litert.operators import OPERATORS, multiplies
 from kerasq.prepare import fusion
 from kerasq.rule import Output
-from kerasq.scheme import FLOAT_BITS, Scheme, resolve
+from kerasq.scheme import FLOAT_BITS, Scheme, resolve, widened
 from kerasq.targets import Target
 
 
@@ -49,7 +49,7 @@ def wanted_bits(op: str, scheme: Scheme) -> int:
 
 def reads_as_is(op: str, scheme: Scheme, width: int) -> bool:
     """Whether an operator at `scheme` reads integer codes of `width` bits without a boundary."""
-    if op in OPERATORS and OPERATORS[op].one_grid:
+    if op == "QUANTIZE" or (op in OPERATORS and OPERATORS[op].one_grid):
         return True  # A boundary would round once more, before the operator does.
     wanted = wanted_bits(op, scheme)
     if op == "AVERAGE_POOL_2D" and width < 8:
@@ -162,9 +162,14 @@ class Plan:
         is_real = any(isinstance(y.layer, IN_FRONT) for y in self.graph.consumers(x))
         return FLOAT_BITS if is_real else self.input_bits(x)
 
+    def _asked(self, node: graphs.Node) -> str:
+        """The scheme of the user's layer; of a part with wider codes, that with 16 bits."""
+        name = self.schemes[node.source.name]
+        return widened(name) if node.source.is_wide else name
+
     def _scheme_name(self, node: graphs.Node) -> str:
-        """The scheme of the user's layer, at int8 where the operator has no int16 kernel."""
-        name, rule = self.schemes[node.source.name], registry.find(node.layer)
+        """What is asked of a call, at int8 where the operator has no int16 kernel."""
+        name, rule = self._asked(node), registry.find(node.layer)
         if rule is None or resolve(name).activation_bits != 16 or not rule.operators:
             return name
         op = rule.operator_at(16, self.target)
@@ -188,7 +193,14 @@ class Plan:
             return Kind.PASS_THROUGH
         if registry.gives_indices(node.layer):
             return Kind.INDEX
-        return Kind.FLOAT if node.layer.name in self.floats else Kind.INTEGER
+        if node.layer.name in self.floats:
+            return Kind.FLOAT
+        return Kind.PASS_THROUGH if self._is_on_grid(node) else Kind.INTEGER
+
+    def _is_on_grid(self, node: graphs.Node) -> bool:
+        """Whether a Requantize reads values of the width that it would write."""
+        is_end = isinstance(node.layer, Requantize)
+        return is_end and self.width(node.inputs[0]) == self._scheme(node).code_bits
 
     def _call(self, node: graphs.Node) -> Call:
         kind, op = self._kind(node), self._op(node)
@@ -272,9 +284,7 @@ class Plan:
         """What to print of operators that run at int8 where their scheme says int16."""
         nodes = [x for x in self.graph.nodes if self[x].kind is Kind.INTEGER]
         return [
-            f"{x.layer.name!r} ({self[x].op})"
-            for x in nodes
-            if self[x].scheme != self.schemes[x.source.name]
+            f"{x.layer.name!r} ({self[x].op})" for x in nodes if self[x].scheme != self._asked(x)
         ]
 
     def check_overrides(self, named: Mapping[Any, Iterable[str]]) -> None:

@@ -14,9 +14,6 @@ from kerasq.support import tables
 
 L = keras.layers
 
-# An input of the model, or a boundary between grids.
-QUANTIZE = Rule(operators=("QUANTIZE",), output=Output.LEARNED)
-
 _REGISTERED: dict[type, Rule] = {}
 
 

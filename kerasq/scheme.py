@@ -58,6 +58,11 @@ def is_scheme(name: Any) -> bool:
     return isinstance(name, str) and (name == "float" or _NAME.fullmatch(name) is not None)
 
 
+def widened(name: str) -> str:
+    """The scheme of the same weights and activations of 16 bits; "float" for that."""
+    return name if name == "float" else f"w{resolve(name).weight_bits}a16"
+
+
 def per_layer(
     default: str,
     overrides: Mapping[Any, str] | None,

@@ -8,7 +8,7 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import IN_FRONT
+from kerasq.layers import IN_FRONT, Requantize
 from kerasq.plan import Call, Kind, Plan
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS
@@ -148,6 +148,8 @@ class _Wrapping:
 
     def _plain(self, node: graphs.Node) -> keras.Layer:
         """A copy of a layer that is not wrapped, one for all its calls where it has weights."""
+        if isinstance(node.layer, Requantize):  # Of values that have their grid already.
+            return keras.layers.Identity(name=node.layer.name, dtype="float32")
         if not getattr(node.layer, "weights", None):
             return graphs.copy_layer(node.layer)
         name = node.source.weights_of

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
 from kerasq.grid import Grid
+from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import IN_FRONT, Constant, InputScale
 from kerasq.litert.preprocessing import Preprocessing
 from kerasq.quantizers import activations
@@ -313,7 +314,7 @@ class Boundary(QuantizeWrapper):
         **kwargs: `name`, `target` and what `keras.layers.Layer` takes.
     """
 
-    rule = registry.QUANTIZE
+    rule = QUANTIZE
     reads_float = True
     is_cut = True
 

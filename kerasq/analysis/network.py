@@ -1,5 +1,6 @@
 """`Network`: a model in which the scheme of each layer is open, and the grids for all of them."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -59,7 +60,8 @@ class Network:
         self.layers = tuple(dict.fromkeys(self.sources.values()))
         self.readers = self._readers()
         # Without those that no scheme has: each width costs an observer's range for each tensor.
-        used = {bits for x in schemes for bits in (x.code_bits, x.activation_bits)}
+        wide = [Scheme(weight_bits=8, activation_bits=16)] * any(map(is_wide, self.wrappers))
+        used = {bits for x in [*schemes, *wide] for bits in (x.code_bits, x.activation_bits)}
         self.widths = sorted({8, *used} - {FLOAT_BITS})
         self.grids: dict[str, list[Grid]] = {}
         self.boundaries: dict[str, list[Grid]] = {}
@@ -70,7 +72,7 @@ class Network:
             for source in wrapper.producers if multiplies(wrapper.rule.operator) else ():
                 assert source is not None  # Only boundaries read float values.
                 place = self.layers.index(self.sources[wrapper.name])
-                found.setdefault(source.name, []).append(place)
+                found.setdefault(written_by(source).name, []).append(place)
         return found
 
     def calibrate(self, samples: list, method: str | dict[str, Any] | Observer | None) -> None:
@@ -96,15 +98,34 @@ class Network:
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether the target has kernels for a layer at a scheme."""
-        bits = self.schemes[scheme]
-        parts = self.parts(self.layers[layer])
+        parts = [(x, part_scheme(x, self.schemes[scheme])) for x in self.parts(self.layers[layer])]
         return not any(
-            plan.lacks(x.target, x.rule.operator_at(bits.code_bits, x.target), bits) for x in parts
+            plan.lacks(x.target, x.rule.operator_at(bits.code_bits, x.target), bits)
+            for x, bits in parts
         )
 
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""
         return [x for x in self.wrappers if self.sources.get(x.name) == name]
+
+
+def is_wide(wrapper: QuantizeWrapper) -> bool:
+    """Whether a part of a layer has codes of 16 bits, of a network whose layers have 8."""
+    return not isinstance(wrapper, Boundary) and wrapper.bits.activation_bits == 16
+
+
+def part_scheme(wrapper: QuantizeWrapper, scheme: Scheme) -> Scheme:
+    """What a wrapper runs at where its layer has a scheme."""
+    if not is_wide(wrapper) or scheme.activation_bits == FLOAT_BITS:
+        return scheme
+    return dataclasses.replace(scheme, activation_bits=16)
+
+
+def written_by(wrapper: QuantizeWrapper) -> QuantizeWrapper:
+    """The wrapper whose codes a boundary between layers puts on another grid; or a wrapper."""
+    if isinstance(wrapper, Boundary) and wrapper.producers[0] is not None:
+        return wrapper.producers[0]
+    return wrapper
 
 
 def _overridden(model: keras.Model, overrides: dict | None) -> dict[str, str]:

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq import graph, kernels, plan
-from kerasq.analysis.network import Network
+from kerasq.analysis.network import Network, part_scheme, written_by
 from kerasq.grid import Grid
-from kerasq.layers import Constant
+from kerasq.layers import Constant, Requantize
 from kerasq.litert.operators import OPERATORS
 from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, Scheme, resolve
@@ -97,15 +97,10 @@ class _Trace:
         if not isinstance(layer, QuantizeWrapper):
             return graph.infer(layer, *args, **kwargs)
         if layer.name not in self.network.sources:
-            # A boundary behind a float layer: which width it has, and whether it is there at all,
-            # is a matter of its readers, which put the values on grids themselves.
-            self.formats[layer.name] = _fixed(FLOAT_BITS)
+            self.formats[layer.name] = self._behind(layer)
             return args[0]
         place = self.network.layers.index(self.network.sources[layer.name])
-        # No choice has a scheme without a kernel, but there must be something to trace.
-        runs = [self.network.runs(place, j) for j in range(len(self.network.schemes))]
-        schemes = [x if ok else _FLOAT for x, ok in zip(self._schemes, [*runs, True], strict=True)]
-        cases = [self._at(node, scheme, args[0]) for scheme in schemes]
+        cases = [self._at(node, scheme, args[0]) for scheme in self._schemes_of(layer, place)]
         own = self._choice[place]
         # Outside of the branches: a tensor made in one cannot be read from another's.
         self.formats[layer.name] = _Format(
@@ -113,6 +108,21 @@ class _Trace:
             figures=tf.gather([written.figures for written, _ in cases], own),
         )
         return tf.switch_case(own, [run for _, run in cases])
+
+    def _schemes_of(self, layer: QuantizeWrapper, place: int) -> list[Scheme]:
+        """What a part of a layer runs at, at each scheme of the layer."""
+        # No choice has a scheme without a kernel, but there must be something to trace.
+        runs = [self.network.runs(place, j) for j in range(len(self.network.schemes))]
+        schemes = [x if ok else _FLOAT for x, ok in zip(self._schemes, [*runs, True], strict=True)]
+        return [part_scheme(layer, x) for x in schemes]
+
+    def _behind(self, boundary: Boundary) -> _Format:
+        """How values lie behind a boundary: as in front of it.
+
+        Which width it has, and whether it is there at all, is a matter of its readers, which put
+        the values on grids themselves.
+        """
+        return self.formats.get(written_by(boundary).name, _fixed(FLOAT_BITS))
 
     def _at(self, node: graph.Node, scheme: Scheme, x: Any) -> tuple[_Format, Callable]:
         """How a wrapper writes at a scheme, and the function that computes it."""
@@ -193,8 +203,7 @@ class _Call:
         out, grids = self.writes.cut(bits), [x.grid(bits) for x in self._reads]
         if self._reads:
             values = self._read_values(values)
-        operator = self._wrapper.rule.operator
-        if operator in OPERATORS and OPERATORS[operator].one_grid:
+        if self._reads and self._reads_any_width():
             # These read 8 and 16 bits at once, where others know from the scheme what they read.
             pairs = zip(values, self._reads, strict=True)
             values = [self._quantized(x, read, out, {FLOAT_BITS}) for x, read in pairs]
@@ -202,6 +211,12 @@ class _Call:
         inputs = [*conditions, *values]
         inputs = inputs if len(inputs) > 1 else inputs[0]
         return self._wrapper.run_on_grids(inputs, grids, out, self._scheme)
+
+    def _reads_any_width(self) -> bool:
+        """Whether the operator takes codes of 8 and of 16 bits, and puts them on its grid first."""
+        operator = self._wrapper.rule.operator
+        is_one_grid = operator in OPERATORS and OPERATORS[operator].one_grid
+        return is_one_grid or isinstance(self._wrapper.layer, Requantize)
 
     def _read_values(self, values: list) -> list:
         """The inputs, each behind its boundary where that is read."""

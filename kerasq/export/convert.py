@@ -21,6 +21,7 @@ from kerasq.export import marks
 from kerasq.export.converter import converter
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import Constant, InputScale, Scale
 from kerasq.wrappers import QuantizeWrapper, target_of
 
@@ -129,7 +130,7 @@ class Marker:
         # Grids are variables of the model; see `_infer_on_constants`.
         with tf.init_scope():
             grid = wrapper.grid().numpy()
-        if wrapper.rule is registry.QUANTIZE:
+        if wrapper.rule is QUANTIZE:
             reads_float = wrapper.producers[0] is None
             mark = marks.Quantized(name=wrapper.name, grid=grid, reads_float=reads_float)
             return self._mark(inputs, mark)

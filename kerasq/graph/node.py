@@ -29,6 +29,8 @@ class Source:
         trainable: whether the user's layer trains, as it says itself.
         gain: the units that its kernel is trained in, one a channel; none unless a
             BatchNormalization was folded into it (`kerasq.prepare.batch_norm`).
+        is_wide: whether its values are codes of 16 bits at any quantized scheme of the user's
+            layer, as inside of a unit for whose sums and squares 8 bits are too few.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Source:
     refusal: str = ""
     trainable: bool = True
     gain: tuple[float, ...] = ()
+    is_wide: bool = False
 
 
 # Two calls are equal only if they are one: their arguments are dicts and tensors, without a hash.

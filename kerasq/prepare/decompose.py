@@ -1,7 +1,8 @@
 """One operation a layer: what stands for several integer kernels becomes several layers."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -44,8 +45,8 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
         graph: what `kerasq.graph.read` returned; it is not changed.
         keep: names of the layers that stay as they are.
     """
-    decomposition = _Decomposition(graph, keep)
-    return decomposition.sharing(graphs.transform(graph, decomposition.call_node))
+    pass_over = _Decomposition(graph, keep)
+    return pass_over.noted(graphs.transform(graph, pass_over.call_node))
 
 
 class _Decomposition:
@@ -55,12 +56,37 @@ class _Decomposition:
         self._graph = graph
         self._keep = keep
         self._names: set[str] = set()  # those of parts
+        self._wide: set[str] = set()  # those of parts with codes of 16 bits
+        self._is_wide = False
         self._integers = Integers(graph, keep)
         # Of calls that are repeated: what the first one of a key has called, and by name of what a
         # call has called, the one of the first.
         self._firsts: dict[str, list[str]] = {}
         self._shared: dict[str, str] = {}
         self._called: list[str] = []
+
+    def noted(self, graph: graphs.Graph) -> graphs.Graph:
+        """The graph that the pass has made, whose calls know what they share, and which are wide."""
+
+        def source(node: graphs.Node) -> graphs.Source:
+            # Of a further call of the user's layer the weights are those of the first one.
+            weights = node.source.weights_of
+            return dataclasses.replace(
+                node.source,
+                weights_of=self._shared.get(weights, weights),
+                range_of=self._shared.get(node.layer.name, ""),
+                is_wide=node.layer.name in self._wide,
+            )
+
+        nodes = [dataclasses.replace(node, source=source(node)) for node in graph.nodes]
+        return dataclasses.replace(graph, nodes=nodes)
+
+    @contextlib.contextmanager
+    def wide(self) -> Iterator[None]:
+        """See `Parts`."""
+        before, self._is_wide = self._is_wide, True
+        yield
+        self._is_wide = before
 
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
@@ -124,6 +150,8 @@ class _Decomposition:
         if y is None:
             self._called.append(layer.name)
             y = layer(x)
+            if self._is_wide:
+                self._wide.add(layer.name)
             if weights is not None:
                 layer.set_weights(weights)
         return y
@@ -135,21 +163,6 @@ class _Decomposition:
         made = self._called[count:]
         self._shared.update(zip(made, self._firsts.setdefault(key, made), strict=True))
         return y
-
-    def sharing(self, graph: graphs.Graph) -> graphs.Graph:
-        """A decomposed graph whose calls know what they share."""
-
-        def source(node: graphs.Node) -> graphs.Source:
-            # Of a further call of the user's layer the weights are those of the first one.
-            weights = node.source.weights_of
-            return dataclasses.replace(
-                node.source,
-                weights_of=self._shared.get(weights, weights),
-                range_of=self._shared.get(node.layer.name, ""),
-            )
-
-        nodes = [dataclasses.replace(node, source=source(node)) for node in graph.nodes]
-        return graphs.Graph(graph.model, nodes)
 
     def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:
         make = PARTS.get(type(layer))

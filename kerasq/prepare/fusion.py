@@ -68,7 +68,8 @@ def _relu_behind(
     # An operator that fuses no ReLU still clamps at the ends of its integers, and the lowest int8
     # code then stands for 0. Not so at 16 bits, where grids are symmetric, and below 8, where codes
     # are the topmost ones of int8 (`Grid.levels`).
-    has_clamp = resolve(schemes[node.source.name]).activation_bits in (8, FLOAT_BITS)
+    bits = 16 if node.source.is_wide else resolve(schemes[node.source.name]).activation_bits
+    has_clamp = bits in (8, FLOAT_BITS)
     # In a user's graph activations are still part of their layers: one that has a fixed grid, such
     # as a sigmoid, is what the ReLU reads.
     is_plain = registry.activation_name(node.layer) in ("linear", "elu")

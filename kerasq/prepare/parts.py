@@ -1,6 +1,7 @@
 """What the functions that make the parts of a layer call: see `kerasq.prepare.decompose`."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import keras
@@ -22,6 +23,12 @@ class Parts(Protocol):
         """What `call()` returns; calls of one key share weights and ranges, layer by layer.
 
         As those of a recurrent layer's steps do. The weights are the first call's.
+        """
+
+    def wide(self) -> AbstractContextManager[None]:
+        """Layers that are called inside have values of 16 bits, whatever the user's scheme.
+
+        `Requantize` puts what leaves the unit on a grid of that scheme.
         """
 
     def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
