@@ -210,7 +210,7 @@ ACTIVATIONS = [
 # Rows with tests of their own, below or in test_graphs.py.
 ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant, "glu"}
 ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin, layers.Divide, layers.Compare}
-ELSEWHERE |= {layers.Select}
+ELSEWHERE |= {layers.Select, layers.Requantize}
 # In tests/prepare/test_recurrence.py.
 ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional}
 # Rows that stay float, as layers of a model behind a Dense.

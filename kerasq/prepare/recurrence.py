@@ -7,13 +7,14 @@ Dropout inside of cells, in training, is left out; so are activity regularizers.
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 import numpy as np
 
 from kerasq import fits
-from kerasq.layers import Constant, Stack
+from kerasq.layers import Constant, Requantize, Stack
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -169,14 +170,27 @@ class _Loop:
         found = keras.ops.unstack(x, axis=1)
         return found[::-1] if self.is_backward else found
 
+    def wide(self) -> AbstractContextManager[None]:
+        """Layers that are called inside have values of 16 bits: 8 are too few for states."""
+        return self.parts.wide()
+
+    def widened(self, part: str, x: Any) -> Any:
+        """What a Dense has added to gates, as a sum reads it."""
+        with self.wide():
+            return self.call(part, Requantize, x)
+
+    def narrowed(self, h: Any, is_last: bool) -> Any:
+        """A state as the next step's Dense, and other layers, read it."""
+        return self.call("state", Requantize, h, name=self.name_of("state", is_last))
+
     def name_of(self, part: str, is_last: bool) -> str:
         """The name of a layer that returns a step."""
         return self.end if self.end and is_last else self.parts.name(self.name, part)
 
-    def zeros(self, x: Any) -> Any:
-        """The first state, where none is given, of the shape of `x`: on the grid of all others."""
+    def zeros(self, part: str, x: Any) -> Any:
+        """The first state, where none is given, of the shape of `x`: on the grid of the others."""
         shape = (self.cell.units,)
-        return self.call("state", Constant, x, shape, constant=True, weights=[np.zeros(shape)])
+        return self.call(part, Constant, x, shape, constant=True, weights=[np.zeros(shape)])
 
 
 def _weights(cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -209,25 +223,29 @@ def _lstm(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
     cell, gate = loop.cell, loop.cell.recurrent_activation
     kernel, recurrent, bias = _weights(cell)
     h, c = states or (None, None)
-    added = loop.steps(loop.dense("input", kernel, bias, x))
-    found = []
+    added = loop.steps(loop.widened("wide_input", loop.dense("input", kernel, bias, x)))
+    narrow, found = h, []
     for i, total in enumerate(added):
-        if h is not None:
-            total = loop.add("sum", total, loop.dense("recurrent", recurrent, None, h))
-        # Split first: XNNPACK has SPLIT, and no operator for the activations of a part of a tensor.
-        entry, forget, candidate, output = keras.ops.split(total, 4, axis=-1)
-        entry = loop.activate("input_gate", gate, entry)
-        candidate = loop.activate("candidate", cell.activation, candidate)
-        if c is None:
-            c = loop.multiply("cell", entry, candidate)
-        else:
-            kept = loop.multiply("kept", loop.activate("forget_gate", gate, forget), c)
-            c = loop.add("cell", kept, loop.multiply("entry", entry, candidate))
-        output = loop.activate("output_gate", gate, output)
-        name = loop.name_of("state", i == len(added) - 1)
-        h = loop.multiply("state", output, loop.activate("squashed", cell.activation, c), name=name)
-        found.append(h)
-    return found, [h, c]
+        if narrow is not None:
+            state = loop.widened("wide_recurrent", loop.dense("recurrent", recurrent, None, narrow))
+        with loop.wide():
+            if narrow is not None:
+                total = loop.add("sum", total, state)
+            # XNNPACK has SPLIT, and no operator for the activations of a part of a tensor.
+            entry, forget, candidate, output = keras.ops.split(total, 4, axis=-1)
+            entry = loop.activate("input_gate", gate, entry)
+            candidate = loop.activate("candidate", cell.activation, candidate)
+            if c is None:
+                c = loop.multiply("cell", entry, candidate)
+            else:
+                kept = loop.multiply("kept", loop.activate("forget_gate", gate, forget), c)
+                c = loop.add("cell", kept, loop.multiply("entry", entry, candidate))
+            output = loop.activate("output_gate", gate, output)
+            squashed = loop.activate("squashed", cell.activation, c)
+            h = loop.multiply("wide_state", output, squashed)
+        narrow = loop.narrowed(h, is_last=i == len(added) - 1)
+        found.append(narrow)
+    return found, [narrow, c]
 
 
 def _gru(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
@@ -239,31 +257,40 @@ def _gru(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
     cell, gate = loop.cell, loop.cell.recurrent_activation
     kernel, recurrent, bias = _weights(cell)
     own, inner = bias if bias is not None and cell.reset_after else (bias, None)
-    added = keras.ops.split(loop.dense("input", kernel, own, x), 3, axis=-1)
+    added = loop.widened("wide_input", loop.dense("input", kernel, own, x))
+    added = keras.ops.split(added, 3, axis=-1)
     steps = [*zip(*map(loop.steps, added), strict=True)]
-    h = states[0] if states else loop.zeros(steps[0][0])
+    h = narrow = states[0] if states else loop.zeros("state", steps[0][0])
+    if not states:
+        with loop.wide():
+            h = loop.zeros("wide_state", steps[0][0])
     found = []
     for i, (update, reset, candidate) in enumerate(steps):
         if cell.reset_after:
-            state = loop.dense("recurrent", recurrent, inner, h)
+            state = loop.widened("wide_recurrent", loop.dense("recurrent", recurrent, inner, narrow))
             *to_gates, to_candidate = keras.ops.split(state, 3, axis=-1)
         else:
-            units = 2 * cell.units
-            state = loop.dense("recurrent", recurrent[:, :units], None, h)
+            state = loop.dense("recurrent", recurrent[:, : 2 * cell.units], None, narrow)
+            state = loop.widened("wide_recurrent", state)
             to_gates = keras.ops.split(state, 2, axis=-1)
-        update = loop.activate("update_gate", gate, loop.add("update", update, to_gates[0]))
-        reset = loop.activate("reset_gate", gate, loop.add("reset", reset, to_gates[1]))
-        if cell.reset_after:
-            kept = loop.multiply("kept", reset, to_candidate)
-        else:
-            kept = loop.multiply("kept", reset, h)
-            kept = loop.dense("recurrent_candidate", recurrent[:, units:], None, kept)
-        candidate = loop.add("inner", candidate, kept)
-        candidate = loop.activate("candidate", cell.activation, candidate)
-        change = loop.call("difference", L.Subtract, [h, candidate])
-        name = loop.name_of("state", i == len(steps) - 1)
-        h = loop.add("state", candidate, loop.multiply("change", update, change), name=name)
-        found.append(h)
+        with loop.wide():
+            update = loop.activate("update_gate", gate, loop.add("update", update, to_gates[0]))
+            reset = loop.activate("reset_gate", gate, loop.add("reset", reset, to_gates[1]))
+            if cell.reset_after:
+                kept = loop.multiply("kept", reset, to_candidate)
+            else:
+                kept = loop.multiply("kept", reset, h)
+        if not cell.reset_after:
+            kept = loop.call("narrow_kept", Requantize, kept)
+            kept = loop.dense("recurrent_candidate", recurrent[:, 2 * cell.units :], None, kept)
+            kept = loop.widened("wide_candidate", kept)
+        with loop.wide():
+            candidate = loop.add("inner", candidate, kept)
+            candidate = loop.activate("candidate", cell.activation, candidate)
+            change = loop.call("difference", L.Subtract, [h, candidate])
+            h = loop.add("wide_state", candidate, loop.multiply("change", update, change))
+        narrow = loop.narrowed(h, is_last=i == len(steps) - 1)
+        found.append(narrow)
     return found, [h]
 
 
