@@ -373,7 +373,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="of sequences, without masks, gates or scores; else float",
     ),
     (*fits.RECURRENT, L.Bidirectional): Rule(
-        operators=("FULLY_CONNECTED", "ADD", "LOGISTIC", "TANH", "MUL"),
+        operators=("FULLY_CONNECTED", "LOGISTIC", "TANH", "MUL"),
         output=Output.DECOMPOSED,
         fits=fits.recurrence_fits,
         note="of a fixed number of steps, without a mask; step by step, else a float loop",

@@ -57,7 +57,14 @@ class _Wrapping:
             if call.kind is not Kind.FLOAT or call.writes == FLOAT_BITS:
                 return y
             return self._boundary(y, call.writes, is_input=isinstance(layer, IN_FRONT))
-        relu, limit = registry.relu_limit((call.relu or node).layer)
+        return self._wrapper(node, call)(*args)
+
+    def _wrapper(self, node: graphs.Node, call: Call) -> QuantizeWrapper:
+        """The wrapper of an integer call."""
+        layer, end = node.layer, call.relu or node
+        relu, limit = registry.relu_limit(end.layer)
+        # Steps of a recurrent layer share ranges, where they are ranges of one kind.
+        key = (end.source.range_of, call.writes, relu, limit)
         options: dict[str, Any] = {
             "scheme": call.scheme,
             "relu": relu,
@@ -69,17 +76,15 @@ class _Wrapping:
             "source": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
+            "output_quantizer": self.quantizers.get(key),
         }
-        shared = (call.relu or node).source.range_of
-        key = (shared, call.writes, relu, limit)
-        options["output_quantizer"] = self.quantizers.get(key)
         if registry.rule(layer).kernel is None:
             wrapper = QuantizeWrapper(graphs.copy_built(layer), **options)
         else:
             wrapper = self._with_kernel(node, call, options)
-        if shared:
+        if end.source.range_of:
             self.quantizers[key] = wrapper.output_quantizer
-        return wrapper(*args)
+        return wrapper
 
     def _read(self, node: graphs.Node, call: Call, arguments: tuple) -> tuple:
         """The arguments of a call, each tensor at the width that the call reads."""

@@ -183,6 +183,29 @@ def _recurrent(layer: type) -> Callable[[], keras.Model]:
     return make
 
 
+def _bilstm_stack() -> keras.Model:
+    """Two LSTM in both directions, one behind the other."""
+    x = series = keras.Input((12, 6), name="series")
+    x = L.Bidirectional(L.LSTM(8, return_sequences=True))(x)
+    x = L.Bidirectional(L.LSTM(8))(x)
+    return keras.Model(series, L.Dense(5, activation="softmax")(x))
+
+
+def _gru_keywords() -> keras.Model:
+    """Keywords from a spectrogram of 25 frames: convolution, GRU, classes."""
+    x = frames = keras.Input((49, 10, 1), name="frames")
+    x = L.Conv2D(16, (5, 4), strides=(2, 2), padding="same", activation="relu")(x)
+    x = L.GRU(24)(L.Reshape((25, 80))(x))
+    return keras.Model(frames, L.Dense(12, activation="softmax")(x))
+
+
+def _gru_stream() -> keras.Model:
+    """Four frames a call; the state goes in and comes out."""
+    frames, state = keras.Input((4, 8), name="frames"), keras.Input((16,), name="state")
+    y, after = L.GRU(16, return_sequences=True, return_state=True)(frames, initial_state=state)
+    return keras.Model([frames, state], [L.Dense(3)(y), after])
+
+
 def _two_by_two() -> keras.Model:
     """Two inputs, two outputs."""
     image, numbers = keras.Input((16, 16, 3), name="image"), keras.Input((6,), name="numbers")
@@ -193,7 +216,6 @@ def _two_by_two() -> keras.Model:
 
 
 _NORMALIZED = "LiteRT has no integer LayerNormalization"
-_LOOPS = "a float WHILE loop"
 ROWS = {
     "mobilenet": Row(make=_application("MobileNet")),
     "mobilenetv2": Row(make=_application("MobileNetV2")),
@@ -217,8 +239,11 @@ ROWS = {
     "tcn": Row(make=_tcn),
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
     "transformer": Row(make=_transformer, cnn=False, quick=True, remark=_NORMALIZED),
-    "lstm": Row(make=_recurrent(L.LSTM), cnn=False, remark=_LOOPS),
-    "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True, remark=_LOOPS),
+    "lstm": Row(make=_recurrent(L.LSTM), cnn=False),
+    "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True),
+    "bilstm_stack": Row(make=_bilstm_stack, cnn=False),
+    "gru_keywords": Row(make=_gru_keywords, cnn=False),
+    "gru_stream": Row(make=_gru_stream, cnn=False),
     "two_by_two": Row(make=_two_by_two, quick=True),
 }
 

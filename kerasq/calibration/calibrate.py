@@ -113,7 +113,9 @@ def observe(
     def statistics(x: Any) -> list[tuple[tf.Tensor, ...]]:
         values = _float_values(model, x)
         # Layers that share a range have it from the values of all of them.
-        found = [tf.concat([values[x] for x in shared.get(tap.name, [tap.name])], 0) for tap in taps]
+        found = [
+            tf.concat([values[x] for x in shared.get(tap.name, [tap.name])], 0) for tap in taps
+        ]
         return [tap.observer.statistics(x) for tap, x in zip(taps, found, strict=True)]
 
     first = None

@@ -66,7 +66,7 @@ class _Decomposition:
         self._called: list[str] = []
 
     def noted(self, graph: graphs.Graph) -> graphs.Graph:
-        """The graph that the pass has made, whose calls know what they share, and which are wide."""
+        """The graph that the pass has made: calls know what they share, and if they are wide."""
 
         def source(node: graphs.Node) -> graphs.Source:
             # Of a further call of the user's layer the weights are those of the first one.

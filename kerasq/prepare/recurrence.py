@@ -1,8 +1,9 @@
 """Recurrent layers, step by step: Dense, Add, Multiply and activations.
 
 Of a sequence of known length each step has layers of its own, that share weights and ranges with
-those of the other steps. What the input adds to the gates is one Dense for all steps, "<name>_input".
-Dropout inside of cells, in training, is left out; so are activity regularizers.
+those of the other steps. What the input adds to gates is one Dense for all steps, "<name>_input".
+Sums, gates and states have 16 bits; "<name>_state" is what the next step's Dense, and whoever reads
+the layer, gets of a state. Dropout in training, and activity regularizers, are left out.
 """
 
 import dataclasses
@@ -126,7 +127,9 @@ class _Loop:
     trainable: bool
     is_backward: bool
 
-    def call(self, part: str, layer: type, x: Any, *args: Any, name: str = "", **options: Any) -> Any:
+    def call(
+        self, part: str, layer: type, x: Any, *args: Any, name: str = "", **options: Any
+    ) -> Any:
         """A layer of a step: those of one part share weights and ranges."""
         weights = options.pop("weights", None)
         name = name or self.parts.name(self.name, part)
@@ -217,8 +220,8 @@ def _simple(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
 def _lstm(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
     """LSTMCell (Hochreiter & Schmidhuber 1997), with a forget gate.
 
-        c = sigmoid(f) c + sigmoid(i) tanh(g)
-        h = sigmoid(o) tanh(c)
+    c = sigmoid(f) c + sigmoid(i) tanh(g)
+    h = sigmoid(o) tanh(c)
     """
     cell, gate = loop.cell, loop.cell.recurrent_activation
     kernel, recurrent, bias = _weights(cell)
@@ -251,8 +254,8 @@ def _lstm(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
 def _gru(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
     """GRUCell (Cho et al. 2014, arXiv 1406.1078), whose reset gate is before the product or behind.
 
-        h = g + sigmoid(z) (h - g)
-        g = tanh(x W + b + r (h U + c)), or with `reset_after=False` tanh(x W + b + (r h) U)
+    h = g + sigmoid(z) (h - g)
+    g = tanh(x W + b + r (h U + c)), or with `reset_after=False` tanh(x W + b + (r h) U)
     """
     cell, gate = loop.cell, loop.cell.recurrent_activation
     kernel, recurrent, bias = _weights(cell)
@@ -267,7 +270,9 @@ def _gru(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
     found = []
     for i, (update, reset, candidate) in enumerate(steps):
         if cell.reset_after:
-            state = loop.widened("wide_recurrent", loop.dense("recurrent", recurrent, inner, narrow))
+            state = loop.widened(
+                "wide_recurrent", loop.dense("recurrent", recurrent, inner, narrow)
+            )
             *to_gates, to_candidate = keras.ops.split(state, 3, axis=-1)
         else:
             state = loop.dense("recurrent", recurrent[:, : 2 * cell.units], None, narrow)

@@ -221,7 +221,9 @@ class ActivationQuantizer(keras.layers.Layer):
     def _gather(self, values: list[tf.Tensor]) -> None:
         """As `_move`, once in a call of a model, by what all layers that share the range have."""
         seen = graph.once(self, "values", list)
-        largest = [tf.maximum(a, b) for a, b in zip(values, *seen[-1:], strict=True)] if seen else values
+        largest = (
+            [tf.maximum(a, b) for a, b in zip(values, *seen[-1:], strict=True)] if seen else values
+        )
         seen.append(largest)
         graph.forget(self, "range", "grid")
         if len(seen) == self.uses:

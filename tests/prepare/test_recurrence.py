@@ -78,9 +78,7 @@ def test_the_parts_compute_the_same(name):
     parts = decompose(graphs.read(model))
     assert "r" in {node.layer.name for node in parts.nodes} or name == "both_apart"
     x = networks.data(model, 5)
-    for want, got in zip(
-        *(outputs(networks.run(m, x)) for m in (model, parts.model)), strict=True
-    ):
+    for want, got in zip(*(outputs(networks.run(m, x)) for m in (model, parts.model)), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
