@@ -389,11 +389,16 @@ class KernelWrapper(QuantizeWrapper):
         uniform, over the range that `weight_range` finds.
         """
         (grid,) = grids
-        quantizer = self.weight_quantizer
-        if bits is not None:
+        if bits is None:
+            # Once for calls of the layer between the same grids, as all steps of a recurrent one.
+            source = self._producers[0]
+            # A fixed grid is that of a rule at a width.
+            read = (id(source.quantizer or source.rule), source.output_bits)
+            name = f"weights between {read} and {id(self.quantizer)} at {self.scheme}"
+            weights = graph.once(self.leader or self, name, self.integer_weights)
+        else:
             quantizer = Uniform(bits.weight_bits, range_gradient="none")
-        weights = self._weights_at(bits or self.bits, quantizer, grid, out)
-        weights = self._held(weights, grid, out)
+            weights = self._held(self._weights_at(bits, quantizer, grid, out), grid, out)
         total = self.sums(inputs, grid, weights)
         kernel = self.target.accumulator_kernel(
             self.rule.operator,

@@ -87,6 +87,9 @@ class QuantizeWrapper(keras.layers.Wrapper):
             )
         if self.output_quantizer is not None:
             self.output_quantizer.uses += 1
+            # Many small operators in a row: XLA takes long to compile them, and wins nothing.
+            if self.output_quantizer.uses > 1:
+                self.supports_jit = False
 
     @property
     def bits(self) -> scheme.Scheme:

@@ -209,31 +209,30 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range by what a batch has, by the rule that the class states."""
-        # NaN and infinite values, of training that diverges, move nothing.
-        values = [
-            tf.where(tf.math.is_finite(v), v, 0.0) for v in self._batch_ends(_first_samples(x))
-        ]
         if self.uses > 1 and graph.call_memory() is not None:
-            self._gather(values)
+            self._gather(_first_samples(x))
         else:
-            self._move(values)
+            self._move(self._values(_first_samples(x)))
 
-    def _gather(self, values: list[tf.Tensor]) -> None:
+    def _gather(self, x: tf.Tensor) -> None:
         """As `_move`, once in a call of a model, by what all layers that share the range have."""
         seen = graph.once(self, "values", list)
-        largest = (
-            [tf.maximum(a, b) for a, b in zip(values, *seen[-1:], strict=True)] if seen else values
-        )
-        seen.append(largest)
-        graph.forget(self, "range", "grid")
+        seen.append(x)
         if len(seen) == self.uses:
-            graph.forget(self, "values")
-            self._move(largest)
-        else:
-            graph.once(self, "range", lambda: self._range_until(largest))
+            graph.forget(self)
+            self._move(self._values(tf.concat(seen, 0)))
+        elif not self._is_started():
+            range_until = self._range_until(self._values(x))
+            graph.forget(self, "range", "grid")
+            graph.once(self, "range", lambda: range_until)
+
+    def _is_started(self) -> bool:
+        """Whether the first batches are over: known when a function is traced."""
+        is_known = isinstance(self.batches_seen.value, tf.Variable)
+        return is_known and self._batches() >= FIRST_BATCHES
 
     def _range_until(self, values: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """The range as it stood, in the first batches widened to what they have so far."""
+        """The range as it stands, in the first batches widened to some values of this one."""
         is_first = self.batches_seen.value < FIRST_BATCHES
         ends = [
             fake_quant.straight_through(
@@ -244,6 +243,11 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.symmetric:
             return symmetric(ends[-1], self.bits)
         return (tf.zeros(()) if self.range_min is None else -ends[0]), ends[-1]
+
+    def _values(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """The magnitudes that values have at each end; 0 for NaN and infinite ones."""
+        # Which training that diverges has: they move nothing.
+        return [tf.where(tf.math.is_finite(v), v, 0.0) for v in self._batch_ends(x)]
 
     def _move(self, values: list[tf.Tensor]) -> None:
         """Moves the range by the magnitudes that a batch has at each of its ends."""
