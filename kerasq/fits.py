@@ -246,6 +246,8 @@ def _scores_by_dot(layer: keras.Layer) -> bool:
 
 # The layers of Keras that are a loop over steps, and the cells of those that are known.
 RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN)
+# The most steps: each has a dozen operators, and the time to quantize and export grows with them.
+MOST_STEPS = 256
 CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell)
 # Activations of each value alone: several gates may be one tensor.
 _OF_EACH_VALUE = (
@@ -277,17 +279,22 @@ def recurrence_fits(layer: Any, x: Any = None, *states: Any, **kwargs: Any) -> b
     """
     both = isinstance(layer, L.Bidirectional)
     loops = [layer.forward_layer, layer.backward_layer] if both else [layer]
-    reasons = (
-        "integer only with a fixed number of steps; give Input one"
-        if len(x.shape) != 3 or None in x.shape[1:]
-        else "integer only without a mask"
-        if has_mask(x) or not reads_tensors_alone(layer, **kwargs)
-        else "integer only on tensors as its first states"
-        if not all(isinstance(y, keras.KerasTensor) for y in keras.tree.flatten(states))
-        else "",
-        *map(_unlike_a_loop, loops),
-    )
-    return next((reason for reason in reasons if reason), True)
+    is_known = len(x.shape) == 3 and None not in x.shape[1:]
+    obstacles = {
+        "with a fixed number of steps; give Input one": not is_known,
+        f"up to {MOST_STEPS} steps; call it on parts of the sequence, and hand the states over": (
+            is_known and x.shape[1] > MOST_STEPS
+        ),
+        "without a mask": has_mask(x) or not reads_tensors_alone(layer, **kwargs),
+        "with tensors as its first states": not all(map(_is_symbolic, keras.tree.flatten(states))),
+        **{text: True for loop in loops if (text := _unlike_a_loop(loop))},
+    }
+    found = [f"integer only {text}" for text, is_there in obstacles.items() if is_there]
+    return found[0] if found else True
+
+
+def _is_symbolic(x: Any) -> bool:
+    return isinstance(x, keras.KerasTensor)
 
 
 def cells(layer: keras.layers.RNN) -> list[keras.Layer]:
@@ -298,10 +305,10 @@ def cells(layer: keras.layers.RNN) -> list[keras.Layer]:
 def _unlike_a_loop(layer: keras.Layer) -> str:
     """Why no call of a recurrent layer is made of known ones; "" where it may be."""
     if type(layer) not in RECURRENT:
-        return f"integer only of Keras's own layers, not of {type(layer).__name__}"
+        return f"of Keras's own layers, not of {type(layer).__name__}"
     for cell in cells(layer):
         if type(cell) not in CELLS:
-            return f"integer only of Keras's own cells, not of {type(cell).__name__}"
+            return f"of Keras's own cells, not of {type(cell).__name__}"
         functions = (cell.activation, getattr(cell, "recurrent_activation", None))
         for function in filter(None, functions):
             name = getattr(function, "__name__", "")

@@ -59,23 +59,25 @@ class _Decomposition:
         self._wide: set[str] = set()  # those of parts with codes of 16 bits
         self._is_wide = False
         self._integers = Integers(graph, keep)
-        # Of calls that are repeated: what the first one of a key has called, and by name of what a
-        # call has called, the one of the first.
-        self._firsts: dict[str, list[str]] = {}
-        self._shared: dict[str, str] = {}
+        # Of calls that are repeated: by key what the first one has called, and by name of what a
+        # call has called, that of the first one. Ranges are those of one call of the user's layer,
+        # weights those of all its calls.
+        self._firsts: dict[tuple[str, str], list[str]] = {}
+        self._ranges: dict[str, str] = {}
+        self._weights: dict[str, str] = {}
         self._called: list[str] = []
+        self._at = ("", "")  # the user's layer: the call at hand, and whose weights it has
 
     def noted(self, graph: graphs.Graph) -> graphs.Graph:
         """The graph that the pass has made: calls know what they share, and if they are wide."""
 
         def source(node: graphs.Node) -> graphs.Source:
-            # Of a further call of the user's layer the weights are those of the first one.
-            weights = node.source.weights_of
+            name = node.layer.name
             return dataclasses.replace(
                 node.source,
-                weights_of=self._shared.get(weights, weights),
-                range_of=self._shared.get(node.layer.name, ""),
-                is_wide=node.layer.name in self._wide,
+                weights_of=self._weights.get(name, node.source.weights_of),
+                range_of=self._ranges.get(name, ""),
+                is_wide=name in self._wide,
             )
 
         nodes = [dataclasses.replace(node, source=source(node)) for node in graph.nodes]
@@ -91,6 +93,7 @@ class _Decomposition:
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
         layer = node.layer
+        self._at = layer.name, node.source.weights_of
         # What only moves values stays an operation where it is one.
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
         if layer.name in self._keep:
@@ -161,7 +164,9 @@ class _Decomposition:
         count = len(self._called)
         y = call()
         made = self._called[count:]
-        self._shared.update(zip(made, self._firsts.setdefault(key, made), strict=True))
+        own, weights = self._at
+        for names, first in ((self._ranges, f"call {own}"), (self._weights, f"weights {weights}")):
+            names.update(zip(made, self._firsts.setdefault((first, key), made), strict=True))
         return y
 
     def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:

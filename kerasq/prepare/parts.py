@@ -22,7 +22,8 @@ class Parts(Protocol):
     def repeated(self, key: str, call: Callable[[], Any]) -> Any:
         """What `call()` returns; calls of one key share weights and ranges, layer by layer.
 
-        As those of a recurrent layer's steps do. The weights are the first call's.
+        As those of a recurrent layer's steps do. The weights are those of the first one. Keys are
+        of the user's layer: a further call of that shares its weights, and has its own ranges.
         """
 
     def wide(self) -> AbstractContextManager[None]:

@@ -43,7 +43,7 @@ def bidirectional(
     ends, all_states = [], []
     for way, (loop, first) in zip(("forward", "backward"), loops, strict=True):
         own = parts.name(name, way)
-        steps, states = _loop(parts, loop, own, x, first)
+        steps, states = _loop(parts, loop, own, x, first, way)
         # Keras turns the backward one round, so that equal steps meet.
         ordered = steps[::-1] if way == "backward" else steps
         ends.append(_sequence(parts, own, ordered) if loop.return_sequences else steps[-1])
@@ -82,7 +82,7 @@ def _sequence(parts: Parts, name: str, steps: list) -> Any:
 
 
 def _loop(
-    parts: Parts, layer: keras.layers.RNN, name: str, x: Any, states: list
+    parts: Parts, layer: keras.layers.RNN, name: str, x: Any, states: list, way: str = ""
 ) -> tuple[list, list]:
     """What each step of a recurrent layer returns, and the last states."""
     cells = fits.cells(layer)
@@ -94,6 +94,7 @@ def _loop(
             parts=parts,
             cell=cell,
             name=own,
+            key=f"{way}_{i}",
             end=name if is_last and not layer.return_sequences else "",
             trainable=layer.trainable and cell.trainable,
             is_backward=layer.go_backwards and i == 0,
@@ -115,6 +116,7 @@ class _Loop:
         parts: of the user's layer.
         cell: the cell.
         name: what the names of the parts begin with.
+        key: the cell among those of the user's layer.
         end: what the layer that returns the last step is called; "" for a name as any other.
         trainable: whether the weights train.
         is_backward: whether the last step comes first.
@@ -123,6 +125,7 @@ class _Loop:
     parts: Parts
     cell: Any
     name: str
+    key: str
     end: str
     trainable: bool
     is_backward: bool
@@ -134,7 +137,7 @@ class _Loop:
         weights = options.pop("weights", None)
         name = name or self.parts.name(self.name, part)
         made = layer(*args, name=name, dtype="float32", **options)
-        return self.parts.repeated(f"{self.name}_{part}", lambda: self.parts.call(made, x, weights))
+        return self.parts.repeated(f"{self.key}_{part}", lambda: self.parts.call(made, x, weights))
 
     def add(self, part: str, *x: Any, name: str = "") -> Any:
         """The sum of two tensors."""

@@ -97,6 +97,30 @@ def test_the_file_computes_what_the_model_does(name, target):
         assert np.square(a - b).sum() < 0.01 * np.square(a).sum()
 
 
+def test_a_state_that_goes_in_and_out_may_have_16_bits():
+    model = made("gru_states")
+    x = networks.data(model, 24)
+    q = networks.quantized(model, x, overrides={"state_0": "w8a16"})
+    lite = kerasq.export_tflite(q, check=False)
+    assert [end.dtype.name for end in lite.inputs] == ["int8", "int16"]
+    assert [end.dtype.name for end in lite.outputs] == ["int8", "int16"]
+    for want, got in zip(*map(outputs, (networks.run(q, x), lite.predict(x))), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_parts_of_a_sequence_hand_their_states_over():
+    keras.utils.set_random_seed(0)
+    x, shared = keras.Input((2 * STEPS, FEATURES), name="x"), L.GRU(2, return_state=True, name="r")
+    _, state = shared(x[:, :STEPS])
+    model = keras.Model(x, shared(x[:, STEPS:], initial_state=state)[0])
+    data = networks.data(model, 8)
+    q = networks.quantized(model, data)
+    assert len(q.trainable_weights) == 4
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == []
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+
+
 @pytest.fixture(scope="module")
 def lstm():
     model = made("lstm")
@@ -192,6 +216,7 @@ def masked(x):
     ("layer", "shape", "change", "reason"),
     [
         (L.LSTM(2, name="r"), (None, 2), None, "with a fixed number of steps; give Input one"),
+        (L.GRU(2, name="r"), (257, 2), None, "up to 256 steps; call it on parts of the sequence"),
         (L.GRU(2, name="r"), (4, 2), masked, "without a mask"),
         (L.RNN(Cell(2), name="r"), (4, 2), None, "of Keras's own cells, not of Cell"),
         (L.LSTM(2, activation="softmax", name="r"), (4, 2), None, "of each value, not of softmax"),
