@@ -286,15 +286,15 @@ def recurrence_fits(layer: Any, x: Any = None, *states: Any, **kwargs: Any) -> b
             is_known and x.shape[1] > MOST_STEPS
         ),
         "without a mask": has_mask(x) or not reads_tensors_alone(layer, **kwargs),
-        "with tensors as its first states": not all(map(_is_symbolic, keras.tree.flatten(states))),
+        "with tensors as its first states": not all(map(_is_given, keras.tree.flatten(states))),
         **{text: True for loop in loops if (text := _unlike_a_loop(loop))},
     }
     found = [f"integer only {text}" for text, is_there in obstacles.items() if is_there]
     return found[0] if found else True
 
 
-def _is_symbolic(x: Any) -> bool:
-    return isinstance(x, keras.KerasTensor)
+def _is_given(x: Any) -> bool:
+    return x is None or isinstance(x, keras.KerasTensor)
 
 
 def cells(layer: keras.layers.RNN) -> list[keras.Layer]:
@@ -314,6 +314,6 @@ def _unlike_a_loop(layer: keras.Layer) -> str:
             name = getattr(function, "__name__", "")
             if name not in _OF_EACH_VALUE or function is not getattr(keras.activations, name):
                 return (
-                    f"integer only of Keras's activations of each value, not of {name or function}"
+                    f"of Keras's activations of each value, not of {name or function}"
                 )
     return ""

@@ -63,7 +63,7 @@ def _merged(parts: Parts, mode: str | None, name: str, ends: list) -> Any:
 
 def _states(given: Any) -> list:
     """The first states of a call, as Keras takes them: a tensor, or a list of lists."""
-    return [] if given is None else keras.tree.flatten(given)
+    return [state for state in keras.tree.flatten(given) if state is not None]
 
 
 def _returned(parts: Parts, name: str, y: Any, states: list) -> list:
