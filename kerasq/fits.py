@@ -313,7 +313,5 @@ def _unlike_a_loop(layer: keras.Layer) -> str:
         for function in filter(None, functions):
             name = getattr(function, "__name__", "")
             if name not in _OF_EACH_VALUE or function is not getattr(keras.activations, name):
-                return (
-                    f"of Keras's activations of each value, not of {name or function}"
-                )
+                return f"of Keras's activations of each value, not of {name or function}"
     return ""

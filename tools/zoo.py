@@ -20,6 +20,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from absl import app, flags
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 import kerasq
@@ -291,19 +292,36 @@ def partitions(content: bytes) -> int:
 
 def left_out(content: bytes) -> list[str]:
     """The operators that XNNPACK does not take, even where they are the whole model."""
-    found = []
-    for place in range(len(flatbuffer.read(content).subgraphs[0].operators)):
-        model = flatbuffer.read(content)
-        graph = model.subgraphs[0]
-        op = graph.operators[place]
-        computed = [i for i in op.inputs if i >= 0]
-        computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
-        # The signature names inputs and outputs that this file does not have.
-        graph.operators, model.signatureDefs = [op], []
-        graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
-        if not partitions(flatbuffer.write(model)):
-            found.append(flatbuffer.op_name(flatbuffer.op_code(model, op)))
-    return found
+    whole = flatbuffer.read(content)
+    graph = whole.subgraphs[0]
+
+    def kind(op: schema.OperatorT) -> tuple:
+        """What operators have in common that XNNPACK takes, or none of them."""
+        ends = [graph.tensors[i] for i in (*op.inputs, *op.outputs) if i >= 0]
+        shapes = [(x.type, *x.shape, flatbuffer.constant(whole, x) is None) for x in ends]
+        return (op.opcodeIndex, *shapes)
+
+    # A recurrent network has hundreds that are alike.
+    kinds = [kind(op) for op in graph.operators]
+    taken = {x: _is_taken(content, kinds.index(x)) for x in dict.fromkeys(kinds)}
+    return [
+        flatbuffer.op_name(flatbuffer.op_code(whole, op))
+        for op, x in zip(graph.operators, kinds, strict=True)
+        if not taken[x]
+    ]
+
+
+def _is_taken(content: bytes, place: int) -> bool:
+    """Whether XNNPACK takes an operator as the whole model."""
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[0]
+    op = graph.operators[place]
+    computed = [i for i in op.inputs if i >= 0]
+    computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
+    # The signature names inputs and outputs that this file does not have.
+    graph.operators, model.signatureDefs = [op], []
+    graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
+    return bool(partitions(flatbuffer.write(model)))
 
 
 def prepared(row: Row, count: int = 32) -> tuple[keras.Model, list[np.ndarray]]:
