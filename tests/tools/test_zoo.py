@@ -17,7 +17,9 @@ def test_a_row(name):
         assert zoo.reaches(result)
         assert result.quantized == "yes" and result.exact == result.agreement == 1.0
     else:
-        assert result.quantized == "partly" and result.float_ops
+        # LayerNormalization is float; recurrent layers have operators that XNNPACK does not.
+        assert bool(result.float_ops) == (name == "transformer")
+        assert result.quantized == ("partly" if result.float_ops else "yes")
 
 
 def test_the_page_has_every_row():
