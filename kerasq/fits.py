@@ -241,3 +241,76 @@ def _scores_by_dot(layer: keras.Layer) -> bool:
         and not config.get("use_gate")
         and config.get("score_mode", "dot") == "dot"
     )
+
+
+# The layers of Keras that are a loop over steps, and the cells of those that are known.
+RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN)
+# The most steps: each has a dozen operators, and the time to quantize and export grows with them.
+MOST_STEPS = 256
+CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell)
+# Activations of each value alone: several gates may be one tensor.
+_OF_EACH_VALUE = (
+    "elu",
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "leaky_relu",
+    "linear",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
+)
+
+
+def recurrence_fits(layer: Any, x: Any = None, *states: Any, **kwargs: Any) -> bool | str:
+    """Whether a recurrent layer is a known number of steps of known cells; why not, if it is not.
+
+    Args:
+        layer: a recurrent layer, or a Bidirectional of two.
+        x: the sequence that it is called on.
+        *states: the first states, if they are given.
+        **kwargs: the rest of the call.
+    """
+    both = isinstance(layer, L.Bidirectional)
+    loops = [layer.forward_layer, layer.backward_layer] if both else [layer]
+    is_known = len(x.shape) == 3 and None not in x.shape[1:]
+    obstacles = {
+        "with a fixed number of steps; give Input one": not is_known,
+        f"up to {MOST_STEPS} steps; call it on parts of the sequence, and hand the states over": (
+            is_known and x.shape[1] > MOST_STEPS
+        ),
+        "without a mask": has_mask(x) or not reads_tensors_alone(layer, **kwargs),
+        "with tensors as its first states": not all(map(_is_given, keras.tree.flatten(states))),
+        **{text: True for loop in loops if (text := _unlike_a_loop(loop))},
+    }
+    found = [f"integer only {text}" for text, is_there in obstacles.items() if is_there]
+    return found[0] if found else True
+
+
+def _is_given(x: Any) -> bool:
+    return x is None or isinstance(x, keras.KerasTensor)
+
+
+def cells(layer: keras.layers.RNN) -> list[keras.Layer]:
+    """The cells of a recurrent layer, from the input on."""
+    return layer.cell.cells if type(layer.cell) is L.StackedRNNCells else [layer.cell]
+
+
+def _unlike_a_loop(layer: keras.Layer) -> str:
+    """Why no call of a recurrent layer is made of known ones; "" where it may be."""
+    if type(layer) not in RECURRENT:
+        return f"of Keras's own layers, not of {type(layer).__name__}"
+    for cell in cells(layer):
+        if type(cell) not in CELLS:
+            return f"of Keras's own cells, not of {type(cell).__name__}"
+        functions = (cell.activation, getattr(cell, "recurrent_activation", None))
+        for function in filter(None, functions):
+            name = getattr(function, "__name__", "")
+            if name not in _OF_EACH_VALUE or function is not getattr(keras.activations, name):
+                return f"of Keras's activations of each value, not of {name or function}"
+    return ""

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, fused_batch_norm, kernels
+from kerasq import fake_quant, fused_batch_norm, graph, kernels
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
@@ -16,7 +16,7 @@ from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
 from kerasq.support.shared import shared
-from kerasq.wrappers import QuantizeWrapper, current_config
+from kerasq.wrappers import QuantizeWrapper, current_config, with_quantizer
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
 # thread that predicts must not see that of one that trains.
@@ -123,7 +123,7 @@ class KernelWrapper(QuantizeWrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "KernelWrapper":
         """The wrapper that `get_config` describes."""
-        config = current_config(config)
+        config = with_quantizer(current_config(config), custom_objects)
         batch_norm, first = (
             found and keras.saving.deserialize_keras_object(found, custom_objects)
             for found in (config.pop("batch_norm", None), config.pop("leader", None))
@@ -337,6 +337,10 @@ class KernelWrapper(QuantizeWrapper):
 
     def _fake_quant_kernel(self) -> tf.Tensor:
         """The kernel on its grid, in front of a BatchNormalization that is kept."""
+        # Once for all calls of the layer, of which a recurrent one has one a step.
+        return graph.once(self.leader or self, "kernel", self._fake_quant)
+
+    def _fake_quant(self) -> tf.Tensor:
         kernel = self.ranged_kernel()
         if not self.is_per_tensor:
             # Nothing was folded where the BatchNormalization is kept: a constant costs no pass.
@@ -371,10 +375,16 @@ class KernelWrapper(QuantizeWrapper):
         uniform, over the range that `weight_range` finds.
         """
         (grid,) = grids
-        quantizer = self.weight_quantizer
-        if bits is not None:
+        if bits is None:
+            # Once for calls of the layer between the same grids, as all steps of a recurrent one.
+            source = self._producers[0]
+            # A fixed grid is that of a rule at a width.
+            read = (id(source.quantizer or source.rule), source.output_bits)
+            name = f"weights between {read} and {id(self.quantizer)} at {self.scheme}"
+            weights = graph.once(self.leader or self, name, self.integer_weights)
+        else:
             quantizer = Uniform(bits.weight_bits, range_gradient="none")
-        weights = self._weights_at(bits or self.bits, quantizer, grid, out, self.limit)
+            weights = self._weights_at(bits, quantizer, grid, out, self.limit)
         total = self.sums(inputs, grid, weights)
         kernel = self.target.accumulator_kernel(
             self.rule.operator,

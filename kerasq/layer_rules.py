@@ -402,22 +402,22 @@ RULES: dict[tuple[type, ...], Rule] = {
         reads_mask=True,
         note="of sequences, without masks, gates or scores; else float",
     ),
+    (*fits.RECURRENT, L.Bidirectional): Rule(
+        operators=("FULLY_CONNECTED", "LOGISTIC", "TANH", "MUL"),
+        output=Output.DECOMPOSED,
+        fits=fits.recurrence_fits,
+        note="of a fixed number of steps, without a mask; step by step, else a float loop",
+    ),
     # It reads indices, which have no grid; its rows get one where a boundary stands behind it.
     (L.Embedding,): Rule(
         operators=("GATHER",),
         output=Output.FLOAT,
         note="int8 in the file where integer layers read it",
     ),
-    # What LiteRT has no integer kernel for, or none that kerasq simulates. Recurrent layers keep
-    # their masks.
+    # What LiteRT has no integer kernel for, or none that kerasq simulates.
     (
-        L.Bidirectional,
         L.Conv3D,
         L.Conv3DTranspose,
-        L.GRU,
-        L.LSTM,
-        L.RNN,
-        L.SimpleRNN,
     ): Rule(operators=(), output=Output.FLOAT),
     (L.AdditiveAttention,): Rule(operators=(), output=Output.FLOAT, reads_mask=True),
 }

@@ -29,8 +29,8 @@ class Output(enum.StrEnum):
 class Fits(Protocol):
     """Whether a call of a layer has an integer form."""
 
-    def __call__(self, layer: Any, /, *args: Any, **kwargs: Any) -> bool:
-        """Of the layer and the arguments of the call."""
+    def __call__(self, layer: Any, /, *args: Any, **kwargs: Any) -> bool | str:
+        """Of the layer and the arguments of the call: True, or False, or why it has none."""
 
 
 class Options(Protocol):

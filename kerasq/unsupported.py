@@ -121,7 +121,10 @@ def _lack(node: graphs.Node) -> str | None:
 
 def _misfit(node: graphs.Node, rule: Rule) -> str | None:
     """Why a call has no integer kernel, where others of its layer do; None where it has."""
-    if (rule.fits or fits.reads_tensors_alone)(node.layer, *node.args, **node.kwargs):
+    found = (rule.fits or fits.reads_tensors_alone)(node.layer, *node.args, **node.kwargs)
+    if isinstance(found, str):
+        return found
+    if found:
         return None
     # What a rule's `fits` asks for is the first thing that its note says.
     return f"integer only {rule.note.split(';')[0]}" if rule.fits else "reads more than its tensors"
@@ -232,6 +235,11 @@ def _complaint(node: graphs.Node) -> str | None:
         return "needs to keep the first axis, samples; do it before or behind the model"
     if not isinstance(layer, keras.Layer):
         return _complaint_of_operation(node)
+    if getattr(layer, "stateful", False):
+        return (
+            "keeps its state between calls, which a file does not; build it with stateful=False, "
+            "and make the state an input and an output, by initial_state=... and return_state=True"
+        )
     # Mixed precision is float32 by now (`graph.read`): what is left has weights of another type.
     if layer.dtype_policy.name != "float32":
         return f"needs dtype='float32', has {layer.dtype_policy.name!r}; build it with dtype=None"

@@ -10,6 +10,7 @@ from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import IN_FRONT, Requantize
 from kerasq.plan import Call, Kind, Plan
+from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
 
@@ -42,6 +43,8 @@ class _Wrapping:
         # By name of the layer whose weights they have (`Source.weights_of`).
         self.wrappers: dict[str, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
+        # By name of the layer whose range they share (`Source.range_of`), and what must be equal.
+        self.quantizers: dict[tuple, ActivationQuantizer | None] = {}
 
     def call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """What stands for a call in the quantized model."""
@@ -54,7 +57,14 @@ class _Wrapping:
             if call.kind is not Kind.FLOAT or call.writes == FLOAT_BITS:
                 return y
             return self._boundary(y, call.writes, is_input=isinstance(layer, IN_FRONT))
-        relu, limit = registry.relu_limit((call.relu or node).layer)
+        return self._wrapper(node, call)(*args)
+
+    def _wrapper(self, node: graphs.Node, call: Call) -> QuantizeWrapper:
+        """The wrapper of an integer call."""
+        layer, end = node.layer, call.relu or node
+        relu, limit = registry.relu_limit(end.layer)
+        # Steps of a recurrent layer share ranges, where they are ranges of one kind.
+        key = (end.source.range_of, call.writes, relu, limit)
         options: dict[str, Any] = {
             "scheme": call.scheme,
             "relu": relu,
@@ -66,10 +76,15 @@ class _Wrapping:
             "source": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
+            "output_quantizer": self.quantizers.get(key),
         }
         if registry.rule(layer).kernel is None:
-            return QuantizeWrapper(graphs.copy_built(layer), **options)(*args)
-        return self._with_kernel(node, call, options)(*args)
+            wrapper = QuantizeWrapper(graphs.copy_built(layer), **options)
+        else:
+            wrapper = self._with_kernel(node, call, options)
+        if end.source.range_of:
+            self.quantizers[key] = wrapper.output_quantizer
+        return wrapper
 
     def _read(self, node: graphs.Node, call: Call, arguments: tuple) -> tuple:
         """The arguments of a call, each tensor at the width that the call reads."""

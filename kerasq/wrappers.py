@@ -42,6 +42,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         output_bits: width of the output, where that has a range of its own; by default what
             `kerasq.plan.written_bits` says where a reader wants few bits.
         target: whose integer kernels inference computes as, by name or as an object.
+        output_quantizer: the quantizer of the wrappers whose range the output shares, as steps of a
+            recurrent layer do; by default one of its own.
     """
 
     # Whether its inputs may be float values, and are inputs of the model.
@@ -58,6 +60,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         source: str | None = None,
         output_bits: int | None = None,
         target: str | targets.Target = targets.DEFAULT,
+        output_quantizer: activations.ActivationQuantizer | None = None,
         **kwargs: Any,
     ) -> None:
         # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
@@ -69,8 +72,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.limit = limit
         self.range_gradient = range_gradient
         self._producers = _Producers()
-        self.output_quantizer = None
-        if self.rule.output == registry.Output.LEARNED:
+        self.output_quantizer = output_quantizer
+        if output_quantizer is None and self.rule.output == registry.Output.LEARNED:
             bits = output_bits or plan.written_bits(self.bits, self.is_cut, True)
             self.output_quantizer = activations.ActivationQuantizer(
                 bits=bits,
@@ -82,6 +85,11 @@ class QuantizeWrapper(keras.layers.Wrapper):
                 name="output",
                 dtype="float32",
             )
+        if self.output_quantizer is not None:
+            self.output_quantizer.uses += 1
+            # Many small operators in a row: XLA takes long to compile them, and wins nothing.
+            if self.output_quantizer.uses > 1:
+                self.supports_jit = False
 
     @property
     def bits(self) -> scheme.Scheme:
@@ -128,7 +136,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """Builds the layer and the range of its output."""
         super().build(input_shape)
         # Keras loads variables only into what is built, before anything is called.
-        if self.output_quantizer is not None:
+        if self.output_quantizer is not None and not self.output_quantizer.built:
             self.output_quantizer.build()
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -150,12 +158,21 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "source": self.source,
             "output_bits": self.output_quantizer and self.output_quantizer.bits,
             "target": self.target.name,
+            "output_quantizer": self._shared_quantizer(),
         }
+
+    def _shared_quantizer(self) -> dict | None:
+        """The configuration of a quantizer that several wrappers share; None for one's own."""
+        if self.output_quantizer is None or self.output_quantizer.uses == 1:
+            return None
+        # What Keras writes into the second of two equal objects; this may be the first.
+        shared = {"shared_object_id": id(self.output_quantizer)}
+        return keras.saving.serialize_keras_object(self.output_quantizer) | shared
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "QuantizeWrapper":
         """The wrapper that `get_config` describes."""
-        config = current_config(config)
+        config = with_quantizer(current_config(config), custom_objects)
         return _old_boundary(config) or super().from_config(config, custom_objects)
 
     def grid(self) -> Grid:
@@ -326,7 +343,15 @@ class Boundary(QuantizeWrapper):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         config = super().get_config()
-        kept = ("name", "trainable", "dtype", "range_gradient", "source", "target")
+        kept = (
+            "name",
+            "trainable",
+            "dtype",
+            "range_gradient",
+            "source",
+            "target",
+            "output_quantizer",
+        )
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
         return {key: config[key] for key in kept} | own
 
@@ -340,8 +365,7 @@ class Boundary(QuantizeWrapper):
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Boundary":
         """The boundary that `get_config` describes."""
-        del custom_objects
-        return cls(**current_config(config))
+        return cls(**with_quantizer(current_config(config), custom_objects))
 
 
 # Keras's files number layers by the names of their classes. In files of version 0.1.0 a boundary
@@ -375,6 +399,15 @@ def current_config(config: dict) -> dict:
     if config.pop("wide", False):
         config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
     return config
+
+
+def with_quantizer(config: dict, custom_objects: dict | None) -> dict:
+    """A wrapper's configuration with the quantizer that it shares, one object for all."""
+    shared = config.get("output_quantizer")
+    if not isinstance(shared, dict):
+        return config
+    found = keras.saving.deserialize_keras_object(shared, custom_objects)
+    return {**config, "output_quantizer": found}
 
 
 class _Producers:
@@ -454,12 +487,25 @@ def wrapped(model: keras.Model) -> list[QuantizeWrapper]:
 
 
 def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
-    """The quantizers of a model that have a range, by layer name."""
-    return {
-        layer.name: layer.output_quantizer
-        for layer in wrapped(model)
+    """The quantizers of a model that have a range, by layer name.
+
+    One that several layers share has the name of the first of them.
+    """
+    found = {
+        id(layer.output_quantizer): (layer.name, layer.output_quantizer)
+        for layer in reversed(wrapped(model))
         if layer.output_quantizer is not None
     }
+    return dict(reversed(found.values()))
+
+
+def sharing_ranges(model: keras.Model) -> dict[str, list[str]]:
+    """By name of a layer that shares its range, all that do, in order."""
+    sharers: dict[int, list[str]] = {}
+    for layer in wrapped(model):
+        if layer.output_quantizer is not None:
+            sharers.setdefault(id(layer.output_quantizer), []).append(layer.name)
+    return {name: names for names in sharers.values() if len(names) > 1 for name in names}
 
 
 def range_variables(model: keras.Model) -> list[keras.Variable]:

@@ -95,7 +95,7 @@ def test_shared_layers_share_their_weights_also_after_loading(tmp_path, batch_no
     np.testing.assert_array_equal(lite.predict(x)["p"], loaded.predict_on_batch(x)["p"])
     content = flatbuffer.read(lite.content)
     kernels = [t for t in content.subgraphs[0].tensors if t.name in SHARED_KERNELS]
-    assert len(kernels) == 2 and len({t.buffer for t in kernels}) == 1
+    assert len(kernels) == 1
 
 
 def test_a_key_for_a_nested_model_is_for_its_layers():
@@ -507,7 +507,8 @@ def test_indices_are_not_quantized(dtype):
 
 
 def test_rows_that_only_float_layers_read_stay_float():
-    model, ids = words(lambda x: L.GRU(4)(L.Dropout(0.1)(L.Embedding(100, 4, name="table")(x))))
+    gru = L.GRU(4, activation="softmax")
+    model, ids = words(lambda x: gru(L.Dropout(0.1)(L.Embedding(100, 4, name="table")(x))))
     lite = kerasq.export_tflite(networks.quantized(model, ids))
     assert "table" in {op.outputs[0].split("/")[0] for op in lite.float_ops}
 
@@ -604,7 +605,7 @@ def test_float_layers_called_twice_keep_one_set_of_weights(tmp_path):
 def test_float_layers_with_several_outputs_and_integer_inputs():
     words, numbers = keras.Input((6,), dtype="int32", name="words"), keras.Input((5,), name="n")
     x = L.Embedding(9, 4, name="table")(words)
-    x, state = L.GRU(3, return_state=True, name="gru")(x)
+    x, state = L.GRU(3, return_state=True, activation="softmax", name="gru")(x)
     outputs = L.Dense(2, name="end")(L.Concatenate(name="cat")([x, state, numbers]))
     model = keras.Model([words, numbers], outputs)
     rng = np.random.default_rng(0)

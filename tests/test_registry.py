@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerasq
-from kerasq import layer_rules, layers, registry
+from kerasq import fits, layer_rules, layers, registry
 from tests import networks
 
 # Exports are not checked before these tests compare them, on more than four samples.
@@ -214,17 +214,14 @@ ELSEWHERE |= {layers.Select}
 # Parts of the normalizations in tests/prepare/test_normalization.py, and those.
 ELSEWHERE |= {layers.GridMean, layers.InverseRoot, layers.UnitMatmul, layers.UnitAdd}
 ELSEWHERE |= {layers.Requantize, L.LayerNormalization, L.RMSNormalization, L.GroupNormalization}
+# In tests/prepare/test_recurrence.py.
+ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),
-    L.Bidirectional: (lambda x: L.Bidirectional(L.LSTM(3), name="x")(x), SEQUENCE),
     L.Conv3D: (lambda x: L.Conv3D(3, 2, name="x")(x), VOLUME),
     L.Conv3DTranspose: (lambda x: L.Conv3DTranspose(3, 2, name="x")(x), VOLUME),
     L.Embedding: (lambda x: L.Embedding(9, 4, name="x")(x), (12,)),
-    L.GRU: (lambda x: L.GRU(3, return_sequences=True, name="x")(x), SEQUENCE),
-    L.LSTM: (lambda x: L.LSTM(3, name="x")(x), SEQUENCE),
-    L.RNN: (lambda x: L.RNN(L.GRUCell(3), name="x")(x), SEQUENCE),
-    L.SimpleRNN: (lambda x: L.SimpleRNN(3, name="x")(x), SEQUENCE),
 }
 # Rows without an operator of their own: tested behind or before a Dense.
 WITHOUT_OP = {
@@ -518,7 +515,7 @@ def test_table_has_every_row():
     ]
     condition = "with another alpha than 1, and on int16, Function"
     assert rows["ELU"] == ["ELU", "ELU", "range", "int8, int16", "", condition]
-    assert rows["LSTM"] == ["LSTM", "-", "float", "float32", "", ""]
+    assert rows["Conv3D"] == ["Conv3D", "-", "float", "float32", "", ""]
     assert rows["Activation('elu')"][1:4] == ["ELU", "range", "int8, int16"]
 
 

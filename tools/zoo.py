@@ -20,6 +20,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from absl import app, flags
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 import kerasq
@@ -183,6 +184,29 @@ def _recurrent(layer: type) -> Callable[[], keras.Model]:
     return make
 
 
+def _bilstm_stack() -> keras.Model:
+    """Two LSTM in both directions, one behind the other."""
+    x = series = keras.Input((12, 6), name="series")
+    x = L.Bidirectional(L.LSTM(8, return_sequences=True))(x)
+    x = L.Bidirectional(L.LSTM(8))(x)
+    return keras.Model(series, L.Dense(5, activation="softmax")(x))
+
+
+def _gru_keywords() -> keras.Model:
+    """Keywords from a spectrogram of 25 frames: convolution, GRU, classes."""
+    x = frames = keras.Input((49, 10, 1), name="frames")
+    x = L.Conv2D(16, (5, 4), strides=(2, 2), padding="same", activation="relu")(x)
+    x = L.GRU(24)(L.Reshape((25, 80))(x))
+    return keras.Model(frames, L.Dense(12, activation="softmax")(x))
+
+
+def _gru_stream() -> keras.Model:
+    """Four frames a call; the state goes in and comes out."""
+    frames, state = keras.Input((4, 8), name="frames"), keras.Input((16,), name="state")
+    y, after = L.GRU(16, return_sequences=True, return_state=True)(frames, initial_state=state)
+    return keras.Model([frames, state], [L.Dense(3)(y), after])
+
+
 def _two_by_two() -> keras.Model:
     """Two inputs, two outputs."""
     image, numbers = keras.Input((16, 16, 3), name="image"), keras.Input((6,), name="numbers")
@@ -192,7 +216,6 @@ def _two_by_two() -> keras.Model:
     return keras.Model({"image": image, "numbers": numbers}, outputs)
 
 
-_LOOPS = "a float WHILE loop"
 ROWS = {
     "mobilenet": Row(make=_application("MobileNet")),
     "mobilenetv2": Row(make=_application("MobileNetV2")),
@@ -216,8 +239,11 @@ ROWS = {
     "tcn": Row(make=_tcn),
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
     "transformer": Row(make=_transformer, cnn=False, quick=True),
-    "lstm": Row(make=_recurrent(L.LSTM), cnn=False, remark=_LOOPS),
-    "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True, remark=_LOOPS),
+    "lstm": Row(make=_recurrent(L.LSTM), cnn=False),
+    "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True),
+    "bilstm_stack": Row(make=_bilstm_stack, cnn=False),
+    "gru_keywords": Row(make=_gru_keywords, cnn=False),
+    "gru_stream": Row(make=_gru_stream, cnn=False),
     "two_by_two": Row(make=_two_by_two, quick=True),
 }
 
@@ -265,19 +291,36 @@ def partitions(content: bytes) -> int:
 
 def left_out(content: bytes) -> list[str]:
     """The operators that XNNPACK does not take, even where they are the whole model."""
-    found = []
-    for place in range(len(flatbuffer.read(content).subgraphs[0].operators)):
-        model = flatbuffer.read(content)
-        graph = model.subgraphs[0]
-        op = graph.operators[place]
-        computed = [i for i in op.inputs if i >= 0]
-        computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
-        # The signature names inputs and outputs that this file does not have.
-        graph.operators, model.signatureDefs = [op], []
-        graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
-        if not partitions(flatbuffer.write(model)):
-            found.append(flatbuffer.op_name(flatbuffer.op_code(model, op)))
-    return found
+    whole = flatbuffer.read(content)
+    graph = whole.subgraphs[0]
+
+    def kind(op: schema.OperatorT) -> tuple:
+        """What operators have in common that XNNPACK takes, or none of them."""
+        ends = [graph.tensors[i] for i in (*op.inputs, *op.outputs) if i >= 0]
+        shapes = [(x.type, *x.shape, flatbuffer.constant(whole, x) is None) for x in ends]
+        return (op.opcodeIndex, *shapes)
+
+    # A recurrent network has hundreds that are alike.
+    kinds = [kind(op) for op in graph.operators]
+    taken = {x: _is_taken(content, kinds.index(x)) for x in dict.fromkeys(kinds)}
+    return [
+        flatbuffer.op_name(flatbuffer.op_code(whole, op))
+        for op, x in zip(graph.operators, kinds, strict=True)
+        if not taken[x]
+    ]
+
+
+def _is_taken(content: bytes, place: int) -> bool:
+    """Whether XNNPACK takes an operator as the whole model."""
+    model = flatbuffer.read(content)
+    graph = model.subgraphs[0]
+    op = graph.operators[place]
+    computed = [i for i in op.inputs if i >= 0]
+    computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
+    # The signature names inputs and outputs that this file does not have.
+    graph.operators, model.signatureDefs = [op], []
+    graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
+    return bool(partitions(flatbuffer.write(model)))
 
 
 def prepared(row: Row, count: int = 32) -> tuple[keras.Model, list[np.ndarray]]:

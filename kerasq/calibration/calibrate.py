@@ -16,7 +16,13 @@ from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
-from kerasq.wrappers import infer_float, range_variables, ranged, require_quantized
+from kerasq.wrappers import (
+    infer_float,
+    range_variables,
+    ranged,
+    require_quantized,
+    sharing_ranges,
+)
 
 # Samples that count as one batch, where the data are an array: averages over batches depend on it.
 BATCH_SIZE = 32
@@ -100,11 +106,17 @@ def observe(
     prototype = None if method is None else observers.find(method)
     taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype)]
 
+    shared = sharing_ranges(model)
+
     # Traced for one batch and run on all: float layers only, so this costs about a `predict`.
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
     def statistics(x: Any) -> list[tuple[tf.Tensor, ...]]:
         values = _float_values(model, x)
-        return [tap.observer.statistics(values[tap.name]) for tap in taps]
+        # Layers that share a range have it from the values of all of them.
+        found = [
+            tf.concat([values[x] for x in shared.get(tap.name, [tap.name])], 0) for tap in taps
+        ]
+        return [tap.observer.statistics(x) for tap, x in zip(taps, found, strict=True)]
 
     first = None
     for x in _tracked(model, data, steps):

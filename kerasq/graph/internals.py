@@ -4,7 +4,7 @@ Checked with Keras 3.10 to 3.15: `bash tools/test --oldest` runs the lower end.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -72,6 +72,25 @@ def call_memory() -> dict[Any, Any] | None:
     if not hasattr(context, "kerasq_memory"):
         context.kerasq_memory = {}
     return context.kerasq_memory
+
+
+def once(owner: Any, name: str, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns, computed once in a call of a model, whoever asks for it."""
+    memory = call_memory()
+    if memory is None:
+        return compute()
+    # Branches and loops of a graph have graphs of their own, whose tensors others cannot read.
+    key = (owner, name, None if tf.executing_eagerly() else tf.compat.v1.get_default_graph())
+    if key not in memory:
+        memory[key] = compute()
+    return memory[key]
+
+
+def forget(owner: Any, *names: str) -> None:
+    """Lets `once` compute again what an owner has kept: what is named, or all of it."""
+    memory = call_memory() or {}
+    for key in [x for x in memory if x[0] is owner and (not names or x[1] in names)]:
+        del memory[key]
 
 
 def is_lower_better(metric: Any) -> bool:

@@ -19,6 +19,8 @@ class Source:
         name: that of the user's layer, of which this is a call, or a part of one.
         weights_of: name of the layer whose weights it has: its own, or the one that stands for the
             first call of the same user's layer.
+        range_of: name of the layer whose range its output shares, as steps of a recurrent layer do;
+            "" where the range is its own.
         models: the nested models that the user's layer is in, from the outermost.
         training_dtype: what the user's layer computes in: "float32", or what its policy of mixed
             precision says.
@@ -33,6 +35,7 @@ class Source:
 
     name: str
     weights_of: str
+    range_of: str = ""
     models: tuple[keras.Layer, ...] = ()
     training_dtype: str = "float32"
     reads_mask: bool = False

@@ -72,7 +72,9 @@ def transform(
     place = places(model)
     # What two calls read, such as a cast of labels, was made for the first of them.
     distinct = {id(node.outputs[0]): node for node in reversed(nodes)}
-    return Graph(model, sorted(distinct.values(), key=lambda node: place[id(node.outputs[0])]))
+    # Of several outputs of a call, some may be read by nobody.
+    needed = [node for key, node in distinct.items() if key in place]
+    return Graph(model, sorted(needed, key=lambda node: place[id(node.outputs[0])]))
 
 
 def is_symbolic() -> bool:

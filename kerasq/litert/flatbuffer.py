@@ -240,14 +240,39 @@ def prune(model: schema.ModelT) -> None:
 
     Subgraphs behind the first, such as the body of a loop, keep their tensors.
 
-    Constants of equal bytes, such as the kernel of a layer that is called twice, become one buffer.
+    Constants of equal bytes become one buffer; those that are on one grid as well, such as the
+    kernel of a layer that is called twice, one tensor.
     """
+    _merge_constants(model)
     _prune_tensors(model)
     _prune_operator_codes(model)
     # Behind the tensors, since constants that only dropped ones had are dropped with them.
     _prune_buffers(model)
     # Its min_runtime_version is that of the float model, not of the operators that are here now.
     model.metadata = []
+
+
+def _merge_constants(model: schema.ModelT) -> None:
+    """Has operators of the first subgraph read the first of the constants that are equal."""
+    graph = model.subgraphs[0]
+    first: dict[tuple, int] = {}
+    place = {-1: -1}
+    for i, tensor in enumerate(graph.tensors):
+        place[i] = first.setdefault(_contents(model, tensor) or (i,), i)
+    for op in graph.operators:
+        op.inputs = _renumbered(op.inputs, place)
+
+
+def _contents(model: schema.ModelT, tensor: schema.TensorT) -> tuple | None:
+    """What makes up a constant but for its name; None for a tensor that is computed."""
+    data = model.buffers[tensor.buffer].data
+    if data is None or not len(data):
+        return None
+    found = tensor.quantization
+    grids = () if found is None or found.scale is None else (found.scale, found.zeroPoint)
+    axis = 0 if found is None else found.quantizedDimension
+    parts = map(bytes, map(np.ascontiguousarray, (data, tensor.shape, *grids)))
+    return (tensor.type, axis, *parts)
 
 
 def _prune_tensors(model: schema.ModelT) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import registry
+from kerasq.fits import RECURRENT
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
 from kerasq.layers import Compare, Deviation, Divide, Einsum, Mean, Norm, Scale, Sum, Variance
 from kerasq.prepare import (
@@ -23,6 +24,7 @@ from kerasq.prepare import (
     operations,
     pooling,
     products,
+    recurrence,
 )
 from kerasq.prepare.integers import Integers
 
@@ -58,15 +60,29 @@ class _Decomposition:
         self._noted: dict[str, dict] = {}  # by name of a part, what `Source` says of it
         self._is_wide = False
         self._integers = Integers(graph, keep)
+        # Of calls that are repeated: by key what the first one has called, and by name of what a
+        # call has called, that of the first one. Ranges are those of one call of the user's layer,
+        # weights those of all its calls.
+        self._firsts: dict[tuple[str, str], list[str]] = {}
+        self._ranges: dict[str, str] = {}
+        self._weights: dict[str, str] = {}
+        self._called: list[str] = []
+        self._at = ("", "")  # the user's layer: the call at hand, and whose weights it has
 
     def noted(self, graph: graphs.Graph) -> graphs.Graph:
-        """The graph that the pass has made, with what it has noted of parts."""
+        """The graph that the pass has made: calls know what they share, and what is noted."""
 
-        def one(node: graphs.Node) -> graphs.Node:
-            own = self._noted.get(node.layer.name, {})
-            return dataclasses.replace(node, source=dataclasses.replace(node.source, **own))
+        def source(node: graphs.Node) -> graphs.Source:
+            name = node.layer.name
+            return dataclasses.replace(
+                node.source,
+                weights_of=self._weights.get(name, node.source.weights_of),
+                range_of=self._ranges.get(name, ""),
+                **self._noted.get(name, {}),
+            )
 
-        return dataclasses.replace(graph, nodes=list(map(one, graph.nodes)))
+        nodes = [dataclasses.replace(node, source=source(node)) for node in graph.nodes]
+        return dataclasses.replace(graph, nodes=nodes)
 
     @contextlib.contextmanager
     def wide(self) -> Iterator[None]:
@@ -78,6 +94,7 @@ class _Decomposition:
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
         layer = node.layer
+        self._at = layer.name, node.source.weights_of
         # What only moves values stays an operation where it is one.
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
         if layer.name in self._keep:
@@ -137,6 +154,7 @@ class _Decomposition:
         # Parts can have parts: an average of three is a sum of three, which is two sums.
         y = self._in_parts(layer, layer.name, x)
         if y is None:
+            self._called.append(layer.name)
             y = layer(x)
             if self._is_wide:
                 self._noted[layer.name] = {"is_wide": True}
@@ -145,6 +163,16 @@ class _Decomposition:
                 self._noted.setdefault(layer.name, {})["gain"] = gain
             if weights is not None:
                 layer.set_weights(weights)
+        return y
+
+    def repeated(self, key: str, call: Callable[[], Any]) -> Any:
+        """What `call()` returns; calls of one key share weights and ranges, layer by layer."""
+        count = len(self._called)
+        y = call()
+        made = self._called[count:]
+        own, weights = self._at
+        for names, first in ((self._ranges, f"call {own}"), (self._weights, f"weights {weights}")):
+            names.update(zip(made, self._firsts.setdefault((first, key), made), strict=True))
         return y
 
     def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:
@@ -206,4 +234,6 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Dot: attention.dot,
     Einsum: attention.einsum,
     L.TimeDistributed: attention.time_distributed,
+    **dict.fromkeys(RECURRENT, recurrence.recurrent),
+    L.Bidirectional: recurrence.bidirectional,
 }

@@ -24,6 +24,13 @@ class Parts(Protocol):
         `weights` are its weights, and `units`, a power of two, what its kernel is to be trained in.
         """
 
+    def repeated(self, key: str, call: Callable[[], Any]) -> Any:
+        """What `call()` returns; calls of one key share weights and ranges, layer by layer.
+
+        As those of a recurrent layer's steps do. The weights are those of the first one. Keys are
+        of the user's layer: a further call of that shares its weights, and has its own ranges.
+        """
+
     def wide(self) -> AbstractContextManager[None]:
         """Layers that are called inside have values of 16 bits, whatever the user's scheme.
 

@@ -109,6 +109,8 @@ class ActivationQuantizer(keras.layers.Layer):
         self.limit = limit
         self.range_gradient = range_gradient
         self.is_input = is_input
+        # How many layers share the range: steps of a recurrent layer do.
+        self.uses = 0
         # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
         self.fixed = False
         # What `kerasq.CheckTraining` saw last: the share of values beyond the range, and whether
@@ -183,24 +185,14 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, computed once in a call of a model, as each reader asks."""
-        memory = graph.call_memory()
-        if memory is None:
-            return compute()
-        # Branches and loops of a graph have graphs of their own, whose tensors others cannot read.
-        key = (self, name, None if tf.executing_eagerly() else tf.compat.v1.get_default_graph())
-        if key not in memory:
-            memory[key] = compute()
-        return memory[key]
-
-    def _forget(self) -> None:
-        """Lets `_once` compute again, as the range has moved."""
-        memory = graph.call_memory() or {}
-        for key in [key for key in memory if key[0] is self]:
-            del memory[key]
+        return graph.once(self, name, compute)
 
     def _grid(self) -> Grid:
         # The device has no integers of 2 to 7 bits: such codes are some of int8's.
         levels = 2**self.bits if self.bits < 8 else None
+        # That of several layers is not what its variables say while a call gathers values.
+        if self.uses > 1:
+            return fake_quant.grid_from_range(*self.range(), max(8, self.bits), levels=levels)
         low = None if self.range_min is None else self.range_min.value
         grid = Grid(scale=1.0, zero_point=0.0, bits=max(8, self.bits), levels=levels)
         scale, zero_point = _scale_and_zero_point(low, self.range_max.value, self.limit, grid)
@@ -221,30 +213,72 @@ class ActivationQuantizer(keras.layers.Layer):
             self.range_min.assign(low)
         self.range_max.assign(UpperEnd(self.limit)(high))
         self.batches_seen.assign(seen)
-        self._forget()
+        graph.forget(self)
 
     def _follow(self, x: tf.Tensor) -> None:
         """Moves the range by what a batch has, by the rule that the class states."""
+        if self.uses > 1 and graph.call_memory() is not None:
+            self._gather(_first_samples(x))
+        else:
+            self._move(_first_samples(x))
+
+    def _gather(self, x: tf.Tensor) -> None:
+        """As `_move`, once in a call of a model, by what all layers that share the range have."""
+        seen = graph.once(self, "values", list)
+        seen.append(x)
+        if len(seen) == self.uses:
+            graph.forget(self)
+            self._move(tf.concat(seen, 0))
+        elif not self._is_started():
+            range_until = self._range_until(x)
+            graph.forget(self, "range", "grid")
+            graph.once(self, "range", lambda: range_until)
+
+    def _is_started(self) -> bool:
+        """Whether the first batches are over: known when a function is traced."""
+        is_known = isinstance(self.batches_seen.value, tf.Variable)
+        return is_known and self._batches() >= FIRST_BATCHES
+
+    def _range_until(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The range as it stands, in the first batches widened to some values of this one."""
+        is_first = self.batches_seen.value < FIRST_BATCHES
+        low, high = self.range()
+        ends = [high] if self.range_min is None else [-low, high]
+        ends = [
+            fake_quant.straight_through(
+                end, tf.where(is_first, tf.maximum(tf.maximum(end, value), NARROWEST), end)
+            )
+            for end, value in zip(ends, _values(x, self._rule(), len(ends)), strict=True)
+        ]
+        if self.symmetric:
+            return symmetric(ends[-1], self.bits)
+        return (tf.zeros(()) if self.range_min is None else -ends[0]), ends[-1]
+
+    def _rule(self) -> "_Rule":
+        return _Rule(
+            relu=self.relu,
+            limit=self.limit,
+            symmetric=self.symmetric,
+            learns=self._gradient() != "none",
+            grows=self.is_input or not self.trainable,
+            enough=self._enough(),
+            clipping=CLIPPING.get(self.bits, CLIPPED),
+        )
+
+    def _move(self, x: tf.Tensor) -> None:
+        """Moves the range by samples of a batch."""
         low, high, seen = _moved(
-            _first_samples(x),
+            x,
             None if self.range_min is None else self.range_min.value,
             self.range_max.value,
             self.batches_seen.value,
-            rule=_Rule(
-                relu=self.relu,
-                limit=self.limit,
-                symmetric=self.symmetric,
-                learns=self._gradient() != "none",
-                grows=self.is_input or not self.trainable,
-                enough=self._enough(),
-                clipping=CLIPPING.get(self.bits, CLIPPED),
-            ),
+            rule=self._rule(),
         )
         if self.range_min is not None:
             self.range_min.assign(low)
         self.range_max.assign(high)
         self.batches_seen.assign(seen)
-        self._forget()
+        graph.forget(self)
 
     def clamp(self, x: tf.Tensor) -> tf.Tensor:
         """The ReLU that is part of the layer."""
@@ -346,8 +380,7 @@ def _moved(
     """The ends of a range (None: it starts at 0), and `batches_seen`, behind samples of a batch."""
     ends = [UpperEnd(rule.limit)(high)]
     ends = ends if low is None else [-AtMostZero()(low), *ends]
-    # NaN and infinite values, of training that diverges, move nothing.
-    values = [tf.where(tf.math.is_finite(v), v, 0.0) for v in _batch_ends(x, rule, len(ends))]
+    values = _values(x, rule, len(ends))
     moved, seen = (_grown if rule.grows else _followed)(ends, values, seen, rule)
     # A tensor that was always 0 has no range: see `assign_range`.
     high = tf.where(tf.add_n(moved) <= NARROWEST, 1.0, moved[-1])
@@ -392,6 +425,12 @@ def _widened(end: tf.Tensor, value: tf.Tensor, is_first: tf.Tensor, rule: _Rule)
         return tf.where(is_first | (least > end), tf.maximum(end, value), end)
     later = end + WIDENING_RATE * tf.nn.relu(least - end)
     return tf.where(is_first, tf.maximum(end, value), later)
+
+
+def _values(x: tf.Tensor, rule: _Rule, count: int) -> list[tf.Tensor]:
+    """`_batch_ends`, 0 for NaN and infinite ones."""
+    # Which training that diverges has: they move nothing.
+    return [tf.where(tf.math.is_finite(v), v, 0.0) for v in _batch_ends(x, rule, count)]
 
 
 def _batch_ends(x: tf.Tensor, rule: _Rule, count: int) -> list[tf.Tensor]:

@@ -193,7 +193,7 @@ def sequence(reshaped):
         if reshaped:
             x = L.Dense(12, name="mix")(L.Flatten(name="flat")(steps))
             x = L.Reshape((3, 4), name="shape")(x)
-        x = L.LSTM(5, unroll=True, name="island")(x)
+        x = L.LSTM(5, unroll=True, activation="softmax", name="island")(x)
         return keras.Model(steps, L.Dense(3, name="last")(x))
 
     return make
@@ -585,7 +585,8 @@ def test_layers_without_a_kernel_stay_float_unasked_and_are_printed(capsys):
     q = kerasq.quantize_model(ISLANDS["lstm"]())
     assert isinstance(q.get_layer("island"), L.LSTM)
     assert (
-        "Stay in float, for want of an integer kernel: 'island' (LSTM)." in capsys.readouterr().out
+        "Stay in float, for want of an integer kernel: 'island' (LSTM: integer only of Keras's "
+        "activations of each value, not of softmax)." in capsys.readouterr().out
     )
 
 

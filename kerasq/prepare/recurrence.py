@@ -1,0 +1,310 @@
+"""Recurrent layers, step by step: Dense, Add, Multiply and activations.
+
+Of a sequence of known length each step has layers of its own, that share weights and ranges with
+those of the other steps. What the input adds to gates is one Dense for all steps, "<name>_input".
+Sums, gates and states have 16 bits; "<name>_state" is what the next step's Dense, and whoever reads
+the layer, gets of a state. Dropout in training, and activity regularizers, are left out.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq import fits
+from kerasq.layers import Constant, Requantize, Stack
+from kerasq.prepare.parts import Parts
+
+L = keras.layers
+
+
+def recurrent(
+    parts: Parts, layer: keras.layers.RNN, name: str, x: Any, initial_state: Any = None
+) -> Any:
+    """LSTM, GRU, SimpleRNN, and RNN of their cells, one cell behind the other.
+
+    The last layer is called "<name>": that of the last step, or a Stack of all steps.
+    """
+    steps, states = _loop(parts, layer, name, x, _states(initial_state))
+    y = _sequence(parts, name, steps) if layer.return_sequences else steps[-1]
+    return [y, *_returned(parts, name, y, states)] if layer.return_state else y
+
+
+def bidirectional(
+    parts: Parts, layer: keras.layers.Bidirectional, name: str, x: Any, initial_state: Any = None
+) -> Any:
+    """A loop from either end, "<name>_forward" and "<name>_backward", and what merges them."""
+    given = _states(initial_state)
+    half = len(given) // 2
+    loops = (layer.forward_layer, given[:half]), (layer.backward_layer, given[half:])
+    ends, all_states = [], []
+    for way, (loop, first) in zip(("forward", "backward"), loops, strict=True):
+        own = parts.name(name, way)
+        steps, states = _loop(parts, loop, own, x, first, way)
+        # Keras turns the backward one round, so that equal steps meet.
+        ordered = steps[::-1] if way == "backward" else steps
+        ends.append(_sequence(parts, own, ordered) if loop.return_sequences else steps[-1])
+        all_states += states
+    y = _merged(parts, layer.merge_mode, name, ends)
+    if not layer.return_state:
+        return y
+    return [*(y if isinstance(y, list) else [y]), *_returned(parts, name, y, all_states)]
+
+
+_MERGES = {"sum": L.Add, "mul": L.Multiply, "ave": L.Average, "concat": L.Concatenate}
+
+
+def _merged(parts: Parts, mode: str | None, name: str, ends: list) -> Any:
+    return ends if mode is None else parts.call(_MERGES[mode](name=name, dtype="float32"), ends)
+
+
+def _states(given: Any) -> list:
+    """The first states of a call, as Keras takes them: a tensor, or a list of lists."""
+    return [state for state in keras.tree.flatten(given) if state is not None]
+
+
+def _returned(parts: Parts, name: str, y: Any, states: list) -> list:
+    """The states that a call returns."""
+    # Each output of a model is a tensor of its own: the last step may be one already.
+    return [
+        parts.call(L.Identity(name=parts.name(name, "last"), dtype="float32"), state)
+        if any(state is end for end in keras.tree.flatten(y))
+        else state
+        for state in states
+    ]
+
+
+def _sequence(parts: Parts, name: str, steps: list) -> Any:
+    return parts.call(Stack(1, name=name, dtype="float32"), steps)
+
+
+def _loop(
+    parts: Parts, layer: keras.layers.RNN, name: str, x: Any, states: list, way: str = ""
+) -> tuple[list, list]:
+    """What each step of a recurrent layer returns, and the last states."""
+    cells = fits.cells(layer)
+    last: list = []
+    for i, cell in enumerate(cells):
+        is_last = i == len(cells) - 1
+        own = name if len(cells) == 1 else parts.name(name, f"cell_{i + 1}")
+        loop = _Loop(
+            parts=parts,
+            cell=cell,
+            name=own,
+            key=f"{way}_{i}",
+            end=name if is_last and not layer.return_sequences else "",
+            trainable=layer.trainable and cell.trainable,
+            is_backward=layer.go_backwards and i == 0,
+        )
+        size = len(keras.tree.flatten(cell.state_size))
+        given, states = states[:size], states[size:]
+        steps, found = _CELLS[type(cell)](loop, x, given)
+        last += found
+        if not is_last:
+            x = _sequence(parts, parts.name(own, "steps"), steps)
+    return steps, last
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """The calls that a cell is made of.
+
+    Attributes:
+        parts: of the user's layer.
+        cell: the cell.
+        name: what the names of the parts begin with.
+        key: the cell among those of the user's layer.
+        end: what the layer that returns the last step is called; "" for a name as any other.
+        trainable: whether the weights train.
+        is_backward: whether the last step comes first.
+    """
+
+    parts: Parts
+    cell: Any
+    name: str
+    key: str
+    end: str
+    trainable: bool
+    is_backward: bool
+
+    def call(
+        self, part: str, layer: type, x: Any, *args: Any, name: str = "", **options: Any
+    ) -> Any:
+        """A layer of a step: those of one part share weights and ranges."""
+        weights = options.pop("weights", None)
+        name = name or self.parts.name(self.name, part)
+        made = layer(*args, name=name, dtype="float32", **options)
+        return self.parts.repeated(f"{self.key}_{part}", lambda: self.parts.call(made, x, weights))
+
+    def add(self, part: str, *x: Any, name: str = "") -> Any:
+        """The sum of two tensors."""
+        return self.call(part, L.Add, [*x], name=name)
+
+    def multiply(self, part: str, *x: Any, name: str = "") -> Any:
+        """The product of two tensors."""
+        return self.call(part, L.Multiply, [*x], name=name)
+
+    def activate(self, part: str, function: Any, x: Any, name: str = "") -> Any:
+        """An activation; nothing where it is linear, and none is to be named."""
+        return self.call(part, L.Activation, x, function, name=name)
+
+    def dense(self, part: str, kernel: np.ndarray, bias: np.ndarray | None, x: Any) -> Any:
+        """What the input, or a state, adds to the gates."""
+        kind = "kernel" if part == "input" else "recurrent"
+        options = {
+            "kernel_regularizer": getattr(self.cell, f"{kind}_regularizer"),
+            "kernel_constraint": getattr(self.cell, f"{kind}_constraint"),
+            "bias_regularizer": self.cell.bias_regularizer,
+            "bias_constraint": self.cell.bias_constraint,
+        }
+        return self.call(
+            part,
+            L.Dense,
+            x,
+            kernel.shape[-1],
+            use_bias=bias is not None,
+            trainable=self.trainable,
+            weights=[kernel] if bias is None else [kernel, bias],
+            **options,
+        )
+
+    def steps(self, x: Any) -> list:
+        """The steps of a sequence, in the order in which they come."""
+        found = keras.ops.unstack(x, axis=1)
+        return found[::-1] if self.is_backward else found
+
+    def wide(self) -> AbstractContextManager[None]:
+        """Layers that are called inside have values of 16 bits: 8 are too few for states."""
+        return self.parts.wide()
+
+    def widened(self, part: str, x: Any) -> Any:
+        """What a Dense has added to gates, as a sum reads it."""
+        with self.wide():
+            return self.call(part, Requantize, x)
+
+    def narrowed(self, h: Any, is_last: bool) -> Any:
+        """A state as the next step's Dense, and other layers, read it."""
+        return self.call("state", Requantize, h, name=self.name_of("state", is_last))
+
+    def name_of(self, part: str, is_last: bool) -> str:
+        """The name of a layer that returns a step."""
+        return self.end if self.end and is_last else self.parts.name(self.name, part)
+
+    def zeros(self, part: str, x: Any) -> Any:
+        """The first state, where none is given, of the shape of `x`: on the grid of the others."""
+        shape = (self.cell.units,)
+        return self.call(part, Constant, x, shape, constant=True, weights=[np.zeros(shape)])
+
+
+def _weights(cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The kernels of a cell, of input and state, and its bias; None without one."""
+    kernel, recurrent, *bias = cell.get_weights()
+    return kernel, recurrent, bias[0] if bias else None
+
+
+def _simple(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
+    """SimpleRNNCell: `h = f(x W + b + h U)`."""
+    cell = loop.cell
+    kernel, recurrent, bias = _weights(cell)
+    h, found = (states or [None])[0], []
+    added = loop.steps(loop.dense("input", kernel, bias, x))
+    for i, total in enumerate(added):
+        if h is not None:
+            total = loop.add("sum", total, loop.dense("recurrent", recurrent, None, h))
+        name = loop.name_of("state", i == len(added) - 1)
+        h = loop.activate("state", cell.activation, total, name=name)
+        found.append(h)
+    return found, [h]
+
+
+def _lstm(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
+    """LSTMCell (Hochreiter & Schmidhuber 1997), with a forget gate.
+
+    c = sigmoid(f) c + sigmoid(i) tanh(g)
+    h = sigmoid(o) tanh(c)
+    """
+    cell, gate = loop.cell, loop.cell.recurrent_activation
+    kernel, recurrent, bias = _weights(cell)
+    h, c = states or (None, None)
+    added = loop.steps(loop.widened("wide_input", loop.dense("input", kernel, bias, x)))
+    narrow, found = h, []
+    for i, total in enumerate(added):
+        if narrow is not None:
+            state = loop.widened("wide_recurrent", loop.dense("recurrent", recurrent, None, narrow))
+        with loop.wide():
+            if narrow is not None:
+                total = loop.add("sum", total, state)
+            # XNNPACK has SPLIT, and no operator for the activations of a part of a tensor.
+            entry, forget, candidate, output = keras.ops.split(total, 4, axis=-1)
+            entry = loop.activate("input_gate", gate, entry)
+            candidate = loop.activate("candidate", cell.activation, candidate)
+            if c is None:
+                c = loop.multiply("cell", entry, candidate)
+            else:
+                kept = loop.multiply("kept", loop.activate("forget_gate", gate, forget), c)
+                c = loop.add("cell", kept, loop.multiply("entry", entry, candidate))
+            output = loop.activate("output_gate", gate, output)
+            squashed = loop.activate("squashed", cell.activation, c)
+            h = loop.multiply("wide_state", output, squashed)
+        narrow = loop.narrowed(h, is_last=i == len(added) - 1)
+        found.append(narrow)
+    return found, [narrow, c]
+
+
+def _gru(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
+    """GRUCell (Cho et al. 2014, arXiv 1406.1078), whose reset gate is before the product or behind.
+
+    h = g + sigmoid(z) (h - g)
+    g = tanh(x W + b + r (h U + c)), or with `reset_after=False` tanh(x W + b + (r h) U)
+    """
+    cell, gate = loop.cell, loop.cell.recurrent_activation
+    kernel, recurrent, bias = _weights(cell)
+    own, inner = bias if bias is not None and cell.reset_after else (bias, None)
+    added = loop.widened("wide_input", loop.dense("input", kernel, own, x))
+    added = keras.ops.split(added, 3, axis=-1)
+    steps = [*zip(*map(loop.steps, added), strict=True)]
+    h = narrow = states[0] if states else loop.zeros("state", steps[0][0])
+    if not states:
+        with loop.wide():
+            h = loop.zeros("wide_state", steps[0][0])
+    found = []
+    for i, (update, reset, candidate) in enumerate(steps):
+        if cell.reset_after:
+            state = loop.widened(
+                "wide_recurrent", loop.dense("recurrent", recurrent, inner, narrow)
+            )
+            *to_gates, to_candidate = keras.ops.split(state, 3, axis=-1)
+        else:
+            state = loop.dense("recurrent", recurrent[:, : 2 * cell.units], None, narrow)
+            state = loop.widened("wide_recurrent", state)
+            to_gates = keras.ops.split(state, 2, axis=-1)
+        with loop.wide():
+            update = loop.activate("update_gate", gate, loop.add("update", update, to_gates[0]))
+            reset = loop.activate("reset_gate", gate, loop.add("reset", reset, to_gates[1]))
+            if cell.reset_after:
+                kept = loop.multiply("kept", reset, to_candidate)
+            else:
+                kept = loop.multiply("kept", reset, h)
+        if not cell.reset_after:
+            kept = loop.call("narrow_kept", Requantize, kept)
+            kept = loop.dense("recurrent_candidate", recurrent[:, 2 * cell.units :], None, kept)
+            kept = loop.widened("wide_candidate", kept)
+        with loop.wide():
+            candidate = loop.add("inner", candidate, kept)
+            candidate = loop.activate("candidate", cell.activation, candidate)
+            change = loop.call("difference", L.Subtract, [h, candidate])
+            h = loop.add("wide_state", candidate, loop.multiply("change", update, change))
+        narrow = loop.narrowed(h, is_last=i == len(steps) - 1)
+        found.append(narrow)
+    return found, [h]
+
+
+# By class of a cell, what makes its steps of a loop, a sequence and the first states.
+_CELLS: dict[type, Callable[[_Loop, Any, list], tuple[list, list]]] = {
+    L.LSTMCell: _lstm,
+    L.GRUCell: _gru,
+    L.SimpleRNNCell: _simple,
+}
