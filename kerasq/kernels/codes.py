@@ -16,8 +16,9 @@ def centre(x: tf.Tensor, grid: Grid) -> tf.Tensor:
 
 def clip(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
     """Centred codes, of any type, limited to those that `grid` has."""
-    codes = tf.cast(codes, tf.float32)
-    return tf.clip_by_value(codes, grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
+    # Zero points of fixed grids are integers.
+    low, high = (tf.cast(end - grid.zero_point, tf.float32) for end in (grid.qmin, grid.qmax))
+    return tf.clip_by_value(tf.cast(codes, tf.float32), low, high)
 
 
 def quantize(x: tf.Tensor, grid: Grid) -> tf.Tensor:
