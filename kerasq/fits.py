@@ -1,6 +1,7 @@
 """Whether a call of a layer has an integer form: the conditions that the registry names."""
 
 import dataclasses
+import inspect
 import string
 from typing import Any
 
@@ -41,11 +42,26 @@ def axes(axis: Any, x: Any) -> list[int]:
     return sorted({i % rank for i in (range(rank) if axis is None else keras.tree.flatten(axis))})
 
 
-def softmax_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
-    """Whether a softmax is one over axes of each sample, without a mask."""
+def vectors_fit(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether a function of vectors is one along axes of each sample."""
     along = axes(getattr(layer, "axis", -1), x)
     is_known = len(along) == 1 or None not in x.shape[1:]
     return reads_tensors_alone(layer, x, **kwargs) and 0 not in along and is_known
+
+
+def softmax_fits(layer: keras.Layer, x: Any, mask: Any = None, **kwargs: Any) -> bool:
+    """Whether a softmax is one along axes of each sample, and a mask of the rank of these."""
+    return vectors_fit(layer, x, **kwargs) and _mask_fits(mask, (len(x.shape),))
+
+
+def _mask_fits(mask: Any, ranks: tuple[int, ...]) -> bool:
+    """Whether a mask is none, a tensor of one of some ranks, or a constant for all samples."""
+    if mask is None:
+        return True
+    if isinstance(mask, keras.KerasTensor):
+        return len(mask.shape) in ranks and None not in mask.shape[1:]
+    shape = np.shape(mask)
+    return len(shape) < max(ranks) or (len(shape) == max(ranks) and shape[0] == 1)
 
 
 def adaptive_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
@@ -212,24 +228,34 @@ def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:
 
 
 def attention_fits(layer: keras.Layer, *args: Any, **kwargs: Any) -> bool:
-    """Whether an attention layer reads sequences of known length, without masks or scores."""
-    tensors = keras.tree.flatten(args)
+    """Whether an attention layer reads sequences of known length, and masks of such."""
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    masks = {key: value for key, value in given.items() if key.endswith("mask")}
+    is_causal = masks.pop("use_causal_mask", False)
+    others = (*masks, "use_causal_mask", "return_attention_scores", "training")
+    tensors = keras.tree.flatten([value for key, value in given.items() if key not in others])
     return (
-        reads_tensors_alone(layer, **kwargs)
+        isinstance(is_causal, bool)
         and len(tensors) in (2, 3)
-        and all(_is_plain_sequence(x) for x in tensors)
+        and all(map(_is_sequence, tensors))
+        and all(_masks_fit(layer, key, value) for key, value in masks.items())
         and _scores_by_dot(layer)
     )
 
 
-def _is_plain_sequence(x: Any) -> bool:
-    """Whether a tensor is a sequence of known length without a mask."""
-    return (
-        isinstance(x, keras.KerasTensor)
-        and len(x.shape) == 3
-        and None not in x.shape[1:]
-        and not has_mask(x)
-    )
+def _is_sequence(x: Any) -> bool:
+    """Whether a tensor is a sequence of known length."""
+    return isinstance(x, keras.KerasTensor) and len(x.shape) == 3 and None not in x.shape[1:]
+
+
+def _masks_fit(layer: keras.Layer, name: str, value: Any) -> bool:
+    """Whether an argument of attention is a mask of scores, or masks of sequences."""
+    if name == "query_mask" and type(layer) is L.MultiHeadAttention:
+        return value is None  # Keras overwrites it by the one that it passes beside the tensor.
+    if name == "attention_mask":
+        return _mask_fits(value, (3, 4))
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return all(_mask_fits(mask, (2,)) for mask in several)
 
 
 def _scores_by_dot(layer: keras.Layer) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from kerasq import fits
 from kerasq.grid import Grid
-from kerasq.kernels.int16 import inverse_root_grid
+from kerasq.kernels.int16 import inverse_root_grid, masked_grid
 from kerasq.layers import (
     AddLoss,
     ArgMax,
@@ -21,6 +21,7 @@ from kerasq.layers import (
     Gelu,
     GridMean,
     InverseRoot,
+    Masked,
     Matmul,
     Max,
     Mean,
@@ -316,14 +317,15 @@ RULES: dict[tuple[type, ...], Rule] = {
         grids=_PROBABILITY,
         reads_mask=True,
         fits=fits.softmax_fits,
-        note="without a mask; between Permute and Reshape unless over the last axis",
+        note="over axes of each sample; between Permute and Reshape unless over the last one; "
+        "masked scores by SELECT_V2, on int16",
     ),
     (L.UnitNormalization,): Rule(
         operators=("L2_NORMALIZATION",),
         output=Output.FIXED,
         grids={8: _SIGNED[8]},
         options=lambda _: ("L2NormOptions", {}),
-        fits=fits.softmax_fits,
+        fits=fits.vectors_fit,
         note="of axes of known size; between Permute and Reshape unless over the last axis",
     ),
     (L.LayerNormalization, L.GroupNormalization): Rule(
@@ -364,6 +366,12 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="with constants, or GREATER_EQUAL, LESS, ...; of two tensors behind SUB",
     ),
     (Select,): Rule(operators=("SELECT_V2",), output=Output.LEARNED),
+    (Masked,): Rule(
+        operators=("SELECT_V2",),
+        output=Output.DERIVED,
+        derive=masked_grid,
+        note="on int16, between scores and a softmax",
+    ),
     (L.Dot,): Rule(
         operators=("BATCH_MATMUL",),
         output=Output.DECOMPOSED,
@@ -393,14 +401,21 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.DECOMPOSED,
         fits=fits.attention_fits,
         reads_mask=True,
-        note="dot products of sequences, without masks; else float",
+        note="dot products of sequences; masks as for Softmax",
+    ),
+    (L.AdditiveAttention,): Rule(
+        operators=("ADD", "TANH", "FULLY_CONNECTED", "SOFTMAX", "BATCH_MATMUL"),
+        output=Output.DECOMPOSED,
+        fits=fits.attention_fits,
+        reads_mask=True,
+        note="of sequences; SUM without a scale; masks as for Softmax",
     ),
     (L.MultiHeadAttention, L.GroupQueryAttention): Rule(
         operators=("FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX"),
         output=Output.DECOMPOSED,
         fits=fits.attention_fits,
         reads_mask=True,
-        note="of sequences, without masks, gates or scores; else float",
+        note="of sequences, without gates and windows; masks as for Softmax",
     ),
     (*fits.RECURRENT, L.Bidirectional): Rule(
         operators=("FULLY_CONNECTED", "LOGISTIC", "TANH", "MUL"),
@@ -419,7 +434,6 @@ RULES: dict[tuple[type, ...], Rule] = {
         L.Conv3D,
         L.Conv3DTranspose,
     ): Rule(operators=(), output=Output.FLOAT),
-    (L.AdditiveAttention,): Rule(operators=(), output=Output.FLOAT, reads_mask=True),
 }
 LAYERS: dict[type, Rule] = {cls: rule for classes, rule in RULES.items() for cls in classes}
 

@@ -1,9 +1,11 @@
 """Keras layers that a quantized model needs and Keras does not have."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -328,6 +330,56 @@ class Select(keras.layers.Layer):
         """That to which the three broadcast."""
         condition, *values = map(keras.KerasTensor, input_shape)
         return keras.ops.where(condition, *values).shape
+
+
+# What stands for minus infinity, as in Keras: a softmax makes 0 of it.
+MASKED = -1e9
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Masked(keras.layers.Layer):
+    """Scores where a mask holds, and `MASKED` elsewhere, in front of a softmax: SELECT_V2.
+
+    In codes that is the lowest one, on a grid that reaches far enough below the scores' own.
+    Behind a softmax, 0 elsewhere.
+
+    Args:
+        value: `MASKED` or 0.
+        mask: a constant mask as nested lists of 0 and 1, which broadcasts to the scores, or None.
+        causal: whether those above the diagonal of the last two axes are masked as well.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self,
+        value: float = MASKED,
+        mask: list | None = None,
+        causal: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.value = value
+        self.mask = mask
+        self.causal = causal
+
+    def call(self, x: Any) -> Any:
+        """The masked scores, of scores, or of a condition for each of them and scores."""
+        *conditions, scores = x if isinstance(x, (list, tuple)) else [x]
+        if self.mask is not None:
+            conditions.append(np.array(self.mask, bool))
+        if self.causal:
+            conditions.append(np.tri(*scores.shape[-2:], dtype=bool))
+        held = functools.reduce(keras.ops.logical_and, conditions)
+        return keras.ops.where(held, scores, self.value)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the scores."""
+        return input_shape[-1] if isinstance(input_shape[-1], (list, tuple)) else input_shape
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        own = {"value": self.value, "mask": self.mask, "causal": self.causal}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("kerasq")

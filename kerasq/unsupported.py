@@ -7,7 +7,7 @@ import keras
 
 from kerasq import convertible, fits, registry
 from kerasq import graph as graphs
-from kerasq.prepare import operations
+from kerasq.prepare import masks, operations
 from kerasq.rule import Output, Rule
 from kerasq.scheme import fitting
 
@@ -77,7 +77,7 @@ def without_kernel(graph: graphs.Graph, asked: frozenset[str]) -> dict[str, str]
     """
     found = {}
     for node in graph.nodes:
-        reason = None if node.layer.name in asked else _lack(node)
+        reason = None if node.layer.name in asked else _lack(graph, node)
         if reason is None:
             continue
         is_said = reason or not _may_be_integer(node)
@@ -103,11 +103,11 @@ def _named(node: graphs.Node, reason: str) -> str:
     return f"{layer.name!r} ({kind}: {reason})" if reason else f"{layer.name!r} ({kind})"
 
 
-def _lack(node: graphs.Node) -> str | None:
+def _lack(graph: graphs.Graph, node: graphs.Node) -> str | None:
     """Why a call has no integer kernel: "" where no call of its kind has one; None where it has."""
     layer, rule = node.layer, registry.find(node.layer)
     if not isinstance(layer, keras.Layer):
-        return _lack_of_operation(node)
+        return _lack_of_operation(graph, node)
     # Of a layer that has a rule only the activation cannot be.
     if node.source.refusal and rule is None:
         return f"cannot be traced: {node.source.refusal:.200}"
@@ -130,11 +130,12 @@ def _misfit(node: graphs.Node, rule: Rule) -> str | None:
     return f"integer only {rule.note.split(';')[0]}" if rule.fits else "reads more than its tensors"
 
 
-def _lack_of_operation(node: graphs.Node) -> str | None:
+def _lack_of_operation(graph: graphs.Graph, node: graphs.Node) -> str | None:
     """As `_lack`, of an operation of `keras.ops`."""
     if registry.passes_through(node.layer):
         return None
-    made = operations.equal(node, *node.args, name=node.layer.name)
+    is_read = masks.feeds_softmax(graph, node)
+    made = operations.equal(node, *node.args, name=node.layer.name, feeds_softmax=is_read)
     if made is None:
         return ""
     return None if isinstance(made[0], tuple) else registry.complaint(made[0])

@@ -158,6 +158,9 @@ LAYERS = {
         (lambda: L.Attention(name="x"), [(6, 8), (6, 8)]),
         (lambda: L.Attention(name="x"), [SEQUENCE, (5, 7), (5, 4)]),
     ],
+    L.AdditiveAttention: [
+        (lambda: L.AdditiveAttention(name="x"), [(6, 8), (6, 8)]),
+    ],
     layers.Function: [(lambda: layers.Function("softplus", name="x"), [IMAGE])],
     L.AveragePooling1D: [(lambda: L.AveragePooling1D(2, name="x"), [SEQUENCE])],
     L.GlobalAveragePooling1D: [
@@ -208,7 +211,13 @@ ACTIVATIONS = [
     *layer_rules.FUNCTIONS,
 ]
 # Rows with tests of their own, below or in test_graphs.py.
-ELSEWHERE = {L.MultiHeadAttention, L.GroupQueryAttention, layers.Constant, "glu"}
+ELSEWHERE = {
+    L.MultiHeadAttention,
+    L.GroupQueryAttention,
+    layers.Constant,
+    layers.Masked,  # tests/prepare/test_masks.py
+    "glu",
+}
 ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin, layers.Divide, layers.Compare}
 ELSEWHERE |= {layers.Select}
 # Parts of the normalizations in tests/prepare/test_normalization.py, and those.
@@ -218,7 +227,6 @@ ELSEWHERE |= {layers.Requantize, L.LayerNormalization, L.RMSNormalization, L.Gro
 ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
-    L.AdditiveAttention: (lambda x: L.AdditiveAttention(name="x")([x, x]), SEQUENCE),
     L.Conv3D: (lambda x: L.Conv3D(3, 2, name="x")(x), VOLUME),
     L.Conv3DTranspose: (lambda x: L.Conv3DTranspose(3, 2, name="x")(x), VOLUME),
     L.Embedding: (lambda x: L.Embedding(9, 4, name="x")(x), (12,)),
@@ -656,8 +664,7 @@ def test_heads(layer, scheme):
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: attended(L.MultiHeadAttention(2, 4, name="x"), "value", use_causal_mask=True),
-        lambda: attended(L.GroupQueryAttention(4, 4, 2, name="x"), "value", use_causal_mask=True),
+        lambda: attended(lambda x: L.Attention(score_mode="concat", name="x")([x, x])),
         lambda: attended(L.EinsumDense("abc,bcd->abd", (12, 5), name="x")),
     ],
 )

@@ -35,6 +35,7 @@ _PAGE = flags.DEFINE_string("page", None, "The Markdown page whose table is repl
 
 # Operators whose kernels work on tables: 2 steps of their grids are allowed, of all others 1.
 TABLES = ("SOFTMAX", "EXP", "RSQRT")
+WORDS = 50
 HEADER = [
     "network",
     "quantized",
@@ -175,6 +176,17 @@ def _transformer() -> keras.Model:
     return keras.Model(series, L.Dense(5, activation="softmax")(L.GlobalAveragePooling1D()(x)))
 
 
+def _decoder() -> keras.Model:
+    """One decoder block: causal attention, normalization in front (Radford et al. 2019)."""
+    words = keras.Input((16,), dtype="int32", name="words")
+    x = L.Embedding(WORDS, 16)(words) + L.Embedding(16, 16)(np.arange(16)[None])
+    y = L.LayerNormalization()(x)
+    x = x + L.MultiHeadAttention(2, 8)(y, y, use_causal_mask=True)
+    y = L.Dense(32, activation="gelu")(L.LayerNormalization()(x))
+    x = L.LayerNormalization()(x + L.Dense(16)(y))
+    return keras.Model(words, L.Dense(WORDS, activation="softmax")(x))
+
+
 def _recurrent(layer: type) -> Callable[[], keras.Model]:
     def make() -> keras.Model:
         series = keras.Input((20, 6), name="series")
@@ -239,6 +251,7 @@ ROWS = {
     "tcn": Row(make=_tcn),
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
     "transformer": Row(make=_transformer, cnn=False, quick=True),
+    "decoder": Row(make=_decoder, cnn=False, quick=True),
     "lstm": Row(make=_recurrent(L.LSTM), cnn=False),
     "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True),
     "bilstm_stack": Row(make=_bilstm_stack, cnn=False),
@@ -249,14 +262,15 @@ ROWS = {
 
 
 def samples(model: keras.Model, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Random samples for each input: pixels of 0..255 for images, else of variance 1."""
+    """Random samples for each input: pixels of 0..255 for images, words, else of variance 1."""
     rng = np.random.default_rng(seed)
     found = []
     for x in model.inputs:
         shape = (count, *x.shape[1:])
         # What reads three channels is taken for images.
         images = len(shape) == 4 and shape[-1] == 3
-        found.append(rng.uniform(0, 255, shape) if images else rng.normal(size=shape))
+        values = rng.uniform(0, 255, shape) if images else rng.normal(size=shape)
+        found.append(rng.integers(0, WORDS, shape) if "int" in x.dtype else values)
     return [x.astype(np.float32) for x in found]
 
 

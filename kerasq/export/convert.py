@@ -137,6 +137,8 @@ class Marker:
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
         if made := _made(wrapper, grid):
+            if isinstance(made, marks.Constant):
+                inputs = tf.cast(inputs, tf.float32)  # Conditions have no markers.
             # Marked is the input: the converter would compute the marker of a constant, and has
             # no operator of its own for the others.
             return self._mark(inputs, made)

@@ -27,6 +27,7 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
         return f"{kind} has weights, and the layer gives no grid for them"
     inputs = integer_inputs(builder, op)
     if known.one_grid:
+        inputs = [_constant_code(builder, i, mark) for i in inputs]
         is_float = schema.TensorType.FLOAT32  # Of SELECT_V2 the condition is bool.
         floats = [_float_name(builder, i) for i in inputs if builder.tensor(i).type == is_float]
         if floats:
@@ -63,6 +64,14 @@ def _set_options(builder: Builder, op: schema.OperatorT) -> None:
         op.opcodeIndex = flatbuffer.code_index(builder.model, flatbuffer.Op.SELECT_V2, 1)
         op.builtinOptionsType = schema.BuiltinOptions.SelectV2Options
         op.builtinOptions = schema.SelectV2OptionsT()
+
+
+def _constant_code(builder: Builder, tensor: int, mark: Computed) -> int:
+    """A tensor; of a float constant, such as that of Masked, its codes on the output's grid."""
+    values = builder.constant(tensor)
+    if values is None or values.dtype != np.float32:
+        return tensor
+    return builder.add(f"{mark.name}/constant", values.shape, mark.grid, mark.grid.quantize(values))
 
 
 def _on_one_grid(builder: Builder, inputs: list[int], mark: Computed) -> list[int]:

@@ -32,9 +32,12 @@ def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Te
 
 
 def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """CONCATENATION, PACK, MAXIMUM, MINIMUM, SELECT_V2: inputs lie on the output's grid already."""
-    del grids, out
-    return layer(codes)
+    """CONCATENATION, PACK, MAXIMUM, MINIMUM, SELECT_V2: inputs lie on the output's grid already.
+
+    A constant of the layer's own, such as that of Masked, is the end of the grid that it is beyond.
+    """
+    del grids
+    return clip(layer(codes), out)
 
 
 def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -25,7 +25,7 @@ from kerasq.kernels.fixed_point import (
     shift_right_half_up,
 )
 from kerasq.kernels.floats import float32, float64, plus, product, quotient, round_away
-from kerasq.layers import InverseRoot
+from kerasq.layers import InverseRoot, Masked
 
 
 def _round(x: np.ndarray) -> np.ndarray:
@@ -218,6 +218,24 @@ def inverse_root_grid(layer: InverseRoot, grid: Grid) -> Grid:
     halvings = tf.maximum(exponent_of(most / layer.largest) + 1, 0)
     scale = most / (2.0**15 - 1.0) / 2.0 ** float64(halvings)
     return Grid(scale=float32(scale), zero_point=tf.zeros(()), bits=16)
+
+
+# What a softmax on int16 tells apart at most, see `softmax`.
+_SOFTMAX_DEPTH = 10.0
+
+
+def masked_grid(layer: Masked, grid: Grid) -> Grid:
+    """The grid of scores and masked ones: its lowest value is 10 below those of the scores' own.
+
+    Beside any score, a softmax so gets the least exponential that its kernel knows. A grid of 8
+    bits has its scores in 2^7 steps or more for each of its own, so that they stay what they are.
+    """
+    if layer.value == 0.0:  # Of what a softmax returned.
+        return grid
+    zero = float32(grid.zero_point)
+    below, above = zero - float(grid.qmin), float(grid.qmax) - zero
+    reach = tf.maximum(plus(product(grid.scale, below), _SOFTMAX_DEPTH), product(grid.scale, above))
+    return Grid(scale=quotient(reach, 2.0**15 - 1.0), zero_point=tf.zeros(()), bits=16)
 
 
 def _sigmoid_table() -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 
 from kerasq import fits, registry
 from kerasq.layer_rules import FUNCTIONS
-from kerasq.layers import Constant, Function
+from kerasq.layers import Constant, Function, Requantize
+from kerasq.prepare import masks
 from kerasq.prepare.parts import Parts, between_permutes
 
 L = keras.layers
@@ -46,12 +47,27 @@ def sloped(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     return parts.call(L.LeakyReLU(layer.negative_slope, name=name, dtype="float32"), x)
 
 
-def softmax(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+def softmax(
+    parts: Parts, layer: keras.Layer, name: str, x: Any, mask: Any = None, **options: Any
+) -> Any:
     """Softmax over other axes than the last, which LiteRT's kernel sums over.
 
-    "<name>_probabilities" is between two Permute and, of several axes, two Reshape.
+    "<name>_probabilities" is between two Permute and, of several axes, two Reshape. Of masked
+    scores on 16 bits, behind Masked where the mask is an argument.
     """
-    return _over_last(parts, L.Softmax, "probabilities", fits.axes(layer.axis, x), name, x)
+    del options  # `training`.
+    held = [] if mask is None else [masks.condition(parts, name, mask, above=0.5)]
+    if held:
+        x = masks.masked(parts, name, x, held)
+    along = fits.axes(layer.axis, x)
+    if parts.is_wide or not masks.is_masked(x):
+        return _over_last(parts, L.Softmax, "probabilities", along, name, x)
+    with parts.wide():
+        own = parts.name(name, "softmax")
+        y = parts.call(L.Softmax(layer.axis, name=own, dtype="float32"), x)
+        if held and masks.is_zeroed():
+            y = masks.masked(parts, name, y, held, value=0.0)
+    return parts.call(Requantize(name=name, dtype="float32"), y)
 
 
 def unit_norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
@@ -106,6 +122,8 @@ def activation(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     if kind == "hard_sigmoid":  # relu6(x + 3) / 6 = min(relu(x / 6 + 1 / 2), 1)
         y = parts.scale(parts.name(name, "linear"), x, 1.0 / 6.0, 0.5)
         return parts.call(L.ReLU(1.0, name=name, dtype="float32"), y)
+    if kind == "softmax":
+        return softmax(parts, L.Softmax(), name, x)
     if kind in FUNCTIONS:
         return parts.call(Function(kind, name=name, dtype="float32"), x)
     return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from kerasq.fits import is_per_channel
 from kerasq.layers import Compare, Function
+from kerasq.prepare import masks
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -15,6 +16,9 @@ L = keras.layers
 
 def two_by_two(parts: Parts, layer: keras.Layer, name: str, x: list) -> Any:
     """Of n inputs: n - 1 layers of two, "<name>_1", "<name>_2", ..., "<name>"."""
+    is_bias = parts.feeds_softmax and isinstance(layer, L.Add) and len(x) == 2
+    if is_bias and (y := masks.added(parts, name, x)) is not None:
+        return y
     if even := _even(parts, name, x):
         return parts.call(type(layer)(name=name, dtype="float32"), even)
     # LiteRT's ADD, MUL, MAXIMUM and MINIMUM read two tensors. Each sum on the way has a range of

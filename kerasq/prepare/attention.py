@@ -7,6 +7,7 @@ Scores and contexts are BATCH_MATMUL (Vaswani et al. 2017, arXiv 1706.03762, equ
 The factor goes into the weights of Q. Dropout of the probabilities, in training, is left out.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from kerasq import graph as graphs
 from kerasq.fits import Product, as_matrix, as_product
-from kerasq.layers import Einsum, Matmul
+from kerasq.graph import symbolic
+from kerasq.layers import Constant, Einsum, Matmul, Select, Sum
+from kerasq.prepare import masks
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -145,30 +148,130 @@ def dot(parts: Parts, layer: keras.layers.Dot, name: str, x: list) -> Any:
     return _matmul(parts, [first, second], name, transpose=True)
 
 
-def attention(parts: Parts, layer: keras.layers.Attention, name: str, x: list) -> Any:
-    """Matmul, "<name>_scores"; Softmax, "<name>_probabilities"; Matmul."""
+def attention(
+    parts: Parts,
+    layer: keras.layers.Attention,
+    name: str,
+    x: list,
+    mask: list | None = None,
+    training: Any = None,
+    return_attention_scores: bool = False,
+    use_causal_mask: bool = False,
+) -> Any:
+    """Matmul, "<name>_scores"; Softmax, "<name>_probabilities"; Matmul.
+
+    Masked scores become Masked, "<name>_masked", and what a mask of queries leaves out is 0.
+    """
+    del training
     query, value, key = x[0], x[1], x[-1]  # Without a key of its own, the value is the key.
     scores = _matmul(parts, [query, key], parts.name(name, "scores"), transpose=True)
     if layer.use_scale:  # A factor that is trained, and has no weights before it to go into.
         gain = np.float32(layer.get_weights()[0])
         scores = parts.scale(parts.name(name, "scaled"), scores, gain, 0.0, layer.trainable)
-    return _weighted(parts, name, name, scores, value)
+    found = _of_scores(parts, name, scores, value, mask, use_causal_mask)
+    return found if return_attention_scores else found[0]
 
 
-def _weighted(parts: Parts, name: str, own: str, scores: Any, value: Any) -> Any:
-    """The averages of `value` by the softmax of `scores`."""
+def additive(
+    parts: Parts,
+    layer: keras.layers.AdditiveAttention,
+    name: str,
+    x: list,
+    mask: list | None = None,
+    training: Any = None,
+    return_attention_scores: bool = False,
+    use_causal_mask: bool = False,
+) -> Any:
+    """Add, tanh, and a Dense of one unit, "<name>_scores"; Softmax and Matmul as in `attention`."""
+    del training
+    query, value, key = x[0], x[1], x[-1]
+    (count, size), others = query.shape[1:], key.shape[1]
+    query = _reshape(parts, query, (count, 1, size), parts.name(name, "query"))
+    key = _reshape(parts, key, (1, others, size), parts.name(name, "key"))
+    total = L.Add(name=parts.name(name, "sum"), dtype="float32")
+    tanh = L.Activation("tanh", name=parts.name(name, "tanh"), dtype="float32")
+    scores = parts.call(tanh, parts.call(total, [query, key]))
+    if layer.use_scale:
+        own = {"use_bias": False, "trainable": layer.trainable, "dtype": "float32"}
+        dense = L.Dense(1, name=parts.name(name, "scores"), **own)
+        scores = parts.call(dense, scores, [layer.get_weights()[0][:, None]])
+        scores = _reshape(parts, scores, (count, others), parts.name(name, "matrix"))
+    else:
+        scores = parts.call(Sum([3], name=parts.name(name, "scores"), dtype="float32"), scores)
+    found = _of_scores(parts, name, scores, value, mask, use_causal_mask)
+    return found if return_attention_scores else found[0]
+
+
+def _of_scores(
+    parts: Parts, name: str, scores: Any, value: Any, mask: list | None, causal: bool
+) -> tuple[Any, Any]:
+    """What an Attention makes of its scores: averages of values, and their weights."""
+    of_query, of_value = mask[:2] if mask else (None, None)
+    held = [] if of_value is None else [_expanded(masks.condition(parts, name, of_value), 1)]
+    weights = _probabilities(parts, name, scores, held, causal)
+    if of_query is None:
+        return _matmul(parts, [weights, value], name), weights
+    y = _matmul(parts, [weights, value], parts.name(name, "context"))
+    # Places of queries that are masked are 0.
+    constant = Constant((1, 1), True, name=parts.name(name, "zero"), dtype="float32")
+    queries = _expanded(masks.condition(parts, name, of_query), 2)
+    chosen = [queries, y, parts.call(constant, y, [np.zeros((1, 1))])]
+    return parts.call(Select(name=name, dtype="float32"), chosen), weights
+
+
+def _expanded(mask: Any, axis: int) -> Any:
+    """A mask, conditions or a constant, with another axis."""
+    return keras.ops.expand_dims(mask, axis) if symbolic(mask) else np.expand_dims(mask, axis)
+
+
+def _probabilities(
+    parts: Parts, name: str, scores: Any, held: list, causal: bool, is_zeroed: bool = False
+) -> Any:
+    """The softmax of scores, under masks; where all is masked 0, or averages."""
+    if held or causal:
+        scores = masks.masked(parts, name, scores, held, causal=causal)
     softmax = L.Softmax(name=parts.name(name, "probabilities"), dtype="float32")
-    return _matmul(parts, [parts.call(softmax, scores), value], own)
+    weights = parts.call(softmax, scores)
+    if held and is_zeroed and masks.is_zeroed():
+        return masks.masked(parts, name, weights, held, causal=causal, value=0.0)
+    return weights
+
+
+def _weights_by_head(
+    parts: Parts, name: str, scores: Any, shape: tuple, held: list, **options: bool
+) -> tuple[Any, Any]:
+    """`_probabilities` in the shape of the scores, and in another one, for which masks are."""
+    rows = tuple(scores.shape[1:])
+    if rows == shape:
+        weights = _probabilities(parts, name, scores, held, **options)
+        return weights, weights
+    scores = _reshape(parts, scores, shape, parts.name(name, "heads"))
+    every = _probabilities(parts, name, scores, held, **options)
+    return _reshape(parts, every, rows, parts.name(name, "rows")), every
 
 
 def heads(
-    parts: Parts, layer: keras.Layer, name: str, query: Any, value: Any, key: Any = None
+    parts: Parts,
+    layer: keras.Layer,
+    name: str,
+    query: Any,
+    value: Any,
+    key: Any = None,
+    query_mask: Any = None,
+    value_mask: Any = None,
+    key_mask: Any = None,
+    attention_mask: Any = None,
+    return_attention_scores: bool = False,
+    training: Any = None,
+    use_causal_mask: bool = False,
 ) -> Any:
     """MultiHeadAttention and GroupQueryAttention.
 
     Dense layers "<name>_query", "<name>_key", "<name>_value" and "<name>"; Matmul "<name>_scores"
-    and "<name>_context". Heads that share keys are rows of one head.
+    and "<name>_context". Heads that share keys are rows of one head. Masked scores become Masked,
+    "<name>_masked".
     """
+    del training
     key = value if key is None else key
     trainable = layer.trainable
     to_query, to_key, to_value, to_output = graphs.projections(layer)
@@ -189,8 +292,27 @@ def heads(
         rows = (groups, shape[0] // groups * shape[1], shape[2])
         query = _reshape(parts, query, rows, parts.name(name, "groups"))
     scores = _matmul(parts, [query, key], parts.name(name, "scores"), transpose=True)
-    y = _weighted(parts, name, parts.name(name, "context"), scores, value)
+    held = _held(parts, name, query_mask, value_mask, key_mask, attention_mask)
+    # Keras goes by way of its Softmax then, which makes 0 of what is masked altogether.
+    is_explicit = return_attention_scores or layer.get_config()["dropout"] > 0.0
+    is_plain = not (held or use_causal_mask or return_attention_scores)
+    by_head = tuple(scores.shape[1:]) if is_plain else (*shape[:2], scores.shape[-1])
+    options = {"causal": use_causal_mask, "is_zeroed": is_explicit}
+    weights, every = _weights_by_head(parts, name, scores, by_head, held, **options)
+    y = _matmul(parts, [weights, value], parts.name(name, "context"))
     if is_grouped:
         y = _reshape(parts, y, (*shape[:2], y.shape[-1]), parts.name(name, "ungrouped"))
     y = _permute(parts, y, (2, 1, 3), parts.name(name, "merged"))
-    return _dense(parts, to_output, name, y, trainable)
+    y = _dense(parts, to_output, name, y, trainable)
+    return (y, every) if return_attention_scores else y
+
+
+def _held(parts: Parts, name: str, query: Any, value: Any, key: Any, scores: Any) -> list[Any]:
+    """The masks of a call of heads, each with axes for samples, heads, queries and keys."""
+    # A mask of queries has no axes of heads and keys; one of keys, or values, of heads and queries.
+    found: list[tuple[Any, tuple[int, ...]]] = [(query, (1, 3)), (value, (1, 2)), (key, (1, 2))]
+    if scores is not None:
+        # A constant of two axes is one for all samples.
+        found.append((scores, (1,) * (4 - len(scores.shape)) if symbolic(scores) else ()))
+    given = [(masks.condition(parts, name, x), places) for x, places in found if x is not None]
+    return [functools.reduce(_expanded, places, held) for held, places in given]

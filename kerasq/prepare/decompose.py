@@ -12,7 +12,18 @@ from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.fits import RECURRENT
 from kerasq.layer_rules import ADAPTIVE_AVERAGE, ADAPTIVE_MAX
-from kerasq.layers import Compare, Deviation, Divide, Einsum, Mean, Norm, Scale, Sum, Variance
+from kerasq.layers import (
+    Compare,
+    Deviation,
+    Divide,
+    Einsum,
+    Mean,
+    Norm,
+    Scale,
+    Select,
+    Sum,
+    Variance,
+)
 from kerasq.prepare import (
     activations,
     arithmetic,
@@ -20,6 +31,7 @@ from kerasq.prepare import (
     batch_norm,
     convolutions,
     images,
+    masks,
     normalization,
     operations,
     pooling,
@@ -58,7 +70,8 @@ class _Decomposition:
         self._keep = keep
         self._names: set[str] = set()  # those of parts
         self._noted: dict[str, dict] = {}  # by name of a part, what `Source` says of it
-        self._is_wide = False
+        self.is_wide = False
+        self.feeds_softmax = False
         self._integers = Integers(graph, keep)
         # Of calls that are repeated: by key what the first one has called, and by name of what a
         # call has called, that of the first one. Ranges are those of one call of the user's layer,
@@ -87,9 +100,9 @@ class _Decomposition:
     @contextlib.contextmanager
     def wide(self) -> Iterator[None]:
         """See `Parts`."""
-        before, self._is_wide = self._is_wide, True
+        before, self.is_wide = self.is_wide, True
         yield
-        self._is_wide = before
+        self.is_wide = before
 
     def call_node(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """Calls what a layer, or operation, becomes."""
@@ -99,7 +112,8 @@ class _Decomposition:
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
         if layer.name in self._keep:
             return graphs.copy_call(layer, *args, **kwargs)
-        takes_conditions = type(layer).__name__ == "Where"  # By name: private to Keras.
+        takes_conditions = type(layer).__name__ in _TAKE_CONDITIONS
+        self.feeds_softmax = masks.feeds_softmax(self._graph, node)
         # Some layers say that they return floats of whatever they move.
         stays = is_moved and "float" not in node.outputs[0].dtype
         args, kwargs = self._integers.as_real((args, kwargs), stays, takes_conditions)
@@ -115,7 +129,9 @@ class _Decomposition:
 
     def _operation(self, node: graphs.Node, args: tuple) -> Any:
         """Calls the layer that computes what an operation of `keras.ops` does."""
-        equal = operations.equal(node, *args, name=node.layer.name)
+        equal = operations.equal(
+            node, *args, name=node.layer.name, feeds_softmax=self.feeds_softmax
+        )
         assert equal is not None  # What has none is among those to keep.
         made, x = equal
         if not isinstance(made, tuple):
@@ -144,7 +160,9 @@ class _Decomposition:
 
     def _copy(self, layer: keras.Layer, args: tuple, kwargs: dict, **changes: Any) -> Any:
         """Calls a copy of a layer, weights included, or its parts."""
-        y = self._in_parts(layer, changes.get("name", layer.name), *args)
+        # Of the other layers, calls that have more than their tensors stay float.
+        given = kwargs if type(layer).__name__ in _TAKE_CONDITIONS else {}
+        y = self._in_parts(layer, changes.get("name", layer.name), *args, **given)
         return graphs.copy_call(layer, *args, changes=changes, **kwargs) if y is None else y
 
     def call(
@@ -156,7 +174,7 @@ class _Decomposition:
         if y is None:
             self._called.append(layer.name)
             y = layer(x)
-            if self._is_wide:
+            if self.is_wide:
                 self._noted[layer.name] = {"is_wide": True}
             if units != 1.0:
                 gain = (units,) * x.shape[-1]
@@ -175,9 +193,9 @@ class _Decomposition:
             names.update(zip(made, self._firsts.setdefault((first, key), made), strict=True))
         return y
 
-    def _in_parts(self, layer: keras.Layer, name: str, *args: Any) -> Any:
+    def _in_parts(self, layer: keras.Layer, name: str, *args: Any, **kwargs: Any) -> Any:
         make = PARTS.get(type(layer))
-        return make and make(self, layer, name, *args)
+        return make and make(self, layer, name, *args, **kwargs)
 
     def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
         """Calls a `Scale`, by values of shape `()` or `(channels,)`; of constants for None."""
@@ -186,6 +204,18 @@ class _Decomposition:
         shape = (x.shape[-1],)
         return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in (gain, shift)])
 
+
+# What takes bool tensors as conditions, not as numbers; by name, since those of operations are
+# private to Keras.
+_TAKE_CONDITIONS = (
+    "Cast",
+    "Where",
+    "Softmax",
+    "Attention",
+    "AdditiveAttention",
+    "MultiHeadAttention",
+    "GroupedQueryAttention",
+)
 
 # By class of a layer, and of no subclass, whose `call` may be another: what makes its parts from
 # `Parts`, the layer, its name and what it is called on. It returns None where this one has none.
@@ -224,10 +254,12 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.LayerNormalization: normalization.layer_norm,
     L.RMSNormalization: normalization.rms_norm,
     L.GroupNormalization: normalization.group_norm,
+    Select: masks.select,
     Divide: arithmetic.divide,
     Compare: arithmetic.compare,
     L.Activation: activations.activation,
     L.Attention: attention.attention,
+    L.AdditiveAttention: attention.additive,
     L.MultiHeadAttention: attention.heads,
     L.GroupQueryAttention: attention.heads,
     L.EinsumDense: attention.einsum_dense,

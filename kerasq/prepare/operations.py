@@ -10,6 +10,7 @@ from kerasq import fits
 from kerasq.graph import Node, symbolic
 from kerasq.layer_rules import COMPARISONS
 from kerasq.layers import (
+    MASKED,
     ArgMax,
     ArgMin,
     Compare,
@@ -35,25 +36,42 @@ Scaled = tuple[Any, Any]
 Equal = tuple[keras.Layer | Scaled, Any]
 
 
-def equal(node: Node, *args: Any, name: str) -> Equal | None:
+def equal(node: Node, *args: Any, name: str, feeds_softmax: bool = False) -> Equal | None:
     """The layer that computes what a call of a Keras operation does, and its input.
 
     Args:
         node: the call, of a `keras.Operation` that is no layer.
         *args: positional arguments in place of the node's own.
         name: of the layer.
+        feeds_softmax: whether nothing but softmax reads it: then there may be infinite constants.
 
     Returns:
         A layer, or gain and shift where the operation is `gain * x + shift` with constants of shape
         `()` or `(channels,)`; and its input. None where no layer computes the same.
     """
     make = _TABLE.get(type(node.layer).__name__)  # The classes are private to Keras.
+    if make is None or not _is_real(node):
+        return None
+    if feeds_softmax:
+        args = tuple(map(_as_masked, args))
+    return make(node, args, {"name": name, "dtype": "float32"})
+
+
+def _is_real(node: Node) -> bool:
+    """Whether an operation computes with values that lie on grids, or chooses among such."""
     values = [x for x in node.inputs if x.dtype != "bool"]  # A condition lies on no grid.
     # Nor do integers that stay such, as indices; others count as the real values that they are.
     is_real = "float" in node.outputs[0].dtype or all("float" in x.dtype for x in values)
-    if make is None or not values or not is_real:
-        return None
-    return make(node, args, {"name": name, "dtype": "float32"})
+    chooses = type(node.layer).__name__ in ("Cast", "Where")
+    return is_real and bool(values or chooses)
+
+
+def _as_masked(operand: Any) -> Any:
+    """An operand; of a constant that is minus infinity in places, what stands for that."""
+    if symbolic(operand) or isinstance(operand, keras.Variable):
+        return operand
+    value = np.asarray(keras.ops.convert_to_numpy(operand))
+    return np.maximum(value, np.float32(MASKED)) if np.isneginf(value).any() else operand
 
 
 def _binary(
@@ -122,7 +140,7 @@ def _tensor(
         value = value[0]  # One sample, for any number of them.
     shape = (1,) * (rank - 1 - value.ndim) + value.shape
     fits = all(n in (1, m) for n, m in zip(shape, tensor.shape[1:], strict=False))
-    if len(shape) != rank - 1 or not fits or not tensor.dtype.startswith("float"):
+    if len(shape) != rank - 1 or not fits or "int" in tensor.dtype:
         return None
     layer = Constant(
         shape, **options | {"name": f"{options['name']}_constant"}, constant=not trainable
@@ -233,6 +251,10 @@ def _power(node: Node, args: tuple, options: dict) -> Equal | None:
 
 
 def _same(node: Node, args: tuple, options: dict) -> Equal | None:
+    if args[0].dtype == "bool" and "float" in node.outputs[0].dtype:
+        return _where(node, (args[0], 1.0, 0.0), options)
+    if "float" in args[0].dtype and node.outputs[0].dtype == "bool":
+        return Compare("not_equal", **options), args[0]
     # Here all is float32: between float types a cast is what is left of mixed precision.
     return (L.Identity(**options), args[0]) if "float" in node.outputs[0].dtype else None
 
@@ -282,11 +304,30 @@ def _compare(function: str) -> Callable:
 def _where(node: Node, args: tuple, options: dict) -> Equal | None:
     """A choice between tensors, or a tensor and constants that are finite, as codes are."""
     condition, *values = args
-    tensors = symbolic(values)
-    if not symbolic(condition) or condition.dtype != "bool" or not tensors or len(values) != 2:
+    if len(values) != 2:
         return None
-    both = [x if symbolic(x) else _finite(x, tensors[0], options) for x in values]
+    # Constants are called on any tensor.
+    tensor, *_ = [*symbolic(values), condition]
+    if not symbolic(condition):
+        condition = _constant_condition(condition, tensor, options)
+    if condition is None or condition.dtype != "bool":
+        return None
+    names = (options["name"], f"{options['name']}_else")
+    both = [
+        x if symbolic(x) else _finite(x, tensor, options | {"name": name})
+        for x, name in zip(values, names, strict=True)
+    ]
     return None if any(x is None for x in both) else (Select(**options), [condition, *both])
+
+
+def _constant_condition(
+    constant: Any, tensor: keras.KerasTensor, options: dict
+) -> keras.KerasTensor | None:
+    """A constant condition, as one on a tensor of 0 and 1."""
+    values = (products.value(constant) != 0.0).astype(np.float32)
+    own = options | {"name": f"{options['name']}_condition"}
+    found = _tensor(values, False, tensor, own)
+    return None if found is None else Compare("greater", 0.5, **own)(found)
 
 
 def _finite(constant: Any, tensor: keras.KerasTensor, options: dict) -> keras.KerasTensor | None:
@@ -314,7 +355,7 @@ def _normalize(node: Node, args: tuple, options: dict) -> Equal | None:
     if layer.order != 2 or epsilon > keras.config.epsilon() or layer.axis is None:
         return None
     made = L.UnitNormalization(layer.axis, **options)
-    return (made, x) if fits.softmax_fits(made, x) else None
+    return (made, x) if fits.vectors_fit(made, x) else None
 
 
 def _concatenate(node: Node, args: tuple, options: dict) -> Equal | None:

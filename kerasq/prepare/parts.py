@@ -11,7 +11,15 @@ Called = tuple[keras.Layer, Any] | None
 
 
 class Parts(Protocol):
-    """Names and calls of the layers that one layer is made into."""
+    """Names and calls of the layers that one layer is made into.
+
+    Attributes:
+        is_wide: whether parts are called within `wide`.
+        feeds_softmax: whether nothing but softmax reads what the user's layer returns.
+    """
+
+    is_wide: bool
+    feeds_softmax: bool
 
     def name(self, name: str, suffix: str) -> str:
         """A name for a part of the layer `name`: "<name>_<suffix>", or with a number behind it."""
