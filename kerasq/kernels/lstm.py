@@ -13,6 +13,8 @@ kernels/unidirectional_sequence_lstm.cc (`PopulateQuantizedLstmParams8x8_16`).
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,6 +23,7 @@ from kerasq.kernels import gemmlowp
 from kerasq.kernels.codes import clip
 from kerasq.kernels.fixed_point import int64, multiply_rounding_twice, round_half_away
 from kerasq.kernels.floats import float64, product
+from kerasq.support.shared import shared
 
 # Sums of gates are in steps of 2^-12.
 GATE_STEPS = 2.0**12
@@ -47,7 +50,14 @@ class LstmWeights:
     bias: tf.Tensor
 
 
-def run(codes: tf.Tensor, grid: Grid, weights: LstmWeights, out: Grid, cell_bits: int) -> tf.Tensor:
+def sequence(layer: Any, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """The operator, of a layer that has `integer_weights()` and `cell_bits()`."""
+    return run(codes[0], grids[0], layer.integer_weights(), out, layer.cell_bits())
+
+
+def run(
+    codes: tf.Tensor, grid: Grid, weights: LstmWeights, out: Grid, cell_bits: tf.Tensor | int
+) -> tf.Tensor:
     """Centred codes of the hidden state at all steps, `(samples, steps, units)`, float32.
 
     Args:
@@ -57,6 +67,7 @@ def run(codes: tf.Tensor, grid: Grid, weights: LstmWeights, out: Grid, cell_bits
         out: the grid of the hidden state, of 8 bits.
         cell_bits: integer bits of the cell state, in [0, 6]: it lies in [-2^n, 2^n).
     """
+    cell_bits = int64(cell_bits)
     # Steps first, and what the input adds to all of them at once. float64 holds any sums.
     steps = tf.transpose(float64(codes), [1, 0, 2])
     total = tf.matmul(steps, float64(weights.kernel)[None]) + float64(weights.bias)
@@ -87,7 +98,7 @@ def _int16(x: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(x, int64(-(2**15)), int64(2**15 - 1))
 
 
-def _next_cell(total: tf.Tensor, cell: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _next_cell(total: tf.Tensor, cell: tf.Tensor, bits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The next cell state, and the output gate."""
     entry, forget, candidate, output = tf.split(total, 4, axis=-1)
     entry, forget, output = (gemmlowp.logistic(x, 3, width=16) for x in (entry, forget, output))
@@ -96,9 +107,17 @@ def _next_cell(total: tf.Tensor, cell: tf.Tensor, bits: int) -> tuple[tf.Tensor,
     return _int16(kept + round_half_away(entry * candidate, 15 + bits)), output
 
 
-def _hidden(gate: tf.Tensor, cell: tf.Tensor, out: Grid, bits: int) -> tf.Tensor:
+def _hidden(gate: tf.Tensor, cell: tf.Tensor, out: Grid, bits: tf.Tensor) -> tf.Tensor:
     """Centred codes of `gate tanh(cell)`."""
-    squashed = gemmlowp.tanh(cell, bits, width=16)
+    squashed = _tanh_of_cell(cell, bits)
     # LiteRT divides in double, and rounds the quotient to float32.
     real = float64(tf.cast(2.0**-30 / float64(out.scale), tf.float32))
     return clip(multiply_rounding_twice(gate * squashed, real), out)
+
+
+@shared
+def _tanh_of_cell(cell: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    def at(integer_bits: int) -> Callable[[], tf.Tensor]:
+        return lambda: gemmlowp.tanh(cell, integer_bits, width=16)
+
+    return tf.switch_case(tf.cast(bits, tf.int32), [at(n) for n in range(CELL_BITS + 1)])
