@@ -31,6 +31,7 @@ from kerasq.layers import (
     Requantize,
     Scale,
     Select,
+    SequenceLSTM,
     Stack,
     Sum,
     Take,
@@ -158,6 +159,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.DECOMPOSED,
         note="becomes Multiply, Sum and Function",
     ),
+    (SequenceLSTM,): Rule(operators=("UNIDIRECTIONAL_SEQUENCE_LSTM",), output=Output.LEARNED),
     (Take,): Rule(operators=("GATHER",), output=Output.PASS_THROUGH),
     (Pad,): Rule(operators=("PAD",), output=Output.PASS_THROUGH, note="or MIRROR_PAD"),
     # The kernel wants one grid for both ends, so averages are rounded to that of what they are of.

@@ -656,3 +656,8 @@ class ArgMin(ArgMax):
     """The place of the smallest value along an axis: see `ArgMax`."""
 
     function = staticmethod(tf.argmin)
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class SequenceLSTM(keras.layers.LSTM):
+    """Keras's LSTM with tanh and sigmoid that returns all steps: one operator of LiteRT."""

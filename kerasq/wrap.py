@@ -8,7 +8,8 @@ import keras
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import IN_FRONT, Requantize
+from kerasq.layers import IN_FRONT, Requantize, SequenceLSTM
+from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.scheme import FLOAT_BITS
@@ -79,7 +80,8 @@ class _Wrapping:
             "output_quantizer": self.quantizers.get(key),
         }
         if registry.rule(layer).kernel is None:
-            wrapper = QuantizeWrapper(graphs.copy_built(layer), **options)
+            kind = LstmWrapper if isinstance(layer, SequenceLSTM) else QuantizeWrapper
+            wrapper = kind(graphs.copy_built(layer), **options)
         else:
             wrapper = self._with_kernel(node, call, options)
         if end.source.range_of:

@@ -26,7 +26,7 @@ FLOORS = (
     ("rule", "layer_rules", "registry"),
     ("prepare", "unsupported"),
     ("plan",),
-    ("wrappers", "kernel_wrapper"),
+    ("wrappers", "kernel_wrapper", "lstm_wrapper"),
     ("range_limits", "wrap"),
     ("quantize", "calibration", "comparison", "equalization"),
     ("retargeting", "ptq", "encodings"),

@@ -21,8 +21,10 @@ from kerasq.export import marks
 from kerasq.export.converter import converter
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.kernels.lstm import LstmWeights
 from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import Constant, InputScale, InverseRoot, Scale
+from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.wrappers import QuantizeWrapper, target_of
 
 # Of all operators without a TFLite form, this one takes a tensor of any type, gives its shape, and
@@ -136,6 +138,8 @@ class Marker:
             return self._mark(inputs, mark)
         if isinstance(wrapper, KernelWrapper):
             return self._kernel(wrapper, inputs, grid)
+        if isinstance(wrapper, LstmWrapper):
+            return self._recurrent(wrapper, inputs, grid)
         if made := _made(wrapper, grid):
             if isinstance(made, marks.Constant):
                 inputs = tf.cast(inputs, tf.float32)  # Conditions have no markers.
@@ -168,6 +172,21 @@ class Marker:
         y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, any_bias)
         mark = marks.Weighted(name=wrapper.name, grid=grid, kernel=weights.grid.numpy(), bias=bias)
         return self._mark(_relu(y, wrapper, grid), mark)
+
+    def _recurrent(self, wrapper: LstmWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:
+        """What has the shape of the output, and is one operator: the lowering takes its place."""
+        with tf.init_scope():
+            found = wrapper.integer_weights()
+            arrays = {key: np.asarray(value) for key, value in vars(found).items()}
+            bits = int(wrapper.cell_bits())
+        x = self._apart(x)
+        x.set_shape((x.shape[0], *wrapper.input.shape[1:]))
+        features, channels = arrays["kernel"].shape
+        # With a bias: else it would be a MUL where there is one feature.
+        y = tf.matmul(x, tf.ones((features, channels // 4))) + tf.ones(channels // 4)
+        weights = LstmWeights(**arrays)
+        mark = marks.Recurrent(name=wrapper.name, grid=grid, weights=weights, cell_bits=bits)
+        return self._mark(y, mark)
 
 
 def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:

@@ -13,7 +13,7 @@ from typing import assert_never
 from ai_edge_litert import schema_py_generated as schema
 
 from kerasq import targets
-from kerasq.export import operators, signature, weights
+from kerasq.export import operators, recurrence, signature, weights
 from kerasq.export.builder import Builder
 from kerasq.export.convert import MARKER, Converted
 from kerasq.export.lookup import look_up
@@ -27,6 +27,7 @@ from kerasq.export.marks import (
     Named,
     OfOperator,
     Quantized,
+    Recurrent,
     Separator,
     Weighted,
 )
@@ -145,6 +146,8 @@ class _Lowering:
                 reason = operators.compute(builder, op, mark)
             case Weighted():
                 reason = weights.compute(builder, op, mark)
+            case Recurrent():
+                reason = recurrence.compute(builder, op, mark)
             case Named() | None:
                 self._keep(op)
                 return

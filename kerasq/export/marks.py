@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from kerasq.grid import Grid
+from kerasq.kernels.lstm import LstmWeights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +56,23 @@ class Weighted:
     grid: Grid
     kernel: Grid
     bias: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Recurrent:
+    """The output of a whole LSTM, for which the converter has a product of the right shape.
+
+    Attributes:
+        name: the layer.
+        grid: the grid of the hidden state.
+        weights: codes and scales, in NumPy.
+        cell_bits: integer bits of the cell state.
+    """
+
+    name: str
+    grid: Grid
+    weights: LstmWeights
+    cell_bits: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +140,7 @@ class Emitted:
 
 
 # What an operator before the marker computes.
-OfOperator = Named | Computed | Weighted
+OfOperator = Named | Computed | Weighted | Recurrent
 # What the lowering makes from the tensor before the marker.
 Made = Quantized | Constant | LookedUp | Emitted
 Mark = Separator | OfOperator | Made

@@ -1,8 +1,8 @@
 """Exponentials and what follows from them in fixed-point numbers, as gemmlowp computes them.
 
-A number with `n` integer bits is an int32 code in steps of 2^(n - 31); here they are int64.
-Products are rounded half up, shifts to the right half away from zero; shifts to the left end at
-the limits of int32.
+A number with `n` integer bits is a code of `width` bits, 32 or 16, in steps of 2^(n + 1 - width);
+here they are int64. Products are rounded half up, shifts to the right half away from zero; shifts
+to the left end at the limits of the width.
 
 Source: gemmlowp, fixedpoint/fixedpoint.h.
 """
@@ -32,18 +32,25 @@ _EXPONENTIALS = {
 }
 
 
-def times(a: tf.Tensor, b: tf.Tensor | int) -> tf.Tensor:
+def _constant(code: int, width: int) -> int:
+    """A positive int32 code as one of `width` bits."""
+    dropped = 32 - width
+    return (code + 2**dropped // 2) >> dropped
+
+
+def times(a: tf.Tensor, b: tf.Tensor | int, width: int = 32) -> tf.Tensor:
     """The product of two numbers, with as many integer bits as both have together."""
-    return shift_right_half_up(a * b, int64(31))
+    return shift_right_half_up(a * b, int64(width - 1))
 
 
-def shifted(a: tf.Tensor, bits: int) -> tf.Tensor:
-    """`a * 2^bits`, within int32."""
-    return round_half_away(a, -bits) if bits < 0 else _saturated(a * 2**bits)
+def shifted(a: tf.Tensor, bits: int, width: int = 32) -> tf.Tensor:
+    """`a * 2^bits`, within the width of codes."""
+    return round_half_away(a, -bits) if bits < 0 else _saturated(a * 2**bits, width)
 
 
-def _saturated(a: tf.Tensor) -> tf.Tensor:
-    return tf.clip_by_value(a, int64(-(2**31)), int64(ONE))
+def _saturated(a: tf.Tensor, width: int = 32) -> tf.Tensor:
+    limit = 2 ** (width - 1)
+    return tf.clip_by_value(a, int64(-limit), int64(limit - 1))
 
 
 def leading_zeros(a: tf.Tensor) -> tf.Tensor:
@@ -51,59 +58,64 @@ def leading_zeros(a: tf.Tensor) -> tf.Tensor:
     return 31 - exponent_of(float64(a))
 
 
-def exp_of_negative(a: tf.Tensor, integer_bits: int) -> tf.Tensor:
+def exp_of_negative(a: tf.Tensor, integer_bits: int, width: int = 32) -> tf.Tensor:
     """exp(a) of numbers up to 0, without integer bits."""
-    fraction_bits = 31 - integer_bits
+    fraction_bits = width - 1 - integer_bits
     quarter = 2 ** (fraction_bits - 2)
     # What is left of multiples of 1/4, in [-1/4, 0).
     rest = tf.bitwise.bitwise_and(a, int64(quarter - 1)) - quarter
-    found = _exp_within_a_quarter(shifted(rest, integer_bits))
+    found = _exp_within_a_quarter(shifted(rest, integer_bits, width), width)
     multiple = rest - a
     for exponent, factor in _EXPONENTIALS.items():
         if exponent < integer_bits:
             bit = shift_right(multiple, fraction_bits + exponent) % 2
-            found = tf.where(bit == 1, times(found, factor), found)
+            found = tf.where(bit == 1, times(found, _constant(factor, width), width), found)
     if integer_bits > 5:
-        found = tf.where(a < -(2 ** (36 - integer_bits)), int64(0), found)
-    return tf.where(a == 0, int64(ONE), found)
+        # Below -32.
+        found = tf.where(a < -(2 ** (fraction_bits + 5)), int64(0), found)
+    return tf.where(a == 0, int64(2 ** (width - 1) - 1), found)
 
 
-def _exp_within_a_quarter(a: tf.Tensor) -> tf.Tensor:
+def _exp_within_a_quarter(a: tf.Tensor, width: int) -> tf.Tensor:
     """exp(a) of numbers in [-1/4, 0): the Taylor series to the fourth power around -1/8."""
-    at_centre, third = 1895147668, 715827883
-    x = a + 2**28
-    square = times(x, x)
-    cube, fourth = times(square, x), times(square, square)
-    rest = shifted(times(shifted(fourth, -2) + cube, third) + square, -1)
-    return at_centre + times(x + rest, at_centre)
+    at_centre, third = _constant(1895147668, width), _constant(715827883, width)
+    x = a + 2 ** (width - 4)
+    square = times(x, x, width)
+    cube, fourth = times(square, x, width), times(square, square, width)
+    rest = shifted(times(shifted(fourth, -2) + cube, third, width) + square, -1)
+    return _saturated(at_centre + times(x + rest, at_centre, width), width)
 
 
-def _newton(a: tf.Tensor) -> tf.Tensor:
+def _newton(a: tf.Tensor, width: int = 32) -> tf.Tensor:
     """2 / (1 + a) of numbers in [0, 1), with 2 integer bits: three steps of Newton's method."""
     # Of positive numbers: half of the sum, rounded away from zero.
-    half = (a + ONE + 1) // 2
-    x = 1515870810 + times(half, -1010580540)  # 48 / 17 - 32 / 17 * half
+    half = (a + 2 ** (width - 1)) // 2
+    # 48 / 17 - 32 / 17 * half
+    x = _constant(1515870810, width) + times(half, -_constant(1010580540, width), width)
     for _ in range(3):
-        x += shifted(times(x, 2**29 - times(half, x)), 2)
+        rest = 2 ** (width - 3) - times(half, x, width)
+        x += shifted(times(x, rest, width), 2, width)
     return x
 
 
-def inverse_of_one_plus(a: tf.Tensor) -> tf.Tensor:
+def inverse_of_one_plus(a: tf.Tensor, width: int = 32) -> tf.Tensor:
     """1 / (1 + a) of numbers in [0, 1)."""
-    return shifted(_newton(a), 1)
+    return shifted(_newton(a, width), 1, width)
 
 
-def logistic(a: tf.Tensor, integer_bits: int) -> tf.Tensor:
+def logistic(a: tf.Tensor, integer_bits: int, width: int = 32) -> tf.Tensor:
     """1 / (1 + exp(-a)), without integer bits."""
-    above = inverse_of_one_plus(exp_of_negative(-tf.abs(a), integer_bits))
-    return tf.where(a == 0, int64(2**30), tf.where(a > 0, above, ONE - above))
+    one = 2 ** (width - 1) - 1
+    above = inverse_of_one_plus(exp_of_negative(-tf.abs(a), integer_bits, width), width)
+    half = int64(2 ** (width - 2))
+    return tf.where(a == 0, half, tf.where(a > 0, above, one - above))
 
 
-def tanh(a: tf.Tensor, integer_bits: int) -> tf.Tensor:
+def tanh(a: tf.Tensor, integer_bits: int, width: int = 32) -> tf.Tensor:
     """The hyperbolic tangent, without integer bits."""
     # 2 / (1 + exp(-2 |a|)) - 1: twice a number has one integer bit more, and the same code.
-    inverse = _newton(exp_of_negative(-tf.abs(a), integer_bits + 1))
-    return tf.sign(a) * shifted(inverse - 2**29, 2)
+    inverse = _newton(exp_of_negative(-tf.abs(a), integer_bits + 1, width), width)
+    return tf.sign(a) * shifted(inverse - 2 ** (width - 3), 2, width)
 
 
 def log(a: tf.Tensor, integer_bits: int) -> tf.Tensor:

@@ -280,7 +280,7 @@ def _prune_tensors(model: schema.ModelT) -> None:
     graph = model.subgraphs[0]
     used = {*graph.inputs, *graph.outputs}
     for op in graph.operators:
-        used.update(op.inputs, op.outputs)
+        used.update(op.inputs, op.outputs, intermediates(op))
     kept = sorted(int(i) for i in used if i >= 0)
     # -1 stands for an optional input that is absent, and must stay in its place.
     place = {old: new for new, old in enumerate(kept)} | {-1: -1}
@@ -288,9 +288,21 @@ def _prune_tensors(model: schema.ModelT) -> None:
     for ends in (graph, *graph.operators):
         ends.inputs = _renumbered(ends.inputs, place)
         ends.outputs = _renumbered(ends.outputs, place)
+    # Where there are none the list stays as it is: an empty one has bytes in the file.
+    for op in filter(lambda op: len(intermediates(op)), graph.operators):
+        op.intermediates = _renumbered(intermediates(op), place)
+    _renumber_signatures(model, place)
+
+
+def _renumber_signatures(model: schema.ModelT, place: dict[int, int]) -> None:
     for signature in model.signatureDefs:
         for end in (*signature.inputs, *signature.outputs):
             end.tensorIndex = place[end.tensorIndex]
+
+
+def intermediates(op: schema.OperatorT) -> Any:
+    """The tensors that an operator has for itself, as an LSTM does."""
+    return () if op.intermediates is None else op.intermediates
 
 
 def _renumbered(indices: Any, place: dict[int, int]) -> np.ndarray:

@@ -114,6 +114,7 @@ OPERATORS: dict[str, Operator] = {
     "TILE": Operator(int8=2, int16=2, pass_through=True, parameter="multiples"),
     "TRANSPOSE": Operator(int8=2, int16=4, pass_through=True, parameter="axes"),
     "TRANSPOSE_CONV": Operator(int8=3, int16=3, channels=0, data=2, parameter="output_shape"),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": Operator(int8=3),
     "UNPACK": Operator(int8=2, int16=4, pass_through=True),
 }
 

@@ -152,10 +152,16 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if not _in_range(graph, _ends(op)):
         yield "which reads or writes what is no tensor"
         return
-    # Kernels change the variables that they read.
-    if any(graph.tensors[i].isVariable for i in op.outputs):
+    if not _in_range(graph, flatbuffer.intermediates(op)):
+        yield "whose intermediate tensors are not there"
+    # Kernels change the variables that they read; those of an LSTM are set to zero before.
+    if any(graph.tensors[i].isVariable for i in op.outputs) and not _is_quantize(model, op):
         yield "which writes a variable"
     yield from _of_known(model, graph, op)
+
+
+def _is_quantize(model: Any, op: Any) -> bool:
+    return flatbuffer.op_code(model, op) == flatbuffer.Op.QUANTIZE
 
 
 def _ends(op: Any) -> list[int]:

@@ -12,6 +12,7 @@ from kerasq.calibration.calibrate import calibrate
 from kerasq.export.tflite import content_of
 from kerasq.litert import contents, flatbuffer, values
 from kerasq.litert.contents import Contents
+from kerasq.prepare.fused_recurrence import OPERATOR as LSTM
 from kerasq.probes import networks
 from kerasq.probes.standalone import Probe
 from kerasq.quantize import quantize_model
@@ -35,6 +36,8 @@ def make(target: Target, count: int = COUNT) -> list[Probe]:
         for scheme in ("w8a8", "w8a16", "w4a8", "w4a16")
         for operator, branch in {**networks.WEIGHTED, **networks.BRANCHES}.items()
         if operator in target.operators and (scheme[:2] == "w8" or operator in networks.WEIGHTED)
+        # At other widths a whole LSTM is other operators.
+        if operator != LSTM or scheme == "w8a8"
     ]
     found: dict[tuple[str, str], Probe] = {}
     for operator, branch, scheme in progress.track(wanted, len(wanted), "probe"):
@@ -77,7 +80,8 @@ def of_network(
     """
     # What is said of a user's model is not of interest here.
     with contextlib.redirect_stdout(io.StringIO()):
-        q = quantize_model(model, scheme, target=target)
+        recurrence = "fused" if name == LSTM else "unrolled"
+        q = quantize_model(model, scheme, target=target, recurrence=recurrence)
         calibrate(q, [keras.tree.pack_sequence_as(model.input, samples)])
         content = content_of(q, len(samples[0]), dtype)
     file = contents.read(flatbuffer.read(content), len(content))

@@ -36,6 +36,12 @@ def _depthwise() -> keras.layers.Layer:
     return L.DepthwiseConv2D(3, depth_multiplier=2, **own)
 
 
+def _lstm() -> keras.layers.Layer:
+    recurrent = keras.initializers.RandomNormal(0, 0.3, 6)
+    own = {"recurrent_initializer": recurrent, "unit_forget_bias": False}
+    return L.LSTM(12, return_sequences=True, **own, **_random(5))
+
+
 # Operators with weights, whose width counts as well.
 WEIGHTED: dict[str, Branch] = {
     "CONV_2D": _both(lambda: L.Conv2D(12, 3, padding="same", **_random(1))),
@@ -94,6 +100,7 @@ BRANCHES: dict[str, Branch] = {
     "TANH": lambda x, _: L.Activation("tanh")(x),
     "TILE": lambda x, _: K.tile(x, (1, 2, 1, 1)),
     "TRANSPOSE": lambda x, _: L.Permute((2, 3, 1))(x),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": lambda x, _: _lstm()(_rows(x)),
     "UNPACK": lambda x, _: K.unstack(x, axis=1)[2],
     "EQUAL": lambda x, _: K.where(K.equal(x, 0.0), 1.0, x),
     "GREATER": lambda x, _: K.where(x > 0.25, x, -x),

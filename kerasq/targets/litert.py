@@ -7,7 +7,7 @@ tools/arm64.
 
 import dataclasses
 
-from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16
+from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16, lstm
 from kerasq.kernels import accumulators as sums
 from kerasq.litert.operators import OPERATORS
 from kerasq.scheme import FLOAT_BITS
@@ -60,6 +60,7 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("SUM", 16): int16.total,
     ("TANH", 8): int8.tabled,
     ("TANH", 16): int16.tanh,
+    ("UNIDIRECTIONAL_SEQUENCE_LSTM", 8): lstm.sequence,
 }
 
 # XNNPACK takes int8 weights; packed ones only in FULLY_CONNECTED. Nothing on int16.

@@ -14,8 +14,9 @@ from kerasq.scheme import FLOAT_BITS
 from kerasq.targets.litert import LITERT
 from kerasq.targets.target import Target
 
-# What it has no kernel of; of int16; and of packed INT4 weights, beside int8 activations.
-_MISSING = ("ELU", "EXP", "GELU", "TILE")
+# What it has no kernel of, or none that is simulated; of int16; and of packed INT4 weights, beside
+# int8 activations.
+_MISSING = ("ELU", "EXP", "GELU", "TILE", "UNIDIRECTIONAL_SEQUENCE_LSTM")
 _ONLY_INT8 = (
     "ARG_MAX",
     "ARG_MIN",
