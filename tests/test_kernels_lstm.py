@@ -72,7 +72,7 @@ def random_case(rng):
         kernel=codes(features, 4 * units),
         kernel_scale=np.float32(2.0 ** rng.uniform(-13, -5, 4)),
         recurrent=codes(units, 4 * units),
-        recurrent_scale=np.float32(2.0 ** rng.uniform(-13, -5, 4)),
+        recurrent_scale=np.float32(2.0 ** rng.uniform(-13, -2, 4)),
         bias=rng.integers(-30_000, 30_000, 4 * units).astype(np.int32),
     )
     return (samples, steps, features), plain, weights, out, int(rng.integers(0, 7))

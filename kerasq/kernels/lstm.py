@@ -4,8 +4,8 @@
     c    = forget c + input candidate
     h    = output tanh(c)
 
-Of each gate the two products are rescaled apart, in gemmlowp's way, onto 16 bits with 3 integer
-bits, and added up between the limits of int16. Gates, and tanh(c), have steps of 2^-15, and are
+Of each gate the two products are rescaled apart, in gemmlowp's way, onto steps of 2^-12. That of
+the input is kept within int16, then their sum is. Gates, and tanh(c), have steps of 2^-15, and are
 gemmlowp's functions on 16 bits. The cell has steps of a power of two.
 
 Source: LiteRT, kernels/lstm_eval.cc (`LstmStepInteger8x8_16`) and
@@ -72,11 +72,12 @@ def run(
     steps = tf.transpose(float64(codes), [1, 0, 2])
     total = tf.matmul(steps, float64(weights.kernel)[None]) + float64(weights.bias)
     units = weights.recurrent.shape[0]
-    added = _rescaled(total, grid, weights.kernel_scale, units)
+    added = _int16(_rescaled(total, grid, weights.kernel_scale, units))
     recurrent = float64(weights.recurrent)
 
     def step(states: tuple[tf.Tensor, tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         cell, hidden = states
+        # Not between limits before it is added.
         state = _rescaled(tf.matmul(hidden, recurrent), out, weights.recurrent_scale, units)
         cell, gate = _next_cell(_int16(x + state), cell, cell_bits)
         return cell, float64(_hidden(gate, cell, out, cell_bits))
@@ -91,7 +92,7 @@ def _rescaled(total: tf.Tensor, grid: Grid, scales: tf.Tensor, units: int) -> tf
     """Sums, channels of four gates last, in steps of 2^-12."""
     # The product of two scales is float32; a power of two more rounds nothing.
     real = float64(product(scales, grid.scale)) * GATE_STEPS
-    return _int16(multiply_rounding_twice(total, tf.repeat(real, units)))
+    return multiply_rounding_twice(total, tf.repeat(real, units))
 
 
 def _int16(x: tf.Tensor) -> tf.Tensor:
