@@ -101,6 +101,14 @@ RULES: dict[tuple[type, ...], Rule] = {
         kernel="pointwise_kernel",
         channels_last=True,
     ),
+    (L.Conv3D,): Rule(
+        operators=("PAD", "STRIDED_SLICE", "CONCATENATION", "CONV_2D"),
+        output=Output.DECOMPOSED,
+        kernel="kernel",
+        channels_last=True,
+        fits=fits.volume_fits,
+        note="of known size; becomes one Conv2D of all frames below each other",
+    ),
     (L.Dense,): Rule(operators=("FULLY_CONNECTED",), output=Output.LEARNED, kernel="kernel"),
     # One operator that rounds once, where MUL and ADD of constants would round twice.
     (Scale,): Rule(
@@ -427,7 +435,6 @@ RULES: dict[tuple[type, ...], Rule] = {
     # their masks.
     (
         L.Bidirectional,
-        L.Conv3D,
         L.Conv3DTranspose,
         L.GRU,
         L.LSTM,
