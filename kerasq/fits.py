@@ -64,6 +64,12 @@ def _mask_fits(mask: Any, ranks: tuple[int, ...]) -> bool:
     return len(shape) < max(ranks) or (len(shape) == max(ranks) and shape[0] == 1)
 
 
+def volume_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether a layer in three dimensions reads samples of known size."""
+    del layer, kwargs
+    return None not in x.shape[1:]
+
+
 def adaptive_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     """Whether the sizes of an adaptive pooling divide those of the image."""
     del kwargs

@@ -102,6 +102,14 @@ RULES: dict[tuple[type, ...], Rule] = {
         kernel="pointwise_kernel",
         channels_last=True,
     ),
+    (L.Conv3D,): Rule(
+        operators=("PAD", "STRIDED_SLICE", "CONCATENATION", "CONV_2D"),
+        output=Output.DECOMPOSED,
+        kernel="kernel",
+        channels_last=True,
+        fits=fits.volume_fits,
+        note="of known size; becomes one Conv2D of all frames below each other",
+    ),
     (L.Dense,): Rule(operators=("FULLY_CONNECTED",), output=Output.LEARNED, kernel="kernel"),
     # One operator that rounds once, where MUL and ADD of constants would round twice.
     (Scale,): Rule(
@@ -432,10 +440,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="int8 in the file where integer layers read it",
     ),
     # What LiteRT has no integer kernel for, or none that kerasq simulates.
-    (
-        L.Conv3D,
-        L.Conv3DTranspose,
-    ): Rule(operators=(), output=Output.FLOAT),
+    (L.Conv3DTranspose,): Rule(operators=(), output=Output.FLOAT),
 }
 LAYERS: dict[type, Rule] = {cls: rule for classes, rule in RULES.items() for cls in classes}
 

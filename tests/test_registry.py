@@ -30,6 +30,7 @@ LAYERS = {
         (lambda: L.DepthwiseConv2D(3, strides=2, depth_multiplier=2, name="x"), [IMAGE]),
         (lambda: L.DepthwiseConv2D(2, use_bias=False, name="x"), [IMAGE]),
     ],
+    L.Conv3D: [(lambda: L.Conv3D(3, 2, padding="same", name="x"), [VOLUME])],
     L.Dense: [
         (lambda: L.Dense(5, name="x"), [(7,)]),
         (lambda: L.Dense(1, use_bias=False, name="x"), [(7,)]),
@@ -227,7 +228,6 @@ ELSEWHERE |= {layers.Requantize, L.LayerNormalization, L.RMSNormalization, L.Gro
 ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
-    L.Conv3D: (lambda x: L.Conv3D(3, 2, name="x")(x), VOLUME),
     L.Conv3DTranspose: (lambda x: L.Conv3DTranspose(3, 2, name="x")(x), VOLUME),
     L.Embedding: (lambda x: L.Embedding(9, 4, name="x")(x), (12,)),
 }

@@ -187,6 +187,17 @@ def _decoder() -> keras.Model:
     return keras.Model(words, L.Dense(WORDS, activation="softmax")(x))
 
 
+def _video() -> keras.Model:
+    """Convolutions over frames: Tran et al. 2015 (arXiv 1412.0767)."""
+    x = video = keras.Input((8, 16, 16, 3), name="video")
+    for filters in (8, 16):
+        # LiteRT pools no volumes in float, for the sizes to compare.
+        x = L.Conv3D(filters, 3, strides=2, padding="same", use_bias=False)(x)
+        x = L.ReLU()(L.BatchNormalization()(x))
+    x = L.Conv3D(16, 3, padding="same", activation="relu")(x)
+    return keras.Model(video, L.Dense(5, activation="softmax")(L.GlobalAveragePooling3D()(x)))
+
+
 def _recurrent(layer: type) -> Callable[[], keras.Model]:
     def make() -> keras.Model:
         series = keras.Input((20, 6), name="series")
@@ -252,6 +263,7 @@ ROWS = {
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
     "transformer": Row(make=_transformer, cnn=False, quick=True),
     "decoder": Row(make=_decoder, cnn=False, quick=True),
+    "video": Row(make=_video, cnn=False, quick=True),
     "lstm": Row(make=_recurrent(L.LSTM), cnn=False),
     "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True),
     "bilstm_stack": Row(make=_bilstm_stack, cnn=False),

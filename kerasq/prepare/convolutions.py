@@ -1,12 +1,16 @@
-"""Convolutions that are, or hold, a convolution of each channel alone."""
+"""Convolutions that LiteRT has no operator for: of each channel alone, and in three dimensions."""
 
+import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 
+from kerasq.layers import Take
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
+_TYPE: dict[str, Any] = {"dtype": "float32"}
 
 
 def separable(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
@@ -57,3 +61,148 @@ def grouped(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     # last axis; DepthwiseConv has an axis for the channels, and one for the filters of each.
     kernel = kernel.reshape((*layer.kernel_size, channels, multiplier))
     return parts.call(depthwise, x, [kernel, *others])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Axis:
+    """What a convolution does along one axis.
+
+    Attributes:
+        before: zeros in front of the values.
+        after: zeros behind them.
+        count: the places of the output.
+        reach: what one of them reads, holes of a dilated kernel included.
+    """
+
+    before: int
+    after: int
+    count: int
+    reach: int
+
+    @classmethod
+    def of(cls, size: int, kernel: int, stride: int, dilation: int, padding: str) -> "_Axis":
+        """Of so many values, by Keras's rule."""
+        reach = dilation * (kernel - 1) + 1
+        if padding == "valid":
+            return cls(before=0, after=0, count=(size - reach) // stride + 1, reach=reach)
+        count = -(-size // stride)
+        total = max((count - 1) * stride + reach - size, 0)
+        return cls(before=total // 2, after=total - total // 2, count=count, reach=reach)
+
+
+def conv_3d(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any) -> Any:
+    """One Conv2D, "<name>_planes", of a tall image of all frames of the output.
+
+    The frames that one of the output reads lie behind each other in its channels, so that all are
+    sums of one operator with one kernel, which round once. Frames lie below each other, each with
+    the zeros of its padding; rows of windows that reach into the next frame are cut off in the end.
+    """
+    options = (layer.kernel_size, layer.strides, layer.dilation_rate)
+    sizes = zip(x.shape[1:-1], *options, strict=True)
+    depth, height, width = (_Axis.of(*numbers, layer.padding) for numbers in sizes)
+    stride = layer.strides[1]
+    # Each frame begins where a window does.
+    rows = height.before + x.shape[2] + height.after
+    fill = -rows % stride
+    rows += fill
+    padding = [(depth.before, depth.after), (height.before, height.after + fill)]
+    x = _padded(parts, name, x, [*padding, (width.before, width.after)])
+    # All in four axes, samples included: TFLite Micro cuts no more.
+    x = _reshaped(parts, name, x, (-1, *x.shape[3:]), "tall")
+    # What windows read behind the last frame, and are cut off for.
+    more = max(height.reach - stride, 0)
+    if more:
+        below = L.ZeroPadding2D(((0, more), (0, 0)), name=parts.name(name, "below"), **_TYPE)
+        x = parts.call(below, x)
+    x = _frames(parts, layer, name, x, _Frames(count=depth.count, rows=rows, more=more))
+    y = parts.call(_planes(parts, layer, name), x, _as_planes(layer))
+    behind = rows // stride - height.count
+    if behind:
+        y = _reshaped(parts, name, y, (depth.count, rows // stride, -1), "parted")
+        cut = L.Cropping2D(((0, 0), (0, behind)), name=parts.name(name, "cut"), **_TYPE)
+        y = parts.call(cut, y)
+    shape = (depth.count, height.count, width.count, layer.filters)
+    return parts.call(L.Reshape(shape, name=name, **_TYPE), y)
+
+
+def _reshaped(parts: Parts, name: str, x: Any, shape: tuple, suffix: str) -> Any:
+    return parts.call(L.Reshape(shape, name=parts.name(name, suffix), **_TYPE), x)
+
+
+def _padded(parts: Parts, name: str, x: Any, padding: list[tuple[int, int]]) -> Any:
+    if not np.any(padding):
+        return x
+    return parts.call(L.ZeroPadding3D(padding, name=parts.name(name, "padded"), **_TYPE), x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Frames:
+    """The frames of the output in a tall image.
+
+    Attributes:
+        count: how many.
+        rows: those of each, as it is read.
+        more: rows behind the last one.
+    """
+
+    count: int
+    rows: int
+    more: int
+
+
+def _frames(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any, frames: _Frames) -> Any:
+    """The frames of the output below each other: for each, those that it reads, as channels."""
+    size, dilation = layer.kernel_size[0], layer.dilation_rate[0]
+    read = [_every(parts, layer, name, x, dilation * i, frames) for i in range(size)]
+    if size == 1:
+        return read[0]
+    # Groups of channels stay such where there are several.
+    *tall, channels = read[0].shape[1:]
+    groups = layer.groups
+    if groups > 1:
+        apart = (*tall, groups, channels // groups)
+        read = [_reshaped(parts, name, frame, apart, "groups") for frame in read]
+    joined = L.Concatenate(name=parts.name(name, "frames"), **_TYPE)
+    y = parts.call(joined, read)
+    return _reshaped(parts, name, y, (*tall, size * channels), "joined") if groups > 1 else y
+
+
+def _every(
+    parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any, first: int, frames: _Frames
+) -> Any:
+    """The rows of frames from a first one on, as far apart as the layer strides."""
+    stride, rows = layer.strides[0], frames.rows
+    own = parts.name(name, "frame")
+    if stride > 1:
+        begins = [(first + stride * i) * rows for i in range(frames.count)]
+        places = [begin + i for begin in begins for i in range(rows)]
+        places += [places[-1] + 1 + i for i in range(frames.more)]
+        return parts.call(Take(places, 1, name=own, **_TYPE), x)
+    behind = x.shape[1] - (first + frames.count) * rows - frames.more
+    if not first and not behind:
+        return x
+    cut = ((first * rows, behind), (0, 0))
+    return parts.call(L.Cropping2D(cut, name=own, **_TYPE), x)
+
+
+def _planes(parts: Parts, layer: keras.layers.Conv3D, name: str) -> keras.layers.Conv2D:
+    """The convolution of the tall image."""
+    return L.Conv2D(
+        layer.filters,
+        layer.kernel_size[1:],
+        strides=layer.strides[1:],
+        dilation_rate=layer.dilation_rate[1:],
+        groups=layer.groups,
+        use_bias=layer.use_bias,
+        trainable=layer.trainable,
+        name=parts.name(name, "planes"),
+        dtype="float32",
+    )
+
+
+def _as_planes(layer: keras.layers.Conv3D) -> list[np.ndarray]:
+    """The weights, frames of the kernel behind each other in its inputs."""
+    kernel, *bias = layer.get_weights()
+    size = layer.kernel_size
+    kernel = np.moveaxis(kernel, 0, 2).reshape(*size[1:], -1, layer.filters)
+    return [kernel, *bias]

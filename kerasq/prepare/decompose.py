@@ -246,6 +246,7 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.SeparableConv1D: convolutions.separable,
     L.Conv2D: convolutions.grouped,
     L.Conv1D: convolutions.grouped,
+    L.Conv3D: convolutions.conv_3d,
     L.PReLU: activations.prelu,
     L.ReLU: activations.sloped,
     L.ELU: activations.elu,

@@ -56,11 +56,19 @@ def find(
     return Fusions(norms=norms, relus=relus, into=into)
 
 
+def _moved(graph: graphs.Graph, node: graphs.Node) -> graphs.Node:
+    """The last of the parts of the same layer behind `node` that only move what it returns."""
+    reader = graph.only_consumer(node)
+    if reader is None or not registry.passes_through(reader.layer):
+        return node
+    return _moved(graph, reader) if reader.source.name == node.source.name else node
+
+
 def _relu_behind(
     graph: graphs.Graph, node: graphs.Node, end: graphs.Node, schemes: dict[str, str]
 ) -> graphs.Node | None:
     """The ReLU that alone reads what a call and its BatchNormalization, `end`, return."""
-    rule, relu = registry.find(node.layer), graph.only_consumer(end)
+    rule, relu = registry.find(node.layer), graph.only_consumer(_moved(graph, end))
     if relu is None or not registry.relu_limit(relu.layer)[0]:
         return None
     if rule is None or rule.output != Output.LEARNED or registry.relu_limit(node.layer)[0]:
