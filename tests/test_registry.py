@@ -226,6 +226,8 @@ ELSEWHERE |= {layers.GridMean, layers.InverseRoot, layers.UnitMatmul, layers.Uni
 ELSEWHERE |= {layers.Requantize, L.LayerNormalization, L.RMSNormalization, L.GroupNormalization}
 # In tests/prepare/test_recurrence.py.
 ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional}
+# In tests/prepare/test_fused_recurrence.py.
+ELSEWHERE |= {layers.SequenceLSTM}
 # Rows that stay float, as layers of a model behind a Dense.
 FLOATS = {
     L.Conv3DTranspose: (lambda x: L.Conv3DTranspose(3, 2, name="x")(x), VOLUME),
@@ -523,7 +525,7 @@ def test_table_has_every_row():
     ]
     condition = "with another alpha than 1, and on int16, Function"
     assert rows["ELU"] == ["ELU", "ELU", "range", "int8, int16", "", condition]
-    assert rows["Conv3D"] == ["Conv3D", "-", "float", "float32", "", ""]
+    assert rows["Conv3DTranspose"] == ["Conv3DTranspose", "-", "float", "float32", "", ""]
     assert rows["Activation('elu')"][1:4] == ["ELU", "range", "int8, int16"]
 
 

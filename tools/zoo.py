@@ -265,7 +265,7 @@ ROWS = {
     "decoder": Row(make=_decoder, cnn=False, quick=True),
     "video": Row(make=_video, cnn=False, quick=True),
     "lstm": Row(make=_recurrent(L.LSTM), cnn=False),
-    "gru": Row(make=_recurrent(L.GRU), cnn=False, quick=True),
+    "gru": Row(make=_recurrent(L.GRU), cnn=False),
     "bilstm_stack": Row(make=_bilstm_stack, cnn=False),
     "gru_keywords": Row(make=_gru_keywords, cnn=False),
     "gru_stream": Row(make=_gru_stream, cnn=False),
