@@ -16,7 +16,7 @@ from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
 from kerasq.support.shared import shared
-from kerasq.wrappers import QuantizeWrapper, current_config, with_quantizer
+from kerasq.wrappers import QuantizeWrapper, current_config, shared_config, with_quantizer
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
 # thread that predicts must not see that of one that trains.
@@ -113,11 +113,7 @@ class KernelWrapper(QuantizeWrapper):
         config["gain_per_channel"] = self.gain_per_channel
         config["fixed_batch_norm"] = self.fixed_batch_norm
         config["granularity"] = self.granularity
-        config["leader"] = None
-        if self.leader is not None:
-            # What Keras writes into the second of two equal objects; this may be the first.
-            shared = {"shared_object_id": id(self.leader)}
-            config["leader"] = keras.saving.serialize_keras_object(self.leader) | shared
+        config["leader"] = self.leader and shared_config(self.leader)
         return {**super().get_config(), **config}
 
     @classmethod

@@ -165,9 +165,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         """The configuration of a quantizer that several wrappers share; None for one's own."""
         if self.output_quantizer is None or self.output_quantizer.uses == 1:
             return None
-        # What Keras writes into the second of two equal objects; this may be the first.
-        shared = {"shared_object_id": id(self.output_quantizer)}
-        return keras.saving.serialize_keras_object(self.output_quantizer) | shared
+        return shared_config(self.output_quantizer)
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> "QuantizeWrapper":
@@ -399,6 +397,12 @@ def current_config(config: dict) -> dict:
     if config.pop("wide", False):
         config["output_bits"] = scheme.resolve(config["scheme"]).code_bits
     return config
+
+
+def shared_config(layer: keras.Layer) -> dict:
+    """The configuration of a layer that several wrappers hold: read back, it is one object."""
+    # What Keras writes into the second of two equal objects; this may be the first.
+    return keras.saving.serialize_keras_object(layer) | {"shared_object_id": id(layer)}
 
 
 def with_quantizer(config: dict, custom_objects: dict | None) -> dict:

@@ -37,8 +37,7 @@ def on_one_grid(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -
     A constant of the layer's own, such as that of Masked, is the end of the grid that it is beyond.
     """
     del grids
-    zero = float32(out.zero_point)
-    return tf.clip_by_value(layer(codes), float32(out.qmin) - zero, float32(out.qmax) - zero)
+    return clip(layer(codes), out)
 
 
 def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -158,48 +158,42 @@ def attention(
     return_attention_scores: bool = False,
     use_causal_mask: bool = False,
 ) -> Any:
-    """Matmul, "<name>_scores"; Softmax, "<name>_probabilities"; Matmul.
+    """Scores; Softmax, "<name>_probabilities"; Matmul.
 
     Masked scores become Masked, "<name>_masked", and what a mask of queries leaves out is 0.
     """
     del training
     query, value, key = x[0], x[1], x[-1]  # Without a key of its own, the value is the key.
-    scores = _matmul(parts, [query, key], parts.name(name, "scores"), transpose=True)
-    if layer.use_scale:  # A factor that is trained, and has no weights before it to go into.
-        gain = np.float32(layer.get_weights()[0])
-        scores = parts.scale(parts.name(name, "scaled"), scores, gain, 0.0, layer.trainable)
+    is_additive = type(layer) is L.AdditiveAttention
+    scores = (_sums if is_additive else _products)(parts, layer, name, query, key)
     found = _of_scores(parts, name, scores, value, mask, use_causal_mask)
     return found if return_attention_scores else found[0]
 
 
-def additive(
-    parts: Parts,
-    layer: keras.layers.AdditiveAttention,
-    name: str,
-    x: list,
-    mask: list | None = None,
-    training: Any = None,
-    return_attention_scores: bool = False,
-    use_causal_mask: bool = False,
-) -> Any:
-    """Add, tanh, and a Dense of one unit, "<name>_scores"; Softmax and Matmul as in `attention`."""
-    del training
-    query, value, key = x[0], x[1], x[-1]
+def _products(parts: Parts, layer: keras.Layer, name: str, query: Any, key: Any) -> Any:
+    """The scores of Attention: Matmul, "<name>_scores"."""
+    scores = _matmul(parts, [query, key], parts.name(name, "scores"), transpose=True)
+    if not layer.use_scale:
+        return scores
+    # A factor that is trained, and has no weights before it to go into.
+    gain = np.float32(layer.get_weights()[0])
+    return parts.scale(parts.name(name, "scaled"), scores, gain, 0.0, layer.trainable)
+
+
+def _sums(parts: Parts, layer: keras.Layer, name: str, query: Any, key: Any) -> Any:
+    """The scores of AdditiveAttention: Add, tanh, and a Dense of one unit, "<name>_scores"."""
     (count, size), others = query.shape[1:], key.shape[1]
     query = _reshape(parts, query, (count, 1, size), parts.name(name, "query"))
     key = _reshape(parts, key, (1, others, size), parts.name(name, "key"))
     total = L.Add(name=parts.name(name, "sum"), dtype="float32")
     tanh = L.Activation("tanh", name=parts.name(name, "tanh"), dtype="float32")
     scores = parts.call(tanh, parts.call(total, [query, key]))
-    if layer.use_scale:
-        own = {"use_bias": False, "trainable": layer.trainable, "dtype": "float32"}
-        dense = L.Dense(1, name=parts.name(name, "scores"), **own)
-        scores = parts.call(dense, scores, [layer.get_weights()[0][:, None]])
-        scores = _reshape(parts, scores, (count, others), parts.name(name, "matrix"))
-    else:
-        scores = parts.call(Sum([3], name=parts.name(name, "scores"), dtype="float32"), scores)
-    found = _of_scores(parts, name, scores, value, mask, use_causal_mask)
-    return found if return_attention_scores else found[0]
+    if not layer.use_scale:
+        return parts.call(Sum([3], name=parts.name(name, "scores"), dtype="float32"), scores)
+    own = {"use_bias": False, "trainable": layer.trainable, "dtype": "float32"}
+    dense = L.Dense(1, name=parts.name(name, "scores"), **own)
+    scores = parts.call(dense, scores, [layer.get_weights()[0][:, None]])
+    return _reshape(parts, scores, (count, others), parts.name(name, "matrix"))
 
 
 def _of_scores(

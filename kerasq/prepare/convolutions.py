@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kerasq.layers import Take
-from kerasq.prepare.parts import Parts
+from kerasq.prepare.parts import Parts, reshaped
 
 L = keras.layers
 _TYPE: dict[str, Any] = {"dtype": "float32"}
@@ -108,7 +108,7 @@ def conv_3d(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any) -> Any:
     padding = [(depth.before, depth.after), (height.before, height.after + fill)]
     x = _padded(parts, name, x, [*padding, (width.before, width.after)])
     # All in four axes, samples included: TFLite Micro cuts no more.
-    x = _reshaped(parts, name, x, (-1, *x.shape[3:]), "tall")
+    x = reshaped(parts, name, x, (-1, *x.shape[3:]), "tall")
     # What windows read behind the last frame, and are cut off for.
     more = max(height.reach - stride, 0)
     if more:
@@ -118,15 +118,11 @@ def conv_3d(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any) -> Any:
     y = parts.call(_planes(parts, layer, name), x, _as_planes(layer))
     behind = rows // stride - height.count
     if behind:
-        y = _reshaped(parts, name, y, (depth.count, rows // stride, -1), "parted")
+        y = reshaped(parts, name, y, (depth.count, rows // stride, -1), "parted")
         cut = L.Cropping2D(((0, 0), (0, behind)), name=parts.name(name, "cut"), **_TYPE)
         y = parts.call(cut, y)
     shape = (depth.count, height.count, width.count, layer.filters)
     return parts.call(L.Reshape(shape, name=name, **_TYPE), y)
-
-
-def _reshaped(parts: Parts, name: str, x: Any, shape: tuple, suffix: str) -> Any:
-    return parts.call(L.Reshape(shape, name=parts.name(name, suffix), **_TYPE), x)
 
 
 def _padded(parts: Parts, name: str, x: Any, padding: list[tuple[int, int]]) -> Any:
@@ -161,10 +157,10 @@ def _frames(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any, frames:
     groups = layer.groups
     if groups > 1:
         apart = (*tall, groups, channels // groups)
-        read = [_reshaped(parts, name, frame, apart, "groups") for frame in read]
+        read = [reshaped(parts, name, frame, apart, "groups") for frame in read]
     joined = L.Concatenate(name=parts.name(name, "frames"), **_TYPE)
     y = parts.call(joined, read)
-    return _reshaped(parts, name, y, (*tall, size * channels), "joined") if groups > 1 else y
+    return reshaped(parts, name, y, (*tall, size * channels), "joined") if groups > 1 else y
 
 
 def _every(

@@ -260,7 +260,7 @@ PARTS: dict[type, Callable[..., Any]] = {
     Compare: arithmetic.compare,
     L.Activation: activations.activation,
     L.Attention: attention.attention,
-    L.AdditiveAttention: attention.additive,
+    L.AdditiveAttention: attention.attention,
     L.MultiHeadAttention: attention.heads,
     L.GroupQueryAttention: attention.heads,
     L.EinsumDense: attention.einsum_dense,

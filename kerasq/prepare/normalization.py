@@ -25,7 +25,7 @@ from kerasq import fits
 from kerasq.graph import Node, symbolic
 from kerasq.layers import GridMean, InverseRoot, Matmul, Requantize, Scale, UnitAdd, UnitMatmul
 from kerasq.prepare import products
-from kerasq.prepare.parts import Called, Parts
+from kerasq.prepare.parts import Called, Parts, reshaped
 
 L = keras.layers
 _TYPE: dict[str, Any] = {"dtype": "float32"}
@@ -66,10 +66,10 @@ def group_norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     others = [i for i in range(1, rank) if i != axis]
     size = math.prod(x.shape[1:]) // layer.groups
     first = _permuted(parts, name, x, [axis, *others])
-    rows = _reshaped(parts, name, first, (layer.groups, 1, size), "rows")
+    rows = reshaped(parts, name, first, (layer.groups, 1, size), "rows")
     with parts.wide():
         y = _normalized(parts, name, _centred(parts, name, rows), layer.epsilon)
-        y = _reshaped(parts, name, y, first.shape[1:], "channels")
+        y = reshaped(parts, name, y, first.shape[1:], "channels")
         y = _permuted(parts, name, y, [*range(2, rank), 1])
         y = _scaled(parts, name, y, layer, size)
         order = [*others, axis]
@@ -122,13 +122,13 @@ def _as_rows(parts: Parts, name: str, x: Any, along: list[int]) -> Any:
     others = [i for i in range(1, len(x.shape)) if i not in along]
     moved = _permuted(parts, name, x, others + along)
     size = math.prod(x.shape[i] for i in along)
-    return _reshaped(parts, name, moved, (math.prod(x.shape[1:]) // size, 1, size), "rows")
+    return reshaped(parts, name, moved, (math.prod(x.shape[1:]) // size, 1, size), "rows")
 
 
 def _from_rows(parts: Parts, name: str, y: Any, shape: tuple, along: list[int]) -> Any:
     """A tensor of the shape that `_as_rows` had."""
     order = [i for i in range(1, len(shape)) if i not in along] + along
-    y = _reshaped(parts, name, y, tuple(shape[i] for i in order), "parted")
+    y = reshaped(parts, name, y, tuple(shape[i] for i in order), "parted")
     return _permuted(parts, name, y, [1 + order.index(i) for i in range(1, len(shape))])
 
 
@@ -137,12 +137,6 @@ def _permuted(parts: Parts, name: str, x: Any, order: list[int]) -> Any:
     if order == sorted(order):
         return x
     return parts.call(L.Permute(order, name=parts.name(name, "moved"), **_TYPE), x)
-
-
-def _reshaped(parts: Parts, name: str, x: Any, shape: tuple, suffix: str) -> Any:
-    if tuple(x.shape[1:]) == tuple(shape):
-        return x
-    return parts.call(L.Reshape(shape, name=parts.name(name, suffix), **_TYPE), x)
 
 
 def _centred(parts: Parts, name: str, rows: Any) -> Any:

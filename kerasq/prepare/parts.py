@@ -52,6 +52,14 @@ class Parts(Protocol):
         """
 
 
+def reshaped(parts: Parts, name: str, x: Any, shape: tuple, suffix: str) -> Any:
+    """`x` with samples of a shape, by "<name>_<suffix>"; as it is where it has that shape."""
+    if tuple(x.shape[1:]) == tuple(shape):
+        return x
+    own = parts.name(name, suffix)
+    return parts.call(keras.layers.Reshape(shape, name=own, dtype="float32"), x)
+
+
 def between_permutes(
     parts: Parts, axes: list[int], name: str, x: Any, call: Callable[[Any], Any], *, moved: str
 ) -> Any:

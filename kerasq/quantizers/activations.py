@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -169,7 +168,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The range's ends, as float32 tensors: it contains 0.0 and is never empty."""
-        return self._once("range", self._range)
+        return graph.once(self, "range", self._range)
 
     def _range(self) -> tuple[tf.Tensor, tf.Tensor]:
         high = project(self.range_max, UpperEnd(self.limit))
@@ -181,11 +180,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
-        return self._once("grid", self._grid)
-
-    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns, computed once in a call of a model, as each reader asks."""
-        return graph.once(self, name, compute)
+        return graph.once(self, "grid", self._grid)
 
     def _grid(self) -> Grid:
         # The device has no integers of 2 to 7 bits: such codes are some of int8's.
