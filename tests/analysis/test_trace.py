@@ -28,32 +28,33 @@ def boundaries():
     return keras.Model(image, L.Dense(3, name="head")(L.Flatten(name="flat")(y)))
 
 
-def choices(network, count):
+def choices(network, count, integers):
     """Random schemes of layers, where there are kernels; an input of a model cannot be float."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         yield [
-            int(rng.choice([j for j in range(4 + (name != "image")) if network.runs(i, j)]))
+            int(rng.choice([j for j in range(integers + (name != "image")) if network.runs(i, j)]))
             for i, name in enumerate(network.layers)
         ]
 
 
 @pytest.mark.parametrize(
-    ("make", "floats", "method", "granularity"),
+    ("make", "floats", "method", "granularity", "candidates"),
     [
-        (boundaries, {"norm": "float"}, None, "per_channel"),
-        (boundaries, {}, "minmax", "per_channel"),
-        (networks.mobile, {}, "minmax", "per_tensor"),
+        (boundaries, {"norm": "float"}, None, "per_channel", CANDIDATES),
+        # A normalization is a dozen parts, each of which is traced at every scheme.
+        (boundaries, {}, "minmax", "per_channel", ("w8a8", "w8a16", "float")),
+        (networks.mobile, {}, "minmax", "per_tensor", CANDIDATES),
     ],
 )
-def test_any_choice_is_the_model_quantized_so(make, floats, method, granularity):
+def test_any_choice_is_the_model_quantized_so(make, floats, method, granularity, candidates):
     model = make()
     x = networks.images(model, 40)
     options = {"metric": "sqnr", "overrides": floats, "steps": None, "target": "litert"}
     options["granularity"] = granularity
-    bench = Bench(model, x, candidates=CANDIDATES, method=method, **options)
-    for choice in choices(bench.network, 2):
-        names = (CANDIDATES[j] for j in choice)
+    bench = Bench(model, x, candidates=candidates, method=method, **options)
+    for choice in choices(bench.network, 2, len(candidates) - 1):
+        names = (candidates[j] for j in choice)
         overrides = dict(zip(bench.network.layers, names, strict=True)) | floats
         q = kerasq.quantize_model(model, overrides=overrides, granularity=granularity)
         kerasq.calibrate(q, x, method=method)
