@@ -122,16 +122,25 @@ def _define_deploy(values: flags.FlagValues) -> None:
     _out(values, "The folder of the C++ sources.")
     flags.DEFINE_list("labels", [], "Names of the classes.", flag_values=values)
     flags.DEFINE_string("name", None, "Of the network, in C++.", flag_values=values)
+    flags.DEFINE_string(
+        "compiled", None, "What Vela made of the file, for an Ethos-U.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "quantized", None, "The .keras model it is from, with --compiled.", flag_values=values
+    )
 
 
 def _deploy(values: flags.FlagValues, path: str) -> None:
-    lite = TFLiteModel(path, target="tflm")
+    # What is for the NPU runs nowhere here, but as LiteRT would run it.
+    lite = TFLiteModel(path, target="litert" if values.compiled else "tflm")
     names = deploy(
         lite,
         values.out,
         x=_samples(values, lite.inputs),
         labels=values.labels,
         name=values.name,
+        compiled=values.compiled,
+        model=values.quantized and load_model(values.quantized),
     )
     print("\n".join(str(pathlib.Path(values.out) / name) for name in names))
 

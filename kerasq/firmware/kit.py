@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
-from kerasq.firmware.sources import Kit, sources
+from kerasq.firmware import npu
+from kerasq.firmware.sources import Kit, Program, sources
 from kerasq.litert import flatbuffer, values
 from kerasq.litert.contents import Tensor
 from kerasq.litert.micro import least_arena
@@ -25,6 +27,8 @@ def deploy(
     labels: Sequence[str] = (),
     count: int = 4,
     name: str | None = None,
+    compiled: str | os.PathLike | None = None,
+    model: keras.Model | None = None,
 ) -> list[str]:
     """Writes a file as C++ for TFLite Micro: the model, its operators, test vectors and a `main`.
 
@@ -36,6 +40,9 @@ def deploy(
 
     The arena is the least in which TFLite Micro's interpreter runs the file on this machine.
 
+    For an Ethos-U the kit has what Vela made of the file (`compiled`). The codes are then those of
+    the simulation of `model`, and the arena is an estimate from above: nothing runs it here.
+
     Args:
         lite: what `export_tflite` returned for target "tflm", or any file that TFLite Micro runs.
         path: the folder, which is made where it is not there; files of these names are replaced.
@@ -44,6 +51,9 @@ def deploy(
         count: how many of the samples become test vectors.
         name: of the network. The C++ namespace is then `<name>_model`, and so do the files' names
             begin: kits of several networks go into one program.
+        compiled: where the file is that Vela made of `lite`, for an Ethos-U.
+        model: the quantized model, for target "ethos-u", that `lite` was exported from; it goes
+            with `compiled`.
 
     Returns:
         The names of the files.
@@ -52,49 +62,75 @@ def deploy(
         ImportError: where tflite_micro is not installed.
         TypeError: where `lite` is no TFLiteModel.
         ValueError: for a file that TFLite Micro does not run, whose batch size is not 1, for
-            samples that do not fit it, for labels of another number than the output has, and for a
-            name that is none in C++.
+            samples that do not fit it, for labels of another number than the output has, for a
+            name that is none in C++, and for what Vela made of another file, or did not make.
         OSError: where `path` cannot be written.
 
     Example:
         >>> kerasq.deploy(lite, "firmware", x=x_test, labels=["yes", "no"])  # doctest: +SKIP
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'model_test_vectors.cc', ...]
     """
+    lite = _file(lite, compiled, model)
+    labels = [*labels] if not isinstance(labels, str) else labels
+    _check(lite, count)
+    _check_name(name)
+    _check_labels(lite, labels)
+    columns = [column[:count] for column in lite.columns(x)]
+    if not len(columns[0]):
+        raise ValueError("`x` must hold at least one sample. Received: none.")
+    # As `Quantize` of the kit rounds, whatever the file was made for.
+    given = [values.codes(x, y, away=True) for x, y in zip(columns, lite.inputs, strict=True)]
+    if compiled is None:
+        program = _portable(lite, given)
+    else:
+        program = npu.program(compiled, lite, model, columns)
+    kit = Kit(
+        name="model" if name is None else f"{name}_model",
+        program=program,
+        inputs=lite.inputs,
+        outputs=lite.outputs,
+        labels=labels,
+        vectors=[*given, *program.outputs],
+    )
+    return _write(pathlib.Path(path), sources(kit))
+
+
+def _file(
+    lite: TFLiteModel, compiled: str | os.PathLike | None, model: keras.Model | None
+) -> TFLiteModel:
+    """The file as it can be asked for its codes."""
     if not isinstance(lite, TFLiteModel):
         raise TypeError(
             "`lite` must be a kerasq.TFLiteModel, such as `export_tflite` returns. "
             f"Received: {type(lite).__name__}."
         )
-    micro = lite if lite.target == "tflm" else TFLiteModel(lite.content, target="tflm")
-    labels = [*labels] if not isinstance(labels, str) else labels
-    _check(micro, count)
-    _check_name(name)
-    _check_labels(micro, labels)
-    columns = [column[:count] for column in micro.columns(x)]
-    if not len(columns[0]):
-        raise ValueError("`x` must hold at least one sample. Received: none.")
-    # As `Quantize` of the kit rounds, whatever the file was made for.
-    given = [values.codes(x, y, away=True) for x, y in zip(columns, micro.inputs, strict=True)]
+    if compiled is None and model is not None:
+        raise ValueError(
+            "`model` goes with `compiled`: other files run here. Received: `model` alone. "
+            "Leave it out."
+        )
+    if compiled is None and lite.target != "tflm":
+        return TFLiteModel(lite.content, target="tflm")
+    return lite
+
+
+def _portable(micro: TFLiteModel, given: list[np.ndarray]) -> Program:
+    """A file on TFLite Micro's portable kernels, which run it here."""
     calls = list(micro.run_codes(given))
-    kit = Kit(
-        name="model" if name is None else f"{name}_model",
-        title=f"{micro.made_for()} Codes are those of {RUNTIMES['tflm']}, portable kernels.",
+    return Program(
+        origin=f"{micro.made_for()} Codes are those of {RUNTIMES['tflm']}, portable kernels.",
         content=micro.content,
-        arena=least_arena(micro.content, given),
         operators=flatbuffer.op_kinds(flatbuffer.read(micro.content)),
-        inputs=micro.inputs,
-        outputs=micro.outputs,
-        labels=labels,
-        vectors=[*given, *map(np.concatenate, zip(*calls, strict=True))],
+        arena=least_arena(micro.content, given),
+        outputs=[*map(np.concatenate, zip(*calls, strict=True))],
     )
-    return _write(pathlib.Path(path), sources(kit))
 
 
-def _check(micro: TFLiteModel, count: int) -> None:
-    if {tensor.shape[:1] for tensor in micro.inputs} != {(1,)}:
+def _check(lite: TFLiteModel, count: int) -> None:
+    if {tensor.shape[:1] for tensor in lite.inputs} != {(1,)}:
         raise ValueError(
             "A file for a device must take one sample a call. Received: inputs of shape "
-            f"{[tensor.shape for tensor in micro.inputs]}. Export it with batch_size=1."
+            f"{[tensor.shape for tensor in lite.inputs]}. Export it with batch_size=1."
         )
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"`count` must be an integer of at least 1. Received: count={count!r}.")
@@ -110,11 +146,11 @@ def _check_name(name: str | None) -> None:
         )
 
 
-def _check_labels(micro: TFLiteModel, labels: Sequence[str]) -> None:
-    scores = [tensor.shape[-1] for tensor in micro.outputs if tensor.shape and _is_score(tensor)]
+def _check_labels(lite: TFLiteModel, labels: Sequence[str]) -> None:
+    scores = [tensor.shape[-1] for tensor in lite.outputs if tensor.shape and _is_score(tensor)]
     is_text = not isinstance(labels, str) and all(isinstance(label, str) for label in labels)
     # Of labels, which an argmax gives, the file does not say how many there are.
-    is_free = not labels or len(scores) < len(micro.outputs)
+    is_free = not labels or len(scores) < len(lite.outputs)
     if not is_text or not (is_free or _fit(len(labels), scores)):
         raise ValueError(
             "`labels` must be a list of names, one for each class of an output, two where that is "

@@ -13,25 +13,38 @@ _TYPES = {"f": "float", "b": "bool", "i": "int{bits}_t", "u": "uint{bits}_t"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What runs on the device.
+
+    Attributes:
+        origin: a line that says what the file is, and what made it.
+        content: the .tflite file.
+        operators: its operators.
+        arena: the bytes that its interpreter takes.
+        outputs: for each output, an array of what it gives for some samples.
+    """
+
+    origin: str
+    content: bytes
+    operators: Sequence[str]
+    arena: int
+    outputs: Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Kit:
     """What the sources are made of.
 
     Attributes:
         name: that of the namespace, and the first part of the files' names.
-        title: a line that says what the file is, and what made it.
-        content: the .tflite file.
-        arena: the bytes that its interpreter took.
-        operators: the operators of the file.
+        program: what runs on the device.
         inputs, outputs: the tensors at its ends.
         labels: names of the classes, or none.
         vectors: for each input, and then each output, an array of samples as the device has them.
     """
 
     name: str
-    title: str
-    content: bytes
-    arena: int
-    operators: Sequence[str]
+    program: Program
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     labels: Sequence[str]
@@ -42,6 +55,7 @@ class Kit:
 _METHODS = {
     "BATCH_MATMUL": "AddBatchMatMul",
     "CUMSUM": "AddCumSum",
+    "ETHOS_U": "AddEthosU",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
 
@@ -63,7 +77,7 @@ def method(operator: str) -> str:
 
 def sources(kit: Kit) -> dict[str, str]:
     """The files of a kit, by name."""
-    head = f"// {kit.title}\n// Written by kerasq; do not edit.\n"
+    head = f"// {kit.program.origin}\n// Written by kerasq; do not edit.\n"
     return {
         f"{kit.name}.h": head + _model_header(kit),
         f"{kit.name}.cc": head + _model_data(kit),
@@ -90,12 +104,13 @@ namespace {kit.name} {{
 
 // The .tflite file.
 extern const unsigned char kData[];
-inline constexpr std::size_t kDataSize = {len(kit.content)};
+inline constexpr std::size_t kDataSize = {len(kit.program.content)};
 
 // What TFLite Micro's interpreter took on a 64-bit machine, where pointers are largest: an upper
 // bound for its portable kernels. Kernels of a vendor may need more. It is more than
 // `MicroInterpreter::arena_used_bytes()`, since kernels are prepared in memory that is free later.
-inline constexpr std::size_t kArenaSize = {kit.arena};
+// Of what Vela compiled, it is an estimate from above.
+inline constexpr std::size_t kArenaSize = {kit.program.arena};
 
 // How integers stand for real values: scale * (code - zero_point).
 struct Grid {{
@@ -159,7 +174,7 @@ def _character(byte: int) -> str:
 
 
 def _model_data(kit: Kit) -> str:
-    rows = _rows([f"0x{byte:02x}" for byte in kit.content])
+    rows = _rows([f"0x{byte:02x}" for byte in kit.program.content])
     return f"""\
 #include "{kit.name}.h"
 
@@ -175,7 +190,7 @@ alignas(16) const unsigned char kData[] = {{
 
 
 def _operators(kit: Kit) -> str:
-    names = sorted({*kit.operators})
+    names = sorted({*kit.program.operators})
     calls = "".join(f"  TF_LITE_ENSURE_STATUS(resolver.{method(name)}());\n" for name in names)
     return f"""\
 #ifndef KERASQ_{kit.name}_OPS_H_
@@ -208,7 +223,7 @@ def _vectors_header(kit: Kit) -> str:
 
 namespace {kit.name} {{
 
-// Samples, and what TFLite Micro's portable kernels make of them.
+// Samples, and the codes that the first line of this file tells of.
 inline constexpr int kVectors = {len(kit.vectors[0])};
 
 // An input or output of all samples: where they are, and the bytes of one.

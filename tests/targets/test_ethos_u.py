@@ -205,6 +205,40 @@ def test_what_vela_has_compiled_runs_on_the_npu_alone(tmp_path):
         kerasq.TFLiteModel(found.content)
 
 
+def test_a_kit_of_what_vela_has_compiled(tmp_path):
+    model = networks.residual()
+    x = networks.data(model, 8)
+    q, lite = exported(model, x)
+    other = tmp_path / "other.tflite"
+    other.write_bytes(placed(exported(networks.mlp())[1], tmp_path / "mlp.tflite").content)
+    compiled = tmp_path / "compiled.tflite"
+    compiled.write_bytes(placed(lite, tmp_path / "model.tflite").content)
+    kerasq.deploy(lite, tmp_path / "kit", x=x, compiled=compiled, model=q)
+    texts = {path.name: path.read_text() for path in (tmp_path / "kit").iterdir()}
+    data = re.findall(r"0x(..),", texts["model.cc"])
+    assert bytes(int(byte, 16) for byte in data) == compiled.read_bytes()
+    assert "MicroMutableOpResolver<1>" in texts["model_ops.h"]
+    assert "resolver.AddEthosU()" in texts["model_ops.h"]
+    # The simulation's codes; probabilities lie on steps of 1/256 from code -128 on.
+    outputs = texts["model_test_vectors.cc"].partition("kTestOutput0")[2]
+    codes = np.array(re.findall(r"-?\d+(?=,)", outputs), int).reshape(4, -1)
+    np.testing.assert_array_equal((codes + 128) / 256, q.predict_on_batch(x)[:4])
+    (arena,) = re.findall(r"kArenaSize = (\d+)", texts["model.h"])
+    # Vela's own figure is that of its working memory alone.
+    assert 1024 * placed(lite, tmp_path / "model.tflite").sram < int(arena) < 20_000
+
+    def refused(text, **options):
+        with pytest.raises(ValueError, match=text):
+            kerasq.deploy(lite, tmp_path / "none", x=x, **options)
+        assert not (tmp_path / "none").exists()
+
+    refused("`compiled` needs `model`", compiled=compiled)
+    refused("must be for target 'ethos-u'", compiled=compiled, model=networks.quantized(model))
+    refused("must be a file that Vela has written", compiled=tmp_path / "model.tflite", model=q)
+    refused("must be what Vela made of `lite`", compiled=other, model=q)
+    refused("`model` goes with `compiled`", model=q)
+
+
 def test_what_vela_does_not_compile_is_its_error(tmp_path):
     path = tmp_path / "none.tflite"
     path.write_bytes(b"\x00" * 16)
