@@ -489,6 +489,16 @@ def test_parts_of_normalizations_alone(cls):
         np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
 
 
+def test_sums_about_1_of_three_and_of_fewer_axes():
+    x, y = keras.Input((3,), name="x"), keras.Input((4, 3), name="y")
+    model = keras.Model([x, y], layers.UnitAdd(name="sum")([x, x, y]))
+    q = networks.quantized(model)
+    lite = kerasq.export_tflite(q, batch_size=2)
+    assert lite.float_ops == []
+    data = networks.data(model)
+    np.testing.assert_array_equal(networks.run(q, data), lite.predict(data))
+
+
 def test_fixed_grids_are_there_at_8_bits():
     rules = [*registry.LAYERS.values(), *registry.ACTIVATIONS.values()]
     fixed = [rule for rule in rules if rule.output == "fixed"]
