@@ -147,6 +147,14 @@ class Plan:
     def __getitem__(self, node: graphs.Node) -> Call:
         return self._calls[id(node)]
 
+    def trains(self, node: graphs.Node) -> bool:
+        """Whether what a call becomes trains, the BatchNormalization that is part of it or itself.
+
+        What a frozen layer becomes is frozen, its range as well.
+        """
+        parts = (node, self[node].batch_norm)
+        return any(x.layer.trainable and x.source.trainable for x in parts if x is not None)
+
     def width(self, tensor: keras.KerasTensor) -> int:
         """The bits of a tensor of the graph; `FLOAT_BITS` where it is float."""
         return self._widths[id(tensor)]

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from kerasq import graph as graphs
-from kerasq import registry
+from kerasq import one_grid, registry
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import IN_FRONT, Requantize, SequenceLSTM
 from kerasq.lstm_wrapper import LstmWrapper
@@ -44,8 +44,10 @@ class _Wrapping:
         # By name of the layer whose weights they have (`Source.weights_of`).
         self.wrappers: dict[str, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
-        # By name of the layer whose range they share (`Source.range_of`), and what must be equal.
-        self.quantizers: dict[tuple, ActivationQuantizer | None] = {}
+        # By name of the layer whose range they share (`Source.range_of`), and what must be equal;
+        # or by what a concatenation and its inputs share.
+        self.quantizers: dict[Any, ActivationQuantizer | None] = {}
+        self.one_grid = one_grid.find(plan)
 
     def call(self, node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
         """What stands for a call in the quantized model."""
@@ -65,26 +67,25 @@ class _Wrapping:
         layer, end = node.layer, call.relu or node
         relu, limit = registry.relu_limit(end.layer)
         # Steps of a recurrent layer share ranges, where they are ranges of one kind.
-        key = (end.source.range_of, call.writes, relu, limit)
+        name = end.source.range_of
+        key = self.one_grid.get(id(node), name and (name, call.writes, relu, limit))
         options: dict[str, Any] = {
             "scheme": call.scheme,
             "relu": relu,
             "limit": limit,
             "range_gradient": self.range_gradient,
-            # What a frozen layer becomes is frozen, its range as well; but a BatchNormalization
-            # that is part of it may train.
-            "trainable": any(_is_trainable(x) for x in (node, call.batch_norm) if x is not None),
+            "trainable": self.plan.trains(node),
             "source": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
-            "output_quantizer": self.quantizers.get(key),
+            "output_quantizer": self.quantizers.get(key) if key else None,
         }
         if registry.rule(layer).kernel is None:
             kind = LstmWrapper if isinstance(layer, SequenceLSTM) else QuantizeWrapper
             wrapper = kind(graphs.copy_built(layer), **options)
         else:
             wrapper = self._with_kernel(node, call, options)
-        if end.source.range_of:
+        if key:
             self.quantizers[key] = wrapper.output_quantizer
         return wrapper
 
@@ -163,11 +164,6 @@ class _Wrapping:
         if name not in self.plain:
             self.plain[name] = graphs.copy_built(node.layer, name=name)
         return self.plain[name]
-
-
-def _is_trainable(node: graphs.Node) -> bool:
-    """Whether what a call becomes trains: the user's layer must, and the part of it."""
-    return node.layer.trainable and node.source.trainable
 
 
 def _trains(x: keras.KerasTensor) -> bool:

@@ -504,12 +504,26 @@ def ranged(model: keras.Model) -> dict[str, activations.ActivationQuantizer]:
 
 
 def sharing_ranges(model: keras.Model) -> dict[str, list[str]]:
-    """By name of a layer that shares its range, all that do, in order."""
-    sharers: dict[int, list[str]] = {}
+    """By name of a layer that shares its range, those whose values it is to hold.
+
+    That is all of them, or the concatenation (`kerasq.one_grid`), which has the values of all.
+    """
+    sharers: dict[int, list[QuantizeWrapper]] = {}
     for layer in wrapped(model):
         if layer.output_quantizer is not None:
-            sharers.setdefault(id(layer.output_quantizer), []).append(layer.name)
-    return {name: names for names in sharers.values() if len(names) > 1 for name in names}
+            sharers.setdefault(id(layer.output_quantizer), []).append(layer)
+    shared = [layers for layers in sharers.values() if len(layers) > 1]
+    return {x.name: [y.name for y in _holders(layers)] for layers in shared for x in layers}
+
+
+def _holders(layers: list[QuantizeWrapper]) -> list[QuantizeWrapper]:
+    return layers[-1:] if joins(layers[-1]) else layers
+
+
+def joins(wrapper: QuantizeWrapper) -> bool:
+    """Whether a wrapper's operator wants its inputs on the grid of its output."""
+    known = wrapper.target.operators.get(wrapper.rule.operator)
+    return known is not None and known.one_grid
 
 
 def range_variables(model: keras.Model) -> list[keras.Variable]:

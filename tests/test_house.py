@@ -25,7 +25,7 @@ FLOORS = (
     ("quantizers",),
     ("rule", "layer_rules", "registry"),
     ("prepare", "unsupported"),
-    ("plan",),
+    ("plan", "one_grid"),
     ("wrappers", "kernel_wrapper", "lstm_wrapper"),
     ("range_limits", "wrap"),
     ("quantize", "calibration", "comparison", "equalization"),

@@ -13,9 +13,18 @@ from kerasq.grid import Grid
 from kerasq.litert.operators import multiplies
 from kerasq.quantize import quantize_model
 from kerasq.quantizers.activations import ActivationQuantizer
+from kerasq.rule import Output
 from kerasq.scheme import FLOAT_BITS, Scheme, overridden
 from kerasq.targets import Target
-from kerasq.wrappers import Boundary, QuantizeWrapper, input_of, on_grids, wrapped
+from kerasq.wrappers import (
+    Boundary,
+    QuantizeWrapper,
+    input_of,
+    joins,
+    on_grids,
+    sharing_ranges,
+    wrapped,
+)
 
 
 class Network:
@@ -37,6 +46,8 @@ class Network:
         sources: by name of a wrapper, the user's layer, or input, that it belongs to.
         layers: names of the user's layers, and inputs, that have a scheme.
         readers: by name of a wrapper, the places in `layers` of those that multiply what it writes.
+        joins: by name of a wrapper, the concatenation whose range it shares at equal widths
+            (`kerasq.one_grid`).
         widths: the bits that a tensor may have.
         grids: by name of a wrapper, the grids of its output at each of `widths`.
         boundaries: by name of a tensor, the grids of a boundary behind it at each of `widths`.
@@ -59,6 +70,7 @@ class Network:
         self.sources = {x.name: name for x in self.wrappers if (name := _source(x)) is not None}
         self.layers = tuple(dict.fromkeys(self.sources.values()))
         self.readers = self._readers()
+        self.joins = {x.name: join for join in self.wrappers for x in _sharing(join)}
         # Without those that no scheme has: each width costs an observer's range for each tensor.
         wide = [Scheme(weight_bits=8, activation_bits=16)] * any(map(is_wide, self.wrappers))
         used = {bits for x in [*schemes, *wide] for bits in (x.code_bits, x.activation_bits)}
@@ -86,7 +98,10 @@ class Network:
             if not wrapper.reads_float
         ]
         widths = dict.fromkeys((*own, *read), self.widths)
-        ranges, _ = observe(self.model, iter(samples), widths, method=method)
+        # What a concatenation reads has a range of its own where that has another width.
+        alone = {*self.joins, *(x.name for x in self.joins.values())}
+        shared = {k: v for k, v in sharing_ranges(self.model).items() if k not in alone}
+        ranges, _ = observe(self.model, iter(samples), widths, method=method, shared=shared)
         # Few kinds for many tensors: making a layer takes longer than setting its range.
         quantizer = functools.cache(_quantizer)
 
@@ -107,6 +122,20 @@ class Network:
     def parts(self, name: str) -> list[QuantizeWrapper]:
         """The wrappers that a user's layer became."""
         return [x for x in self.wrappers if self.sources.get(x.name) == name]
+
+
+def _sharing(join: QuantizeWrapper) -> list[QuantizeWrapper]:
+    """The wrappers that write onto the grid of a concatenation, which it shares with them."""
+    if not joins(join):
+        return []
+    makers = [_maker(x) for x in join.producers if x is not None]
+    return [x for x in makers if x.output_quantizer is join.output_quantizer]
+
+
+def _maker(wrapper: QuantizeWrapper) -> QuantizeWrapper:
+    """The wrapper that the grid of an output is from: its own, or that of its input."""
+    is_own = wrapper.rule.output != Output.INPUT
+    return wrapper if is_own or wrapper.producers[0] is None else _maker(wrapper.producers[0])
 
 
 def is_wide(wrapper: QuantizeWrapper) -> bool:

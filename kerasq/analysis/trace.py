@@ -131,6 +131,17 @@ class _Trace:
         call = _Call(self, node, scheme)
         return call.writes, lambda: call.run(x)
 
+    def written(self, wrapper: QuantizeWrapper, bits: tf.Tensor) -> tf.Tensor:
+        """The figures of the grid that a wrapper writes on at a width."""
+        own = self.pick(self.network.grids[wrapper.name], bits)
+        join = self.network.joins.get(wrapper.name)
+        if join is None:
+            return own
+        place = self.network.layers.index(self.network.sources[join.name])
+        widths = [part_scheme(join, x).code_bits for x in self._schemes]
+        is_shared = tf.equal(bits, tf.gather(widths, self._choice[place]))
+        return tf.where(is_shared, self.written(join, bits), own)
+
     def pick(self, grids: list[Grid], bits: tf.Tensor) -> tf.Tensor:
         """The figures of that of a tensor's grids, one a width of the network, of a width."""
         widths = self.network.widths
@@ -197,8 +208,7 @@ class _Call:
         is_cut = wrapper.is_cut and not isinstance(wrapper, Boundary)
         wide, few = (plan.written_bits(scheme, is_cut, x) for x in (False, True))
         bits = tf.where(self._trace.is_read_narrow(wrapper), few, wide)
-        figures = self._trace.pick(self._trace.network.grids[wrapper.name], bits)
-        return _Format(bits=bits, figures=figures)
+        return _Format(bits=bits, figures=self._trace.written(wrapper, bits))
 
     def run(self, inputs: Any) -> tf.Tensor:
         """What the wrapper returns, as real values."""

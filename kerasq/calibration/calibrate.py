@@ -68,7 +68,8 @@ def calibrate(
     check_finite(model)
     quantizers = ranged(model)
     widths = {name: [quantizer.bits] for name, quantizer in quantizers.items()}
-    found, batch = observe(model, data, widths, method=method, steps=steps)
+    shared = sharing_ranges(model)
+    found, batch = observe(model, data, widths, method=method, shared=shared, steps=steps)
     with restored_on_error(range_variables(model)):
         for (name, _), ends in found.items():
             quantizers[name].assign_range(*ends)
@@ -86,6 +87,7 @@ def observe(
     widths: Mapping[str, Iterable[int]],
     *,
     method: str | dict[str, Any] | Observer | None,
+    shared: Mapping[str, list[str]],
     steps: int | None = None,
 ) -> tuple[dict[tuple[str, int], tuple[float, float]], Any]:
     """The ranges that tensors of a quantized model get from data; the model stays as it is.
@@ -95,6 +97,7 @@ def observe(
         data: as for `calibrate`.
         widths: by name of a tensor (`graph.tensor_name`), the bits that it gets ranges for.
         method: as for `calibrate`.
+        shared: by name of a tensor, those whose values its range is to hold; else its own.
         steps: as for `calibrate`.
 
     Returns:
@@ -106,13 +109,10 @@ def observe(
     prototype = None if method is None else observers.find(method)
     taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype)]
 
-    shared = sharing_ranges(model)
-
     # Traced for one batch and run on all: float layers only, so this costs about a `predict`.
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
     def statistics(x: Any) -> list[tuple[tf.Tensor, ...]]:
         values = _float_values(model, x)
-        # Layers that share a range have it from the values of all of them.
         found = [
             tf.concat([values[x] for x in shared.get(tap.name, [tap.name])], 0) for tap in taps
         ]

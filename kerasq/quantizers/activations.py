@@ -108,7 +108,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.limit = limit
         self.range_gradient = range_gradient
         self.is_input = is_input
-        # How many layers share the range: steps of a recurrent layer do.
+        # How many layers share the range: steps of a recurrent layer do, and what is concatenated.
         self.uses = 0
         # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
         self.fixed = False
@@ -220,7 +220,7 @@ class ActivationQuantizer(keras.layers.Layer):
     def _gather(self, x: tf.Tensor) -> None:
         """As `_move`, once in a call of a model, by what all layers that share the range have."""
         seen = graph.once(self, "values", list)
-        seen.append(x)
+        seen.append(tf.reshape(x, [-1]))
         if len(seen) == self.uses:
             graph.forget(self)
             self._move(tf.concat(seen, 0))
