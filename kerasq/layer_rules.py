@@ -44,11 +44,11 @@ from kerasq.rule import Output, Rule
 L = keras.layers
 
 
-def _fixed(scale: float, zero_point: int, scale16: float = 1 / 32768) -> dict[int, Grid]:
-    """A grid for int8, and one for int16: all kernels that know no other have this one."""
+def _fixed(scale: float, zero_point: int) -> dict[int, Grid]:
+    """A grid for int8, and the one that all int16 kernels with a fixed grid have."""
     return {
         8: Grid(scale=np.float32(scale), zero_point=np.int32(zero_point)),
-        16: Grid(scale=np.float32(scale16), zero_point=np.int32(0), bits=16),
+        16: Grid(scale=np.float32(1 / 32768), zero_point=np.int32(0), bits=16),
     }
 
 
@@ -56,7 +56,7 @@ def _fixed(scale: float, zero_point: int, scale16: float = 1 / 32768) -> dict[in
 _PROBABILITY = _fixed(1 / 256, -128)
 _SIGNED = _fixed(1 / 128, 0)
 # About 1: lengths that were divided by themselves, roughly.
-_AROUND_ONE = _fixed(2**-5, 0, 2**-13)
+_AROUND_ONE = {16: Grid(scale=np.float32(2.0**-13), zero_point=np.int32(0), bits=16)}
 _LOGARITHM = {8: Grid(scale=np.float32(1 / 16), zero_point=np.int32(127))}
 
 # Keras 3.10 does not have them.

@@ -628,11 +628,21 @@ def test_elu(layer, seed):
             np.testing.assert_array_equal(found, run(content, x))
 
 
-@pytest.mark.parametrize("operator", ["ELU", "EXP", "GELU"])
-def test_functions_on_ties(operator):
+@pytest.mark.parametrize(
+    ("operator", "layer"),
+    [
+        ("ELU", keras.layers.Activation("elu")),
+        ("EXP", keras.layers.Activation("exponential")),
+        ("GELU", keras.layers.Activation("gelu")),
+        ("GELU", layers.Gelu(approximate=False)),
+        ("GELU", layers.Gelu(approximate=True)),  # As `keras.ops.gelu` has it by default.
+    ],
+)
+def test_functions_on_ties(operator, layer):
     """Grids whose ratio has few bits: many values lie on ties, or a last bit beside."""
-    layer = keras.layers.Activation("exponential" if operator == "EXP" else operator.lower())
-    options = {"kind": "GeluOptions", "approximate": False} if operator == "GELU" else {}
+    options = {}
+    if operator == "GELU":
+        options = {"kind": "GeluOptions", "approximate": getattr(layer, "approximate", False)}
     rng, x = np.random.default_rng(0), CODES.reshape(1, -1)
     for _ in range(150):
         scale = np.float32(2.0 ** rng.uniform(-10, 16))

@@ -477,35 +477,6 @@ def test_no_complaint_about_what_has_a_rule(row):
     assert registry.rule(layer) is registry.find(layer) is not None
 
 
-@pytest.mark.parametrize("cls", [layers.UnitAdd, layers.UnitMatmul])
-def test_parts_of_normalizations_alone(cls):
-    # Their sums are about 1, whatever the width: a fixed grid, of 8 bits too.
-    model, x = single(cls(name="x"), [(4, 4), (4, 4)])
-    x = [a / 9 for a in x]
-    for scheme, scale in (("w8a8", 2**-5), ("w8a16", 2**-13)):
-        q = networks.quantized(model, x, scheme=scheme)
-        lite = kerasq.export_tflite(q)
-        assert lite.outputs[0].grid.scale == np.float32(scale)
-        np.testing.assert_array_equal(q.predict_on_batch(x), lite.predict(x))
-
-
-def test_sums_about_1_of_three_and_of_fewer_axes():
-    x, y = keras.Input((3,), name="x"), keras.Input((4, 3), name="y")
-    model = keras.Model([x, y], layers.UnitAdd(name="sum")([x, x, y]))
-    q = networks.quantized(model)
-    lite = kerasq.export_tflite(q, batch_size=2)
-    assert lite.float_ops == []
-    data = networks.data(model)
-    np.testing.assert_array_equal(networks.run(q, data), lite.predict(data))
-
-
-def test_fixed_grids_are_there_at_8_bits():
-    rules = [*registry.LAYERS.values(), *registry.ACTIVATIONS.values()]
-    fixed = [rule for rule in rules if rule.output == "fixed"]
-    assert len(fixed) > 5
-    assert all(8 in rule.grids for rule in fixed)
-
-
 def test_rule_of_an_unknown_layer():
     with pytest.raises(
         ValueError, match=r"must have a rule. Received: 'lstm' \(ConvLSTM2D: no rule for"

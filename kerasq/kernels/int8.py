@@ -213,12 +213,18 @@ def _rounded(y: tf.Tensor, out: Grid) -> tf.Tensor:
 
 
 def gelu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """GELU, LiteRT's own: `x / 2 * erfc(-x / sqrt(2))` in float32, ties away from zero."""
-    del layer
+    """GELU, LiteRT's own: `x / 2 * erfc(-x / sqrt(2))` in float32, ties away from zero.
+
+    Approximated, it is `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    """
     x = codes[0] * grids[0].scale
-    share = tf.math.erfc(-float64(product(x, np.float32(np.sqrt(0.5)))))
-    y = product(0.5 * x, float32(share))
-    return clip(round_away(float64(in_steps(y, out))), out)
+    if getattr(layer, "approximate", False):
+        cube = product(product(product(np.float32(0.044715), x), x), x)
+        inner = product(np.float32(np.sqrt(2.0 / np.pi)), plus(x, cube))
+        share = plus(1.0, float32(tf.math.tanh(float64(inner))))
+    else:
+        share = float32(tf.math.erfc(-float64(product(x, np.float32(np.sqrt(0.5))))))
+    return clip(round_away(float64(in_steps(product(0.5 * x, share), out))), out)
 
 
 def _exponentials(below: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

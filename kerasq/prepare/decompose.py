@@ -22,7 +22,6 @@ from kerasq.layers import (
     Scale,
     Select,
     Sum,
-    UnitAdd,
     Variance,
 )
 from kerasq.prepare import (
@@ -222,7 +221,6 @@ _TAKE_CONDITIONS = (
 # `Parts`, the layer, its name and what it is called on. It returns None where this one has none.
 PARTS: dict[type, Callable[..., Any]] = {
     L.Add: arithmetic.two_by_two,
-    UnitAdd: arithmetic.two_by_two,
     L.Subtract: arithmetic.two_by_two,
     L.Multiply: arithmetic.two_by_two,
     L.Maximum: arithmetic.two_by_two,
