@@ -8,8 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.graph import has_mask
-
 L = keras.layers
 # What a distributed Dense may be followed by.
 _KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
@@ -276,10 +274,12 @@ def _scores_by_dot(layer: keras.Layer) -> bool:
 
 
 # The layers of Keras that are a loop over steps, and the cells of those that are known.
-RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN)
+CONV_RECURRENT = (L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D)
+RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN, *CONV_RECURRENT)
 # The most steps: each has a dozen operators, and the time to quantize and export grows with them.
 MOST_STEPS = 256
-CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell)
+CONV_CELL = type(L.ConvLSTM1D(1, 1).cell)  # Which has no public name.
+CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell, CONV_CELL)
 # Activations of each value alone: several gates may be one tensor.
 _OF_EACH_VALUE = (
     "elu",
@@ -299,29 +299,37 @@ _OF_EACH_VALUE = (
 )
 
 
-def recurrence_fits(layer: Any, x: Any = None, *states: Any, **kwargs: Any) -> bool | str:
+def recurrence_fits(
+    layer: Any, x: Any = None, *states: Any, mask: Any = None, **kwargs: Any
+) -> bool | str:
     """Whether a recurrent layer is a known number of steps of known cells; why not, if it is not.
 
     Args:
         layer: a recurrent layer, or a Bidirectional of two.
         x: the sequence that it is called on.
         *states: the first states, if they are given.
+        mask: that of the sequence, if one is given.
         **kwargs: the rest of the call.
     """
     both = isinstance(layer, L.Bidirectional)
     loops = [layer.forward_layer, layer.backward_layer] if both else [layer]
-    is_known = len(x.shape) == 3 and None not in x.shape[1:]
+    is_sequence = len(x.shape) == 3 or type(loops[0]) in CONV_RECURRENT
+    is_known = is_sequence and None not in x.shape[1:]
     obstacles = {
         "with a fixed number of steps; give Input one": not is_known,
         f"up to {MOST_STEPS} steps; call it on parts of the sequence, and hand the states over": (
             is_known and x.shape[1] > MOST_STEPS
         ),
-        "without a mask": has_mask(x) or not reads_tensors_alone(layer, **kwargs),
+        "with a tensor (samples, steps) as its mask": not _is_mask(mask),
         "with tensors as its first states": not all(map(_is_given, keras.tree.flatten(states))),
         **{text: True for loop in loops if (text := _unlike_a_loop(loop))},
     }
     found = [f"integer only {text}" for text, is_there in obstacles.items() if is_there]
     return found[0] if found else True
+
+
+def _is_mask(mask: Any) -> bool:
+    return mask is None or (isinstance(mask, keras.KerasTensor) and len(mask.shape) == 2)
 
 
 def _is_given(x: Any) -> bool:

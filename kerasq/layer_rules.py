@@ -20,6 +20,7 @@ from kerasq.layers import (
     Function,
     Gelu,
     GridMean,
+    Held,
     InverseRoot,
     Masked,
     Matmul,
@@ -376,6 +377,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="with constants, or GREATER_EQUAL, LESS, ...; of two tensors behind SUB",
     ),
     (Select,): Rule(operators=("SELECT_V2",), output=Output.LEARNED),
+    (Held,): Rule(operators=("SELECT_V2",), output=Output.INPUT, note="states under a mask"),
     (Masked,): Rule(
         operators=("SELECT_V2",),
         output=Output.DERIVED,
@@ -427,11 +429,18 @@ RULES: dict[tuple[type, ...], Rule] = {
         reads_mask=True,
         note="of sequences, without gates and windows; masks as for Softmax",
     ),
-    (*fits.RECURRENT, L.Bidirectional): Rule(
+    fits.CONV_RECURRENT: Rule(
+        operators=("CONV_2D", "LOGISTIC", "TANH", "MUL"),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        fits=fits.recurrence_fits,
+        note="as LSTM, with convolutions",
+    ),
+    (L.LSTM, L.GRU, L.SimpleRNN, L.RNN, L.Bidirectional): Rule(
         operators=("FULLY_CONNECTED", "LOGISTIC", "TANH", "MUL"),
         output=Output.DECOMPOSED,
         fits=fits.recurrence_fits,
-        note="of a fixed number of steps, without a mask; step by step, else a float loop",
+        note="of a fixed number of steps; step by step, else a float loop; masks by SELECT_V2",
     ),
     # It reads indices, which have no grid; its rows get one where a boundary stands behind it.
     (L.Embedding,): Rule(

@@ -332,6 +332,23 @@ class Select(keras.layers.Layer):
         return keras.ops.where(condition, *values).shape
 
 
+@keras.saving.register_keras_serializable("kerasq")
+class Held(Select):
+    """What a state becomes where a condition holds, elsewhere what it was, or 0 for none.
+
+    It lies on the grid of what it becomes.
+    """
+
+    def call(self, x: Any) -> Any:
+        """The values, of condition, next state and, unless it is zeros, the one before."""
+        condition, new, *before = x
+        return keras.ops.where(condition, new, *(before or [0.0]))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the next state."""
+        return input_shape[1]
+
+
 # What stands for minus infinity, as in Keras: a softmax makes 0 of it.
 MASKED = -1e9
 

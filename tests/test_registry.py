@@ -225,7 +225,7 @@ ELSEWHERE |= {layers.Select}
 ELSEWHERE |= {layers.GridMean, layers.InverseRoot, layers.UnitMatmul, layers.UnitAdd}
 ELSEWHERE |= {layers.Requantize, L.LayerNormalization, L.RMSNormalization, L.GroupNormalization}
 # In tests/prepare/test_recurrence.py.
-ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional}
+ELSEWHERE |= {*fits.RECURRENT, L.Bidirectional, layers.Held}
 # In tests/prepare/test_fused_recurrence.py.
 ELSEWHERE |= {layers.SequenceLSTM}
 # Rows that stay float, as layers of a model behind a Dense.

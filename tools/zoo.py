@@ -230,6 +230,22 @@ def _gru_stream() -> keras.Model:
     return keras.Model([frames, state], [L.Dense(3)(y), after])
 
 
+def _text() -> keras.Model:
+    """Words of any number up to 12, classified: zeros behind them are masked."""
+    words = keras.Input((12,), dtype="int32", name="words")
+    x = L.Bidirectional(L.LSTM(8))(L.Embedding(WORDS, 16, mask_zero=True)(words))
+    return keras.Model(words, L.Dense(2, activation="softmax")(x))
+
+
+def _conv_lstm() -> keras.Model:
+    """Frames, classified by ConvLSTM: Shi et al. 2015 (arXiv 1506.04214)."""
+    frames = keras.Input((4, 16, 16, 1), name="frames")
+    x = L.ConvLSTM2D(8, 3, strides=2, padding="same", return_sequences=True)(frames)
+    x = L.ConvLSTM2D(8, 3, padding="same")(x)
+    x = L.GlobalAveragePooling2D()(x)
+    return keras.Model(frames, L.Dense(5, activation="softmax")(x))
+
+
 def _two_by_two() -> keras.Model:
     """Two inputs, two outputs."""
     image, numbers = keras.Input((16, 16, 3), name="image"), keras.Input((6,), name="numbers")
@@ -268,6 +284,8 @@ ROWS = {
     "gru": Row(make=_recurrent(L.GRU), cnn=False),
     "bilstm_stack": Row(make=_bilstm_stack, cnn=False),
     "gru_keywords": Row(make=_gru_keywords, cnn=False),
+    "text": Row(make=_text, cnn=False),
+    "conv_lstm": Row(make=_conv_lstm, cnn=False),
     "gru_stream": Row(make=_gru_stream, cnn=False),
     "two_by_two": Row(make=_two_by_two, quick=True),
 }
