@@ -68,6 +68,11 @@ def volume_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     return None not in x.shape[1:]
 
 
+def transposed_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether a transposed convolution that is dilated reads samples of known size."""
+    return max(layer.dilation_rate) == 1 or volume_fits(layer, x, **kwargs)
+
+
 def adaptive_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     """Whether the sizes of an adaptive pooling divide those of the image."""
     del kwargs

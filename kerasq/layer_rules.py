@@ -17,6 +17,7 @@ from kerasq.layers import (
     Deviation,
     Divide,
     Einsum,
+    FrameConv2D,
     Function,
     Gelu,
     GridMean,
@@ -93,9 +94,8 @@ RULES: dict[tuple[type, ...], Rule] = {
         # Keras has the outputs before the inputs here.
         transposed=True,
         channels_last=True,
-        # The operator has no dilation.
-        required={"dilation_rate": ((1, 1), (1,))},
-        note="not dilated",
+        fits=fits.transposed_fits,
+        note="of known size where dilated; CONV_2D with the kernel turned round then",
     ),
     (L.SeparableConv2D, L.SeparableConv1D): Rule(
         operators=("DEPTHWISE_CONV_2D", "CONV_2D"),
@@ -109,7 +109,22 @@ RULES: dict[tuple[type, ...], Rule] = {
         kernel="kernel",
         channels_last=True,
         fits=fits.volume_fits,
-        note="of known size; becomes one Conv2D of all frames below each other",
+        note="of known size; becomes FrameConv2D",
+    ),
+    (L.Conv3DTranspose,): Rule(
+        operators=("PAD", "STRIDED_SLICE", "CONCATENATION", "CONV_2D"),
+        output=Output.DECOMPOSED,
+        kernel="kernel",
+        channels_last=True,
+        fits=fits.volume_fits,
+        note="of known size; becomes FrameConv2D, of values with zeros between them",
+    ),
+    (FrameConv2D,): Rule(
+        operators=("CONV_2D",),
+        output=Output.LEARNED,
+        kernel="kernel",
+        channels_last=True,
+        note="of all frames of a Conv3D, below each other",
     ),
     (L.Dense,): Rule(operators=("FULLY_CONNECTED",), output=Output.LEARNED, kernel="kernel"),
     # One operator that rounds once, where MUL and ADD of constants would round twice.
@@ -448,8 +463,6 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.FLOAT,
         note="int8 in the file where integer layers read it",
     ),
-    # What LiteRT has no integer kernel for, or none that kerasq simulates.
-    (L.Conv3DTranspose,): Rule(operators=(), output=Output.FLOAT),
 }
 LAYERS: dict[type, Rule] = {cls: rule for classes, rule in RULES.items() for cls in classes}
 
