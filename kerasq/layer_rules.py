@@ -496,6 +496,13 @@ OPERATIONS: dict[str, Rule] = {
     )
 }
 
+# Values keep their grid, and their places are integers that lie on none.
+OPERATIONS["TopK"] = dataclasses.replace(
+    OPERATIONS["Slice"],
+    operators=("TOPK_V2",),
+    required={"sorted": (True,)},
+    note="sorted; of values and their places",
+)
 OPERATIONS |= {"Argmax": LAYERS[ArgMax], "Argmin": LAYERS[ArgMin]}
 COMPARISONS = {
     "Greater": "greater",

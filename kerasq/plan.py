@@ -142,7 +142,9 @@ class Plan:
         self._calls: dict[int, Call] = {}
         for node in graph.nodes:
             self._calls[id(node)] = self._call(node)
-            self._widths.update(dict.fromkeys(map(id, node.outputs), self[node].writes))
+            # Places of a TopK lie on no grid, whatever its values do.
+            widths = {id(y): self[node].writes for y in node.outputs if "float" in y.dtype}
+            self._widths.update(dict.fromkeys(map(id, node.outputs), FLOAT_BITS) | widths)
 
     def __getitem__(self, node: graphs.Node) -> Call:
         return self._calls[id(node)]

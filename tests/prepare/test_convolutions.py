@@ -64,6 +64,26 @@ def test_conv_3d_at_other_widths(scheme):
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
 
 
+@pytest.mark.parametrize("target", ["litert-x86-64", "tflm"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w2a8"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: L.Conv2D(6, 3, groups=3, strides=2, activation="relu"), (7, 7, 6)),
+        (lambda: L.Conv1D(8, 3, groups=2, padding="same"), (9, 4)),
+    ],
+)
+def test_groups_of_few_bits(make, shape, scheme, target):
+    keras.utils.set_random_seed(0)
+    x = keras.Input(shape, name="x")
+    model = keras.Model(x, make()(x))
+    data = networks.data(model, 16, scale=1.0)
+    q = networks.quantized(model, data, scheme=scheme, target=target)
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == [] and "CONV_2D" in {op.name for op in lite.ops}
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+
+
 TRANSPOSED = {
     "points": (lambda: L.Conv3DTranspose(3, 2, strides=2, name="conv"), (3, 4, 3, 2)),
     "same": (
