@@ -243,18 +243,30 @@ def attention_fits(layer: keras.Layer, *args: Any, **kwargs: Any) -> bool:
     is_causal = masks.pop("use_causal_mask", False)
     others = (*masks, "use_causal_mask", "return_attention_scores", "training")
     tensors = keras.tree.flatten([value for key, value in given.items() if key not in others])
+    options = (is_causal, given.get("return_attention_scores"), *masks.values())
     return (
         isinstance(is_causal, bool)
         and len(tensors) in (2, 3)
-        and all(map(_is_sequence, tensors))
+        and _are_sequences(layer, tensors, options)
         and all(_masks_fit(layer, key, value) for key, value in masks.items())
         and _scores_by_dot(layer)
     )
 
 
-def _is_sequence(x: Any) -> bool:
-    """Whether a tensor is a sequence of known length."""
-    return isinstance(x, keras.KerasTensor) and len(x.shape) == 3 and None not in x.shape[1:]
+def _are_sequences(layer: keras.Layer, tensors: list, options: tuple) -> bool:
+    """Whether attention reads sequences of known length, or images where there is no option."""
+    is_plain = type(layer) is L.MultiHeadAttention and reads_tensors_alone(layer, None, *options)
+    ranks = (3, 4, 5) if is_plain else (3,)
+    return all(
+        isinstance(x, keras.KerasTensor) and len(x.shape) in ranks and None not in x.shape[1:]
+        for x in tensors
+    )
+
+
+def attention_axes(layer: keras.Layer, x: Any) -> list[int]:
+    """The axes of places that a MultiHeadAttention attends to: all by default."""
+    found = layer.get_config().get("attention_axes")
+    return axes(found or tuple(range(1, len(x.shape) - 1)), x)
 
 
 def _masks_fit(layer: keras.Layer, name: str, value: Any) -> bool:

@@ -442,7 +442,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.DECOMPOSED,
         fits=fits.attention_fits,
         reads_mask=True,
-        note="of sequences, without gates and windows; masks as for Softmax",
+        note="of sequences, without gates and windows; masks as for Softmax; of images without",
     ),
     fits.CONV_RECURRENT: Rule(
         operators=("CONV_2D", "LOGISTIC", "TANH", "MUL"),

@@ -159,7 +159,7 @@ def transposed(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     kernel, *bias = layer.get_weights()
     made.build(x.shape)
     # Keras has the outputs before the inputs here.
-    made.set_weights([np.flip(kernel, range(rank)).swapaxes(-1, -2), *bias])
+    made.set_weights([np.flip(kernel, tuple(range(rank))).swapaxes(-1, -2), *bias])
     return parts.call(made, x)
 
 

@@ -81,9 +81,10 @@ def _by_extremes(parts: Parts, name: str, mask: Any) -> Any:
     """A mask; that of Masking by the largest and the least value of each vector."""
     # TFLite Micro has no REDUCE_ANY.
     operation, read = origin(mask)
-    compare, values = origin(read[0]) if read else (None, [])
-    is_any = type(operation).__name__ == "Any" and isinstance(compare, Compare)
-    if not is_any or compare.function != "not_equal":
+    if type(operation).__name__ != "Any":
+        return mask
+    compare, values = origin(read[0])
+    if not isinstance(compare, Compare) or compare.function != "not_equal":
         return mask
     ends, along = [], fits.axes(operation.axis, values[0])
     for kind, suffix in ((Max, "largest"), (Min, "least")):
