@@ -8,8 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.graph import has_mask
-
 L = keras.layers
 # What a distributed Dense may be followed by.
 _KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
@@ -68,6 +66,11 @@ def volume_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     """Whether a layer in three dimensions reads samples of known size."""
     del layer, kwargs
     return None not in x.shape[1:]
+
+
+def transposed_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
+    """Whether a transposed convolution that is dilated reads samples of known size."""
+    return max(layer.dilation_rate) == 1 or volume_fits(layer, x, **kwargs)
 
 
 def adaptive_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
@@ -240,18 +243,30 @@ def attention_fits(layer: keras.Layer, *args: Any, **kwargs: Any) -> bool:
     is_causal = masks.pop("use_causal_mask", False)
     others = (*masks, "use_causal_mask", "return_attention_scores", "training")
     tensors = keras.tree.flatten([value for key, value in given.items() if key not in others])
+    options = (is_causal, given.get("return_attention_scores"), *masks.values())
     return (
         isinstance(is_causal, bool)
         and len(tensors) in (2, 3)
-        and all(map(_is_sequence, tensors))
+        and _are_sequences(layer, tensors, options)
         and all(_masks_fit(layer, key, value) for key, value in masks.items())
         and _scores_by_dot(layer)
     )
 
 
-def _is_sequence(x: Any) -> bool:
-    """Whether a tensor is a sequence of known length."""
-    return isinstance(x, keras.KerasTensor) and len(x.shape) == 3 and None not in x.shape[1:]
+def _are_sequences(layer: keras.Layer, tensors: list, options: tuple) -> bool:
+    """Whether attention reads sequences of known length, or images where there is no option."""
+    is_plain = type(layer) is L.MultiHeadAttention and reads_tensors_alone(layer, None, *options)
+    ranks = (3, 4, 5) if is_plain else (3,)
+    return all(
+        isinstance(x, keras.KerasTensor) and len(x.shape) in ranks and None not in x.shape[1:]
+        for x in tensors
+    )
+
+
+def attention_axes(layer: keras.Layer, x: Any) -> list[int]:
+    """The axes of places that a MultiHeadAttention attends to: all by default."""
+    found = layer.get_config().get("attention_axes")
+    return axes(found or tuple(range(1, len(x.shape) - 1)), x)
 
 
 def _masks_fit(layer: keras.Layer, name: str, value: Any) -> bool:
@@ -276,10 +291,12 @@ def _scores_by_dot(layer: keras.Layer) -> bool:
 
 
 # The layers of Keras that are a loop over steps, and the cells of those that are known.
-RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN)
+CONV_RECURRENT = (L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D)
+RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN, *CONV_RECURRENT)
 # The most steps: each has a dozen operators, and the time to quantize and export grows with them.
 MOST_STEPS = 256
-CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell)
+CONV_CELL = type(L.ConvLSTM1D(1, 1).cell)  # Which has no public name.
+CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell, CONV_CELL)
 # Activations of each value alone: several gates may be one tensor.
 _OF_EACH_VALUE = (
     "elu",
@@ -299,29 +316,37 @@ _OF_EACH_VALUE = (
 )
 
 
-def recurrence_fits(layer: Any, x: Any = None, *states: Any, **kwargs: Any) -> bool | str:
+def recurrence_fits(
+    layer: Any, x: Any = None, *states: Any, mask: Any = None, **kwargs: Any
+) -> bool | str:
     """Whether a recurrent layer is a known number of steps of known cells; why not, if it is not.
 
     Args:
         layer: a recurrent layer, or a Bidirectional of two.
         x: the sequence that it is called on.
         *states: the first states, if they are given.
+        mask: that of the sequence, if one is given.
         **kwargs: the rest of the call.
     """
     both = isinstance(layer, L.Bidirectional)
     loops = [layer.forward_layer, layer.backward_layer] if both else [layer]
-    is_known = len(x.shape) == 3 and None not in x.shape[1:]
+    is_sequence = len(x.shape) == 3 or type(loops[0]) in CONV_RECURRENT
+    is_known = is_sequence and None not in x.shape[1:]
     obstacles = {
         "with a fixed number of steps; give Input one": not is_known,
         f"up to {MOST_STEPS} steps; call it on parts of the sequence, and hand the states over": (
             is_known and x.shape[1] > MOST_STEPS
         ),
-        "without a mask": has_mask(x) or not reads_tensors_alone(layer, **kwargs),
+        "with a tensor (samples, steps) as its mask": not _is_mask(mask),
         "with tensors as its first states": not all(map(_is_given, keras.tree.flatten(states))),
         **{text: True for loop in loops if (text := _unlike_a_loop(loop))},
     }
     found = [f"integer only {text}" for text, is_there in obstacles.items() if is_there]
     return found[0] if found else True
+
+
+def _is_mask(mask: Any) -> bool:
+    return mask is None or (isinstance(mask, keras.KerasTensor) and len(mask.shape) == 2)
 
 
 def _is_given(x: Any) -> bool:

@@ -17,9 +17,11 @@ from kerasq.layers import (
     Deviation,
     Divide,
     Einsum,
+    FrameConv2D,
     Function,
     Gelu,
     GridMean,
+    Held,
     InverseRoot,
     Masked,
     Matmul,
@@ -92,9 +94,8 @@ RULES: dict[tuple[type, ...], Rule] = {
         # Keras has the outputs before the inputs here.
         transposed=True,
         channels_last=True,
-        # The operator has no dilation.
-        required={"dilation_rate": ((1, 1), (1,))},
-        note="not dilated",
+        fits=fits.transposed_fits,
+        note="of known size where dilated; CONV_2D with the kernel turned round then",
     ),
     (L.SeparableConv2D, L.SeparableConv1D): Rule(
         operators=("DEPTHWISE_CONV_2D", "CONV_2D"),
@@ -108,7 +109,22 @@ RULES: dict[tuple[type, ...], Rule] = {
         kernel="kernel",
         channels_last=True,
         fits=fits.volume_fits,
-        note="of known size; becomes one Conv2D of all frames below each other",
+        note="of known size; becomes FrameConv2D",
+    ),
+    (L.Conv3DTranspose,): Rule(
+        operators=("PAD", "STRIDED_SLICE", "CONCATENATION", "CONV_2D"),
+        output=Output.DECOMPOSED,
+        kernel="kernel",
+        channels_last=True,
+        fits=fits.volume_fits,
+        note="of known size; becomes FrameConv2D, of values with zeros between them",
+    ),
+    (FrameConv2D,): Rule(
+        operators=("CONV_2D",),
+        output=Output.LEARNED,
+        kernel="kernel",
+        channels_last=True,
+        note="of all frames of a Conv3D, below each other",
     ),
     (L.Dense,): Rule(operators=("FULLY_CONNECTED",), output=Output.LEARNED, kernel="kernel"),
     # One operator that rounds once, where MUL and ADD of constants would round twice.
@@ -376,6 +392,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         note="with constants, or GREATER_EQUAL, LESS, ...; of two tensors behind SUB",
     ),
     (Select,): Rule(operators=("SELECT_V2",), output=Output.LEARNED),
+    (Held,): Rule(operators=("SELECT_V2",), output=Output.INPUT, note="states under a mask"),
     (Masked,): Rule(
         operators=("SELECT_V2",),
         output=Output.DERIVED,
@@ -425,13 +442,20 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.DECOMPOSED,
         fits=fits.attention_fits,
         reads_mask=True,
-        note="of sequences, without gates and windows; masks as for Softmax",
+        note="of sequences, without gates and windows; masks as for Softmax; of images without",
     ),
-    (*fits.RECURRENT, L.Bidirectional): Rule(
+    fits.CONV_RECURRENT: Rule(
+        operators=("CONV_2D", "LOGISTIC", "TANH", "MUL"),
+        output=Output.DECOMPOSED,
+        channels_last=True,
+        fits=fits.recurrence_fits,
+        note="as LSTM, with convolutions",
+    ),
+    (L.LSTM, L.GRU, L.SimpleRNN, L.RNN, L.Bidirectional): Rule(
         operators=("FULLY_CONNECTED", "LOGISTIC", "TANH", "MUL"),
         output=Output.DECOMPOSED,
         fits=fits.recurrence_fits,
-        note="of a fixed number of steps, without a mask; step by step, else a float loop",
+        note="of a fixed number of steps; step by step, else a float loop; masks by SELECT_V2",
     ),
     # It reads indices, which have no grid; its rows get one where a boundary stands behind it.
     (L.Embedding,): Rule(
@@ -439,8 +463,6 @@ RULES: dict[tuple[type, ...], Rule] = {
         output=Output.FLOAT,
         note="int8 in the file where integer layers read it",
     ),
-    # What LiteRT has no integer kernel for, or none that kerasq simulates.
-    (L.Conv3DTranspose,): Rule(operators=(), output=Output.FLOAT),
 }
 LAYERS: dict[type, Rule] = {cls: rule for classes, rule in RULES.items() for cls in classes}
 
@@ -474,6 +496,13 @@ OPERATIONS: dict[str, Rule] = {
     )
 }
 
+# Values keep their grid, and their places are integers that lie on none.
+OPERATIONS["TopK"] = dataclasses.replace(
+    OPERATIONS["Slice"],
+    operators=("TOPK_V2",),
+    required={"sorted": (True,)},
+    note="sorted; of values and their places",
+)
 OPERATIONS |= {"Argmax": LAYERS[ArgMax], "Argmin": LAYERS[ArgMin]}
 COMPARISONS = {
     "Greater": "greater",

@@ -106,6 +106,40 @@ IN_FRONT = (InputCast, InputScale)
 
 
 @keras.saving.register_keras_serializable("kerasq")
+class FrameConv2D(keras.layers.Conv2D):
+    """A Conv2D of frames that lie below each other in one tall image, as frames of their own.
+
+    Args:
+        *args: those of Conv2D.
+        frames: how many there are of the output, how many rows are computed of each, and how many
+            of these stay: those at the end read rows of the next frame.
+        **kwargs: those of Conv2D.
+    """
+
+    def __init__(self, *args: Any, frames: Iterable[int] = (1, 1, 1), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.frames = [*frames]
+
+    def call(self, x: Any) -> Any:
+        """The frames, `(samples, frames, rows, columns, filters)`."""
+        y = super().call(x)
+        (count, rows, kept), (columns, filters) = self.frames, y.shape[2:]
+        if kept < rows:
+            y = keras.ops.reshape(y, (-1, count, rows, columns * filters))[:, :, :kept]
+        return keras.ops.reshape(y, (-1, count, kept, columns, filters))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """`(samples, frames, rows, columns, filters)`."""
+        samples, _, *others = super().compute_output_shape(input_shape)
+        count, _, kept = self.frames
+        return (samples, count, kept, *others)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "frames": self.frames}
+
+
+@keras.saving.register_keras_serializable("kerasq")
 class Constant(keras.layers.Layer):
     """Values that do not depend on the input, such as the embedding of positions.
 
@@ -330,6 +364,23 @@ class Select(keras.layers.Layer):
         """That to which the three broadcast."""
         condition, *values = map(keras.KerasTensor, input_shape)
         return keras.ops.where(condition, *values).shape
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class Held(Select):
+    """What a state becomes where a condition holds, elsewhere what it was, or 0 for none.
+
+    It lies on the grid of what it becomes.
+    """
+
+    def call(self, x: Any) -> Any:
+        """The values, of condition, next state and, unless it is zeros, the one before."""
+        condition, new, *before = x
+        return keras.ops.where(condition, new, *(before or [0.0]))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the next state."""
+        return input_shape[1]
 
 
 # What stands for minus infinity, as in Keras: a softmax makes 0 of it.

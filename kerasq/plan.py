@@ -142,7 +142,9 @@ class Plan:
         self._calls: dict[int, Call] = {}
         for node in graph.nodes:
             self._calls[id(node)] = self._call(node)
-            self._widths.update(dict.fromkeys(map(id, node.outputs), self[node].writes))
+            # Places of a TopK lie on no grid, whatever its values do.
+            widths = {id(y): self[node].writes for y in node.outputs if "float" in y.dtype}
+            self._widths.update(dict.fromkeys(map(id, node.outputs), FLOAT_BITS) | widths)
 
     def __getitem__(self, node: graphs.Node) -> Call:
         return self._calls[id(node)]
@@ -238,7 +240,7 @@ class Plan:
         """The width of codes that a call returns."""
         scheme, rule = self._scheme(node), registry.find(node.layer)
         if kind is not Kind.INTEGER or (rule is not None and rule.output == Output.INPUT):
-            return reads[0]
+            return reads[self._place_of_values(node)]
         if rule is not None and rule.grids:
             return scheme.code_bits  # The kernel insists on all codes, such as 0..1 in 1/256.
         is_cut = id(node) in self._fusions.relus or registry.relu_limit(node.layer)[0]
@@ -246,6 +248,11 @@ class Plan:
         end = self._fusions.end(node)
         narrow = any(is_narrow_reader(self._op(x), self._scheme(x)) for x in self._readers(end))
         return written_bits(scheme, is_cut, narrow)
+
+    @staticmethod
+    def _place_of_values(node: graphs.Node) -> int:
+        """Which of a call's tensors is the first one that is no condition."""
+        return next((i for i, x in enumerate(node.inputs) if x.dtype != "bool"), 0)
 
     def _width_behind(self, node: graphs.Node) -> int:
         """The width of the boundary behind a call that stays float; `FLOAT_BITS` for none."""

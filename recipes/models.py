@@ -242,6 +242,61 @@ def cnn(input_shape: Shape, classes: int, width: float = 1.0) -> keras.Model:
     return keras.Model(image, x, name="cnn")
 
 
+@keras.saving.register_keras_serializable("recipes")
+class Positions(layers.Layer):
+    """Adds a vector to each token that says where it is.
+
+    Args:
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def build(self, shape: tuple) -> None:
+        """Creates the vectors."""
+        # An Embedding of constant places would be a constant, which fine-tuning leaves alone.
+        options = {"initializer": keras.initializers.RandomNormal(stddev=0.02)}
+        self.vectors = self.add_weight(shape[1:], name="vectors", **options)
+
+    def call(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
+        """The tokens, `(samples, places, size)`."""
+        return tokens + self.vectors
+
+
+def transformer_block(
+    x: keras.KerasTensor, heads: int, hidden: int, **options: object
+) -> keras.KerasTensor:
+    """Attention and two Dense layers, each behind a normalization and beside a shortcut.
+
+    Args:
+        x: tokens, their size in the last axis.
+        heads: of the attention.
+        hidden: units of the first Dense.
+        **options: of MultiHeadAttention.
+    """
+    size = x.shape[-1]
+    y = layers.LayerNormalization()(x)
+    x = layers.Add()([x, layers.MultiHeadAttention(heads, size // heads, **options)(y, y)])
+    y = layers.LayerNormalization()(x)
+    y = layers.Dense(size)(layers.Dense(hidden, activation="gelu")(y))
+    return layers.Add()([x, y])
+
+
+def vit(input_shape: Shape, classes: int, width: float = 1.0) -> keras.Model:
+    """A vision transformer of two blocks on patches of 4 x 4 pixels (about 75,000 parameters).
+
+    References:
+        Dosovitskiy et al. 2021 (arXiv 2010.11929).
+    """
+    size = 4 * round(16 * width)
+    image = keras.Input(input_shape, name="image")
+    x = layers.Rescaling(1.0 / 127.5, -1.0)(image)
+    x = layers.Conv2D(size, 4, strides=4)(x)
+    x = Positions()(layers.Reshape((-1, size))(x))
+    for _ in range(2):
+        x = transformer_block(x, 4, 2 * size)
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(image, layers.Dense(classes, activation="softmax")(x), name="vit")
+
+
 MODELS: dict[str, Callable[[Shape, int, float], keras.Model]] = {
     "cnn": cnn,
     "resnet8": resnet8,
@@ -250,4 +305,5 @@ MODELS: dict[str, Callable[[Shape, int, float], keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
     "ds_cnn": ds_cnn,
     "autoencoder": autoencoder,
+    "vit": vit,
 }

@@ -27,6 +27,7 @@ import kerasq
 from kerasq.litert import flatbuffer
 from kerasq.support import tables
 from kerasq.support.files import write_whole
+from recipes import models
 
 L = keras.layers
 
@@ -187,6 +188,42 @@ def _decoder() -> keras.Model:
     return keras.Model(words, L.Dense(WORDS, activation="softmax")(x))
 
 
+def _mobilevit() -> keras.Model:
+    """Convolutions and attention among places of patches: Mehta & Rastegari 2022 (2110.02178)."""
+
+    def conv(x: keras.KerasTensor, filters: int, size: int, strides: int = 1) -> keras.KerasTensor:
+        x = L.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
+        return L.Activation("silu")(L.BatchNormalization()(x))
+
+    def inverted(x: keras.KerasTensor, filters: int, strides: int) -> keras.KerasTensor:
+        y = conv(x, 2 * x.shape[-1], 1)
+        y = L.DepthwiseConv2D(3, strides, padding="same", use_bias=False)(y)
+        y = L.Activation("silu")(L.BatchNormalization()(y))
+        y = L.BatchNormalization()(L.Conv2D(filters, 1, use_bias=False)(y))
+        return L.Add()([x, y]) if strides == 1 else y
+
+    def attended(x: keras.KerasTensor, size: int) -> keras.KerasTensor:
+        (height, width, filters), places = x.shape[1:], x.shape[1] * x.shape[2]
+        y = L.Conv2D(size, 1)(conv(x, filters, 3))
+        y = L.Reshape((4, places // 4, size))(y)
+        for _ in range(2):
+            # Each of the four pixels of a patch attends to its like in all patches.
+            y = models.transformer_block(y, 2, 2 * size, attention_axes=(2,))
+        y = L.Reshape((height, width, size))(L.LayerNormalization()(y))
+        return conv(L.Concatenate()([x, conv(y, filters, 1)]), filters, 3)
+
+    image = keras.Input((32, 32, 3), name="image")
+    x = conv(L.Rescaling(1.0 / 255.0)(image), 8, 3, 2)
+    x = inverted(inverted(x, 8, 1), 16, 2)
+    x = conv(attended(x, 24), 32, 1)
+    return keras.Model(image, L.Dense(10, activation="softmax")(L.GlobalAveragePooling2D()(x)))
+
+
+def _vit() -> keras.Model:
+    """The vision transformer of the recipes."""
+    return models.build("vit", (32, 32, 3), 10)
+
+
 def _video() -> keras.Model:
     """Convolutions over frames: Tran et al. 2015 (arXiv 1412.0767)."""
     x = video = keras.Input((8, 16, 16, 3), name="video")
@@ -230,6 +267,22 @@ def _gru_stream() -> keras.Model:
     return keras.Model([frames, state], [L.Dense(3)(y), after])
 
 
+def _text() -> keras.Model:
+    """Words of any number up to 12, classified: zeros behind them are masked."""
+    words = keras.Input((12,), dtype="int32", name="words")
+    x = L.Bidirectional(L.LSTM(8))(L.Embedding(WORDS, 16, mask_zero=True)(words))
+    return keras.Model(words, L.Dense(2, activation="softmax")(x))
+
+
+def _conv_lstm() -> keras.Model:
+    """Frames, classified by ConvLSTM: Shi et al. 2015 (arXiv 1506.04214)."""
+    frames = keras.Input((4, 16, 16, 1), name="frames")
+    x = L.ConvLSTM2D(8, 3, strides=2, padding="same", return_sequences=True)(frames)
+    x = L.ConvLSTM2D(8, 3, padding="same")(x)
+    x = L.GlobalAveragePooling2D()(x)
+    return keras.Model(frames, L.Dense(5, activation="softmax")(x))
+
+
 def _two_by_two() -> keras.Model:
     """Two inputs, two outputs."""
     image, numbers = keras.Input((16, 16, 3), name="image"), keras.Input((6,), name="numbers")
@@ -263,11 +316,15 @@ ROWS = {
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
     "transformer": Row(make=_transformer, cnn=False, quick=True),
     "decoder": Row(make=_decoder, cnn=False, quick=True),
+    "vit": Row(make=_vit, cnn=False),
+    "mobilevit": Row(make=_mobilevit, cnn=False),
     "video": Row(make=_video, cnn=False, quick=True),
     "lstm": Row(make=_recurrent(L.LSTM), cnn=False),
     "gru": Row(make=_recurrent(L.GRU), cnn=False),
     "bilstm_stack": Row(make=_bilstm_stack, cnn=False),
     "gru_keywords": Row(make=_gru_keywords, cnn=False),
+    "text": Row(make=_text, cnn=False),
+    "conv_lstm": Row(make=_conv_lstm, cnn=False),
     "gru_stream": Row(make=_gru_stream, cnn=False),
     "two_by_two": Row(make=_two_by_two, quick=True),
 }

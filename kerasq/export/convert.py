@@ -8,6 +8,7 @@ operand.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -23,7 +24,7 @@ from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.kernels.lstm import LstmWeights
 from kerasq.layer_rules import QUANTIZE
-from kerasq.layers import Constant, InputScale, InverseRoot, Scale
+from kerasq.layers import Constant, FrameConv2D, InputScale, InverseRoot, Scale
 from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.wrappers import QuantizeWrapper, target_of
 
@@ -169,9 +170,13 @@ class Marker:
         any_bias = tf.ones(bias.shape) if is_product else None
         is_scale = isinstance(wrapper.layer, Scale)
         kernel = tf.constant(kernel)
-        y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, any_bias)
+        # A ReLU behind what a layer moves would not be the operator's.
+        relu = functools.partial(_relu, wrapper=wrapper, grid=grid)
+        moves = isinstance(wrapper.layer, FrameConv2D)
+        with graph.replaced(wrapper.layer, **({"activation": relu} if moves else {})):
+            y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, any_bias)
         mark = marks.Weighted(name=wrapper.name, grid=grid, kernel=weights.grid.numpy(), bias=bias)
-        return self._mark(_relu(y, wrapper, grid), mark)
+        return self._mark(y if moves else relu(y), mark)
 
     def _recurrent(self, wrapper: LstmWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:
         """What has the shape of the output, and is one operator: the lowering takes its place."""

@@ -135,8 +135,10 @@ class _Lowering:
         known = self.builder.target.operators.get(kind)
         if isinstance(mark, Computed | Weighted) and known is not None and known.pass_through:
             self.builder.marks[int(op.outputs[0])] = Named(name=mark.name)
-            inner = dataclasses.replace(mark, name=f"{mark.name}/{kind.lower()}_input")
-            self.builder.marks[int(op.inputs[0])] = inner
+            # Several operators, as behind FrameConv2D, need no longer name.
+            is_moved = mark.name.endswith("_input")
+            name = mark.name if is_moved else f"{mark.name}/{kind.lower()}_input"
+            self.builder.marks[int(op.inputs[0])] = dataclasses.replace(mark, name=name)
 
     def _rewrite(self, op: schema.OperatorT) -> None:
         """An operator that the converter wrote: on integers where its mark says so."""

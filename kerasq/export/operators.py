@@ -304,6 +304,10 @@ def _outputs(builder: Builder, op: schema.OperatorT, mark: Computed | Weighted) 
     """Integer tensors for the outputs of an operator, each named for its own layer."""
     outputs = []
     for i, old in enumerate(map(int, op.outputs)):
+        if builder.tensor(old).type != schema.TensorType.FLOAT32:  # Places of TOPK_V2.
+            builder.rename(old, f"{builder.layer(old)}:{i}")
+            outputs.append(old)
+            continue
         own = builder.marks.get(old, mark).name if len(op.outputs) > 1 else mark.name
         name = own if i == 0 or old in builder.marks else f"{own}:{i}"
         outputs.append(builder.add(name, builder.tensor(old).shape, mark.grid))

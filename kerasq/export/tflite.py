@@ -186,7 +186,7 @@ def _maker(tensor: keras.KerasTensor) -> str:
     layer, inputs = graph.origin(tensor)
     if registry.is_dropped(layer):
         return _maker(inputs[0])
-    return graph.tensor_name(tensor).partition(":")[0]
+    return graph.tensor_name(tensor)
 
 
 def _dtype(name: str, dtype: str | None, widths: list[int]) -> str | None:

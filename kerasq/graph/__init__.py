@@ -10,6 +10,7 @@ from kerasq.graph.internals import (
     is_of_keras,
     once,
     projections,
+    replaced,
     without_masks,
 )
 from kerasq.graph.node import (
@@ -54,6 +55,7 @@ __all__ = [
     "own_activation",
     "projections",
     "read",
+    "replaced",
     "rewrite",
     "run",
     "set_weights",

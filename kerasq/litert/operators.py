@@ -112,6 +112,8 @@ OPERATORS: dict[str, Operator] = {
     "SUM": Operator(int8=2, int16=2, reference=False, parameter="axes"),
     "TANH": Operator(int8=2, int16=3),
     "TILE": Operator(int8=2, int16=2, pass_through=True, parameter="multiples"),
+    # Its places are no codes: see `export.operators`.
+    "TOPK_V2": Operator(int8=2, int16=3, pass_through=True, parameter="k"),
     "TRANSPOSE": Operator(int8=2, int16=4, pass_through=True, parameter="axes"),
     "TRANSPOSE_CONV": Operator(int8=3, int16=3, channels=0, data=2, parameter="output_shape"),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": Operator(int8=3),

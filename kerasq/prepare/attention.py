@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import fits
 from kerasq import graph as graphs
 from kerasq.fits import Product, as_matrix, as_product
 from kerasq.graph import symbolic
@@ -262,8 +263,8 @@ def heads(
     """MultiHeadAttention and GroupQueryAttention.
 
     Dense layers "<name>_query", "<name>_key", "<name>_value" and "<name>"; Matmul "<name>_scores"
-    and "<name>_context". Heads that share keys are rows of one head. Masked scores become Masked,
-    "<name>_masked".
+    and "<name>_context". Heads that share keys are rows of one head; places of an image that do not
+    attend to each other are as heads are. Masked scores become Masked, "<name>_masked".
     """
     del training
     key = value if key is None else key
@@ -272,10 +273,13 @@ def heads(
     # Into the weights, since it costs an operator, and a rounding, behind them.
     factor = 1.0 / math.sqrt(to_query.kernel.shape[-1])
 
+    axes = fits.attention_axes(layer, query)
+
     def head(dense: keras.layers.EinsumDense, part: str, x: Any, factor: float = 1.0) -> Any:
         x = _dense(parts, dense, parts.name(name, part), x, trainable, factor)
-        return _permute(parts, x, (2, 1, 3), parts.name(name, f"{part}_heads"))
+        return _by_head(parts, x, axes, name, part)
 
+    sizes = query.shape[1:-1]
     query = head(to_query, "query", query, factor)
     key, value = head(to_key, "key", key), head(to_value, "value", value)
     shape, groups = query.shape[1:], key.shape[1]
@@ -296,9 +300,43 @@ def heads(
     y = _matmul(parts, [weights, value], parts.name(name, "context"))
     if is_grouped:
         y = _reshape(parts, y, (*shape[:2], y.shape[-1]), parts.name(name, "ungrouped"))
-    y = _permute(parts, y, (2, 1, 3), parts.name(name, "merged"))
+    y = _merged(parts, y, axes, sizes, name)
     y = _dense(parts, to_output, name, y, trainable)
     return (y, every) if return_attention_scores else y
+
+
+def _by_head(parts: Parts, x: Any, axes: list[int], name: str, part: str) -> Any:
+    """Vectors of heads, `(samples, ..., heads, size)`, as `(samples, stacks, places, size)`.
+
+    Places are those along some axes; each head, and place along the others, is a stack.
+    """
+    rank = len(x.shape)
+    order = _head_order(rank, axes)
+    x = _permute(parts, x, order, parts.name(name, f"{part}_heads"))
+    if rank == 4:
+        return x
+    first = rank - 1 - len(axes)
+    shape = (math.prod(x.shape[1:first]), math.prod(x.shape[first:-1]), x.shape[-1])
+    return _reshape(parts, x, shape, parts.name(name, f"{part}_stacks"))
+
+
+def _merged(parts: Parts, y: Any, axes: list[int], sizes: tuple, name: str) -> Any:
+    """What `_by_head` was called on, the sizes of whose axes these are."""
+    rank = len(sizes) + 3
+    order = _head_order(rank, axes)
+    if rank > 4:
+        apart = math.prod(sizes[i - 1] for i in order if i <= len(sizes) and i not in axes)
+        known = dict(enumerate((*sizes, y.shape[1] // apart, y.shape[-1]), 1))
+        shape = tuple(known[i] for i in order)
+        y = _reshape(parts, y, shape, parts.name(name, "unstacked"))
+    back = tuple(1 + order.index(i) for i in range(1, rank))
+    return _permute(parts, y, back, parts.name(name, "merged"))
+
+
+def _head_order(rank: int, axes: list[int]) -> tuple[int, ...]:
+    """The axes of vectors of heads: those of stacks, heads, places, and their size."""
+    apart = [i for i in range(1, rank - 2) if i not in axes]
+    return (*apart, rank - 2, *axes, rank - 1)
 
 
 def _held(parts: Parts, name: str, query: Any, value: Any, key: Any, scores: Any) -> list[Any]:

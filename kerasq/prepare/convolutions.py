@@ -1,4 +1,8 @@
-"""Convolutions that LiteRT has no operator for: of each channel alone, and in three dimensions."""
+"""Convolutions that LiteRT has no operator for.
+
+Those of each channel alone, those in three dimensions, and transposed ones of these or that are
+dilated.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.layers import Take
+from kerasq.layers import FrameConv2D, Take
 from kerasq.prepare.parts import Parts, reshaped
 
 L = keras.layers
@@ -91,7 +95,7 @@ class _Axis:
 
 
 def conv_3d(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any) -> Any:
-    """One Conv2D, "<name>_planes", of a tall image of all frames of the output.
+    """One Conv2D of a tall image of all frames of the output.
 
     The frames that one of the output reads lie behind each other in its channels, so that all are
     sums of one operator with one kernel, which round once. Frames lie below each other, each with
@@ -106,7 +110,7 @@ def conv_3d(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any) -> Any:
     fill = -rows % stride
     rows += fill
     padding = [(depth.before, depth.after), (height.before, height.after + fill)]
-    x = _padded(parts, name, x, [*padding, (width.before, width.after)])
+    x = _resized(parts, name, x, [*padding, (width.before, width.after)])
     # All in four axes, samples included: TFLite Micro cuts no more.
     x = reshaped(parts, name, x, (-1, *x.shape[3:]), "tall")
     # What windows read behind the last frame, and are cut off for.
@@ -115,20 +119,90 @@ def conv_3d(parts: Parts, layer: keras.layers.Conv3D, name: str, x: Any) -> Any:
         below = L.ZeroPadding2D(((0, more), (0, 0)), name=parts.name(name, "below"), **_TYPE)
         x = parts.call(below, x)
     x = _frames(parts, layer, name, x, _Frames(count=depth.count, rows=rows, more=more))
-    y = parts.call(_planes(parts, layer, name), x, _as_planes(layer))
-    behind = rows // stride - height.count
-    if behind:
-        y = reshaped(parts, name, y, (depth.count, rows // stride, -1), "parted")
-        cut = L.Cropping2D(((0, 0), (0, behind)), name=parts.name(name, "cut"), **_TYPE)
-        y = parts.call(cut, y)
-    shape = (depth.count, height.count, width.count, layer.filters)
-    return parts.call(L.Reshape(shape, name=name, **_TYPE), y)
+    made = FrameConv2D(
+        layer.filters,
+        layer.kernel_size[1:],
+        strides=layer.strides[1:],
+        dilation_rate=layer.dilation_rate[1:],
+        groups=layer.groups,
+        use_bias=layer.use_bias,
+        trainable=layer.trainable,
+        frames=(depth.count, rows // stride, height.count),
+        name=name,
+        dtype="float32",
+    )
+    return parts.call(made, x, _as_planes(layer))
 
 
-def _padded(parts: Parts, name: str, x: Any, padding: list[tuple[int, int]]) -> Any:
-    if not np.any(padding):
-        return x
-    return parts.call(L.ZeroPadding3D(padding, name=parts.name(name, "padded"), **_TYPE), x)
+def transposed(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """A Conv with the kernel turned round, of the values with zeros between and around them.
+
+    One in three dimensions, and a dilated one, which TRANSPOSE_CONV has none of; None for others.
+    Of zeros between values no sum is rounded twice, and the kernel stays one; they are multiplied.
+    """
+    rank = len(layer.kernel_size)
+    if rank < 3 and max(layer.dilation_rate) == 1:
+        return None
+    options = (layer.kernel_size, layer.strides, layer.dilation_rate)
+    sizes = zip(x.shape[1:-1], layer.compute_output_shape(x.shape)[1:-1], *options, strict=True)
+    around = [_around(*numbers, layer.padding) for numbers in sizes]
+    x = _resized(parts, name, _spread(parts, name, x, layer.strides), around)
+    made = (L.Conv1D, L.Conv2D, L.Conv3D)[rank - 1](
+        layer.filters,
+        layer.kernel_size,
+        dilation_rate=layer.dilation_rate,
+        use_bias=layer.use_bias,
+        trainable=layer.trainable,
+        name=name,
+        **_TYPE,
+    )
+    kernel, *bias = layer.get_weights()
+    made.build(x.shape)
+    # Keras has the outputs before the inputs here.
+    made.set_weights([np.flip(kernel, tuple(range(rank))).swapaxes(-1, -2), *bias])
+    return parts.call(made, x)
+
+
+def _around(
+    size: int, output: int, kernel: int, stride: int, dilation: int, padding: str
+) -> tuple[int, int]:
+    """Zeros before and behind the values of an axis; less than 0 where some are cut off.
+
+    TensorFlow takes the output for what a convolution of that stride and padding has read.
+    """
+    reach = dilation * (kernel - 1) + 1
+    missing = max((size - 1) * stride + reach - output, 0) if padding == "same" else 0
+    before = reach - 1 - missing // 2
+    return before, output + reach - 1 - size * stride - before
+
+
+def _spread(parts: Parts, name: str, x: Any, strides: tuple[int, ...]) -> Any:
+    """Values with zeros behind each, so that they are a stride apart."""
+    for axis, stride in enumerate(strides, 1):
+        if stride > 1:
+            head, size, rest = x.shape[1:axis], x.shape[axis], x.shape[axis + 1 :]
+            rows = (int(np.prod((*head, size))), 1, int(np.prod(rest)))
+            x = reshaped(parts, name, x, rows, "values")
+            ends = ((0, 0), (0, stride - 1))
+            zeros = L.ZeroPadding2D(ends, name=parts.name(name, "zeros"), **_TYPE)
+            x = reshaped(parts, name, parts.call(zeros, x), (*head, size * stride, *rest), "apart")
+    return x
+
+
+def _resized(parts: Parts, name: str, x: Any, around: list[tuple[int, int]]) -> Any:
+    """Zeros around the values, or fewer values."""
+    rank = len(around) - 1
+    padding = [tuple(max(n, 0) for n in ends) for ends in around]
+    cropping = [tuple(max(-n, 0) for n in ends) for ends in around]
+    changes = (
+        ((L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D)[rank], padding, "padded"),
+        ((L.Cropping1D, L.Cropping2D, L.Cropping3D)[rank], cropping, "cut"),
+    )
+    for make, ends, suffix in changes:
+        if np.any(ends):
+            own = make(ends if rank else ends[0], name=parts.name(name, suffix), **_TYPE)
+            x = parts.call(own, x)
+    return x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,21 +253,6 @@ def _every(
         return x
     cut = ((first * rows, behind), (0, 0))
     return parts.call(L.Cropping2D(cut, name=own, **_TYPE), x)
-
-
-def _planes(parts: Parts, layer: keras.layers.Conv3D, name: str) -> keras.layers.Conv2D:
-    """The convolution of the tall image."""
-    return L.Conv2D(
-        layer.filters,
-        layer.kernel_size[1:],
-        strides=layer.strides[1:],
-        dilation_rate=layer.dilation_rate[1:],
-        groups=layer.groups,
-        use_bias=layer.use_bias,
-        trainable=layer.trainable,
-        name=parts.name(name, "planes"),
-        dtype="float32",
-    )
 
 
 def _as_planes(layer: keras.layers.Conv3D) -> list[np.ndarray]:

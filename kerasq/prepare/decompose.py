@@ -111,7 +111,9 @@ class _Decomposition:
         # What only moves values stays an operation where it is one.
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
         if layer.name in self._keep:
-            return graphs.copy_call(layer, *args, **kwargs)
+            # Masks are arguments by now: wrappers would warn of those beside tensors.
+            changes = {"mask_zero": False} if type(layer) is L.Embedding else {}
+            return graphs.copy_call(layer, *args, changes=changes, **kwargs)
         takes_conditions = type(layer).__name__ in _TAKE_CONDITIONS
         self.feeds_softmax = masks.feeds_softmax(self._graph, node)
         # Some layers say that they return floats of whatever they move.
@@ -215,6 +217,7 @@ _TAKE_CONDITIONS = (
     "AdditiveAttention",
     "MultiHeadAttention",
     "GroupedQueryAttention",
+    *(layer.__name__ for layer in (*RECURRENT, L.Bidirectional)),
 )
 
 # By class of a layer, and of no subclass, whose `call` may be another: what makes its parts from
@@ -247,6 +250,10 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Conv2D: convolutions.grouped,
     L.Conv1D: convolutions.grouped,
     L.Conv3D: convolutions.conv_3d,
+    L.Conv1DTranspose: convolutions.transposed,
+    L.Conv2DTranspose: convolutions.transposed,
+    L.Conv3DTranspose: convolutions.transposed,
+    L.Masking: masks.masking,
     L.PReLU: activations.prelu,
     L.ReLU: activations.sloped,
     L.ELU: activations.elu,

@@ -32,7 +32,7 @@ class Integers:
         """Whether all that becomes of a tensor is computed by layers of float values."""
         return not any(x is y for y in self._graph.model.outputs) and all(
             all(map(self._is_computed_on, node.outputs))
-            if registry.passes_through(node.layer) and _is_integer(node.output)
+            if registry.passes_through(node.layer) and _is_integer(node.outputs[0])
             else self._computes(node)
             for node in self._graph.consumers(x)
         )

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq import registry
+from kerasq import fits, registry
 from kerasq.graph import Graph, Node, origin, symbolic
-from kerasq.layers import MASKED, Compare, Constant, Masked, Scale, Select
+from kerasq.layers import MASKED, Compare, Constant, Masked, Max, Min, Scale, Select
 from kerasq.prepare import products
 from kerasq.prepare.parts import Parts
 
@@ -64,11 +64,35 @@ def condition(parts: Parts, name: str, mask: Any, above: float | None = None) ->
         values = products.value(mask)
         return values != 0.0 if above is None else values > above
     if mask.dtype == "bool":
-        return mask
+        return _by_extremes(parts, name, mask)
     own = {"name": parts.name(name, "mask"), "dtype": "float32"}
     if above is None:
         return parts.call(Compare("not_equal", 0.0, **own), mask)
     return parts.call(Compare("greater", above, **own), mask)
+
+
+def masking(parts: Parts, layer: keras.layers.Masking, name: str, x: Any) -> Any:
+    """The identity: it writes 0 where values are 0."""
+    del layer
+    return parts.call(L.Identity(name=name, dtype="float32"), x)
+
+
+def _by_extremes(parts: Parts, name: str, mask: Any) -> Any:
+    """A mask; that of Masking by the largest and the least value of each vector."""
+    # TFLite Micro has no REDUCE_ANY.
+    operation, read = origin(mask)
+    if type(operation).__name__ != "Any":
+        return mask
+    compare, values = origin(read[0])
+    if not isinstance(compare, Compare) or compare.function != "not_equal":
+        return mask
+    ends, along = [], fits.axes(operation.axis, values[0])
+    for kind, suffix in ((Max, "largest"), (Min, "least")):
+        own = parts.name(name, suffix)
+        end = parts.call(kind(along, operation.keepdims, name=own, dtype="float32"), values[0])
+        differs = Compare("not_equal", compare.value, name=parts.name(own, "differs"))
+        ends.append(parts.call(differs, end))
+    return keras.ops.logical_or(*ends)
 
 
 def feeds_softmax(graph: Graph, node: Node) -> bool:

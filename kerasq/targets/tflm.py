@@ -16,7 +16,7 @@ from kerasq.targets.target import Target
 
 # What it has no kernel of, or none that is simulated; of int16; and of packed INT4 weights, beside
 # int8 activations.
-_MISSING = ("ELU", "EXP", "GELU", "TILE", "UNIDIRECTIONAL_SEQUENCE_LSTM")
+_MISSING = ("ELU", "EXP", "GELU", "TILE", "TOPK_V2", "UNIDIRECTIONAL_SEQUENCE_LSTM")
 _ONLY_INT8 = (
     "ARG_MAX",
     "ARG_MIN",

@@ -19,7 +19,7 @@ COMPARISONS = {"EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "NOT_E
 # Those with several outputs, or other operands first, or of integers that lie on no grid: models
 # that have them are run in test_graphs.py.
 IN_MODELS = {"ARG_MAX", "ARG_MIN", "CAST", "SELECT_V2", "SPLIT", "SPLIT_V", "TRANSPOSE_CONV"}
-IN_MODELS |= {"UNPACK", *COMPARISONS}
+IN_MODELS |= {"TOPK_V2", "UNPACK", *COMPARISONS}
 # In a test of its own, tests/test_kernels_lstm.py.
 LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 IN_MODELS |= {LSTM}

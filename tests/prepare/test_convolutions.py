@@ -54,14 +54,89 @@ def test_conv_3d(name, target):
     assert networks.sqnr(model, q, x) > 33
 
 
-@pytest.mark.parametrize("scheme", ["w8a16", "w4a8"])
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a8", "w4a16"])
 def test_conv_3d_at_other_widths(scheme):
-    model = network(groups=2, padding="same")
+    model = network(groups=2, padding="same", activation="relu")
     x = networks.data(model, 16, scale=1.0)
     q = networks.quantized(model, x, scheme=scheme)
     lite = kerasq.export_tflite(q)
     assert lite.float_ops == []
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+
+
+@pytest.mark.parametrize("target", ["litert-x86-64", "tflm"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w2a8"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: L.Conv2D(6, 3, groups=3, strides=2, activation="relu"), (7, 7, 6)),
+        (lambda: L.Conv1D(8, 3, groups=2, padding="same"), (9, 4)),
+    ],
+)
+def test_groups_of_few_bits(make, shape, scheme, target):
+    keras.utils.set_random_seed(0)
+    x = keras.Input(shape, name="x")
+    model = keras.Model(x, make()(x))
+    data = networks.data(model, 16, scale=1.0)
+    q = networks.quantized(model, data, scheme=scheme, target=target)
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == [] and "CONV_2D" in {op.name for op in lite.ops}
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+
+
+TRANSPOSED = {
+    "points": (lambda: L.Conv3DTranspose(3, 2, strides=2, name="conv"), (3, 4, 3, 2)),
+    "same": (
+        lambda: L.Conv3DTranspose(
+            3, 3, strides=(2, 1, 3), padding="same", activation="relu", name="conv"
+        ),
+        (3, 2, 3, 2),
+    ),
+    "more": (
+        lambda: L.Conv3DTranspose(
+            2, (2, 3, 2), strides=2, output_padding=1, use_bias=False, name="conv"
+        ),
+        (2, 3, 3, 2),
+    ),
+    "gaps": (lambda: L.Conv3DTranspose(2, 2, strides=3, name="conv"), (2, 2, 2, 1)),
+    "dilated_3d": (lambda: L.Conv3DTranspose(2, 2, dilation_rate=2, name="conv"), (3, 3, 3, 2)),
+    "dilated_2d": (
+        lambda: L.Conv2DTranspose(3, (3, 2), dilation_rate=(2, 3), name="conv"),
+        (5, 6, 2),
+    ),
+    "dilated_same": (
+        lambda: L.Conv2DTranspose(3, (2, 4), dilation_rate=3, padding="same", name="conv"),
+        (5, 6, 2),
+    ),
+    "dilated_1d": (
+        lambda: L.Conv1DTranspose(2, 3, dilation_rate=2, activation="tanh", name="conv"),
+        (7, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [(name, "litert") for name in TRANSPOSED] + [("same", "tflm"), ("dilated_2d", "tflm")],
+)
+def test_transposed(name, target):
+    keras.utils.set_random_seed(0)
+    make, shape = TRANSPOSED[name]
+    x = keras.Input(shape, name="x")
+    conv = make()
+    model = keras.Model(x, conv(x))
+    if conv.use_bias:
+        conv.bias.assign([0.3, -0.2, 0.1][: conv.filters])
+    data = networks.data(model, 16, scale=1.0)
+    want = networks.run(model, data)
+    equal = decompose(graphs.read(model)).model
+    np.testing.assert_allclose(networks.run(equal, data), want, atol=1e-5)
+    q = networks.quantized(model, data, target=target)
+    lite = kerasq.export_tflite(q)
+    names = [op.name for op in lite.ops]
+    assert lite.float_ops == [] and names.count("CONV_2D") == 1 and "TRANSPOSE_CONV" not in names
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+    assert networks.sqnr(model, q, data) > 30
 
 
 def test_one_kernel_trains_and_is_saved(tmp_path):
@@ -71,14 +146,15 @@ def test_one_kernel_trains_and_is_saved(tmp_path):
     model = keras.Model(x, L.GlobalAveragePooling3D()(y))
     data = networks.data(model, 16)
     q = networks.quantized(model, data)
-    (kernel,) = [v for v in q.trainable_variables if v.path.endswith("planes/kernel")]
+    (kernel,) = [v for v in q.trainable_variables if v.path.endswith("conv/kernel")]
     assert kernel.shape == (3, 3, 6, 3)
     before = kernel.numpy()
     q.compile("adam", "mse")
     q.fit(data, np.ones((16, 3)), verbose=0)
     assert (before != kernel.numpy()).mean() > 0.9
     lite = kerasq.export_tflite(q)
-    assert lite.float_ops == [] and "RELU" not in {op.name for op in lite.ops}
+    # BatchNormalization and ReLU are part of the convolution.
+    assert lite.float_ops == [] and not {"RELU", "DEPTHWISE_CONV_2D"} & {op.name for op in lite.ops}
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(networks.run(loaded, data), networks.run(q, data))

@@ -6,6 +6,7 @@ import pytest
 
 import kerasq
 from kerasq import graph as graphs
+from kerasq import unsupported
 from kerasq.litert import flatbuffer
 from kerasq.prepare.decompose import decompose
 from kerasq.wrappers import ranged
@@ -15,10 +16,10 @@ L = keras.layers
 STEPS, FEATURES, UNITS = 3, 2, 3
 
 
-def series(layer, states=0):
+def series(layer, states=0, shape=(STEPS, FEATURES)):
     """A model of one recurrent layer, its weights of any size and sign, biases too."""
     keras.utils.set_random_seed(0)
-    x = keras.Input((STEPS, FEATURES), name="x")
+    x = keras.Input(shape, name="x")
     given = [keras.Input((UNITS,), name=f"state_{i}") for i in range(states)]
     model = keras.Model([x, *given] if given else x, layer(x, initial_state=given or None))
     rng = np.random.default_rng(1)
@@ -59,11 +60,34 @@ LAYERS = {
         0,
     ),
 }
+# Of images: layers, and the shape of a sample.
+CONVOLUTIONAL = {
+    "conv_1d": (
+        lambda: L.ConvLSTM1D(2, 3, padding="same", dilation_rate=2, go_backwards=True, name="r"),
+        (2, 5, 2),
+    ),
+    "conv_2d": (
+        lambda: L.ConvLSTM2D(2, (3, 2), strides=2, return_sequences=True, name="r"),
+        (2, 5, 5, 2),
+    ),
+    "conv_states": (
+        lambda: L.ConvLSTM2D(2, 2, use_bias=False, return_state=True, name="r"),
+        (2, 4, 4, 1),
+    ),
+    "conv_3d": (lambda: L.ConvLSTM3D(2, 2, padding="same", name="r"), (2, 3, 3, 3, 1)),
+    "conv_both_ways": (
+        lambda: L.Bidirectional(L.ConvLSTM1D(2, 3, dropout=0.1, return_sequences=True), name="r"),
+        (2, 5, 2),
+    ),
+}
 # Those that have all kinds of operators between them.
-FILES = ["lstm_sequence", "lstm_relu", "gru_before", "gru_states", "both_apart"]
+FILES = ["lstm_sequence", "lstm_relu", "gru_before", "gru_states", "both_apart", "conv_2d"]
 
 
 def made(name):
+    if name in CONVOLUTIONAL:
+        make, shape = CONVOLUTIONAL[name]
+        return series(make(), shape=shape)
     make, states = LAYERS[name]
     return series(make(), states)
 
@@ -72,7 +96,7 @@ def outputs(found):
     return list(found.values()) if isinstance(found, dict) else keras.tree.flatten(found)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, *CONVOLUTIONAL])
 def test_the_parts_compute_the_same(name):
     model = made(name)
     parts = decompose(graphs.read(model))
@@ -83,7 +107,8 @@ def test_the_parts_compute_the_same(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "target"), [(x, "litert") for x in LAYERS] + [(x, "tflm") for x in FILES]
+    ("name", "target"),
+    [(x, "litert") for x in (*LAYERS, *CONVOLUTIONAL)] + [(x, "tflm") for x in FILES],
 )
 def test_the_file_computes_what_the_model_does(name, target):
     model = made(name)
@@ -208,23 +233,20 @@ class Cell(L.SimpleRNNCell):
     pass
 
 
-def masked(x):
-    return L.Masking()(x)
-
-
 @pytest.mark.parametrize(
-    ("layer", "shape", "change", "reason"),
+    ("layer", "shape", "reason"),
     [
-        (L.LSTM(2, name="r"), (None, 2), None, "with a fixed number of steps; give Input one"),
-        (L.GRU(2, name="r"), (257, 2), None, "up to 256 steps; call it on parts of the sequence"),
-        (L.GRU(2, name="r"), (4, 2), masked, "without a mask"),
-        (L.RNN(Cell(2), name="r"), (4, 2), None, "of Keras's own cells, not of Cell"),
-        (L.LSTM(2, activation="softmax", name="r"), (4, 2), None, "of each value, not of softmax"),
+        (L.LSTM(2, name="r"), (None, 2), "with a fixed number of steps; give Input one"),
+        (L.GRU(2, name="r"), (257, 2), "up to 256 steps; call it on parts of the sequence"),
+        (L.GRU(2, name="r"), (4, 2, True), "with a tensor (samples, steps) as its mask"),
+        (L.RNN(Cell(2), name="r"), (4, 2), "of Keras's own cells, not of Cell"),
+        (L.LSTM(2, activation="softmax", name="r"), (4, 2), "of each value, not of softmax"),
     ],
 )
-def test_what_stays_a_loop_is_named_with_the_reason(layer, shape, change, reason, capsys):
-    x = keras.Input(shape, name="x")
-    y = L.Dense(2)(layer(change(x) if change else x))
+def test_what_stays_a_loop_is_named_with_the_reason(layer, shape, reason, capsys):
+    x = keras.Input(shape[:2], name="x")
+    mask = x[..., :1] > 0.0 if shape[2:] else None
+    y = L.Dense(2)(layer(x, mask=mask))
     q = kerasq.quantize_model(keras.Model(x, y))
     printed = capsys.readouterr().out
     assert "'r' (" in printed and reason in printed
@@ -236,3 +258,101 @@ def test_a_state_between_calls_is_refused():
     model = keras.Model(x, L.GRU(2, stateful=True, name="r")(x))
     with pytest.raises(ValueError, match=r"'r' \(GRU\): keeps its state .* by initial_state="):
         kerasq.quantize_model(model)
+
+
+# Layers, how many first states they are called with, and where the mask comes from.
+MASKED = {
+    "lstm": (lambda: L.LSTM(2, name="r"), 0, "embedding"),
+    "gru_sequence": (lambda: L.GRU(2, return_sequences=True, name="r"), 0, "masking"),
+    "lstm_states": (lambda: L.LSTM(UNITS, return_state=True, name="r"), 2, "argument"),
+    "gru_zeros": (
+        lambda: L.RNN(
+            L.GRUCell(UNITS, reset_after=False),
+            go_backwards=True,
+            return_sequences=True,
+            zero_output_for_mask=True,
+            name="r",
+        ),
+        1,
+        "argument",
+    ),
+    "cells": (lambda: L.RNN([L.LSTMCell(2), L.SimpleRNNCell(3)], name="r"), 0, "argument"),
+    # Which write zeros where a step of a sequence is masked.
+    "both_ways": (
+        lambda: L.Bidirectional(L.SimpleRNN(2, return_sequences=True), name="r"),
+        0,
+        "embedding",
+    ),
+}
+
+
+def under_mask(name, *layers):
+    """A recurrent layer under a mask: of words that are 0, of vectors that are, or an argument."""
+    make, states, by = MASKED[name]
+    keras.utils.set_random_seed(0)
+    given = [keras.Input((UNITS,), name=f"state_{i}") for i in range(states)]
+    inputs = [keras.Input((STEPS, FEATURES), name="x")]
+    options = {}
+    if by == "embedding":
+        inputs = [keras.Input((STEPS,), dtype="int32", name="x")]
+        read = L.Embedding(5, FEATURES, mask_zero=True, name="words")(*inputs)
+    elif by == "masking":
+        read = L.Masking()(*inputs)
+    else:
+        inputs += [keras.Input((STEPS,), dtype="bool", name="mask"), *given]
+        read, options = inputs[0], {"mask": inputs[1], "initial_state": given or None}
+    y = make()(read, **options)
+    for layer in layers:
+        y = layer(y)
+    model = keras.Model(inputs if inputs[1:] else inputs[0], y)
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        weight.assign(rng.normal(0.0, 0.7, weight.shape))
+    return model
+
+
+def under_all_masks(model, by, count=32):
+    """Samples under all masks of three steps there are, in turns."""
+    rng = np.random.default_rng(0)
+    mask = (np.arange(count)[:, None] >> np.arange(STEPS)) % 2 == 1
+    if by == "embedding":
+        return (rng.integers(1, 5, mask.shape) * mask).astype("int32")
+    series, *others = networks.samples(model, count)
+    return series * mask[..., None] if by == "masking" else [series, mask, *others[1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [(x, "litert") for x in MASKED] + [("lstm", "tflm"), ("gru_sequence", "tflm")],
+)
+def test_masked_steps_keep_the_states(name, target):
+    model = under_mask(name)
+    x = under_all_masks(model, MASKED[name][2])
+    graph = graphs.read(model)
+    parts = decompose(graph, frozenset(unsupported.without_kernel(graph, frozenset()))).model
+    floats, same = (outputs(networks.run(m, x)) for m in (model, parts))
+    q = networks.quantized(model, x, target=target)
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == [] and "SELECT_V2" in {op.name for op in lite.ops}
+    want, got = map(outputs, (networks.run(q, x), lite.predict(x)))
+    for a, b, c, d in zip(floats, same, want, got, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+        np.testing.assert_array_equal(d, c)
+        assert np.square(a - c).sum() < 0.01 * np.square(a).sum()
+
+
+def test_training_saving_and_loading_under_a_mask(tmp_path):
+    model = under_mask("lstm", L.Dense(2, name="head"))
+    x = under_all_masks(model, "embedding")
+    # A word that is masked counts nowhere: its row gets no gradient.
+    q = kerasq.quantize_model(model)
+    before = [np.copy(v) for v in q.trainable_weights]
+    q.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    q.train_on_batch(x, np.ones((len(x), 2)))
+    moved = [np.abs(v - w) for v, w in zip(q.trainable_weights, before, strict=True)]
+    assert len(moved) == 6 and all((change > 1e-7).any() for change in moved)
+    assert moved[0].shape == (5, FEATURES) and not moved[0][0].any() and moved[0][1:].all()
+    assert {float(y.batches_seen) for y in ranged(q).values()} == {1.0}
+    q.save(tmp_path / "q.keras")
+    again = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(networks.run(again, x), networks.run(q, x))

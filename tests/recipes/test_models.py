@@ -1,7 +1,10 @@
+import keras
 import numpy as np
 import pytest
 
+import kerasq
 from recipes import models
+from tests import networks
 
 CLASSIFIERS = [name for name in models.MODELS if name != "autoencoder"]
 
@@ -85,3 +88,15 @@ def test_unknown_model_lists_the_legal_ones():
     match = r"one of cnn, resnet8, .*keras\.applications.*model='vgg'"
     with pytest.raises(ValueError, match=match):
         models.build("vgg", (8, 8, 1), 10)
+
+
+def test_the_vision_transformer_is_integer_and_its_positions_are_learned():
+    keras.utils.set_random_seed(0)
+    model = models.build("vit", (8, 8, 1), 3, width=0.25)
+    x = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype("float32")
+    q = networks.quantized(model, x)
+    (positions,) = [v for v in q.trainable_variables if v.path.endswith("/value")]
+    np.testing.assert_array_equal(positions, model.get_layer(index=4).vectors)
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == []
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))

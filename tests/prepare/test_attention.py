@@ -1,0 +1,46 @@
+"""Attention in images: among all places, or along some of their axes."""
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq import graph as graphs
+from kerasq.prepare.decompose import decompose
+from tests import networks
+
+L = keras.layers
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "target"),
+    [
+        ((2, 3, 4), None, "litert"),
+        ((2, 3, 4), (2,), "litert"),
+        ((2, 3, 4), (1,), "tflm"),
+        ((2, 3, 2, 4), (1, 3), "litert"),
+    ],
+)
+def test_places_of_an_image_attend(shape, axes, target):
+    keras.utils.set_random_seed(0)
+    x = keras.Input(shape, name="x")
+    layer = L.MultiHeadAttention(2, 3, value_dim=2, attention_axes=axes, name="heads")
+    model = keras.Model(x, layer(x, x))
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(1).normal(0.0, 0.7, weight.shape))
+    data = networks.data(model, 24)
+    want = networks.run(model, data)
+    parts = decompose(graphs.read(model)).model
+    np.testing.assert_allclose(networks.run(parts, data), want, atol=1e-5)
+    q = networks.quantized(model, data, target=target)
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == [] and [op.name for op in lite.ops].count("BATCH_MATMUL") == 2
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+    assert networks.sqnr(model, q, data) > 25
+
+
+def test_under_a_mask_an_image_stays_float(capsys):
+    x, mask = keras.Input((2, 3, 4), name="x"), keras.Input((2, 3, 2, 3), name="mask")
+    y = L.MultiHeadAttention(2, 3, name="heads")(x, x, attention_mask=mask)
+    kerasq.quantize_model(keras.Model([x, mask], L.Dense(2)(y)))
+    assert "'heads' (MultiHeadAttention: integer only of sequences" in capsys.readouterr().out
