@@ -1,0 +1,171 @@
+"""`compression`: what zeros and clusters of a quantized model's weights save, layer by layer."""
+
+import dataclasses
+import itertools
+import zlib
+
+import keras
+import numpy as np
+
+from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layers import Scale
+from kerasq.support import tables
+from kerasq.wrappers import require_quantized
+
+# Sizes of blocks, of inputs and of channels, that are looked for.
+_BLOCKS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCompression:
+    """The weights of one layer, as the device gets them.
+
+    Attributes:
+        name: the layer's name.
+        weights: how many there are.
+        zeros: the share of them whose code is 0, in [0, 1]: what is 0, and what rounds to it.
+        pattern: how weights lie that are 0, before rounding: "channels" (whole output channels), "inputs" (whole input
+            channels), "1:4" or "2:4" (so many at most of each four input channels that follow each
+            other are not 0), "blocks <a>x<b>" (the largest aligned blocks of so many inputs and
+            output channels), "unstructured"; "" where there are none. Of several the first one.
+        codes: how many different codes there are; of a layer whose scales differ from channel to
+            channel, in all of them together.
+        channel_codes: how many there are at most in one channel.
+        compressed: bytes of the codes, one each, in the order of the file, deflated as in a zip.
+    """
+
+    name: str
+    weights: int
+    zeros: float
+    pattern: str
+    codes: int
+    channel_codes: int
+    compressed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What the weights of a model compress to. Printing it gives a table.
+
+    Attributes:
+        layers: each layer with weights, in order.
+    """
+
+    layers: tuple[LayerCompression, ...]
+
+    @property
+    def weights(self) -> int:
+        """All weights together."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> float:
+        """The share of all weights whose code is 0."""
+        return sum(layer.zeros * layer.weights for layer in self.layers) / self.weights
+
+    @property
+    def compressed(self) -> int:
+        """Bytes of all of them, deflated layer by layer."""
+        return sum(layer.compressed for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ["layer", "pattern", "weights", "zeros (%)", "codes", "a channel", "deflated B"]
+        rows = [header]
+        for x in self.layers:
+            counts = (f"{x.codes}", f"{x.channel_codes}", f"{x.compressed:,}")
+            rows.append([x.name, x.pattern, f"{x.weights:,}", f"{100 * x.zeros:.1f}", *counts])
+        zeros = f"{100 * self.zeros:.1f}"
+        rows.append(["total", "", f"{self.weights:,}", zeros, "", "", f"{self.compressed:,}"])
+        return tables.plain(rows, left=2)
+
+
+def compression(model: keras.Model) -> Compression:
+    """Zeros, their pattern, different codes and deflated size of each layer's weights.
+
+    What compresses on the way to the device is its whole file; runtimes that skip zeros, or look
+    codes up, need the pattern, or the number of codes. LiteRT's own kernels do neither.
+
+    Args:
+        model: what `quantize_model` returned.
+
+    Raises:
+        ValueError: for a model that is not quantized, or has no layers with quantized weights.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> model.layers[0].set_weights([np.eye(8, 4), np.zeros(4)])
+        >>> (layer,) = kerasq.compression(kerasq.quantize_model(model)).layers
+        >>> layer.zeros, layer.pattern, layer.codes
+        (0.875, '1:4', 2)
+    """
+    require_quantized(model)
+    found = [x for x in model.layers if isinstance(x, KernelWrapper) and x.leader is None]
+    layers = tuple(_layer(x) for x in found if not isinstance(x.layer, Scale))
+    if not layers:
+        raise ValueError(
+            "`model` must have layers with weights that are quantized. "
+            f"Received: model {model.name!r} without any."
+        )
+    return Compression(layers=layers)
+
+
+def _layer(wrapper: KernelWrapper) -> LayerCompression:
+    codes = wrapper.integer_weights().codes.numpy().astype(np.int8)
+    by_channel = np.moveaxis(codes, -1, 0).reshape(codes.shape[-1], -1)
+    # As LiteRT has them: channels first, but last in a depthwise kernel.
+    is_depthwise = wrapper.rule.channels > 1
+    content = codes if is_depthwise else np.moveaxis(codes, -1, 0)
+    return LayerCompression(
+        name=wrapper.name,
+        weights=codes.size,
+        zeros=float(np.mean(codes == 0)),
+        pattern=pattern_of(wrapper.flat_kernel().numpy() == 0.0, has_inputs=not is_depthwise),
+        codes=len(np.unique(codes)),
+        channel_codes=max(len(np.unique(channel)) for channel in by_channel),
+        compressed=len(zlib.compress(content.tobytes(), 9)),
+    )
+
+
+def pattern_of(zeros: np.ndarray, *, has_inputs: bool = True) -> str:
+    """How the zeros of a kernel lie: see `LayerCompression.pattern`.
+
+    Args:
+        zeros: where they are, `(..., inputs, channels)`; a depthwise kernel has no axis of inputs.
+        has_inputs: whether there is that axis.
+    """
+    if not zeros.any():
+        return ""
+    inner = tuple(range(zeros.ndim - 1))
+    if (zeros == zeros.all(axis=inner)).all():
+        return "channels"
+    if not has_inputs:
+        return "unstructured"
+    outer = (*inner[:-1], zeros.ndim - 1)
+    if (zeros == zeros.all(axis=outer)[:, None]).all():
+        return "inputs"
+    if (most := _most_of_four(zeros)) <= 2:
+        return f"{most}:4"
+    shape = _largest_blocks(zeros)
+    return "unstructured" if shape == (1, 1) else f"blocks {shape[0]}x{shape[1]}"
+
+
+def _most_of_four(zeros: np.ndarray) -> int:
+    """How many of four inputs that follow each other are not 0 at most; 4 where some are left."""
+    *head, inputs, channels = zeros.shape
+    if inputs % 4:
+        return 4
+    return int((~zeros).reshape(*head, inputs // 4, 4, channels).sum(axis=-2).max())
+
+
+def _largest_blocks(zeros: np.ndarray) -> tuple[int, int]:
+    """The largest aligned blocks, of inputs and channels, each of which is 0 or not, as a whole."""
+    shapes = sorted(itertools.product(_BLOCKS, _BLOCKS), key=lambda x: -x[0] * x[1])
+    return next(shape for shape in shapes if _is_of_blocks(zeros, shape))
+
+
+def _is_of_blocks(zeros: np.ndarray, shape: tuple[int, int]) -> bool:
+    *head, inputs, channels = zeros.shape
+    if inputs % shape[0] or channels % shape[1]:
+        return False
+    blocks = zeros.reshape(*head, inputs // shape[0], shape[0], channels // shape[1], shape[1])
+    return bool((blocks.all(axis=(-3, -1)) == blocks.any(axis=(-3, -1))).all())
