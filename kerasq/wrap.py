@@ -96,7 +96,9 @@ class _Wrapping:
             "output_quantizer": self.quantizers.get(key),
         }
         if registry.rule(layer).kernel is None:
-            kind = LstmWrapper if isinstance(layer, SequenceLSTM) else QuantizeWrapper
+            kind: type[QuantizeWrapper] = QuantizeWrapper
+            if isinstance(layer, SequenceLSTM):
+                kind, options["keep_zeros"] = LstmWrapper, self.kernels.keep_zeros
             wrapper = kind(graphs.copy_built(layer), **options)
         else:
             wrapper = self._with_kernel(node, call, options)

@@ -6,9 +6,11 @@ import zlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Scale
+from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.support import tables
 from kerasq.wrappers import require_quantized
 
@@ -24,10 +26,11 @@ class LayerCompression:
         name: the layer's name.
         weights: how many there are.
         zeros: the share of them whose code is 0, in [0, 1]: what is 0, and what rounds to it.
-        pattern: how weights lie that are 0, before rounding: "channels" (whole output channels), "inputs" (whole input
-            channels), "1:4" or "2:4" (so many at most of each four input channels that follow each
-            other are not 0), "blocks <a>x<b>" (the largest aligned blocks of so many inputs and
-            output channels), "unstructured"; "" where there are none. Of several the first one.
+        pattern: how weights lie that are 0, before rounding: "channels" (whole output channels),
+            "inputs" (whole input channels), "1:4" or "2:4" (so many at most of each four input
+            channels that follow each other are not 0), "blocks <a>x<b>" (the largest aligned blocks
+            of so many inputs and output channels), "unstructured"; "" where there are none. Of
+            several the first one.
         codes: how many different codes there are; of a layer whose scales differ from channel to
             channel, in all of them together.
         channel_codes: how many there are at most in one channel.
@@ -99,8 +102,7 @@ def compression(model: keras.Model) -> Compression:
         (0.875, '1:4', 2)
     """
     require_quantized(model)
-    found = [x for x in model.layers if isinstance(x, KernelWrapper) and x.leader is None]
-    layers = tuple(_layer(x) for x in found if not isinstance(x.layer, Scale))
+    layers = tuple(_layer(kernel) for layer in model.layers for kernel in _kernels(layer))
     if not layers:
         raise ValueError(
             "`model` must have layers with weights that are quantized. "
@@ -109,19 +111,48 @@ def compression(model: keras.Model) -> Compression:
     return Compression(layers=layers)
 
 
-def _layer(wrapper: KernelWrapper) -> LayerCompression:
-    codes = wrapper.integer_weights().codes.numpy().astype(np.int8)
-    by_channel = np.moveaxis(codes, -1, 0).reshape(codes.shape[-1], -1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Kernel:
+    """A kernel, channels in its last axis: real values, its codes, and whether it is depthwise."""
+
+    name: str
+    real: np.ndarray
+    codes: np.ndarray
+    is_depthwise: bool = False
+
+
+def _kernels(layer: keras.Layer) -> list[_Kernel]:
+    """The kernels of a layer; constants and statistics are none."""
+    if isinstance(layer, LstmWrapper):
+        weights = layer.integer_weights()
+        names, codes = ("kernel", "recurrent_kernel"), (weights.kernel, weights.recurrent)
+        return [
+            _Kernel(name=f"{layer.name}/{name}", real=real.numpy(), codes=_int8(found))
+            for name, real, found in zip(names, layer.kernels(), codes, strict=True)
+        ]
+    is_first = isinstance(layer, KernelWrapper) and layer.leader is None
+    if not is_first or isinstance(layer.layer, Scale):
+        return []
+    codes = _int8(layer.integer_weights().codes)
+    real, is_depthwise = layer.flat_kernel().numpy(), layer.rule.channels > 1
+    return [_Kernel(name=layer.name, real=real, codes=codes, is_depthwise=is_depthwise)]
+
+
+def _int8(codes: tf.Tensor) -> np.ndarray:
+    return codes.numpy().astype(np.int8)
+
+
+def _layer(kernel: _Kernel) -> LayerCompression:
+    codes, channels = kernel.codes, np.moveaxis(kernel.codes, -1, 0)
     # As LiteRT has them: channels first, but last in a depthwise kernel.
-    is_depthwise = wrapper.rule.channels > 1
-    content = codes if is_depthwise else np.moveaxis(codes, -1, 0)
+    content = codes if kernel.is_depthwise else channels
     return LayerCompression(
-        name=wrapper.name,
+        name=kernel.name,
         weights=codes.size,
         zeros=float(np.mean(codes == 0)),
-        pattern=pattern_of(wrapper.flat_kernel().numpy() == 0.0, has_inputs=not is_depthwise),
+        pattern=pattern_of(kernel.real == 0.0, has_inputs=not kernel.is_depthwise),
         codes=len(np.unique(codes)),
-        channel_codes=max(len(np.unique(channel)) for channel in by_channel),
+        channel_codes=max(len(np.unique(channel)) for channel in channels),
         compressed=len(zlib.compress(content.tobytes(), 9)),
     )
 

@@ -104,6 +104,22 @@ class Structure(keras.layers.Layer):
         return tf.cast(tf.gather(tf.math.divide_no_nan(sums, counts), ids), kernel.dtype)
 
 
+class Kept(keras.constraints.Constraint):
+    """Puts what stays of a kernel back after each update.
+
+    Args:
+        structure: started on the kernel.
+        own: the user's own constraint, which comes first, or None.
+    """
+
+    def __init__(self, structure: Structure, own: Any) -> None:
+        self._structure, self._own = structure, own
+
+    def __call__(self, value: Any) -> Any:
+        """The kernel; same shape."""
+        return self._structure.restored(value if self._own is None else self._own(value))
+
+
 class Clustered(Uniform):
     """Uniform weights of a clustered kernel: all channels have one range, which follows them.
 
