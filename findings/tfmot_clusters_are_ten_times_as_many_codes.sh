@@ -21,10 +21,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 import tensorflow_model_optimization as tfmot
-from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
-    cluster_utils,
-    default_8bit_cluster_preserve_quantize_scheme as scheme,
-)
 
 L = tf_keras.layers
 rng = np.random.default_rng(0)
@@ -48,11 +44,12 @@ def clustered():
 quantization = tfmot.quantization.keras
 with quantization.quantize_scope():
     annotated = quantization.quantize_annotate_model(clustered())
-    model = quantization.quantize_apply(annotated, scheme.Default8BitClusterPreserveQuantizeScheme())
+    scheme = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme()
+    model = quantization.quantize_apply(annotated, scheme)
 loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile(tf_keras.optimizers.SGD(0.01, momentum=0.9), loss)
 model.fit(x, y, epochs=2, verbose=0)
-converter = tf.lite.TFLiteConverter.from_keras_model(cluster_utils.strip_clustering_cqat(model))
+converter = tf.lite.TFLiteConverter.from_keras_model(tfmot.experimental.combine.strip_clustering_cqat(model))
 converter.optimizations = [tf.lite.Optimize.DEFAULT]
 interpreter = tf.lite.Interpreter(model_content=converter.convert())
 shapes = {(16, 3, 3, 4): "Conv2D", (1, 3, 3, 16): "DepthwiseConv2D", (10, 256): "Dense"}

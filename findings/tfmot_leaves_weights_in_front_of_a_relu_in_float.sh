@@ -22,9 +22,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 import tensorflow_model_optimization as tfmot
-from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.prune_preserve import (
-    default_8bit_prune_preserve_quantize_scheme as scheme,
-)
 
 L = tf_keras.layers
 quantization = tfmot.quantization.keras
@@ -51,7 +48,8 @@ for kind in ('activation="relu"', "BatchNormalization, ReLU", "ReLU"):
     kernel.assign(np.where(rng.random(kernel.shape) < 0.75, 0.0, kernel))
     with quantization.quantize_scope():
         annotated = quantization.quantize_annotate_model(model)
-        model = quantization.quantize_apply(annotated, scheme.Default8BitPrunePreserveQuantizeScheme())
+        scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+        model = quantization.quantize_apply(annotated, scheme)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(tf_keras.optimizers.SGD(0.01, momentum=0.9), loss)
     model.fit(x, y, epochs=2, verbose=0)

@@ -21,9 +21,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 import tensorflow_model_optimization as tfmot
-from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.prune_preserve import (
-    default_8bit_prune_preserve_quantize_scheme as scheme,
-)
 
 L = tf_keras.layers
 rng = np.random.default_rng(0)
@@ -66,7 +63,8 @@ def zeros(model):
 quantization = tfmot.quantization.keras
 with quantization.quantize_scope():
     annotated = quantization.quantize_annotate_model(pruned())
-    model = quantization.quantize_apply(annotated, scheme.Default8BitPrunePreserveQuantizeScheme())
+    scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+    model = quantization.quantize_apply(annotated, scheme)
 train(model)
 shares = {"after fit": zeros(model)}
 model.save("pruned.h5")

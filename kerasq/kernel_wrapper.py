@@ -231,6 +231,12 @@ class KernelWrapper(QuantizeWrapper):
         return (self.leader or self)._structure
 
     @property
+    def mask(self) -> keras.Variable:
+        """Where `keep_zeros`: 0.0 where a weight stays 0, else 1.0; channels in its last axis."""
+        assert self.structure is not None
+        return self.structure.mask
+
+    @property
     def kernel_gain(self) -> keras.Variable:
         """What the kernel is multiplied by: `()` or `(channels,)`, of `Source.gain`."""
         return (self.leader or self)._kernel_gain

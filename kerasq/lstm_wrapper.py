@@ -1,5 +1,6 @@
 """Wrapping a whole LSTM: per gate one scale of each kernel, int8 hidden states, an int16 cell."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ class LstmWrapper(QuantizeWrapper):
             aggregation="mean",
         )
         for structure, variable in zip(self._structures, self._kernels(), strict=False):
-            structure.start(lambda variable=variable: variable.value)
+            structure.start(functools.partial(getattr, variable, "value"))
             variable.constraint = Kept(structure, variable.constraint)
 
     def _kernels(self) -> tuple[keras.Variable, keras.Variable]:

@@ -125,10 +125,10 @@ def _kernels(layer: keras.Layer) -> list[_Kernel]:
     """The kernels of a layer; constants and statistics are none."""
     if isinstance(layer, LstmWrapper):
         weights = layer.integer_weights()
-        names, codes = ("kernel", "recurrent_kernel"), (weights.kernel, weights.recurrent)
+        names, both = ("kernel", "recurrent_kernel"), (weights.kernel, weights.recurrent)
         return [
             _Kernel(name=f"{layer.name}/{name}", real=real.numpy(), codes=_int8(found))
-            for name, real, found in zip(names, layer.kernels(), codes, strict=True)
+            for name, real, found in zip(names, layer.kernels(), both, strict=True)
         ]
     is_first = isinstance(layer, KernelWrapper) and layer.leader is None
     if not is_first or isinstance(layer.layer, Scale):
@@ -172,7 +172,7 @@ def pattern_of(zeros: np.ndarray, *, has_inputs: bool = True) -> str:
     if not has_inputs:
         return "unstructured"
     outer = (*inner[:-1], zeros.ndim - 1)
-    if (zeros == zeros.all(axis=outer)[:, None]).all():
+    if (zeros == zeros.all(axis=outer, keepdims=True)).all():
         return "inputs"
     if (most := _most_of_four(zeros)) <= 2:
         return f"{most}:4"

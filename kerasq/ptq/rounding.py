@@ -90,7 +90,7 @@ class Kernel:
         follows = wrapper.weight_quantizer.range_gradient == "none"
         self.is_held = (tf.abs(self.nearest) >= self.largest) & follows
         if wrapper.keep_zeros:
-            self.is_held |= wrapper.structure.mask.value == 0.0
+            self.is_held |= wrapper.mask.value == 0.0
         share = tf.clip_by_value(exact - self.low, 0.01, 0.99)
         inverse = (share - GAMMA) / (ZETA - GAMMA)
         self.v = tf.Variable(tf.math.log(inverse / (1.0 - inverse)))

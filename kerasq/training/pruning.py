@@ -104,7 +104,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     @property
     def pruned_share(self) -> float:
         """The share of the weights of those layers that stays 0."""
-        masks = [x.structure.mask.numpy().ravel() for x in self.wrappers]
+        masks = [x.mask.numpy().ravel() for x in self.wrappers]
         return float(np.mean(np.concatenate(masks) == 0.0)) if masks else 0.0
 
     def sparsity_in(self, epoch: int) -> float:
@@ -115,12 +115,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Checks the model, and finds the layers that are left alone."""
         del logs
-        names = [layer.name for layer in self._checked()]
-        if unknown := [x for x in self.skip if not fnmatch.filter(names, x)]:
-            raise ValueError(
-                "`skip` must name layers with weights, or match their names. Received: "
-                f"{unknown}, which fit none of {names}."
-            )
+        names = self._checked_names()
         unfit = {layer.name for layer in self._prunable() if self._is_unfit(layer)}
         # Those of the last layer are outputs of the model.
         unfit |= {names[-1]} if self.pattern == "channels" else set()
@@ -132,7 +127,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         """Prunes what is missing from the share of the epoch."""
         del logs
         for wrapper in self.wrappers:
-            kernel, mask = wrapper.flat_kernel().numpy(), wrapper.structure.mask
+            kernel, mask = wrapper.flat_kernel().numpy(), wrapper.mask
             mask.assign(pruned(kernel, mask.numpy(), self.sparsity_in(epoch), self.pattern))
             _restore(wrapper)
 
@@ -156,8 +151,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         found = [x for x in self.model.layers if isinstance(x, KernelWrapper) and x.leader is None]
         return [layer for layer in found if layer.keep_zeros]
 
-    def _checked(self) -> list[KernelWrapper]:
-        """The same; a ValueError for none, and for weights that are not free to become 0."""
+    def _checked_names(self) -> list[str]:
+        """Their names; a ValueError where the arguments do not fit the model."""
         found = self._prunable()
         if not found or any(isinstance(x.weight_quantizer, PowerOfTwo) for x in found):
             what = "whose weights become powers of two" if found else "which keeps none"
@@ -166,7 +161,13 @@ class MagnitudePruning(keras.callbacks.Callback):
                 f"{self.model.name!r}, {what}. Quantize with keep_zeros=True, and prune before "
                 "weights become powers of two."
             )
-        return found
+        names = [layer.name for layer in found]
+        if unknown := [x for x in self.skip if not fnmatch.filter(names, x)]:
+            raise ValueError(
+                "`skip` must name layers with weights, or match their names. Received: "
+                f"{unknown}, which fit none of {names}."
+            )
+        return names
 
     def _is_unfit(self, wrapper: KernelWrapper) -> bool:
         """Whether a layer is frozen, or cannot have the pattern."""

@@ -214,13 +214,13 @@ def test_copies_keep_them():
     model = with_kernels(networks.residual(), sparse)
     x = networks.data(model)
     q = networks.quantized(model, x, keep_zeros=True, keep_clusters=True)
-    wanted = [wrapper.structure.mask.numpy() for wrapper in kernels(q)]
+    wanted = [wrapper.mask.numpy() for wrapper in kernels(q)]
     assert not all(mask.all() for mask in wanted)
     cloned = keras.models.clone_model(q)
     cloned.set_weights(q.get_weights())
     for copy in (cloned, kerasq.retarget(q, "tflm")):
         for wrapper, mask in zip(kernels(copy), wanted, strict=True):
-            np.testing.assert_array_equal(wrapper.structure.mask, mask)
+            np.testing.assert_array_equal(wrapper.mask, mask)
             changed = wrapper.kernel.constraint(tf.ones(wrapper.kernel.shape))
             np.testing.assert_array_equal(wrapper.rule.flatten(changed), mask)
 
@@ -272,7 +272,7 @@ def test_powers_of_two_beside_zeros():
     inq = kerasq.IncrementalQuantization((0.25, 0.5, 1.0))
     q.fit(x, np.zeros((len(x), 3)), epochs=3, verbose=0, callbacks=[inq])
     for wrapper in kernels(q):
-        mask = wrapper.structure.mask.numpy()
+        mask = wrapper.mask.numpy()
         codes = np.abs(wrapper.integer_weights().codes.numpy())
         assert (codes[mask == 0] == 0).all() and set(np.unique(codes)) <= {0, 8, 16, 32, 64}
 
@@ -302,5 +302,5 @@ def test_ternary_weights_have_a_zero(weights):
     model = with_kernels(networks.mlp(), sparse)
     q = networks.quantized(model, scheme="w2a8", weights=weights, keep_zeros=True)
     for wrapper in kernels(q):
-        codes, mask = wrapper.integer_weights().codes.numpy(), wrapper.structure.mask.numpy()
+        codes, mask = wrapper.integer_weights().codes.numpy(), wrapper.mask.numpy()
         assert (codes[mask == 0] == 0).all()

@@ -91,7 +91,7 @@ class Revived(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         wrapper = self.model.get_layer("conv")
-        gone = wrapper.structure.mask.numpy() == 0
+        gone = wrapper.mask.numpy() == 0
         kernel = wrapper.rule.flatten(wrapper.kernel.value).numpy()
         self.largest = max(self.largest, np.abs(kernel[gone]).max(initial=0.0))
 
@@ -104,11 +104,11 @@ def test_neither_momentum_nor_averages_revive_what_is_pruned():
     q.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[pruning, watch])
     wrapper = q.get_layer("conv")
     assert watch.largest == 0.0 and pruning.left == ("logits",)
-    mask = wrapper.structure.mask.numpy()
+    mask = wrapper.mask.numpy()
     assert mask.mean() == 0.25
     # Averages over steps before have taken the place of weights, and are 0 as well, as stored.
     np.testing.assert_array_equal(wrapper.rule.flatten(wrapper.kernel.value) == 0, mask == 0)
-    assert q.get_layer("logits").structure.mask.numpy().all()
+    assert q.get_layer("logits").mask.numpy().all()
 
 
 def test_interrupted_training_goes_on(tmp_path):
@@ -124,7 +124,7 @@ def test_interrupted_training_goes_on(tmp_path):
             pruning = kerasq.MagnitudePruning(0.8, epochs=3)
             options = {"batch_size": 8, "verbose": 0, "shuffle": False}
             q.fit(x, y, initial_epoch=start, epochs=until, callbacks=[pruning, backup], **options)
-        ends.append([(w.flat_kernel().numpy(), w.structure.mask.numpy()) for w in pruning.wrappers])
+        ends.append([(w.flat_kernel().numpy(), w.mask.numpy()) for w in pruning.wrappers])
     assert pruning.pruned_share == pytest.approx(0.8, abs=0.01)
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
