@@ -1,6 +1,7 @@
 """kerasq: what you trained is what runs."""
 
 from kerasq.analysis.allocate import Allocation, allocate
+from kerasq.analysis.compression import Compression, LayerCompression, compression
 from kerasq.analysis.latency import latency
 from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
@@ -50,6 +51,7 @@ from kerasq.training.epoch_backup import EpochBackup
 from kerasq.training.freeze import FreezeRanges
 from kerasq.training.inq import IncrementalQuantization
 from kerasq.training.log_ranges import LogRanges
+from kerasq.training.pruning import MagnitudePruning
 from kerasq.training.schedule import schedule
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "BiasCorrection",
     "Binary",
     "CheckTraining",
+    "Compression",
     "DoReFa",
     "Entropy",
     "EpochBackup",
@@ -69,9 +72,11 @@ __all__ = [
     "Grid",
     "IncrementalQuantization",
     "KernelReport",
+    "LayerCompression",
     "LayerReport",
     "LayerSummary",
     "LogRanges",
+    "MagnitudePruning",
     "MeanSquaredError",
     "MinMax",
     "MovingAverage",
@@ -103,6 +108,7 @@ __all__ = [
     "calibrate_without_data",
     "check_kernels",
     "compare",
+    "compression",
     "correct_biases",
     "deploy",
     "distill",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasq import fake_quant, fused_batch_norm, graph, kernels
@@ -13,6 +14,7 @@ from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.power_of_two import PowerOfTwo
+from kerasq.quantizers.structure import MOST_CLUSTERS, Clustered, Structure
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
 from kerasq.support.shared import shared
@@ -53,13 +55,15 @@ class KernelWrapper(QuantizeWrapper):
         fixed_batch_norm: whether `batch_norm` normalizes by its statistics in training as well, and
             leaves them as they are, as one that is called with `training=False`.
         granularity: "per_channel", a scale for each output channel, or "per_tensor".
+        keep_zeros: whether weights that are 0 stay 0 (`kerasq.quantizers.structure`).
+        clusters: the number of values whose weights stay equal; 0: they are not kept.
         leader: the wrapper of the layer's first call, if this stands for a further one: the
             weights, their range and the BatchNormalization are its own.
         **kwargs: see `QuantizeWrapper`.
 
     Raises:
-        ValueError: for weights that are not uniform, of one scale per tensor, in front of a
-            BatchNormalization.
+        ValueError: for weights that are not uniform, of one scale per tensor in front of a
+            BatchNormalization, or clustered; and for zeros to be kept by codes without 0.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class KernelWrapper(QuantizeWrapper):
         gain_per_channel: bool = False,
         fixed_batch_norm: bool = False,
         granularity: str = "per_channel",
+        keep_zeros: bool = False,
+        clusters: int = 0,
         leader: "KernelWrapper | None" = None,
         **kwargs: Any,
     ) -> None:
@@ -81,6 +87,7 @@ class KernelWrapper(QuantizeWrapper):
         self.gain_per_channel = gain_per_channel
         self.fixed_batch_norm = fixed_batch_norm
         self.granularity = granularity
+        self.keep_zeros, self.clusters = keep_zeros, clusters
         # What `kernel_gain` begins with; first ranges follow from the kernel times it.
         self.first_gain: Any = 1.0
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
@@ -95,8 +102,12 @@ class KernelWrapper(QuantizeWrapper):
             if getattr(layer, "constant", False) or getattr(layer, "constant_gain", False):
                 gradient = "none"
             self._weight_quantizer = weight_quantizers.weight_quantizer(weights, bits, gradient)
-            self._weight_quantizer.trainable = layer.trainable
             self._check_granularity()
+            if clusters:
+                self._weight_quantizer = self._clustered()
+            self._weight_quantizer.trainable = layer.trainable
+            # None, and nothing of it in any trace, where there is nothing to keep.
+            self._structure = Structure(keep_zeros, clusters) if keep_zeros or clusters else None
 
     @classmethod
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
@@ -113,6 +124,7 @@ class KernelWrapper(QuantizeWrapper):
         config["gain_per_channel"] = self.gain_per_channel
         config["fixed_batch_norm"] = self.fixed_batch_norm
         config["granularity"] = self.granularity
+        config |= {"keep_zeros": self.keep_zeros, "clusters": self.clusters}
         config["leader"] = self.leader and shared_config(self.leader)
         return {**super().get_config(), **config}
 
@@ -143,6 +155,8 @@ class KernelWrapper(QuantizeWrapper):
                 self.batch_norm.synchronized = True
             if not self.batch_norm.built:
                 self.batch_norm.build(self.compute_output_shape(input_shape))
+        if self._structure is not None:
+            self._structure.start(lambda: self.rule.flatten(self.kernel.value))
         self._kernel_gain = self.add_weight(
             name="kernel_gain",
             shape=self.flat_kernel().shape[-1:] if self.gain_per_channel else (),
@@ -151,9 +165,40 @@ class KernelWrapper(QuantizeWrapper):
             autocast=False,
         )
         self._weight_quantizer.start(self.ranged_kernel)
+        self._check_zero()
         # A constraint acts inside of the step, behind any optimizer's decay and momentum.
-        if isinstance(self._weight_quantizer, PowerOfTwo):
-            self.kernel.constraint = _KeepFrozen(self)
+        if self._structure is not None or isinstance(self._weight_quantizer, PowerOfTwo):
+            self.kernel.constraint = _Keep(self)
+
+    def _clustered(self) -> Uniform:
+        """The weight quantizer of a clustered kernel.
+
+        Raises:
+            ValueError: for weights that are not uniform.
+        """
+        quantizer = self._weight_quantizer
+        if type(quantizer) is not Uniform:
+            raise ValueError(
+                "Clusters must be kept by uniform weights. Received: weights of kind "
+                f"{type(quantizer).__name__!r} in layer {self.name!r}, which has {self.clusters} "
+                "clusters. Quantize with weights='uniform', or without keep_clusters."
+            )
+        # Values that differ from channel to channel have no range in common.
+        if self.clusters > MOST_CLUSTERS + 1:
+            return quantizer
+        return Clustered(quantizer.bits, "none", name="weights", dtype="float32")
+
+    def _check_zero(self) -> None:
+        """Raises a ValueError where zeros are to be kept and codes have no 0."""
+        quantizer = self._weight_quantizer
+        if not self.keep_zeros or isinstance(quantizer, Uniform):
+            return
+        if np.any(quantizer.fake_quant(tf.zeros_like(self.ranged_kernel()))):
+            raise ValueError(
+                "Weights that stay 0 must have a code for it. Received: weights of kind "
+                f"{type(quantizer).__name__!r} in layer {self.name!r}, which have none. Quantize "
+                "with weights='uniform' and 2 bits or more, or without keep_zeros."
+            )
 
     def _check_granularity(self) -> None:
         """Raises a ValueError where no gain of a BatchNormalization suits the scale.
@@ -181,6 +226,17 @@ class KernelWrapper(QuantizeWrapper):
         return (self.leader or self)._weight_quantizer
 
     @property
+    def structure(self) -> Structure | None:
+        """What of the kernel stays while it trains; None: nothing."""
+        return (self.leader or self)._structure
+
+    @property
+    def mask(self) -> keras.Variable:
+        """Where `keep_zeros`: 0.0 where a weight stays 0, else 1.0; channels in its last axis."""
+        assert self.structure is not None
+        return self.structure.mask
+
+    @property
     def kernel_gain(self) -> keras.Variable:
         """What the kernel is multiplied by: `()` or `(channels,)`, of `Source.gain`."""
         return (self.leader or self)._kernel_gain
@@ -197,7 +253,8 @@ class KernelWrapper(QuantizeWrapper):
 
     def flat_kernel(self) -> tf.Tensor:
         """The kernel with the channels in its last axis."""
-        return self.rule.flatten(self.kernel.value)
+        flat = self.rule.flatten(self.kernel.value)
+        return flat if self.structure is None else self.structure.kept(flat)
 
     def ranged_kernel(self) -> tf.Tensor:
         """What `weight_quantizer` puts on its grid: the float kernel, channels in its last axis.
@@ -472,20 +529,29 @@ def _weigh(
 _weigh_shared = shared(_weigh)
 
 
-class _KeepFrozen(keras.constraints.Constraint):
-    """Puts frozen weights of a kernel back to their exact values after each update."""
+class _Keep(keras.constraints.Constraint):
+    """Puts what stays of a kernel back after each update: zeros, clusters and frozen weights."""
 
     def __init__(self, wrapper: KernelWrapper) -> None:
         self._wrapper = wrapper
+        self._own = wrapper.kernel.constraint
 
     def __call__(self, value: Any) -> Any:
+        """The kernel of that shape, by the user's own constraint first."""
+        wrapper = self._wrapper
+        value = value if self._own is None else self._own(value)
+        kernel = wrapper.rule.flatten(value)
+        if wrapper.structure is not None:
+            kernel = wrapper.structure.restored(kernel)
+        if isinstance(wrapper.weight_quantizer, PowerOfTwo):
+            kernel = self._frozen(kernel)
+        return wrapper.rule.unflatten(kernel, value.shape)
+
+    def _frozen(self, kernel: Any) -> Any:
         """The kernel, its frozen weights at their exact values; same shape."""
-        wrapper, rule = self._wrapper, self._wrapper.rule
-        kernel = rule.flatten(value)
-        if wrapper.is_per_tensor:
-            # Powers of two, so that neither the product nor the quotient rounds.
-            gain = wrapper.kernel_gain.value
-            kernel = wrapper.weight_quantizer.restored((kernel * gain)[..., None])[..., 0] / gain
-        else:
-            kernel = wrapper.weight_quantizer.restored(kernel)
-        return rule.unflatten(kernel, value.shape)
+        wrapper = self._wrapper
+        if not wrapper.is_per_tensor:
+            return wrapper.weight_quantizer.restored(kernel)
+        # Powers of two, so that neither the product nor the quotient rounds.
+        gain = wrapper.kernel_gain.value
+        return wrapper.weight_quantizer.restored((kernel * gain)[..., None])[..., 0] / gain

@@ -1,5 +1,6 @@
 """Wrapping a whole LSTM: per gate one scale of each kernel, int8 hidden states, an int16 cell."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from kerasq import fake_quant, kernels
 from kerasq.grid import Grid
 from kerasq.kernels.lstm import CELL_BITS, LstmWeights
 from kerasq.quantizers.activations import FIRST_BATCHES
+from kerasq.quantizers.structure import Kept, Structure
 from kerasq.wrappers import QuantizeWrapper
 
 # Codes of biases stay below.
@@ -25,10 +27,24 @@ class LstmWrapper(QuantizeWrapper):
     Kernels have a symmetric grid for each gate, over their largest magnitude. The hidden state has
     the range of the output, and the cell state the least [-2^n, 2^n), n up to 6, that holds
     `cell_peak`, its largest magnitude in calibration and training.
+
+    Args:
+        layer: the LSTM.
+        keep_zeros: whether weights of both kernels that are 0 stay 0.
+        **kwargs: see `QuantizeWrapper`.
     """
 
     # Loops of a number of steps that XLA would not know.
     supports_jit = False
+
+    def __init__(self, layer: keras.Layer, keep_zeros: bool = False, **kwargs: Any) -> None:
+        super().__init__(layer, **kwargs)
+        self.keep_zeros = keep_zeros
+        self._structures = [Structure(), Structure()] if keep_zeros else []
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "keep_zeros": self.keep_zeros}
 
     def build(self, input_shape: Any = None) -> None:
         """Builds the layer, the range of its output, and that of the cell state."""
@@ -41,6 +57,13 @@ class LstmWrapper(QuantizeWrapper):
             autocast=False,
             aggregation="mean",
         )
+        for structure, variable in zip(self._structures, self._kernels(), strict=False):
+            structure.start(functools.partial(getattr, variable, "value"))
+            variable.constraint = Kept(structure, variable.constraint)
+
+    def _kernels(self) -> tuple[keras.Variable, keras.Variable]:
+        """The variables of the kernel and the recurrent kernel."""
+        return self.layer.cell.kernel, self.layer.cell.recurrent_kernel
 
     def cell_bits(self) -> tf.Tensor:
         """The integer bits of the cell state."""
@@ -49,10 +72,18 @@ class LstmWrapper(QuantizeWrapper):
         powers = 2.0 ** tf.range(float(CELL_BITS))
         return tf.reduce_sum(tf.cast(peak > powers, tf.int64))
 
+    def kernels(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The float kernel and recurrent kernel."""
+        kernel, recurrent = (variable.value for variable in self._kernels())
+        if not self._structures:
+            return kernel, recurrent
+        own, other = self._structures
+        return own.kept(kernel), other.kept(recurrent)
+
     def _weights(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Kernel, recurrent kernel and bias."""
         cell = self.layer.cell
-        kernel, recurrent = cell.kernel.value, cell.recurrent_kernel.value
+        kernel, recurrent = self.kernels()
         bias = cell.bias.value if cell.use_bias else tf.zeros(kernel.shape[-1:])
         return kernel, recurrent, bias
 

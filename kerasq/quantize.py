@@ -17,7 +17,7 @@ from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scheme import fitting, per_layer
 from kerasq.support.finite import check_finite
-from kerasq.wrap import wrap
+from kerasq.wrap import Kernels, wrap
 from kerasq.wrappers import ranged
 
 # What a class of models has of its own that changes how they are trained.
@@ -37,6 +37,8 @@ def quantize_model(
     range_gradient: str | None = None,
     weights: str | dict[str, Any] | WeightQuantizer = "uniform",
     granularity: str = "per_channel",
+    keep_zeros: bool = False,
+    keep_clusters: bool = False,
     target: str | targets.Target = targets.DEFAULT,
     recurrence: str = "unrolled",
 ) -> keras.Model:
@@ -85,6 +87,16 @@ def quantize_model(
             "per_tensor", all of it, for compilers and NPUs that take nothing else. Kernels are then
             quantized as BatchNormalization is folded into them, in training too: channels of small
             gains have few codes. Where it is kept, weights must be uniform.
+        keep_zeros: weights that are 0 stay 0 in training and are code 0 in the file, in every layer
+            with weights: for what was pruned, in any pattern, and for
+            `kerasq.MagnitudePruning`. BatchNormalization, folded or not, leaves them 0. What it
+            saves: `kerasq.compression`.
+        keep_clusters: weights of a clustered kernel (of at most 255 values beside 0) that are equal
+            stay equal in training, and move by the mean of their gradients. All channels then have
+            one range, before BatchNormalization, so that the file has as many codes as there are
+            clusters; twice that where gains of BatchNormalization are negative. With
+            batch_norm="fold" or granularity="per_tensor" it is so in each channel alone. 0 is a
+            value as any other, unless zeros are kept too.
         target: whose integer kernels it computes as: "litert", LiteRT's default ones on any
             processor; "litert-x86-64" or "litert-arm64", which pack all weights of up to 4 bits;
             "tflm", TFLite Micro's; "ethos-u", Arm's NPU; or a target of your own
@@ -103,8 +115,9 @@ def quantize_model(
     Raises:
         ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that no
             file can have (each is named), `overrides` gives integers to a layer that has no integer
-            kernel, an option is unknown (the legal ones are listed), or weights of one scale per
-            tensor that are not uniform stand in front of a BatchNormalization that is kept.
+            kernel, an option is unknown (the legal ones are listed), weights of one scale per
+            tensor that are not uniform stand in front of a BatchNormalization that is kept, or
+            zeros or clusters are to be kept by weights that cannot.
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.
@@ -129,7 +142,13 @@ def quantize_model(
     plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target, recurrence)
     if narrow := plan.narrowed():
         print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
-    quantized = of_class(model, wrap(plan, range_gradient, weights, granularity))
+    kernels = Kernels(
+        weights=weights,
+        granularity=granularity,
+        keep_zeros=keep_zeros,
+        keep_clusters=keep_clusters,
+    )
+    quantized = of_class(model, wrap(plan, range_gradient, kernels))
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "

@@ -1,5 +1,6 @@
 """Wrapping: a quantized model from a plan, with a wrapper around every layer that computes."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -8,36 +9,51 @@ import keras
 from kerasq import graph as graphs
 from kerasq import one_grid, registry
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import IN_FRONT, Requantize, SequenceLSTM
+from kerasq.layers import IN_FRONT, Requantize, Scale, SequenceLSTM
 from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.quantizers.activations import ActivationQuantizer
+from kerasq.quantizers.structure import clusters_of
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
 
 
-def wrap(plan: Plan, range_gradient: str | None, weights: Any, granularity: str) -> keras.Model:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """How kernels are quantized.
+
+    Attributes:
+        weights: how weights of fewer than 8 bits lie on codes.
+        granularity: what of a kernel shares a scale: "per_channel" or "per_tensor".
+        keep_zeros: whether weights that are 0 stay 0.
+        keep_clusters: whether weights that are equal, in a clustered kernel, stay equal.
+    """
+
+    weights: Any
+    granularity: str
+    keep_zeros: bool
+    keep_clusters: bool
+
+
+def wrap(plan: Plan, range_gradient: str | None, kernels: Kernels) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
     Args:
         plan: the records of the decomposed graph.
         range_gradient: how ranges learn: "lsq", "clip", "none", or None: by width.
-        weights: how weights of fewer than 8 bits lie on codes.
-        granularity: what of a kernel shares a scale: "per_channel" or "per_tensor".
+        kernels: how kernels are quantized.
     """
-    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, weights, granularity).call)
+    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, kernels).call)
 
 
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(
-        self, plan: Plan, range_gradient: str | None, weights: Any, granularity: str
-    ) -> None:
+    def __init__(self, plan: Plan, range_gradient: str | None, kernels: Kernels) -> None:
         self.plan = plan
         self.graph = plan.graph
         self.range_gradient = range_gradient
-        self.weights, self.granularity = weights, granularity
+        self.kernels = kernels
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
@@ -81,7 +97,9 @@ class _Wrapping:
             "output_quantizer": self.quantizers.get(key) if key else None,
         }
         if registry.rule(layer).kernel is None:
-            kind = LstmWrapper if isinstance(layer, SequenceLSTM) else QuantizeWrapper
+            kind: type[QuantizeWrapper] = QuantizeWrapper
+            if isinstance(layer, SequenceLSTM):
+                kind, options["keep_zeros"] = LstmWrapper, self.kernels.keep_zeros
             wrapper = kind(graphs.copy_built(layer), **options)
         else:
             wrapper = self._with_kernel(node, call, options)
@@ -141,18 +159,31 @@ class _Wrapping:
             return KernelWrapper.sharing(first, name=layer.name, **options)
         kernel, gain = graphs.copy_built(layer), node.source.gain
         norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
-        options |= {"batch_norm": norm, "weights": self.weights, "gain_per_channel": bool(gain)}
-        options["granularity"] = self.granularity
-        wrapper = KernelWrapper(kernel, **options)
+        options |= {"batch_norm": norm, "gain_per_channel": bool(gain)}
         if gain:
+            rule = registry.rule(kernel)
+            variable = getattr(kernel, str(rule.kernel))
             # Powers of two: nothing is rounded.
-            flat = wrapper.flat_kernel() / gain
-            wrapper.kernel.assign(wrapper.rule.unflatten(flat, wrapper.kernel.shape))
-            wrapper.first_gain = gain
+            flat = rule.flatten(variable.value) / gain
+            variable.assign(rule.unflatten(flat, variable.shape))
+        wrapper = KernelWrapper(kernel, **options, **self._kernel_options(kernel))
+        wrapper.first_gain = gain or 1.0
         # Built here, while it is known what its gain begins with.
         wrapper.build(layer.input.shape)
         self.wrappers[node.source.weights_of] = wrapper
         return wrapper
+
+    def _kernel_options(self, layer: keras.Layer) -> dict[str, Any]:
+        """Arguments of a KernelWrapper, of a layer with its weights."""
+        kernels, rule = self.kernels, registry.rule(layer)
+        options = {"weights": kernels.weights, "granularity": kernels.granularity}
+        # Constants and statistics are no weights.
+        if isinstance(layer, Scale):
+            return options
+        flat = rule.flatten(getattr(layer, str(rule.kernel)).value)
+        clusters = clusters_of(flat.numpy()) if kernels.keep_clusters else None
+        options["clusters"] = 0 if clusters is None else int(clusters.max()) + 1
+        return options | {"keep_zeros": kernels.keep_zeros}
 
     def _plain(self, node: graphs.Node) -> keras.Layer:
         """A copy of a layer that is not wrapped, one for all its calls where it has weights."""

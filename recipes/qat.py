@@ -9,11 +9,14 @@
 Everything is written to --out, with results.json, curves.png and TensorBoard logs. A run that was
 killed continues from its last finished epoch when it is started again with the same flags.
 
+Zeros and clusters of a --model stay with --keep_zeros and --keep_clusters; --prune makes zeros.
+
 Example: python recipes/qat.py --dataset=digits --epochs=3
 """
 
 import os
 import sys
+import zlib
 from pathlib import Path
 
 # Runs from a checkout, as a script and as a module; TensorFlow reads its log level on import.
@@ -24,7 +27,8 @@ import keras
 from absl import flags
 
 import kerasq
-from recipes import finetune, run, schemes, stages
+from kerasq.training.pruning import PATTERNS
+from recipes import finetune, run, schemes, stages, training
 
 _SCHEME = schemes.flag("scheme", "w8a8", "Bits of weights and activations, such as w4a8.")
 _OVERRIDES = schemes.overrides_flag()
@@ -34,8 +38,61 @@ _RANGE_GRADIENT = flags.DEFINE_enum(
     ["lsq", "clip", "none"],
     "How the ranges learn. Default: lsq below 8 bits, else none: they follow the data.",
 )
+_KEEP_ZEROS = flags.DEFINE_bool(
+    "keep_zeros", False, "Weights that are 0 stay 0, such as those of a pruned --model."
+)
+_KEEP_CLUSTERS = flags.DEFINE_bool(
+    "keep_clusters", False, "Weights that are equal stay equal, in layers of a clustered --model."
+)
+_PRUNE = flags.DEFINE_float(
+    "prune",
+    None,
+    "Share of each layer's weights, the smallest, that become 0 while fine-tuning, and stay 0.",
+    0.0,
+    1.0,
+)
+_PATTERN = flags.DEFINE_enum("pattern", "unstructured", list(PATTERNS), "How those zeros lie.")
+_PRUNE_EPOCHS = flags.DEFINE_integer(
+    "prune_epochs", None, "Epochs until all are 0. Default: half of --epochs.", 1
+)
+_PRUNE_SKIP = flags.DEFINE_list("prune_skip", [], "Layers, or patterns of names, not to prune.")
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
+
+
+def pruning(fit: training.FitSettings) -> list[kerasq.MagnitudePruning]:
+    """What prunes while fine-tuning, if anything does."""
+    if _PRUNE.value is None:
+        return []
+    epochs = _PRUNE_EPOCHS.value or max(1, fit.epochs // 2)
+    if epochs > fit.epochs:
+        raise ValueError(
+            "`prune` must be done within the epochs of fine-tuning. Received: "
+            f"prune_epochs={epochs}, epochs={fit.epochs}. Take more --epochs."
+        )
+    return [
+        kerasq.MagnitudePruning(
+            _PRUNE.value, epochs, pattern=_PATTERN.value, skip=_PRUNE_SKIP.value
+        )
+    ]
+
+
+def compressed(job: run.Run) -> dict[str, float]:
+    """What zeros and clusters save, which is printed: nothing where none are kept.
+
+    Returns:
+        `zeros`, the share (0..1) of the weights' codes that are 0, `codes`, the most that a layer
+        has, and the bytes of both files in a zip.
+    """
+    if not job.is_chief or not (_KEEP_ZEROS.value or _KEEP_CLUSTERS.value or _PRUNE.value):
+        return {}
+    found = kerasq.compression(job.load("finetuned.keras"))
+    print(found)
+    sizes = {
+        f"{name}_zipped_bytes": len(zlib.compress(job.path(f"{file}.tflite").read_bytes(), 9))
+        for name, file in (("tflite", "model"), ("float", "float"))
+    }
+    return {"zeros": found.zeros, "codes": max(x.codes for x in found.layers), **sizes}
 
 
 def main() -> None:
@@ -49,16 +106,28 @@ def main() -> None:
         "target": schemes.TARGET.value,
         "granularity": schemes.GRANULARITY.value,
         "range_gradient": _RANGE_GRADIENT.value,
+        "keep_zeros": _KEEP_ZEROS.value or _PRUNE.value is not None,
+        "keep_clusters": _KEEP_CLUSTERS.value,
     }
+    callbacks = pruning(fit)
 
     def quantize(model: keras.Model) -> keras.Model:
         return kerasq.quantize_model(model, **options)
 
     finetune.train_float(job, fit, quantize)
     finetune.calibrate(job, quantize, **options)
-    finetune.finetune(job, fit)
+    finetune.finetune(
+        job,
+        fit,
+        callbacks,
+        best_from=callbacks[0].epochs - 1 if callbacks else 0,
+        prune=_PRUNE.value,
+        prune_pattern=_PATTERN.value,
+        prune_epochs=callbacks[0].epochs if callbacks else None,
+        prune_skip=_PRUNE_SKIP.value,
+    )
     stages.export(job)
-    stages.finish(job)
+    stages.finish(job, **compressed(job))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,12 @@ def text(summary: dict[str, Any]) -> str:
             f"Of its weights {100 * summary['powers_of_two']:.2f} % are 0 or a power of two; they "
             f"differ from the trained ones by {summary['weights_max_difference']:g} at most."
         )
+    if "zeros" in summary:
+        lines.append(
+            f"Of its weights {100 * summary['zeros']:.2f} % are 0; a layer has {summary['codes']} "
+            f"different ones at most. In a zip it takes {summary['tflite_zipped_bytes']:,} bytes, "
+            f"the float file {summary['float_zipped_bytes']:,}."
+        )
     lines += remarks(summary)
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())
     return "\n".join([*lines, f"Seconds: {seconds}."])

@@ -12,7 +12,6 @@ Example: python -m tools.robustness --data_dir=cifar10 --out=runs/robustness --j
 import dataclasses
 import functools
 import importlib
-import inspect
 import itertools
 import json
 import os
@@ -27,13 +26,13 @@ import numpy as np
 from absl import app, flags
 
 import kerasq
-from kerasq import graph
 from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.support import progress, tables
 from kerasq.support.files import write_whole
 from kerasq.training.distill import ends_in_softmax
 from recipes import datasets, models, training
 from tools import processes
+from tools.keras2 import in_keras2
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -145,32 +144,6 @@ _CONTESTANT = flags.DEFINE_multi_enum(
 _OPTIMIZER = flags.DEFINE_multi_enum(
     "optimizer", None, {name for x in EXPERIMENTS.values() for name in x.optimizers}, "These only."
 )
-
-
-def in_keras2(model: Any) -> Any:
-    """A Functional model of Keras 3 as one of tf_keras, which is what tfmot takes."""
-    import tf_keras
-
-    made: list[tuple[Any, Any]] = []
-
-    def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
-        layer = node.layer
-        known = getattr(tf_keras.layers, type(layer).__name__)
-        takes = {"name", *inspect.signature(known.__init__).parameters}
-        # Initializers have other arguments there; weights are copied anyway.
-        config = {
-            key: value
-            for key, value in layer.get_config().items()
-            if key in takes and not key.endswith("_initializer")
-        }
-        made.append((layer, known(**config)))
-        return made[-1][1](*args)
-
-    inputs = [tf_keras.Input(x.shape[1:]) for x in model.inputs]
-    copy = tf_keras.Model(inputs, graph.run(model, inputs, call))
-    for layer, twin in made:
-        twin.set_weights(layer.get_weights())
-    return copy
 
 
 def _experiment() -> Experiment:

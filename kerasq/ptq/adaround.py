@@ -27,8 +27,8 @@ class Rounding:
         nearest, learned: by layer, the SQNR in dB of its output, or that of its block, by nearest
             rounding and as it is now, each on inputs from the quantized layers before.
         moved: by layer, the share of its weights that are not rounded to the nearest code.
-        left: layers that are called more than once, or whose weights are not uniform, or have
-            fewer than 8 bits and a range that follows them.
+        left: layers that are called more than once, or whose weights are not uniform, keep their
+            clusters, or have fewer than 8 bits and a range that follows them.
     """
 
     layers: tuple[str, ...]

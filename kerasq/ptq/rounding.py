@@ -65,7 +65,8 @@ def is_legal(wrapper: KernelWrapper) -> bool:
     quantizer = wrapper.weight_quantizer
     # Below 8 bits a range that follows the weights is searched for, and would move.
     is_fixed = quantizer.bits >= 8 or quantizer.range_gradient != "none"
-    return isinstance(quantizer, Uniform) and is_fixed
+    # Clusters are rounded as a whole.
+    return isinstance(quantizer, Uniform) and is_fixed and not wrapper.clusters
 
 
 class Kernel:
@@ -88,6 +89,8 @@ class Kernel:
         # Of a range that follows the weights the largest ones are the ends.
         follows = wrapper.weight_quantizer.range_gradient == "none"
         self.is_held = (tf.abs(self.nearest) >= self.largest) & follows
+        if wrapper.keep_zeros:
+            self.is_held |= wrapper.mask.value == 0.0
         share = tf.clip_by_value(exact - self.low, 0.01, 0.99)
         inverse = (share - GAMMA) / (ZETA - GAMMA)
         self.v = tf.Variable(tf.math.log(inverse / (1.0 - inverse)))

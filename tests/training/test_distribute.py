@@ -50,9 +50,10 @@ inq = [kerasq.IncrementalQuantization((0.5, 1.0))] if "weights" in options else 
 history = q.fit(x, y, batch_size=16, shuffle=False, epochs=2, verbose=0,
                 validation_data=(x, y), callbacks=inq).history
 with strategy.scope():  # Ranges that follow the data, from the first batch on.
-    follows = kerasq.quantize_model(network(), range_gradient="none")
+    follows = kerasq.quantize_model(network(), range_gradient="none", keep_zeros=True)
     follows.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
-follows.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+pruning = kerasq.MagnitudePruning(0.5, epochs=1)
+follows.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=[pruning])
 followed = {v.path: v.numpy() for v in follows.weights}
 for v in [*q.weights, *follows.weights]:
     copies = [t.numpy() for t in strategy.experimental_local_results(v.value)]
@@ -98,7 +99,9 @@ def test_devices_and_workers_train_what_one_device_trains(tmp_path):
     assert any(key.endswith("range_max") for key in worker)
     assert any(path.endswith("kernel_range") for path in alone["paths"])
     assert worker.pop("is_chief") and not other.pop("is_chief")
-    for key in worker:  # Ranges that learn, and those that follow the data, included.
+    masks = [value for key, value in worker.items() if key.endswith("mask")]
+    assert masks and all(mask.mean() == 0.5 for mask in masks)
+    for key in worker:  # Ranges that learn, those that follow the data, and masks, included.
         np.testing.assert_array_equal(worker[key], other[key], err_msg=key)
     assert abs(alone["val"][0] - alone["val"][1]) > 0.01  # It trains.
     for found in (mirrored, worker):
