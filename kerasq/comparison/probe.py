@@ -23,6 +23,7 @@ class Probe:
         index: by name of a layer's output, its place among the outputs.
         ops: by name of a tensor, the operator that computes it.
         samples: how many samples have been run.
+        kernels: the kernels that it runs on.
     """
 
     def __init__(self, model: keras.Model, lite: TFLiteModel) -> None:
@@ -33,7 +34,8 @@ class Probe:
         self._lite = lite.reloaded(content)
         self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}
-        self.samples = 0
+        self.samples, self.kernels = 0, lite.kernels
+        self._codes: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self._fed: list[np.ndarray] = []
 
@@ -55,9 +57,10 @@ class Probe:
         calls = list(self._lite.calls(fed))
         count = len(fed[0])
         # The last call was filled up to the file's batch size.
+        self._codes = [np.concatenate(column)[:count] for column in zip(*calls, strict=True)]
         self._values = [
-            values.real(np.concatenate(column)[:count], tensor)
-            for column, tensor in zip(zip(*calls, strict=True), self._lite.outputs, strict=True)
+            values.real(codes, tensor)
+            for codes, tensor in zip(self._codes, self._lite.outputs, strict=True)
         ]
         # Layers that read an input compute on the values of its codes.
         self._fed = [
@@ -69,6 +72,10 @@ class Probe:
     def outputs(self) -> list[np.ndarray]:
         """The real values of the model's own outputs."""
         return self._values[: self._own]
+
+    def codes(self, name: str) -> np.ndarray:
+        """The integers, or floats, of a layer's output as they are in the file."""
+        return self._codes[self.index[name]]
 
     def knows(self, tensor: keras.KerasTensor) -> bool:
         """Whether the integer model has a value for a tensor of the Keras model."""
