@@ -40,6 +40,9 @@ from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.ternary import Ternary, TrainedTernary
 from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
+from kerasq.reporting.advice import Advice
+from kerasq.reporting.build import report
+from kerasq.reporting.verdict import Verdict
 from kerasq.retargeting import retarget
 from kerasq.training.batches import epoch_batches
 from kerasq.training.check_training import CheckTraining
@@ -55,6 +58,7 @@ from kerasq.training.schedule import schedule
 __all__ = [
     "Absorption",
     "Aciq",
+    "Advice",
     "Allocation",
     "Average",
     "Best",
@@ -94,6 +98,7 @@ __all__ = [
     "TrainedTernary",
     "Trouble",
     "Uniform",
+    "Verdict",
     "WeightQuantizer",
     "WeightRanges",
     "absorb_biases",
@@ -119,6 +124,7 @@ __all__ = [
     "post_training",
     "quantize_model",
     "register_layer",
+    "report",
     "retarget",
     "save_encodings",
     "schedule",

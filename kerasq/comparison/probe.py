@@ -16,7 +16,7 @@ class Probe:
     """The integer model with every tensor that a layer computes as an output.
 
     Args:
-        model: the quantized Keras model, whose layers are looked for.
+        model: the quantized Keras model, whose layers are looked for; None for all tensors.
         lite: its export.
 
     Attributes:
@@ -26,11 +26,12 @@ class Probe:
         kernels: the kernels that it runs on.
     """
 
-    def __init__(self, model: keras.Model, lite: TFLiteModel) -> None:
-        self._inputs = [graphs.origin(x)[0].name for x in model.inputs]
+    def __init__(self, model: keras.Model | None, lite: TFLiteModel) -> None:
+        self._inputs = [graphs.origin(x)[0].name for x in model.inputs] if model else []
         self._own = len(lite.outputs)
-        names = {graphs.tensor_name(y) for node in graphs.calls(model) for y in node.outputs}
-        content = _with_outputs(lite.content, names)
+        calls = graphs.calls(model) if model else []
+        names = {graphs.tensor_name(y) for node in calls for y in node.outputs}
+        content = _with_outputs(lite.content, names if model else None)
         self._lite = lite.reloaded(content)
         self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}
@@ -97,8 +98,8 @@ class Probe:
         return found.reshape(-1, *tensor.shape[1:])
 
 
-def _with_outputs(content: bytes, names: set[str]) -> bytes:
-    """A file whose outputs are its own and then every computed tensor of these names.
+def _with_outputs(content: bytes, names: set[str] | None) -> bytes:
+    """A file whose outputs are its own and then every computed tensor of these names, or any.
 
     An interpreter uses the memory of other tensors again, and those between two operators that
     XNNPACK's delegate runs are never written.
@@ -106,7 +107,7 @@ def _with_outputs(content: bytes, names: set[str]) -> bytes:
     model = flatbuffer.read(content)
     graph = model.subgraphs[0]
     computed = [int(i) for op in graph.operators for i in op.outputs]
-    found = [i for i in computed if graph.tensors[i].name.decode() in names]
+    found = [i for i in computed if names is None or graph.tensors[i].name.decode() in names]
     extra = [i for i in found if i not in graph.outputs]
     graph.outputs = np.array([*graph.outputs, *extra], np.int32)
     # The signature has no names for the new outputs; without one, tensors go by their own.
