@@ -42,6 +42,7 @@ from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
 from kerasq.reporting.advice import Advice
 from kerasq.reporting.build import report
+from kerasq.reporting.difference import compare_reports
 from kerasq.reporting.verdict import Verdict
 from kerasq.retargeting import retarget
 from kerasq.training.batches import epoch_batches
@@ -108,6 +109,7 @@ __all__ = [
     "calibrate_without_data",
     "check_kernels",
     "compare",
+    "compare_reports",
     "correct_biases",
     "deploy",
     "distill",

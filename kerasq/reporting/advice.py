@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 
 from kerasq.analysis.trouble import MOST_CLIPPED
 from kerasq.reporting.layer_figures import LayerFigures
+from kerasq.reporting.weights import OUTLIER
 
 # A range of which values use a smaller part is far larger than the data.
 LEAST_USED = 0.25
-# A weight so many times as large as the others of its channel takes the codes from them.
-OUTLIER = 5.0
+# Weights of 8 bits suffer from an outlier among them with less SQNR (dB); each bit is 6 dB.
+LEAST_WEIGHTS, BIT = 40.0, 6.02
 # Layers of fewer codes, where there are 256 of them, and so little SQNR (dB) are starved.
 FEW_CODES, STARVED = 16, 20.0
 # A layer so far (dB) below the median of all is the weak link.
@@ -21,6 +22,8 @@ MOST_LSB, LEAST_EXACT = 1, 0.99
 QUIET = 30.0
 # So are outputs of so many.
 GOOD = 25.0
+# Why layers stay float that nobody need be told of.
+ASKED = "as it was asked for"
 # The most layers that a rule names.
 NAMED = 3
 
@@ -60,20 +63,26 @@ def advise(
         target: what the model runs on.
     """
     found = _named(layers, _of_input)
-    rules: list[Callable[[LayerFigures], tuple[float, Advice] | None]] = [_overflow, _outlier]
-    # Behind an input at other values than it was calibrated on, all ranges are wrong.
-    if not found:
-        weak = _median(x.own_sqnr for x in layers if _computes(x)) - WEAK
-        rules += [_clipped, _too_wide, _few_codes, lambda x: _weak(x, weak)]
-    for rule in rules:
+    for rule in _rules(layers, bool(found)):
         # A layer is named once, for its gravest fault.
         done = {x.layer for x in found}
         found += _named([x for x in layers if x.name not in done], rule)
     found += _named(layers, lambda x: _differs(x, target))
-    found += [_stays_float(name, why) for name, why in floats.items()][:NAMED]
+    found += _stay_float(floats)[:NAMED]
     if not found and sqnr is not None and sqnr < GOOD:
         found = [_spread_out(sqnr)]
     return found
+
+
+def _rules(
+    layers: list[LayerFigures], wrong_input: bool
+) -> list[Callable[[LayerFigures], tuple[float, Advice] | None]]:
+    """The rules for layers, the gravest first."""
+    # Behind an input of other values than it was calibrated on, all ranges are wrong.
+    if wrong_input:
+        return [_overflow, _outlier]
+    weak = _median(x.own_sqnr for x in layers if _computes(x)) - WEAK
+    return [_overflow, _outlier, _clipped, _too_wide, _few_codes, lambda x: _weak(x, weak)]
 
 
 def _named(
@@ -135,7 +144,7 @@ def _overflow(x: LayerFigures) -> tuple[float, Advice] | None:
 def _outlier(x: LayerFigures) -> tuple[float, Advice] | None:
     """A weight, or channel, that takes the codes from all others."""
     w = x.weights
-    if w is None or w.outlier < OUTLIER:
+    if w is None or w.outlier < OUTLIER or w.outlier_sqnr > LEAST_WEIGHTS - BIT * (8 - w.bits):
         return None
     left = max(1, round((w.codes - 1) / w.outlier))
     if w.per_tensor:
@@ -235,12 +244,16 @@ def _differs(x: LayerFigures, target: str) -> tuple[float, Advice] | None:
     return float(x.max_lsb), Advice(layer=x.name, rule="kernel", what=what, way_out=way_out)
 
 
-def _stays_float(name: str, why: str) -> Advice:
+def _stay_float(floats: dict[str, str]) -> list[Advice]:
     way_out = (
         "Where it shall be integer: replace it by layers of docs/layers.md, or give it a rule, "
         "`kerasq.register_layer`."
     )
-    return Advice(layer=name, rule="float", what=f"it stays float ({why})", way_out=way_out)
+    return [
+        Advice(layer=name, rule="float", what=f"it stays float ({why})", way_out=way_out)
+        for name, why in floats.items()
+        if ASKED not in why
+    ]
 
 
 def _spread_out(sqnr: float) -> Advice:

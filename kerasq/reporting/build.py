@@ -10,11 +10,12 @@ import numpy as np
 from kerasq import graph, unsupported
 from kerasq.analysis.allocate import Allocation
 from kerasq.analysis.sensitivity import Sensitivity
-from kerasq.analysis.summary import summary
+from kerasq.analysis.summary import Summary, summary
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting import layer_figures, page
-from kerasq.reporting.advice import advise
+from kerasq.reporting.advice import ASKED, Advice, advise
 from kerasq.reporting.ends import Ends
+from kerasq.reporting.layer_figures import LayerFigures
 from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
 from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import Verdict, of_file, rows, sensitivity_figures
@@ -78,56 +79,92 @@ def report(
             "`lite` must be a TFLiteModel. "
             f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
         )
-    ends, shown = Ends(), ShownSamples()
+    found = _Found(model, lite, float_model)
     if model is None:
-        layers, costs, floats = _measured_file(lite, data, float_model, ends, shown), None, {}
+        found.measure_file(data)
     else:
-        measured = Measurement(model, lite, _count(model, data))
-        for x, labels, batch in _model_batches(model, measured, data, float_model):
-            ends.add(batch, labels)
-            shown.add(_first(x), labels, batch)
-        costs = summary(model)
-        layers = layer_figures.of_model(model, measured, costs, float_model)
-        floats = _floats(model, float_model)
-    found = ends.figures()
-    target = of_file(lite)["target"] or "litert"
-    advice = advise(layers, floats, found["sqnr"].get("file"), target)
-    name = lite.output_names[0] if model is None else model.name
-    from kerasq import __version__  # It is the last thing that kerasq defines.
+        found.measure_model(model, data)
+    figures = found.figures()
+    figures["sensitivity"] = None if sensitivity is None else sensitivity_figures(sensitivity)
+    page.write(path, f"kerasq report: {figures['model']}", "report", figures)
+    return Verdict(figures=page.plain(figures), advice=tuple(found.advice))
 
-    figures: dict[str, Any] = {
-        "kerasq": __version__,
-        "model": name,
-        "samples": ends.samples,
-        "disagreeing": shown.disagreeing,
-        "verdict": {**found, **of_file(lite), "stays_float": floats},
-        "advice": [vars(x) for x in advice],
-        "layers": rows(layers),
-        "shown": shown.figures(),
-        "sensitivity": None if sensitivity is None else sensitivity_figures(sensitivity),
-    }
-    if costs is not None:
-        figures["verdict"]["activation_bytes"] = costs.peak_activation_bytes
-        figures["verdict"]["troubles"] = [str(x) for x in costs.troubles]
-    if float_model is not None:
-        figures["verdict"]["float_bytes"] = 4 * float_model.count_params()
-    page.write(path, f"kerasq report: {name}", "report", figures)
-    return Verdict(figures=page.plain(figures), advice=tuple(advice))
+
+class _Found:
+    """What a report shows, as it is found.
+
+    Args:
+        model: the quantized model, or None.
+        lite: the file.
+        float_model: the float model, or None.
+
+    Attributes:
+        advice: what to try next.
+    """
+
+    def __init__(
+        self, model: keras.Model | None, lite: TFLiteModel, float_model: keras.Model | None
+    ) -> None:
+        self._lite, self._float_model = lite, float_model
+        self._name = lite.output_names[0] if model is None else model.name
+        self._ends, self._shown = Ends(), ShownSamples()
+        self._layers: list[LayerFigures] = []
+        self._floats: dict[str, str] = {}
+        self._costs: Summary | None = None
+        self.advice: list[Advice] = []
+
+    def measure_model(self, model: keras.Model, data: Any) -> None:
+        """Measures a quantized model and its file."""
+        measured = Measurement(model, self._lite, _count(model, data))
+        found = with_labels(model, data, measured.chunk)
+        for x, labels in track(found, measured.total, "batch"):
+            batch = _referred(measured.add(x), self._float_model, x)
+            self._add(x, labels, batch)
+        self._costs = summary(model)
+        self._layers = layer_figures.of_model(model, measured, self._costs, self._float_model)
+        self._floats = _floats(model, self._float_model)
+
+    def measure_file(self, data: Any) -> None:
+        """Measures a file alone."""
+        measured = FileMeasurement(self._lite)
+        for x, labels in _file_batches(self._lite, data, measured.chunk):
+            batch = _referred(measured.add(x), self._float_model, x if len(x) > 1 else x[0])
+            self._add(x, labels, batch)
+        self._layers = layer_figures.of_file(self._lite, measured)
+
+    def _add(self, x: Any, labels: Any, batch: Batch) -> None:
+        self._ends.add(batch, labels)
+        self._shown.add(np.asarray(keras.tree.flatten(x)[0]), labels, batch)
+
+    def figures(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        from kerasq import __version__  # It is the last thing that kerasq defines.
+
+        ends, file = self._ends.figures(), of_file(self._lite)
+        target = file["target"] or "litert"
+        self.advice = advise(self._layers, self._floats, ends["sqnr"].get("file"), target)
+        verdict = {**ends, **file, "stays_float": self._floats}
+        if self._costs is not None:
+            verdict["activation_bytes"] = self._costs.peak_activation_bytes
+            verdict["troubles"] = [str(x) for x in self._costs.troubles]
+        if self._float_model is not None:
+            verdict["float_bytes"] = 4 * self._float_model.count_params()
+        return {
+            "kerasq": __version__,
+            "model": self._name,
+            "samples": self._ends.samples,
+            "disagreeing": self._shown.disagreeing,
+            "verdict": verdict,
+            "advice": [vars(x) for x in self.advice],
+            "layers": rows(self._layers),
+            "shown": self._shown.figures(),
+        }
 
 
 def _count(model: keras.Model, data: Any) -> int | None:
     """How many samples there are, where that is known before."""
     x = data[0] if isinstance(data, tuple) and len(data) == 2 else data
     return sample_count(model, x)
-
-
-def _model_batches(
-    model: keras.Model, measured: Measurement, data: Any, float_model: keras.Model | None
-) -> Iterator[tuple[Any, Any, Batch]]:
-    """Each batch with its labels, measured."""
-    for x, labels in track(with_labels(model, data, measured.chunk), measured.total, "batch"):
-        batch = measured.add(x)
-        yield x, labels, _referred(batch, float_model, x)
 
 
 def _referred(batch: Batch, float_model: keras.Model | None, x: Any) -> Batch:
@@ -148,38 +185,32 @@ def _referred(batch: Batch, float_model: keras.Model | None, x: Any) -> Batch:
     return Batch(reference=outputs, simulated=batch.simulated, computed=batch.computed)
 
 
-def _measured_file(
-    lite: TFLiteModel, data: Any, float_model: keras.Model | None, ends: Ends, shown: ShownSamples
-) -> list[layer_figures.LayerFigures]:
-    """The figures of a file alone."""
-    measured = FileMeasurement(lite)
-    for x, labels in _file_batches(lite, data, measured.chunk):
-        batch = _referred(measured.add(x), float_model, x if len(x) > 1 else x[0])
-        ends.add(batch, labels)
-        shown.add(x[0], labels, batch)
-    return layer_figures.of_file(lite, measured)
-
-
 def _file_batches(
     lite: TFLiteModel, data: Any, size: int
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
     """Batches of arrays, or of a dataset, with their labels."""
-    if hasattr(data, "shape") or isinstance(data, (dict, list)):
-        yield from ((x, None) for x in cut(lite.columns(data), size))
-    elif isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape"):
-        columns, labels = lite.columns(data[0]), np.asarray(data[1])
-        parts = range(0, len(labels), size)
-        for x, start in zip(cut(columns, size), parts, strict=True):
-            yield x, labels[start : start + size]
-    else:
-        for batch in data:
-            is_pair = isinstance(batch, tuple)
-            x = lite.columns(batch[0] if is_pair else batch)
-            yield x, np.asarray(batch[1]) if is_pair and len(batch) > 1 else None
+    is_pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape")
+    x, labels = data if is_pair else (data, None)
+    if not hasattr(x, "shape") and not isinstance(x, (dict, list)):
+        yield from _batches_of(lite, x)
+        return
+    columns = lite.columns(x)
+    if labels is not None and len(labels) != len(columns[0]):
+        raise ValueError(
+            "`data` must hold as many labels as samples. "
+            f"Received: {len(columns[0])} samples, {len(labels)} labels."
+        )
+    for i, part in enumerate(cut(columns, size)):
+        yield part, None if labels is None else np.asarray(labels[i * size : (i + 1) * size])
 
 
-def _first(x: Any) -> np.ndarray:
-    return np.asarray(keras.tree.flatten(x)[0])
+def _batches_of(
+    lite: TFLiteModel, data: Any
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    """The batches of a dataset, `x` or `(x, y)`."""
+    for batch in data:
+        x, *labels = batch if isinstance(batch, tuple) else (batch,)
+        yield lite.columns(x), np.asarray(labels[0]) if labels else None
 
 
 def _floats(model: keras.Model, float_model: keras.Model | None) -> dict[str, str]:
@@ -189,6 +220,4 @@ def _floats(model: keras.Model, float_model: keras.Model | None) -> dict[str, st
         return found
     graphed = graph.read(float_model, unsupported.is_closed)
     reasons = unsupported.without_kernel(graphed, frozenset())
-    return {
-        name: reasons.get(name) or f"{kind}, as it was asked for" for name, kind in found.items()
-    }
+    return {name: reasons.get(name) or f"{kind}, {ASKED}" for name, kind in found.items()}

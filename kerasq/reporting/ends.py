@@ -28,12 +28,16 @@ class Ends:
         for pair in PAIRS:
             if known.keys() >= {*pair}:
                 self._agree(pair, known[pair[0]], known[pair[1]])
-        for name in known.keys() - {"float"} if "float" in known else ():
+        if "float" in known:
+            self._add_noise(known)
+        if labels is not None and len(batch.computed) == 1:
+            self._score(known, np.asarray(labels))
+
+    def _add_noise(self, known: dict[str, list[np.ndarray]]) -> None:
+        for name in known.keys() - {"float"}:
             noises = self._noise.setdefault(name, [Noise() for _ in known[name]])
             for noise, wanted, found in zip(noises, known["float"], known[name], strict=True):
                 noise.add(wanted, found)
-        if labels is not None and len(batch.computed) == 1:
-            self._score(known, np.asarray(labels))
 
     def _agree(self, pair: tuple[str, str], one: list[np.ndarray], other: list[np.ndarray]) -> None:
         for y, z in zip(one, other, strict=True):

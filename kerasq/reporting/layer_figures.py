@@ -13,6 +13,7 @@ from kerasq.comparison.report import LayerReport
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert import flatbuffer
+from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.operators import KERNEL_OPS
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts
@@ -204,43 +205,45 @@ def _trained(layer: KernelWrapper, float_model: keras.Model | None) -> np.ndarra
 def of_file(lite: TFLiteModel, measured: FileMeasurement) -> list[LayerFigures]:
     """The rows of a file that no Keras model is known of: its inputs and operators."""
     content = flatbuffer.read(lite.content)
-    constants = {x.name.decode(): x for x in content.subgraphs[0].tensors}
     tensors = {x.name: x for x in lite.tensors}
     ops = {name: op for op in lite.ops for name in op.outputs}
     shown = {x.name for x in measured.layers}
-    inputs = {x.name for x in lite.inputs}
     found = []
     for values in measured.layers:
-        tensor, op = tensors[values.name], ops.get(values.name)
-        kernel = op.inputs[1] if op is not None and op.name in KERNEL_OPS else ""
-        held = [tensors[x].bytes for x in op.inputs] if op is not None else []
-        found.append(
-            LayerFigures(
-                name=values.name,
-                op="input" if op is None else op.name,
-                dtype=tensor.type,
-                scheme="" if op is None else _file_scheme(tensors.get(kernel), tensor.type),
-                shape=tensor.shape[1:],
-                inputs=tuple(x for x in (op.inputs if op else ()) if x in shown),
-                is_input=values.name in inputs,
-                weight_bytes=sum(held),
-                activation_bytes=math.prod(tensor.shape[1:]) * tensor.dtype.itemsize,
-                weights=_file_weights(content, constants.get(kernel)),
-                **_value_figures(values),
-            )
-        )
+        op = ops.get(values.name, Op("input", (), ()))
+        kernel = op.inputs[1] if op.name in KERNEL_OPS else ""
+        row = _file_row(tensors[values.name], op, tensors.get(kernel))
+        row["inputs"] = tuple(filter(shown.__contains__, op.inputs))
+        row["weight_bytes"] = sum(tensors[x].bytes for x in op.inputs)
+        row["weights"] = _file_weights(content, kernel)
+        found.append(LayerFigures(**row, **_value_figures(values)))
     return found
 
 
-def _file_scheme(kernel: Any, output: str) -> str:
+def _file_row(tensor: Tensor, op: Op, kernel: Tensor | None) -> dict[str, Any]:
+    """What a tensor of a file says of itself."""
+    return {
+        "name": tensor.name,
+        "op": op.name,
+        "dtype": tensor.type,
+        "scheme": _file_scheme(kernel, tensor.type) if op.outputs else "",
+        "shape": tensor.shape[1:],
+        "is_input": not op.outputs,
+        "activation_bytes": math.prod(tensor.shape[1:]) * tensor.dtype.itemsize,
+    }
+
+
+def _file_scheme(kernel: Tensor | None, output: str) -> str:
     """The widths of weights and output, such as "int8 x int8"; that of the output alone."""
     return output if kernel is None or not kernel.constant else f"{kernel.type}, {output}"
 
 
-def _file_weights(content: Any, tensor: Any) -> Weights | None:
+def _file_weights(content: Any, name: str) -> Weights | None:
     """The figures of a constant kernel on a grid; None where there is no such."""
-    if tensor is None:
+    found = [x for x in content.subgraphs[0].tensors if x.name.decode() == name]
+    if not name or not found:
         return None
+    tensor = found[0]
     codes, grid = flatbuffer.constant(content, tensor), flatbuffer.grid_of(tensor)
     if codes is None or grid is None or codes.ndim < 2 or codes.dtype != np.int8:
         return None

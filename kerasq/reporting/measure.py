@@ -198,10 +198,10 @@ class FileMeasurement:
         self._lite, self._probe = lite, Probe(None, lite)
         tensors = {x.name: x for x in lite.tensors}
         self._inputs = [LayerValues(x.name, x.grid) for x in lite.inputs if x.grid is not None]
+        # In the order in which they are computed; that of the probe begins with the outputs.
+        names = dict.fromkeys(name for op in lite.ops for name in op.outputs)
         self._computed = [
-            LayerValues(name, tensors[name].grid)
-            for name in self._probe.index
-            if name not in {x.name for x in self._inputs}
+            LayerValues(name, tensors[name].grid) for name in names if self._probe.has(name)
         ]
         self.layers = [*self._inputs, *self._computed]
         self.chunk = 16

@@ -55,7 +55,7 @@ def _percent(share: float | None) -> str:
 def of_file(lite: TFLiteModel) -> dict[str, Any]:
     """What a file says of itself, and how fast it is here."""
     is_litert = lite.target == "litert"
-    found: dict[str, Any] = {
+    return {
         "bytes": len(lite.content),
         "operators": dict(collections.Counter(op.name for op in lite.ops).most_common()),
         "target": lite.made.target if lite.made else None,
@@ -63,14 +63,18 @@ def of_file(lite: TFLiteModel) -> dict[str, Any]:
         "remarks": lite.remarks(),
         "latency_ms": latency([lite], rounds=ROUNDS)[0] if is_litert else None,
         "arena_bytes": None if is_litert else lite.arena_bytes(),
-        "partitions": None,
+        "partitions": _partitions(lite),
     }
-    parts = partitions(lite.content) if is_litert and lite.kernels == "optimized" else None
-    if parts is not None:
-        makers = {name: op.name for op in lite.ops for name in op.outputs}
-        outside = {name: makers[name] for name in parts.outside}
-        found["partitions"] = {"count": parts.parts, "outside": outside}
-    return found
+
+
+def _partitions(lite: TFLiteModel) -> dict[str, Any] | None:
+    """What XNNPACK runs; None where it runs nothing, or that is not known."""
+    # The kernels of LiteRT alone are called so.
+    parts = partitions(lite.content) if lite.kernels == "optimized" else None
+    if parts is None:
+        return None
+    makers = {name: op.name for op in lite.ops for name in op.outputs}
+    return {"count": parts.parts, "outside": {name: makers[name] for name in parts.outside}}
 
 
 def rows(layers: list[LayerFigures]) -> list[dict[str, Any]]:

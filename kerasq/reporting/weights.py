@@ -12,6 +12,8 @@ from kerasq.support.sqnr import sqnr
 # At most so many channels are drawn, the widest among them.
 CHANNELS = 48
 _WIDEST = 8
+# A weight so many times as large as the others of its channel takes the codes from them.
+OUTLIER = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,11 @@ class Weights:
         codes: how many there are.
         sqnr: of the kernel on its grid beside the float one, in dB; None where that is not known.
         outlier: the largest weight of a channel over its 99th percentile (at least the second
-            largest), where that is greatest; with one scale a tensor, the widest channel's largest
-            weight over that of the median channel.
+            largest), where that does most harm; with one scale a tensor, the widest channel's
+            largest weight over that of the median channel.
         outlier_channel: the channel of that.
+        outlier_sqnr: of the weights that share their scale with it, in dB: their power over that of
+            rounding, `step^2 / 12`.
         per_tensor: whether all channels have one scale.
         drawn: histograms and boxes, for JSON.
     """
@@ -37,6 +41,7 @@ class Weights:
     sqnr: float | None
     outlier: float
     outlier_channel: int
+    outlier_sqnr: float
     per_tensor: bool
     drawn: dict[str, Any]
 
@@ -58,13 +63,13 @@ def weights(
     counts = CodeCounts(grid)
     counts.add(codes)
     per_tensor = np.ndim(grid.scale) == 0 or np.size(grid.scale) == 1
-    outlier, channel = outliers(known, per_tensor)
+    step = np.broadcast_to(np.float32(grid.scale), codes.shape[-1:])
+    outlier, channel, harm = outliers(known, step, per_tensor)
     shown = _shown(known)
     boxes = {"channel": shown.tolist(), "after": _boxes(known[:, shown])}
     if before is not None and before.size == codes.size:
         boxes["before"] = _boxes(before.reshape(codes.shape)[:, shown])
-    reach = np.broadcast_to(np.float32(grid.scale) * grid.qmax, codes.shape[-1:])
-    boxes["reach"] = reach[shown].tolist()
+    boxes["reach"] = (step * grid.qmax)[shown].tolist()
     return Weights(
         bits=grid.bits,
         codes_used=counts.used,
@@ -72,6 +77,7 @@ def weights(
         sqnr=None if kernel is None else _sqnr(known, quantized),
         outlier=outlier,
         outlier_channel=channel,
+        outlier_sqnr=harm,
         per_tensor=per_tensor,
         drawn={
             "float": None if kernel is None else _histogram(known, quantized, known),
@@ -82,22 +88,25 @@ def weights(
     )
 
 
-def outliers(kernel: np.ndarray, per_tensor: bool) -> tuple[float, int]:
-    """`Weights.outlier` of a kernel `(weights, channels)`, and the channel of it."""
+def outliers(kernel: np.ndarray, step: np.ndarray, per_tensor: bool) -> tuple[float, int, float]:
+    """`Weights.outlier`, `outlier_channel` and `outlier_sqnr` of a kernel `(weights, channels)`."""
     sizes = np.sort(np.abs(kernel), axis=0)
-    peaks = sizes[-1]
+    peaks, power = sizes[-1], np.square(kernel, dtype=np.float64)
+    # All weights of one scale share the outlier's step.
+    ratio = power.mean() if per_tensor else power.mean(0)
+    ratio = np.broadcast_to(12 * ratio / np.square(np.maximum(step, 1e-30)), peaks.shape)
+    harm = 10 * np.log10(np.maximum(ratio, 1e-30))
+    rest = np.median(peaks) if per_tensor else sizes[min(len(sizes) - 2, int(0.99 * len(sizes)))]
+    # A kernel of one weight a channel has no others.
+    is_alone = len(sizes) < 2 and not per_tensor
+    known = np.broadcast_to((rest > 0) & ~np.bool_(is_alone), peaks.shape)
+    ratios = np.divide(peaks, rest, out=np.ones_like(peaks), where=known)
+    # Of several that stand out, the one that rounds the others most.
+    stands_out = ratios >= min(OUTLIER, ratios.max())
+    channel = int(np.where(stands_out, harm, np.inf).argmin())
     if per_tensor:
         channel = int(peaks.argmax())
-        return _ratio(float(peaks[channel]), float(np.median(peaks))), channel
-    if len(sizes) < 2:
-        return 1.0, 0
-    rest = sizes[min(len(sizes) - 2, int(0.99 * len(sizes)))]
-    ratios = np.divide(peaks, rest, out=np.ones_like(peaks), where=rest > 0)
-    return float(ratios.max()), int(ratios.argmax())
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b > 0 else 1.0
+    return float(ratios[channel]), channel, float(harm[channel])
 
 
 def _sqnr(wanted: np.ndarray, found: np.ndarray) -> float | None:
