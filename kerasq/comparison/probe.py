@@ -63,9 +63,12 @@ class Probe:
             values.real(codes, tensor)
             for codes, tensor in zip(self._codes, self._lite.outputs, strict=True)
         ]
-        # Layers that read an input compute on the values of its codes.
+        # Layers that read an input compute on the values of its codes. What is computed in front of
+        # its grid is a layer of the model, which reads the input as it is.
         self._fed = [
-            values.real(self._lite.codes(x, tensor), tensor) if tensor.grid is not None else x
+            x
+            if tensor.grid is None or tensor.preprocessing is not None
+            else values.real(self._lite.codes(x, tensor), tensor)
             for x, tensor in zip(fed, self._lite.inputs, strict=True)
         ]
         self.samples += count

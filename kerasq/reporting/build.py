@@ -42,7 +42,7 @@ def report(
     - "SQNR" is that of all layers up to there: `y` is the float network's value.
 
     The float network is that of the quantized model, its weights before they are put on grids;
-    `float_model` stands for it at the outputs. Histograms are of at most 2^18 values of a layer in
+    `float_model` stands for it at the outputs. Histograms are of at most 2^17 values of a layer in
     a batch, and only a batch is in memory. Times of single layers are missing: LiteRT's Python
     package has no profiler of operators.
 
@@ -118,7 +118,7 @@ class _Found:
         measured = Measurement(model, self._lite, _count(model, data))
         found = with_labels(model, data, measured.chunk)
         for x, labels in track(found, measured.total, "batch"):
-            batch = _referred(measured.add(x), self._float_model, x)
+            batch = self._referred(measured.add(x), x, measured.comparison.is_long)
             self._add(x, labels, batch)
         self._costs = summary(model)
         self._layers = layer_figures.of_model(model, measured, self._costs, self._float_model)
@@ -128,9 +128,28 @@ class _Found:
         """Measures a file alone."""
         measured = FileMeasurement(self._lite)
         for x, labels in _file_batches(self._lite, data, measured.chunk):
-            batch = _referred(measured.add(x), self._float_model, x if len(x) > 1 else x[0])
+            batch = self._referred(measured.add(x), x if len(x) > 1 else x[0], True)
             self._add(x, labels, batch)
         self._layers = layer_figures.of_file(self._lite, measured)
+
+    def _referred(self, batch: Batch, x: Any, is_traced: bool) -> Batch:
+        """A batch whose reference is what the float model predicts, where there is one.
+
+        Raises:
+            ValueError: for a model of other outputs.
+        """
+        model = self._float_model
+        if model is None:
+            return batch
+        predicted = model.predict_on_batch(x) if is_traced else model(x, training=False)
+        outputs = [np.asarray(y) for y in keras.tree.flatten(predicted)]
+        shapes = [y.shape for y in outputs], [y.shape for y in batch.computed]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`float_model` must be the model before quantization, with its outputs. "
+                f"Received: outputs of shape {shapes[0]} beside those of the file, {shapes[1]}."
+            )
+        return Batch(reference=outputs, simulated=batch.simulated, computed=batch.computed)
 
     def _add(self, x: Any, labels: Any, batch: Batch) -> None:
         self._ends.add(batch, labels)
@@ -165,24 +184,6 @@ def _count(model: keras.Model, data: Any) -> int | None:
     """How many samples there are, where that is known before."""
     x = data[0] if isinstance(data, tuple) and len(data) == 2 else data
     return sample_count(model, x)
-
-
-def _referred(batch: Batch, float_model: keras.Model | None, x: Any) -> Batch:
-    """A batch whose reference is what the float model predicts, where there is one.
-
-    Raises:
-        ValueError: for a model of other outputs.
-    """
-    if float_model is None:
-        return batch
-    outputs = [np.asarray(y) for y in keras.tree.flatten(float_model(x, training=False))]
-    shapes = [y.shape for y in outputs], [y.shape for y in batch.computed]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "`float_model` must be the model before quantization, with its outputs. "
-            f"Received: outputs of shape {shapes[0]} beside those of the file, {shapes[1]}."
-        )
-    return Batch(reference=outputs, simulated=batch.simulated, computed=batch.computed)
 
 
 def _file_batches(
@@ -220,4 +221,15 @@ def _floats(model: keras.Model, float_model: keras.Model | None) -> dict[str, st
         return found
     graphed = graph.read(float_model, unsupported.is_closed)
     reasons = unsupported.without_kernel(graphed, frozenset())
-    return {name: reasons.get(name) or f"{kind}, {ASKED}" for name, kind in found.items()}
+    return {
+        name: _reason(name, kind, reasons.get(name))
+        for name, kind in found.items()
+        # Of what has no remark, such as Embedding, integers may come all the same.
+        if reasons.get(name) != ""
+    }
+
+
+def _reason(name: str, kind: str, text: str | None) -> str:
+    """Why a layer stays float; None where it could be integer."""
+    # The text begins with the name, which is told already.
+    return f"{kind}, {ASKED}" if text is None else text.removeprefix(f"{name!r} ").strip("()")

@@ -34,10 +34,12 @@ class Ends:
             self._score(known, np.asarray(labels))
 
     def _add_noise(self, known: dict[str, list[np.ndarray]]) -> None:
-        for name in known.keys() - {"float"}:
+        for name in [x for x in known if x != "float"]:
             noises = self._noise.setdefault(name, [Noise() for _ in known[name]])
             for noise, wanted, found in zip(noises, known["float"], known[name], strict=True):
-                noise.add(wanted, found)
+                # Labels are equal or not.
+                if np.issubdtype(wanted.dtype, np.floating):
+                    noise.add(wanted, found)
 
     def _agree(self, pair: tuple[str, str], one: list[np.ndarray], other: list[np.ndarray]) -> None:
         for y, z in zip(one, other, strict=True):

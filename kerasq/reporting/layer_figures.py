@@ -12,6 +12,7 @@ from kerasq.analysis.summary import LayerSummary, Summary
 from kerasq.comparison.report import LayerReport
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layers import InputScale
 from kerasq.litert import flatbuffer
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.operators import KERNEL_OPS
@@ -261,5 +262,6 @@ def operator_of(model: keras.Model) -> dict[str, str]:
         if quantized_by(node.outputs[0]) is None
         and not registry.passes_through(node.layer)
         and not registry.gives_indices(node.layer)
-        and not isinstance(node.layer, keras.layers.InputLayer)
+        # What scales an input in front of its grid is no operator of the file.
+        and not isinstance(node.layer, (keras.layers.InputLayer, InputScale))
     }

@@ -52,7 +52,7 @@ class LayerValues:
 
     def add_float(self, x: np.ndarray) -> None:
         """Counts the values of a batch, before they are put on the grid."""
-        x = some(x)
+        x = some(x).astype(np.float32, copy=False)  # Labels, for one, are integers.
         if self.float_counts is None:
             self.float_counts = ValueCounts.around(x, self.grid)
         self.float_counts.add(x)

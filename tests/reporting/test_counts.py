@@ -49,5 +49,5 @@ def test_codes_of_16_bits_share_bins_but_each_is_known():
 
 def test_only_some_values_of_a_large_batch_are_counted():
     assert some(np.zeros((10, 3))).shape == (10, 3)
-    assert some(np.zeros((10, 2**17))).shape == (2, 2**17)
+    assert some(np.arange(10)[:, None] * np.ones(2**15))[:, 0].tolist() == [0, 3, 6, 9]
     assert some(np.zeros((10, 2**19))).shape == (1, 2**19)
