@@ -16,6 +16,7 @@ from kerasq.reporting import layer_figures, page
 from kerasq.reporting.advice import ASKED, Advice, advise
 from kerasq.reporting.ends import Ends
 from kerasq.reporting.layer_figures import LayerFigures
+from kerasq.reporting.logs import ranges_over_training
 from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
 from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import Verdict, of_file, rows, sensitivity_figures
@@ -31,6 +32,7 @@ def report(
     *,
     float_model: keras.Model | None = None,
     sensitivity: Sensitivity | Allocation | None = None,
+    logs: str | os.PathLike | None = None,
 ) -> Verdict:
     """Writes one page that says where accuracy went, and what to do about it.
 
@@ -54,6 +56,7 @@ def report(
         path: of the page, "*.html".
         float_model: the float model before quantization.
         sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
+        logs: the folder of `kerasq.LogRanges`, to show each range over training.
 
     Returns:
         The verdict, which prints as text; its `figures` are those of the `.json` file.
@@ -61,7 +64,8 @@ def report(
     Raises:
         ImportError: where Bokeh, which draws, is not installed.
         OSError: where the page cannot be written.
-        ValueError: as `kerasq.compare`, and for a path that does not end in ".html".
+        ValueError: as `kerasq.compare`, for a path that does not end in ".html", and for `logs`
+            without ranges.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
@@ -79,6 +83,7 @@ def report(
             "`lite` must be a TFLiteModel. "
             f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
         )
+    curves = None if logs is None else ranges_over_training(logs)
     found = _Found(model, lite, float_model)
     if model is None:
         found.measure_file(data)
@@ -86,6 +91,7 @@ def report(
         found.measure_model(model, data)
     figures = found.figures()
     figures["sensitivity"] = None if sensitivity is None else sensitivity_figures(sensitivity)
+    figures["logs"] = curves
     page.write(path, f"kerasq report: {figures['model']}", "report", figures)
     return Verdict(figures=page.plain(figures), advice=tuple(found.advice))
 

@@ -105,6 +105,8 @@ function detail(x, place) {
     drawn.push(codesChart(w.codes, panel(), "Codes of the weights in use"));
     drawn.push(boxChart(w.channels, panel("chart whole")));
   }
+  const curves = figures.logs?.[x.name];
+  if (curves) drawn.push(trainingChart(curves, panel("chart whole")));
   return Promise.all(drawn);
 }
 
@@ -121,7 +123,18 @@ function densities(left, width, counts) {
   return found;
 }
 
+/** The outline of a histogram, which goes down to `floor` where it is empty. */
+function outline(made, h, floor) {
+  const width = (h.high - h.low) / h.counts.length, total = h.counts.reduce((a, b) => a + b, 0) || 1;
+  const y = [floor, ...h.counts.map((n) => (n ? n / total / width : floor)), floor];
+  made.step({ x: y.map((_, i) => h.low + (i - 1) * width), y, mode: "after", line_color: FLOAT, line_width: 1.2 });
+}
+
 const binned = (h) => densities(h.low, (h.high - h.low) / h.counts.length, h.counts);
+
+function bars(made, h, floor) {
+  made.quad({ left: h.left, right: h.right, top: h.y, bottom: h.y.map(() => floor), fill_color: INT, fill_alpha: 0.45, line_color: null });
+}
 
 function valuesChart(x, place) {
   const made = chart({ y_axis_type: "log", x_axis_label: "value", y_axis_label: "density" });
@@ -130,9 +143,8 @@ function valuesChart(x, place) {
   const floats = x.float_values && binned(x.float_values);
   const all = [...(ints ? ints.y : []), ...(floats ? floats.y : [])];
   const floor = Math.min(...all) / 3, top = Math.max(...all) * 2;
-  const bars = (h, style) => made.quad({ left: h.left, right: h.right, top: h.y, bottom: h.y.map(() => floor), ...style });
-  if (ints) bars(ints, { fill_color: INT, fill_alpha: 0.45, line_color: null });
-  if (floats) bars(floats, { fill_color: null, line_color: FLOAT, line_width: 1 });
+  if (ints) bars(made, ints, floor);
+  if (floats) outline(made, x.float_values, floor);
   const ends = isKnown(x.low) ? [x.low, x.high] : [];
   for (const end of ends) made.line({ x: [end, end], y: [floor, top], color: "#1c2733", line_dash: [4, 4] });
   const keys = [floats && [FLOAT, "float"], ints && [INT, "quantized"], ends.length && ["#1c2733", "range"]].filter(Boolean);
@@ -148,12 +160,10 @@ function codesChart(coded, place, title) {
 
 function weightsChart(w, place) {
   const made = chart({ y_axis_type: "log", x_axis_label: "weight", y_axis_label: "density" });
-  const sides = [[w.quantized, INT], [w.float, FLOAT]].filter(([h]) => h).map(([h, c]) => [binned(h), c]);
-  const floor = Math.min(...sides.flatMap(([h]) => h.y)) / 3;
-  for (const [h, c] of sides) {
-    const style = c === INT ? { fill_color: INT, fill_alpha: 0.45, line_color: null } : { fill_color: null, line_color: FLOAT };
-    made.quad({ left: h.left, right: h.right, top: h.y, bottom: h.y.map(() => floor), ...style });
-  }
+  const ints = binned(w.quantized);
+  const floor = Math.min(...ints.y, ...(w.float ? binned(w.float).y : [])) / 3;
+  bars(made, ints, floor);
+  if (w.float) outline(made, w.float, floor);
   return draw(made, place, "Weights", [w.float && [FLOAT, "float"], [INT, "quantized"]].filter(Boolean));
 }
 
@@ -174,6 +184,18 @@ function boxChart(channels, place) {
   made.xaxes[0].formatter = new Bokeh.CustomJSTickFormatter({ args: { names: channels.channel }, code: "return names[tick] ?? ''" });
   const keys = channels.before ? [["#ee9944", "before folding"], [INT, "as it is quantized"]] : [[INT, "as it is quantized"]];
   return draw(made, place, "Weights by channel: least, quartiles, greatest", [...keys, ["#1c2733", "ends of the grid"]]);
+}
+
+function trainingChart(curves, place) {
+  const made = chart({ x_axis_label: "epoch", y_axis_label: "value" });
+  const colours = { low: INT, high: FLOAT, weights: "#228833" };
+  const known = Object.keys(colours).filter((name) => curves[name]);
+  for (const name of known) {
+    const [x, y] = [0, 1].map((i) => curves[name].map((point) => point[i]));
+    made.line({ x, y, color: colours[name], line_width: 2 });
+    made.scatter({ x, y, color: colours[name], size: 5 });
+  }
+  return draw(made, place, "The range over training", known.map((name) => [colours[name], name]));
 }
 
 function showShown() {
@@ -214,10 +236,6 @@ function showSensitivity() {
   front.scatter({ x, y, color: INT, size: 6 });
   front.scatter({ x: [found.chosen[0]], y: [number(found.chosen[1])], color: FLOAT, size: 12, marker: "star" });
   draw(front, byId("front"), "Allocations that no other one beats", [[FLOAT, "the chosen one"]]);
-}
-
-function showLogs() {
-  if (!figures.logs) return byId("logs-section").remove();
 }
 
 function showGraph() {
@@ -268,5 +286,4 @@ showAdvice();
 showDepth();
 showShown();
 showSensitivity();
-showLogs();
 showGraph();

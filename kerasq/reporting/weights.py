@@ -29,8 +29,8 @@ class Weights:
             largest), where that does most harm; with one scale a tensor, the widest channel's
             largest weight over that of the median channel.
         outlier_channel: the channel of that.
-        outlier_sqnr: of the weights that share their scale with it, in dB: their power over that of
-            rounding, `step^2 / 12`.
+        outlier_sqnr: of the weights that share their scale with it, in dB: their power, or that of
+            the median channel where this is greater, over that of rounding, `step^2 / 12`.
         per_tensor: whether all channels have one scale.
         drawn: histograms and boxes, for JSON.
     """
@@ -92,9 +92,11 @@ def outliers(kernel: np.ndarray, step: np.ndarray, per_tensor: bool) -> tuple[fl
     """`Weights.outlier`, `outlier_channel` and `outlier_sqnr` of a kernel `(weights, channels)`."""
     sizes = np.sort(np.abs(kernel), axis=0)
     peaks, power = sizes[-1], np.square(kernel, dtype=np.float64)
-    # All weights of one scale share the outlier's step.
-    ratio = power.mean() if per_tensor else power.mean(0)
-    ratio = np.broadcast_to(12 * ratio / np.square(np.maximum(step, 1e-30)), peaks.shape)
+    # All weights of one scale share the outlier's step. Rounding does no harm to a channel that is
+    # next to nothing beside others.
+    own = power.mean(0)
+    own = np.full_like(own, power.mean()) if per_tensor else np.maximum(own, np.median(own))
+    ratio = 12 * own / np.square(np.maximum(step, 1e-30))
     harm = 10 * np.log10(np.maximum(ratio, 1e-30))
     rest = np.median(peaks) if per_tensor else sizes[min(len(sizes) - 2, int(0.99 * len(sizes)))]
     # A kernel of one weight a channel has no others.

@@ -1,11 +1,14 @@
 """What is shown of sensitivities, and where layers are drawn."""
 
 import numpy as np
+import pytest
 
 import kerasq
 from kerasq.reporting.layout import places
+from kerasq.reporting.logs import ranges_over_training
 from kerasq.reporting.page import plain
 from kerasq.reporting.verdict import sensitivity_figures
+from tests import networks
 
 
 def table():
@@ -37,6 +40,22 @@ def test_a_front_is_shown_with_the_chosen_point():
         kerasq.Allocation(chosen=points[1], front=tuple(points), unit="bytes", sensitivity=table())
     )
     assert found["front"] == [(0, 20.0), (1, 21.0), (2, 22.0)] and found["chosen"] == (1, 21.0)
+
+
+def test_ranges_over_training_are_those_that_were_logged(tmp_path):
+    q = kerasq.quantize_model(networks.mlp())
+    q.compile("sgd", "mse")
+    x = networks.data(q, 8)
+    for first in (0, 1):  # The second run goes on behind the first epoch.
+        logger = kerasq.LogRanges(tmp_path)
+        q.fit(x, np.zeros((8, 3)), initial_epoch=first, epochs=2, callbacks=[logger], verbose=0)
+    found = ranges_over_training(tmp_path)
+    assert [epoch for epoch, _ in found["head"]["high"]] == [0, 1]
+    low, high = (float(x) for x in q.get_layer("head").output_quantizer.range())
+    assert [found["head"][x][-1][1] for x in ("low", "high")] == [low, high]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"`logs` must be the folder .*empty', without ranges"):
+        ranges_over_training(tmp_path / "empty")
 
 
 def test_figures_are_what_json_has():

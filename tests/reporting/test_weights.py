@@ -67,6 +67,15 @@ def test_outliers_are_found():
     assert outliers(np.ones((1, 2)), np.ones(2), False)[0] == 1
 
 
+def test_an_outlier_in_a_channel_of_next_to_nothing_does_no_harm():
+    kernel = np.ones((9, 3), np.float32)
+    kernel[:, 1] = [1e-3] + 8 * [1e-5]
+    step = np.array([1, 1e-3, 1]) / 127
+    ratio, channel, harm = outliers(kernel, step, False)
+    assert (ratio, channel) == (pytest.approx(100), 1)
+    assert harm == pytest.approx(10 * np.log10(12 / step[1] ** 2))
+
+
 def test_of_several_outliers_the_worst_is_named():
     kernel = np.ones((1000, 3), np.float32)
     kernel[0] = [10, 100, 1]
