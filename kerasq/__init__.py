@@ -41,6 +41,10 @@ from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.ternary import Ternary, TrainedTernary
 from kerasq.quantizers.uniform import Uniform
 from kerasq.registry import register_layer
+from kerasq.reporting.advice import Advice
+from kerasq.reporting.build import report
+from kerasq.reporting.difference import compare_reports
+from kerasq.reporting.verdict import Verdict
 from kerasq.retargeting import retarget
 from kerasq.training.batches import epoch_batches
 from kerasq.training.check_training import CheckTraining
@@ -57,6 +61,7 @@ from kerasq.training.schedule import schedule
 __all__ = [
     "Absorption",
     "Aciq",
+    "Advice",
     "Allocation",
     "Average",
     "Best",
@@ -99,6 +104,7 @@ __all__ = [
     "TrainedTernary",
     "Trouble",
     "Uniform",
+    "Verdict",
     "WeightQuantizer",
     "WeightRanges",
     "absorb_biases",
@@ -108,6 +114,7 @@ __all__ = [
     "calibrate_without_data",
     "check_kernels",
     "compare",
+    "compare_reports",
     "compression",
     "correct_biases",
     "deploy",
@@ -125,6 +132,7 @@ __all__ = [
     "post_training",
     "quantize_model",
     "register_layer",
+    "report",
     "retarget",
     "save_encodings",
     "schedule",

@@ -3,6 +3,7 @@
     kerasq quantize model.keras --data=images --out=model.tflite
     kerasq inspect model.tflite --target=tflm
     kerasq compare quantized.keras model.tflite --data=images
+    kerasq report quantized.keras model.tflite --data=images --out=report.html
     kerasq deploy model.tflite --data=images --out=firmware
     kerasq check-kernels
 
@@ -28,8 +29,10 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.probes.check import check_kernels
 from kerasq.quantize import quantize_model
+from kerasq.reporting.build import report
+from kerasq.reporting.page import check_path as check_page
 from kerasq.support.files import check_writable
-from kerasq.support.samples import load_samples
+from kerasq.support.samples import load_labels, load_samples
 from kerasq.targets import DEFAULT, TARGETS
 
 
@@ -40,7 +43,7 @@ class Command:
     Attributes:
         run: what it does, of its flags and arguments.
         define: adds its flags.
-        arguments: the names of its arguments.
+        arguments: the names of its arguments; those in brackets may be left out.
         text: what it is for, in a line.
     """
 
@@ -117,6 +120,28 @@ def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
     print(compare(model, lite, x=_samples(values, model.inputs)))
 
 
+def _define_report(values: flags.FlagValues) -> None:
+    _data(values, "Samples to measure on")
+    _out(values, "The page, .html; its figures go to a .json file beside it.")
+    flags.DEFINE_string(
+        "labels", None, "A .npy file of labels, one a sample of --data.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "float", None, "The float model, .keras, to compare with.", flag_values=values
+    )
+
+
+def _report(values: flags.FlagValues, *paths: str) -> None:
+    check_page(values.out)
+    lite = TFLiteModel(paths[-1])
+    model = load_model(paths[0]) if len(paths) > 1 else None
+    before = load_model(values.float) if values.float else None
+    x = _samples(values, lite.inputs if model is None else model.inputs)
+    data = x if values.labels is None else (x, load_labels(values.labels, values.samples))
+    print(report(model, lite, data, values.out, float_model=before))
+    print(f"\nWritten: {values.out}")
+
+
 def _define_deploy(values: flags.FlagValues) -> None:
     _data(values, "Samples that become test vectors")
     _out(values, "The folder of the C++ sources.")
@@ -173,6 +198,12 @@ COMMANDS = {
         ("QUANTIZED.keras", "MODEL.tflite"),
         "Compares a quantized model with its export, layer by layer.",
     ),
+    "report": Command(
+        _report,
+        _define_report,
+        ("[QUANTIZED.keras]", "MODEL.tflite"),
+        "Writes a page that says where accuracy went, and what to do about it.",
+    ),
     "deploy": Command(
         _deploy,
         _define_deploy,
@@ -205,7 +236,8 @@ def _parsed(name: str, command: Command, rest: Sequence[str]) -> tuple[flags.Fla
     values = flags.FlagValues()
     command.define(values)
     found = values([name, *rest])[1:]
-    if len(found) != len(command.arguments):
+    least = sum(not name.startswith("[") for name in command.arguments)
+    if not least <= len(found) <= len(command.arguments):
         wanted = " ".join(command.arguments) or "no arguments"
         raise flags.IllegalFlagValueError(f"It takes {wanted}. Received: {' '.join(found)!r}.")
     return values, found

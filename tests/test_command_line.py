@@ -1,5 +1,6 @@
 """The command line: from a float model and a folder of images to a firmware's sources."""
 
+import json
 import subprocess
 import sys
 
@@ -67,6 +68,36 @@ def test_compare_prints_the_comparison(files, capsys):
     with pytest.warns(UserWarning, match="made for target 'tflm'"):
         assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
     assert "conv" in capsys.readouterr().out
+
+
+def test_report_writes_a_page_of_both_models(files, capsys):
+    x = np.random.default_rng(1).integers(0, 256, (6, 8, 6, 3)).astype(np.float32)
+    y = np.arange(6) % 2
+    np.savez(files / "data.npz", x=x, y=y)
+    paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
+    flags = [f"--data={files / 'data.npz'}", f"--labels={files / 'data.npz'}", "--samples=3"]
+    flags += [f"--float={files / 'float.keras'}", f"--out={files / 'report.html'}"]
+    with pytest.warns(UserWarning, match="made for target 'tflm'"):
+        assert main(["report", *paths, *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "What to try next" in printed and f"Written: {files / 'report.html'}" in printed
+    found = json.loads((files / "report.json").read_text())
+    lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
+    model = keras.models.load_model(files / "float.keras")
+    accuracy = np.mean(model.predict_on_batch(x[::2])[:3].argmax(-1) == y[::2])
+    assert found["verdict"]["accuracy"]["float"] == pytest.approx(accuracy, rel=1e-4)
+    assert found["samples"] == 3 and found["verdict"]["bytes"] == len(lite.content)
+
+
+def test_report_takes_a_file_alone(files, capsys):
+    np.save(files / "pixels.npy", np.zeros((2, 8, 6, 3), np.float32))
+    flags = [f"--data={files / 'pixels.npy'}", f"--out={files / 'file.html'}"]
+    with pytest.warns(UserWarning, match="made for target 'tflm'"):
+        assert main(["report", str(files / "model.tflite"), *flags]) == 0
+    layers = json.loads((files / "file.json").read_text())["layers"]
+    assert [x["op"] for x in layers] == ["input", "CONV_2D", "MEAN", "FULLY_CONNECTED"]
+    assert main(["report", *flags]) == 2
+    assert "[QUANTIZED.keras] MODEL.tflite" in capsys.readouterr().err
 
 
 def test_deploy_writes_sources_and_prints_their_names(files, capsys):

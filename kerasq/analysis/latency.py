@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from kerasq.litert.runtime import KERNELS, TFLiteModel
@@ -44,6 +45,10 @@ def latency(
     ]
     for interpreter in interpreters:
         interpreter.allocate_tensors()
+        # What happens to be in their memory may be no index, which kernels refuse.
+        for detail in interpreter.get_input_details():
+            zeros = np.zeros(detail["shape"], detail["dtype"])
+            interpreter.set_tensor(detail["index"], zeros)
     times: list[list[float]] = [[] for _ in models]
     for _ in range(rounds):
         for interpreter, measured in zip(interpreters, times, strict=True):

@@ -1,6 +1,7 @@
 """`compare`: the simulation against the integer kernels, layer by layer and end to end."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from kerasq.support.progress import track
 
 # Samples that are simulated at once; the interpreter takes as many as its file says.
 CHUNK = 64
+# All layers' values of a chunk are in memory: of large images fewer samples are taken.
+MOST_VALUES = 2**26
 # Up to so many batches are computed eagerly: a trace takes as long as ten batches of a small model.
 FEW = 4
 
@@ -41,35 +44,75 @@ def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
     Raises:
         ValueError: where `lite` is not an export of `model`, or `x` is not data for it.
     """
-    wrappers.require_quantized(model)
-    if not isinstance(lite, TFLiteModel):
-        raise ValueError(
-            "`lite` must be a TFLiteModel. "
-            f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
-        )
-    probe = Probe(model, lite)
-    _check_export(model, probe)
-    layers = _layers(model, probe)
-    ends = _Ends(model)
-    samples = sample_count(model, x)
-    total = None if samples is None else -(-samples // CHUNK)
-    simulate = _simulation(model, layers, total is None or total > FEW)
-    for data in track(batches(model, x, batch_size=CHUNK), total, "batch"):
-        probe.run(data)
-        outputs, values = simulate(data, [layer.fed() for layer in layers])
-        for layer, y in zip(layers, values, strict=True):
+    comparison = Comparison(model, lite, sample_count(model, x))
+    for data in track(batches(model, x, comparison.chunk), comparison.total, "batch"):
+        comparison.add(data)
+    return comparison.report()
+
+
+class Comparison:
+    """The simulation beside the integer kernels, batch by batch: what `compare` does.
+
+    Args:
+        model: the quantized model.
+        lite: its export.
+        samples: how many there will be; None where that is not known.
+
+    Attributes:
+        probe: the integer model, with the values of the last batch.
+        layers: the layers whose outputs are tensors of the integer model.
+        outputs: what the simulation makes of the last batch, end to end.
+        chunk: how many samples a batch of arrays should have.
+        total: how many batches that makes; None where it is not known.
+
+    Raises:
+        ValueError: where `lite` is not an export of `model`.
+    """
+
+    def __init__(self, model: keras.Model, lite: TFLiteModel, samples: int | None) -> None:
+        wrappers.require_quantized(model)
+        if not isinstance(lite, TFLiteModel):
+            raise ValueError(
+                "`lite` must be a TFLiteModel. "
+                f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
+            )
+        self.probe = Probe(model, lite)
+        _check_export(model, self.probe)
+        self.layers = _layers(model, self.probe)
+        self.outputs: list[np.ndarray] = []
+        values = sum(math.prod(n or 1 for n in layer.output.shape[1:]) for layer in self.layers)
+        self.chunk = max(1, min(CHUNK, MOST_VALUES // max(1, values)))
+        self.total = None if samples is None else -(-samples // self.chunk)
+        self._ends = _Ends(model)
+        self._simulate = _simulation(model, self.layers, self.is_long)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are so many batches that tracing pays."""
+        return self.total is None or self.total > FEW
+
+    def add(self, data: Any) -> None:
+        """Compares the sides on a batch, as `batches` yields it."""
+        self.probe.run(data)
+        outputs, values = self._simulate(data, [layer.fed() for layer in self.layers])
+        self.outputs = [y.numpy() for y in outputs]
+        for layer, y in zip(self.layers, values, strict=True):
             layer.check(y.numpy())
-        ends.check([y.numpy() for y in outputs], probe.outputs())
-    return Report(
-        layers=tuple(layer.report() for layer in layers),
-        max_lsb=ends.tally.max_lsb,
-        exact=ends.tally.share(ends.tally.equal),
-        within_one_lsb=ends.tally.share(ends.tally.close),
-        max_error=ends.tally.error,
-        argmax_agreement=ends.argmax_agreement,
-        samples=probe.samples,
-        kernels=lite.kernels,
-    )
+        self._ends.check(self.outputs, self.probe.outputs())
+
+    def report(self) -> Report:
+        """What was found so far."""
+        tally = self._ends.tally
+        return Report(
+            layers=tuple(layer.report() for layer in self.layers),
+            max_lsb=tally.max_lsb,
+            exact=tally.share(tally.equal),
+            within_one_lsb=tally.share(tally.close),
+            max_error=tally.error,
+            argmax_agreement=self._ends.argmax_agreement,
+            samples=self.probe.samples,
+            kernels=self.probe.kernels,
+        )
 
 
 def _check_export(model: keras.Model, probe: Probe) -> None:
@@ -99,10 +142,10 @@ def _has_other_range(node: graphs.Node, probe: Probe) -> bool:
     return not grid.equals(probe.grid(node.name))
 
 
-def _layers(model: keras.Model, probe: Probe) -> list["_Layer"]:
+def _layers(model: keras.Model, probe: Probe) -> list["ComparedLayer"]:
     """The layers whose outputs are tensors of the integer model."""
     return [
-        _Layer(node, y, probe)
+        ComparedLayer(node, y, probe)
         for node in graphs.calls(model)
         for y in node.outputs
         if probe.has(graphs.tensor_name(y))
@@ -110,7 +153,7 @@ def _layers(model: keras.Model, probe: Probe) -> list["_Layer"]:
 
 
 def _simulation(
-    model: keras.Model, layers: list["_Layer"], is_traced: bool
+    model: keras.Model, layers: list["ComparedLayer"], is_traced: bool
 ) -> Callable[[Any, list], tuple]:
     """A function: the model's outputs on a batch, and those of each layer on its inputs."""
 
@@ -161,8 +204,17 @@ class _Ends:
         return float(np.mean(np.concatenate(self._agreements))) if self._agreements else 1.0
 
 
-class _Layer:
-    """The comparison of one output of a call."""
+class ComparedLayer:
+    """The comparison of one output of a call.
+
+    Attributes:
+        node: the call.
+        output: its output.
+        name: that of the output's tensor.
+        tally: the differences so far.
+        inputs: the tensors that it is fed.
+        step: that of the output's grid; None where it is float.
+    """
 
     def __init__(self, node: graphs.Node, output: keras.KerasTensor, probe: Probe) -> None:
         self.node = node
@@ -184,18 +236,18 @@ class _Layer:
         """The integer model's values for the layer's inputs."""
         return [self.probe.value(x) for x in self.inputs]
 
-    def run(self, inputs: list[tf.Tensor]) -> tf.Tensor:
-        """The simulation of the layer, and of those that were fused into it."""
+    def run(self, inputs: list[tf.Tensor], call: Callable[..., Any] = wrappers.infer) -> tf.Tensor:
+        """The simulation of the layer, and of those that were fused into it; or another `call`."""
         values = {id(x): y for x, y in zip(self.inputs, inputs, strict=True)}
-        self._compute(self.node, values)
+        self._compute(self.node, values, call)
         return values[id(self.output)]
 
-    def _compute(self, node: graphs.Node, values: dict[int, Any]) -> None:
+    def _compute(self, node: graphs.Node, values: dict[int, Any], call: Callable[..., Any]) -> None:
         """Adds what a call returns to `values`, and what it reads of calls without a value."""
         for x in node.inputs:
             if id(x) not in values:
-                self._compute(graphs.call_of(x), values)
-        graphs.compute(node, values, wrappers.infer)
+                self._compute(graphs.call_of(x), values, call)
+        graphs.compute(node, values, call)
 
     def check(self, y: np.ndarray) -> None:
         """Compares what the layer computed with the batch that the probe ran."""

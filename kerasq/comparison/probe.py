@@ -16,24 +16,27 @@ class Probe:
     """The integer model with every tensor that a layer computes as an output.
 
     Args:
-        model: the quantized Keras model, whose layers are looked for.
+        model: the quantized Keras model, whose layers are looked for; None for all tensors.
         lite: its export.
 
     Attributes:
         index: by name of a layer's output, its place among the outputs.
         ops: by name of a tensor, the operator that computes it.
         samples: how many samples have been run.
+        kernels: the kernels that it runs on.
     """
 
-    def __init__(self, model: keras.Model, lite: TFLiteModel) -> None:
-        self._inputs = [graphs.origin(x)[0].name for x in model.inputs]
+    def __init__(self, model: keras.Model | None, lite: TFLiteModel) -> None:
+        self._inputs = [graphs.origin(x)[0].name for x in model.inputs] if model else []
         self._own = len(lite.outputs)
-        names = {graphs.tensor_name(y) for node in graphs.calls(model) for y in node.outputs}
-        content = _with_outputs(lite.content, names)
+        calls = graphs.calls(model) if model else []
+        names = {graphs.tensor_name(y) for node in calls for y in node.outputs}
+        content = _with_outputs(lite.content, names if model else None)
         self._lite = lite.reloaded(content)
         self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}
-        self.samples = 0
+        self.samples, self.kernels = 0, lite.kernels
+        self._codes: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self._fed: list[np.ndarray] = []
 
@@ -55,13 +58,17 @@ class Probe:
         calls = list(self._lite.calls(fed))
         count = len(fed[0])
         # The last call was filled up to the file's batch size.
+        self._codes = [np.concatenate(column)[:count] for column in zip(*calls, strict=True)]
         self._values = [
-            values.real(np.concatenate(column)[:count], tensor)
-            for column, tensor in zip(zip(*calls, strict=True), self._lite.outputs, strict=True)
+            values.real(codes, tensor)
+            for codes, tensor in zip(self._codes, self._lite.outputs, strict=True)
         ]
-        # Layers that read an input compute on the values of its codes.
+        # Layers that read an input compute on the values of its codes. What is computed in front of
+        # its grid is a layer of the model, which reads the input as it is.
         self._fed = [
-            values.real(self._lite.codes(x, tensor), tensor) if tensor.grid is not None else x
+            x
+            if tensor.grid is None or tensor.preprocessing is not None
+            else values.real(self._lite.codes(x, tensor), tensor)
             for x, tensor in zip(fed, self._lite.inputs, strict=True)
         ]
         self.samples += count
@@ -69,6 +76,10 @@ class Probe:
     def outputs(self) -> list[np.ndarray]:
         """The real values of the model's own outputs."""
         return self._values[: self._own]
+
+    def codes(self, name: str) -> np.ndarray:
+        """The integers, or floats, of a layer's output as they are in the file."""
+        return self._codes[self.index[name]]
 
     def knows(self, tensor: keras.KerasTensor) -> bool:
         """Whether the integer model has a value for a tensor of the Keras model."""
@@ -90,8 +101,8 @@ class Probe:
         return found.reshape(-1, *tensor.shape[1:])
 
 
-def _with_outputs(content: bytes, names: set[str]) -> bytes:
-    """A file whose outputs are its own and then every computed tensor of these names.
+def _with_outputs(content: bytes, names: set[str] | None) -> bytes:
+    """A file whose outputs are its own and then every computed tensor of these names, or any.
 
     An interpreter uses the memory of other tensors again, and those between two operators that
     XNNPACK's delegate runs are never written.
@@ -99,7 +110,7 @@ def _with_outputs(content: bytes, names: set[str]) -> bytes:
     model = flatbuffer.read(content)
     graph = model.subgraphs[0]
     computed = [int(i) for op in graph.operators for i in op.outputs]
-    found = [i for i in computed if graph.tensors[i].name.decode() in names]
+    found = [i for i in computed if names is None or graph.tensors[i].name.decode() in names]
     extra = [i for i in found if i not in graph.outputs]
     graph.outputs = np.array([*graph.outputs, *extra], np.int32)
     # The signature has no names for the new outputs; without one, tensors go by their own.

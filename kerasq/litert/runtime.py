@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kerasq.litert import contents, evaluation, flatbuffer, micro, report, values
+from kerasq.litert import contents, evaluation, flatbuffer, metadata, micro, report, values
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.verify import verify
@@ -133,6 +133,11 @@ class TFLiteModel:
                 f"({self.kernels} kernels). "
                 f"Received: {len(self.content)} bytes that it refuses: {error}"
             ) from error
+
+    @property
+    def made(self) -> metadata.Made | None:
+        """What the file was made for; None where kerasq has not written it."""
+        return self._contents.made
 
     @property
     def float_ops(self) -> list[Op]:

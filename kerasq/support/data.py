@@ -73,6 +73,35 @@ def labelled_batches(
         yield _checked(model, batch[0], index), keras.tree.map_structure(np.asarray, batch[1])
 
 
+def with_labels(
+    model: keras.Model, data: Any, batch_size: int = 32
+) -> Iterator[tuple[Any, Any | None]]:
+    """As `labelled_batches`, of data with or without labels: these are None where there are none.
+
+    Raises:
+        ValueError: as `batches`.
+    """
+    is_pair = isinstance(data, tuple) and len(data) == 2 and not _is_all_inputs(model, data)
+    if is_pair and sample_count(model, data[0]) is not None:
+        yield from labelled_batches(model, data, batch_size)
+    elif data is None or isinstance(data, str) or sample_count(model, data) is not None:
+        yield from ((x, None) for x in batches(model, data, batch_size))
+    else:
+        yield from _pairs(model, data)
+
+
+def _pairs(model: keras.Model, data: Any) -> Iterator[tuple[Any, Any | None]]:
+    """Each batch of an iterable, with its labels."""
+    count = -1
+    for count, batch in enumerate(_iterable(data)):
+        has_labels = isinstance(batch, tuple) and len(batch) > 1
+        x = batch[0] if isinstance(batch, tuple) else batch
+        labels = keras.tree.map_structure(np.asarray, batch[1]) if has_labels else None
+        yield _checked(model, x, count), labels
+    if count < 0:
+        raise ValueError("`data` must hold at least one sample. Received: no batches.")
+
+
 def _labels(y: Any, samples: int, batch_size: int) -> Iterator[Any]:
     """Arrays of labels, cut where `batches` cuts the samples.
 

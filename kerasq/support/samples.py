@@ -40,6 +40,26 @@ def load_samples(
     return _spread(_array(path), count)
 
 
+def load_labels(path: str | os.PathLike, count: int) -> np.ndarray:
+    """The labels of samples that `load_samples` took, from a file that has one for each of all.
+
+    Args:
+        path: a .npy file, or an .npz file with an array `y`, or one alone.
+        count: as for `load_samples`.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it holds no labels.
+    """
+    arrays = _arrays(pathlib.Path(path))
+    if "y" not in arrays and len(arrays) != 1:
+        raise ValueError(
+            "A file of labels must hold an array 'y', or one alone. "
+            f"Received: {os.fspath(path)} with {[*arrays]}."
+        )
+    return _spread(arrays["y"] if "y" in arrays else next(iter(arrays.values())), count)
+
+
 def _array(path: pathlib.Path) -> np.ndarray:
     """The one array of samples in a file."""
     arrays = _arrays(path)

@@ -17,3 +17,11 @@ def test_more_work_takes_longer():
 def test_no_rounds():
     with pytest.raises(ValueError, match=r"`rounds` must be at least 1. Received: rounds=0"):
         kerasq.latency([], rounds=0)
+
+
+def test_inputs_that_are_indices_are_in_bounds():
+    # What happens to be in the memory of an input need not be.
+    indices = keras.Input((5,), batch_size=64, dtype="int32")
+    model = keras.Model(indices, keras.layers.Embedding(2, 3)(indices))
+    (ms,) = kerasq.latency([kerasq.export_float_tflite(model)], rounds=1)
+    assert ms > 0

@@ -292,3 +292,15 @@ def test_an_input_that_is_an_output_as_well():
     report = kerasq.compare(q, kerasq.export_tflite(q), x=networks.data(q))
     assert [layer.op for layer in report.layers] == ["-", "FULLY_CONNECTED"]
     assert report.exact == 1.0
+
+
+def test_layers_behind_scaling_in_front_of_the_grid_are_exact():
+    """The file is fed codes of what a layer of the model makes of the input."""
+    variance = 10.0 ** np.arange(6)
+    inputs = keras.Input((6,), name="features")
+    scaled = L.Normalization(mean=100.0 * np.arange(6), variance=variance)(inputs)
+    model = keras.Model(inputs, L.Dense(3, name="head")(scaled))
+    x = np.random.default_rng(0).normal(100.0 * np.arange(6), np.sqrt(variance), (20, 6))
+    q = networks.quantized(model, x.astype(np.float32))
+    report = kerasq.compare(q, kerasq.export_tflite(q), x=x)
+    assert (report.max_lsb, report.layers[0].max_lsb, report.layers[0].name) == (0, 0, "head")

@@ -1,0 +1,241 @@
+"""`report`: measures a quantized model and its file, and writes the page."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasq import graph, unsupported
+from kerasq.analysis.allocate import Allocation
+from kerasq.analysis.sensitivity import Sensitivity
+from kerasq.analysis.summary import Summary, summary
+from kerasq.litert.runtime import TFLiteModel
+from kerasq.reporting import layer_figures, page
+from kerasq.reporting.advice import ASKED, Advice, advise
+from kerasq.reporting.ends import Ends
+from kerasq.reporting.layer_figures import LayerFigures
+from kerasq.reporting.logs import ranges_over_training
+from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
+from kerasq.reporting.shown_samples import ShownSamples
+from kerasq.reporting.verdict import Verdict, of_file, rows, sensitivity_figures
+from kerasq.support.data import sample_count, with_labels
+from kerasq.support.progress import track
+
+
+def report(
+    model: keras.Model | None,
+    lite: TFLiteModel,
+    data: Any,
+    path: str | os.PathLike,
+    *,
+    float_model: keras.Model | None = None,
+    sensitivity: Sensitivity | Allocation | None = None,
+    logs: str | os.PathLike | None = None,
+) -> Verdict:
+    """Writes one page that says where accuracy went, and what to do about it.
+
+    The page is one HTML file that needs no network; a `.json` file beside it has the same figures.
+    Each layer is measured on the integer model's values:
+
+    - "own SQNR" is the noise that the layer adds itself, `10 log10(sum y^2 / sum (z - y)^2)` dB,
+      with `z` what the file computes and `y` what the float layer makes of the file's own inputs;
+    - "SQNR" is that of all layers up to there: `y` is the float network's value.
+
+    The float network is that of the quantized model, its weights before they are put on grids;
+    `float_model` stands for it at the outputs. Histograms are of at most 2^17 values of a layer in
+    a batch, and only a batch is in memory. Times of single layers are missing: LiteRT's Python
+    package has no profiler of operators.
+
+    Args:
+        model: the quantized model; None for what a file alone tells.
+        lite: its export; any .tflite file where `model` is None.
+        data: samples as for `kerasq.compare`, or `(x, y)` or batches `(x, y)` with labels, for an
+            accuracy.
+        path: of the page, "*.html".
+        float_model: the float model before quantization.
+        sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
+        logs: the folder of `kerasq.LogRanges`, to show each range over training.
+
+    Returns:
+        The verdict, which prints as text; its `figures` are those of the `.json` file.
+
+    Raises:
+        ImportError: where Bokeh, which draws, is not installed.
+        OSError: where the page cannot be written.
+        ValueError: as `kerasq.compare`, for a path that does not end in ".html", and for `logs`
+            without ranges.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> x, q = np.random.default_rng(0).normal(size=(32, 4)), kerasq.quantize_model(model)
+        >>> kerasq.calibrate(q, x)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     verdict = kerasq.report(q, kerasq.export_tflite(q), x, f"{folder}/report.html")
+        >>> verdict.figures["verdict"]["agreement"]["simulated file"]
+        1
+    """
+    page.check_path(path)
+    if not isinstance(lite, TFLiteModel):
+        raise ValueError(
+            "`lite` must be a TFLiteModel. "
+            f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
+        )
+    curves = None if logs is None else ranges_over_training(logs)
+    found = _Found(model, lite, float_model)
+    if model is None:
+        found.measure_file(data)
+    else:
+        found.measure_model(model, data)
+    figures = found.figures()
+    figures["sensitivity"] = None if sensitivity is None else sensitivity_figures(sensitivity)
+    figures["logs"] = curves
+    page.write(path, f"kerasq report: {figures['model']}", "report", figures)
+    return Verdict(figures=page.plain(figures), advice=tuple(found.advice))
+
+
+class _Found:
+    """What a report shows, as it is found.
+
+    Args:
+        model: the quantized model, or None.
+        lite: the file.
+        float_model: the float model, or None.
+
+    Attributes:
+        advice: what to try next.
+    """
+
+    def __init__(
+        self, model: keras.Model | None, lite: TFLiteModel, float_model: keras.Model | None
+    ) -> None:
+        self._lite, self._float_model = lite, float_model
+        self._name = lite.output_names[0] if model is None else model.name
+        self._ends, self._shown = Ends(), ShownSamples()
+        self._layers: list[LayerFigures] = []
+        self._floats: dict[str, str] = {}
+        self._costs: Summary | None = None
+        self.advice: list[Advice] = []
+
+    def measure_model(self, model: keras.Model, data: Any) -> None:
+        """Measures a quantized model and its file."""
+        measured = Measurement(model, self._lite, _count(model, data))
+        found = with_labels(model, data, measured.chunk)
+        for x, labels in track(found, measured.total, "batch"):
+            batch = self._referred(measured.add(x), x, measured.comparison.is_long)
+            self._add(x, labels, batch)
+        self._costs = summary(model)
+        self._layers = layer_figures.of_model(model, measured, self._costs, self._float_model)
+        self._floats = _floats(model, self._float_model)
+
+    def measure_file(self, data: Any) -> None:
+        """Measures a file alone."""
+        measured = FileMeasurement(self._lite)
+        for x, labels in _file_batches(self._lite, data, measured.chunk):
+            batch = self._referred(measured.add(x), x if len(x) > 1 else x[0], True)
+            self._add(x, labels, batch)
+        self._layers = layer_figures.of_file(self._lite, measured)
+
+    def _referred(self, batch: Batch, x: Any, is_traced: bool) -> Batch:
+        """A batch whose reference is what the float model predicts, where there is one.
+
+        Raises:
+            ValueError: for a model of other outputs.
+        """
+        model = self._float_model
+        if model is None:
+            return batch
+        predicted = model.predict_on_batch(x) if is_traced else model(x, training=False)
+        outputs = [np.asarray(y) for y in keras.tree.flatten(predicted)]
+        shapes = [y.shape for y in outputs], [y.shape for y in batch.computed]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`float_model` must be the model before quantization, with its outputs. "
+                f"Received: outputs of shape {shapes[0]} beside those of the file, {shapes[1]}."
+            )
+        return Batch(reference=outputs, simulated=batch.simulated, computed=batch.computed)
+
+    def _add(self, x: Any, labels: Any, batch: Batch) -> None:
+        self._ends.add(batch, labels)
+        self._shown.add(np.asarray(keras.tree.flatten(x)[0]), labels, batch)
+
+    def figures(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        from kerasq import __version__  # It is the last thing that kerasq defines.
+
+        ends, file = self._ends.figures(), of_file(self._lite)
+        target = file["target"] or "litert"
+        self.advice = advise(self._layers, self._floats, ends["sqnr"].get("file"), target)
+        verdict = {**ends, **file, "stays_float": self._floats}
+        if self._costs is not None:
+            verdict["activation_bytes"] = self._costs.peak_activation_bytes
+            verdict["troubles"] = [str(x) for x in self._costs.troubles]
+        if self._float_model is not None:
+            verdict["float_bytes"] = 4 * self._float_model.count_params()
+        return {
+            "kerasq": __version__,
+            "model": self._name,
+            "samples": self._ends.samples,
+            "disagreeing": self._shown.disagreeing,
+            "verdict": verdict,
+            "advice": [vars(x) for x in self.advice],
+            "layers": rows(self._layers),
+            "shown": self._shown.figures(),
+        }
+
+
+def _count(model: keras.Model, data: Any) -> int | None:
+    """How many samples there are, where that is known before."""
+    x = data[0] if isinstance(data, tuple) and len(data) == 2 else data
+    return sample_count(model, x)
+
+
+def _file_batches(
+    lite: TFLiteModel, data: Any, size: int
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    """Batches of arrays, or of a dataset, with their labels."""
+    is_pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape")
+    x, labels = data if is_pair else (data, None)
+    if not hasattr(x, "shape") and not isinstance(x, (dict, list)):
+        yield from _batches_of(lite, x)
+        return
+    columns = lite.columns(x)
+    if labels is not None and len(labels) != len(columns[0]):
+        raise ValueError(
+            "`data` must hold as many labels as samples. "
+            f"Received: {len(columns[0])} samples, {len(labels)} labels."
+        )
+    for i, part in enumerate(cut(columns, size)):
+        yield part, None if labels is None else np.asarray(labels[i * size : (i + 1) * size])
+
+
+def _batches_of(
+    lite: TFLiteModel, data: Any
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    """The batches of a dataset, `x` or `(x, y)`."""
+    for batch in data:
+        x, *labels = batch if isinstance(batch, tuple) else (batch,)
+        yield lite.columns(x), np.asarray(labels[0]) if labels else None
+
+
+def _floats(model: keras.Model, float_model: keras.Model | None) -> dict[str, str]:
+    """By name of a layer that stays float, why."""
+    found = {name: f"{kind}" for name, kind in layer_figures.operator_of(model).items()}
+    if not found or float_model is None:
+        return found
+    graphed = graph.read(float_model, unsupported.is_closed)
+    reasons = unsupported.without_kernel(graphed, frozenset())
+    return {
+        name: _reason(name, kind, reasons.get(name))
+        for name, kind in found.items()
+        # Of what has no remark, such as Embedding, integers may come all the same.
+        if reasons.get(name) != ""
+    }
+
+
+def _reason(name: str, kind: str, text: str | None) -> str:
+    """Why a layer stays float; None where it could be integer."""
+    # The text begins with the name, which is told already.
+    return f"{kind}, {ASKED}" if text is None else text.removeprefix(f"{name!r} ").strip("()")

@@ -1,0 +1,108 @@
+"""The verdict: what `report` returns, and what a file says of itself."""
+
+import collections
+import dataclasses
+import math
+import platform
+from typing import Any
+
+from kerasq.analysis.allocate import Allocation
+from kerasq.analysis.latency import latency
+from kerasq.analysis.sensitivity import Sensitivity
+from kerasq.litert.partitions import partitions
+from kerasq.litert.runtime import TFLiteModel
+from kerasq.reporting.advice import Advice
+from kerasq.reporting.layer_figures import LayerFigures
+from kerasq.reporting.layout import places
+from kerasq.support import tables
+
+# Calls that the latency is the median of.
+ROUNDS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What `kerasq.report` found. Printing it gives the verdict and the advice.
+
+    Attributes:
+        figures: all figures of the page, as they are in its `.json` file.
+        advice: what to try next, the gravest first.
+    """
+
+    figures: dict[str, Any]
+    advice: tuple[Advice, ...]
+
+    def __str__(self) -> str:
+        found = self.figures["verdict"]
+        rows = [["", "accuracy", "same class as float", "SQNR (dB)"]]
+        for side in ("float", "simulated", "file"):
+            shares = found["accuracy"].get(side), found["agreement"].get(f"float {side}")
+            ratio = found["sqnr"].get(side)
+            if (*shares, ratio) != (None, None, None):
+                rows.append([side, *map(_percent, shares), "" if ratio is None else f"{ratio}"])
+        lines = [tables.plain(rows), ""] if rows[1:] else []
+        lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")
+        advice = [f"- {x}" for x in self.advice] or [
+            "Nothing stands out: there is nothing to mend."
+        ]
+        return "\n".join([*lines, "", "What to try next:", *advice])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def of_file(lite: TFLiteModel) -> dict[str, Any]:
+    """What a file says of itself, and how fast it is here."""
+    is_litert = lite.target == "litert"
+    return {
+        "bytes": len(lite.content),
+        "operators": dict(collections.Counter(op.name for op in lite.ops).most_common()),
+        "target": lite.made.target if lite.made else None,
+        "runs_on": f"{lite.target}, {lite.kernels} kernels, {platform.machine()}",
+        "remarks": lite.remarks(),
+        "latency_ms": latency([lite], rounds=ROUNDS)[0] if is_litert else None,
+        "arena_bytes": None if is_litert else lite.arena_bytes(),
+        "partitions": _partitions(lite),
+    }
+
+
+def _partitions(lite: TFLiteModel) -> dict[str, Any] | None:
+    """What XNNPACK runs; None where it runs nothing, or that is not known."""
+    # The kernels of LiteRT alone are called so.
+    parts = partitions(lite.content) if lite.kernels == "optimized" else None
+    if parts is None:
+        return None
+    makers = {name: op.name for op in lite.ops for name in op.outputs}
+    return {"count": parts.parts, "outside": {name: makers[name] for name in parts.outside}}
+
+
+def rows(layers: list[LayerFigures]) -> list[dict[str, Any]]:
+    """The layers for JSON, each with its place in the drawing of the graph."""
+    index = {x.name: i for i, x in enumerate(layers)}
+    read = [[index[name] for name in x.inputs if index[name] < i] for i, x in enumerate(layers)]
+    found = []
+    for layer, (row, column) in zip(layers, places(read), strict=True):
+        own = {x.name: getattr(layer, x.name) for x in dataclasses.fields(layer)}
+        own["weights"] = layer.weights and vars(layer.weights)
+        found.append({**own, "row": row, "column": column})
+    return found
+
+
+def sensitivity_figures(found: Sensitivity | Allocation) -> dict[str, Any]:
+    """A table of sensitivities, and the Pareto front where there is one."""
+    table = found.sensitivity if isinstance(found, Allocation) else found
+    order = table.sort()
+    figures: dict[str, Any] = {
+        "metric": table.metric,
+        "candidates": table.candidates,
+        "base": table.base,
+        "layers": order.layers,
+        "alone": order.alone,
+        "gain": order.gain,
+    }
+    if isinstance(found, Allocation):
+        front = [(x.cost, x.predicted) for x in found.front if math.isfinite(x.predicted)]
+        figures |= {"unit": found.unit, "front": front}
+        figures["chosen"] = (found.chosen.cost, found.chosen.measured or found.chosen.predicted)
+    return figures

@@ -1,0 +1,173 @@
+"""What a report finds, beside NumPy; and that it names faults, and the way out of them."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.comparison.probe import Probe
+from kerasq.reporting.counts import BINS
+from tests import networks
+
+
+def rows(verdict):
+    return {x["name"]: x for x in verdict.figures["layers"]}
+
+
+def ratio(wanted, found):
+    noise = np.square(wanted - found, dtype=np.float64).sum()
+    return 10 * np.log10(np.square(wanted, dtype=np.float64).sum() / noise)
+
+
+def test_the_verdict_is_that_of_both_models(made, tiny, samples, labels):
+    model, q, lite = tiny
+    found = made[1].figures["verdict"]
+    wanted, computed = networks.run(model, samples), lite.predict(samples)
+    assert found["accuracy"] == {
+        side: pytest.approx(np.mean(y.argmax(-1) == labels), rel=1e-4)
+        for side, y in [("float", wanted), ("simulated", computed), ("file", computed)]
+    }
+    same = np.mean(wanted.argmax(-1) == computed.argmax(-1))
+    assert found["agreement"]["float file"] == pytest.approx(same, rel=1e-4)
+    assert found["agreement"]["simulated file"] == 1
+    assert found["sqnr"]["file"] == pytest.approx(ratio(wanted, computed), rel=1e-3)
+    assert found["bytes"] == len(lite.content) and found["latency_ms"] > 0
+    assert found["operators"] == {"CONV_2D": 2, "ADD": 1, "MEAN": 1, "FULLY_CONNECTED": 1}
+    assert found["target"] == "litert" and found["stays_float"] == {}
+    assert found["activation_bytes"] == kerasq.summary(q).peak_activation_bytes
+
+
+def test_layers_have_the_figures_of_summary_and_compare(made, tiny, samples):
+    _, q, lite = tiny
+    found = rows(made[1])
+    assert [*found] == ["image_quantize", "first", "second", "sum", "pool", "head"]
+    for layer in kerasq.compare(q, lite, x=samples).layers:
+        row = found[layer.name]
+        assert (row["op"], row["max_lsb"], row["exact"]) == (layer.op, layer.max_lsb, layer.exact)
+    for layer in kerasq.summary(q).layers:
+        keys = ("scheme", "macs", "weight_bytes", "activation_bytes", "accumulator_bits")
+        assert {x: found[layer.name][x] for x in keys} == {x: getattr(layer, x) for x in keys}
+    assert found["sum"]["inputs"] == ["first", "second"]
+
+
+def test_values_are_those_of_numpy(made, tiny, samples):
+    model, q, lite = tiny
+    found = rows(made[1])
+    # Of the input all is known; of the head what the file returns.
+    grid = q.get_layer("image_quantize").grid().numpy()
+    codes = grid.quantize(samples)
+    own = found["image_quantize"]
+    assert own["codes_used"] == len(np.unique(codes))
+    assert own["code_values"]["counts"] == np.bincount(codes.ravel().astype(int) + 128).tolist()
+    counted, high = own["float_values"], max(samples.max(), float(grid.high))
+    expected, _ = np.histogram(samples, BINS, (0, high))
+    np.testing.assert_array_equal(counted["counts"], expected)
+    assert counted["low"] == 0 and counted["high"] == pytest.approx(high, rel=1e-4)
+    assert own["sqnr"] == pytest.approx(ratio(samples, grid.dequantize(codes)), rel=1e-3)
+    head, z = found["head"], lite.predict(samples)
+    assert head["codes_used"] == len(np.unique(lite.predict(samples, dequantize=False)))
+    assert head["sqnr"] == pytest.approx(ratio(networks.run(model, samples), z), rel=1e-3)
+    # By itself: the float layer on what the file has before it.
+    probe = Probe(q, lite)
+    probe.run(samples)
+    kernel, bias = (x.numpy() for x in model.get_layer("head").weights)
+    own = probe.value(q.get_layer("head").input) @ kernel + bias
+    assert head["own_sqnr"] == pytest.approx(ratio(own, z), rel=1e-3)
+    assert head["own_sqnr"] > head["sqnr"]
+
+
+def test_a_kernel_is_shown_before_and_after_folding(made, tiny):
+    model, q, _ = tiny
+    channels = rows(made[1])["first"]["weights"]["drawn"]["channels"]
+    kernel = model.get_layer("first").kernel.numpy().reshape(27, 8)
+    np.testing.assert_allclose([x[0] for x in channels["before"]], kernel.min(0), rtol=1e-4)
+    folded = q.get_layer("first").folded_kernel().numpy().reshape(27, 8)
+    np.testing.assert_allclose([x[4] for x in channels["after"]], folded.max(0), rtol=1e-4)
+    assert "before" not in rows(made[1])["second"]["weights"]["drawn"]["channels"]
+
+
+def test_samples_are_shown_as_images(made):
+    shown = made[1].figures["shown"]
+    assert 0 < len(shown) <= 12
+    assert [x["disagrees"] for x in shown] == sorted((x["disagrees"] for x in shown), reverse=True)
+    assert all(x["image"].startswith("data:image/png;base64,") for x in shown)
+    assert {*shown[0]["outputs"]} == {"float", "simulated", "file"}
+
+
+def test_the_twin_has_the_same_figures(made):
+    folder, verdict = made
+    assert json.loads((folder / "report.json").read_text()) == verdict.figures
+    assert (folder / "report.html").stat().st_size < 2e6
+
+
+def test_a_good_model_needs_no_advice(made):
+    assert made[1].advice == () and "nothing to mend" in str(made[1])
+
+
+def test_two_faults_are_named_and_the_ways_out_help(broken, samples, tmp_path):
+    model, _, verdict = broken
+    first, second = verdict.advice
+    assert (first.layer, first.rule) == ("image_quantize", "normalization")
+    assert "2 of 256 codes" in first.what and "kerasq.calibrate" in first.way_out
+    assert (second.layer, second.rule) == ("second", "outlier")
+    assert "channel 3" in second.what and "kerasq.equalize" in second.way_out
+    assert f"- {first}" in str(verdict)
+    # What it says, done.
+    q = kerasq.quantize_model(model, overrides={"second": "float"})
+    kerasq.calibrate(q, samples)
+    lite = kerasq.export_tflite(q)
+    after = kerasq.report(q, lite, samples, tmp_path / "after.html", float_model=model)
+    assert after.advice == ()
+    assert after.figures["verdict"]["stays_float"] == {"second": "Conv2D, as it was asked for"}
+    before, now = (x.figures["verdict"]["sqnr"]["file"] for x in (verdict, after))
+    assert before < 5 and now > 35
+    # And what changed.
+    pair = (broken[1] / "broken.json", tmp_path / "after.json")
+    found = kerasq.compare_reports(*pair, broken[1] / "difference.html")
+    assert [x["rule"] for x in found["advice"]["gone"]] == ["normalization", "outlier"]
+    assert found["advice"]["new"] == found["advice"]["left"] == []
+    assert found["verdict"]["SQNR (dB), file"] == [before, now]
+    assert found["layers"]["second"]["scheme"] == ["w8a8", "float"]
+    assert "scheme" not in found["layers"]["first"] and found["layers"]["second_int8"] is None
+
+
+def test_a_file_alone_shows_what_it_holds(tiny, samples, labels, tmp_path):
+    _, q, lite = tiny
+    verdict = kerasq.report(None, lite, (samples, labels), tmp_path / "file.html")
+    found = rows(verdict)
+    assert [x["op"] for x in found.values()] == [
+        *("input", "CONV_2D", "CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED")
+    ]
+    (head,) = [x for x in found.values() if x["op"] == "FULLY_CONNECTED"]
+    codes = lite.predict(samples, dequantize=False)
+    assert head["codes_used"] == len(np.unique(codes)) and head["sqnr"] is None
+    integer = q.get_layer("head").integer_weights().codes.numpy()
+    assert head["weights"]["codes_used"] == len(np.unique(integer))
+    assert head["scheme"] == "int8, int8"
+    accuracy = np.mean(codes.argmax(-1) == labels)
+    assert verdict.figures["verdict"]["accuracy"] == {"file": pytest.approx(accuracy, rel=1e-4)}
+    # Beside its float model, the outputs can be compared.
+    model = tiny[0]
+    named = kerasq.report(None, lite, samples, tmp_path / "file.html", float_model=model)
+    wanted = ratio(networks.run(model, samples), lite.predict(samples))
+    assert named.figures["verdict"]["sqnr"]["file"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_bad_input_is_refused_before_any_work(tiny, samples, tmp_path):
+    _, q, lite = tiny
+    with pytest.raises(ValueError, match=r"must be an .html file.*Received: 'report.txt'"):
+        kerasq.report(q, lite, samples, "report.txt")
+    with pytest.raises(FileNotFoundError, match="directory of the file must exist"):
+        kerasq.report(q, lite, samples, tmp_path / "none/report.html")
+    with pytest.raises(ValueError, match="`lite` must be a TFLiteModel"):
+        kerasq.report(q, lite.content, samples, tmp_path / "report.html")
+    other = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    with pytest.raises(ValueError, match="`float_model` must be the model before quantization"):
+        kerasq.report(q, lite, samples[:2], tmp_path / "report.html", float_model=other)
+    with pytest.raises(ValueError, match=r"as many labels as samples.*48 samples, 3 labels"):
+        kerasq.report(None, lite, (samples, np.zeros(3, int)), tmp_path / "report.html")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"must be the .json file that `kerasq.report` wrote"):
+        kerasq.compare_reports(*[tmp_path / "other.json"] * 2, tmp_path / "difference.html")

@@ -1,0 +1,167 @@
+"""The page in a browser: no errors, no network; it sorts, filters and opens layers."""
+
+import base64
+import copy
+import json
+import time
+
+import numpy as np
+import pytest
+
+import kerasq
+from kerasq.reporting import page
+from kerasq.reporting.png import data_uri
+from tests import browser
+
+pytestmark = pytest.mark.skipif(browser.path() is None, reason="There is no Chromium here.")
+
+# Bokeh draws within shadow roots, which a selector does not see.
+DRAWN = """
+(() => {
+  const svg = (x) => x.tagName.toLowerCase() === "svg";
+  const drawn = (root) => [...root.querySelectorAll("*")].reduce(
+    (n, x) => n + svg(x) + (x.shadowRoot ? drawn(x.shadowRoot) : 0), 0);
+  return [...document.querySelectorAll("PLACE")].reduce((n, x) => n + drawn(x), 0);
+})()
+"""
+NAMES = '[...document.querySelectorAll("#layers tr[data-name]")].map((x) => x.dataset.name)'
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    found = browser.Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+def wait(opened, script, least):
+    """Until a script gives at least so much."""
+    until = time.monotonic() + browser.LIMIT
+    while (found := opened.run(script)) < least:
+        assert time.monotonic() < until, found
+        time.sleep(0.05)
+
+
+def click(opened, title):
+    """A click on the heading of a column; then the layers in their order."""
+    opened.run(
+        '[...document.querySelectorAll("#layers th button")]'
+        f".find((x) => x.textContent === {json.dumps(title)}).click()"
+    )
+    return opened.run(NAMES)
+
+
+def is_clean(opened):
+    return opened.problems == [] and all(
+        x.startswith(("file:", "data:", "blob:")) for x in opened.requests
+    )
+
+
+def test_the_page_sorts_filters_and_opens_layers(opened, made):
+    folder, verdict = made
+    opened.open(folder / "report.html")
+    layers = verdict.figures["layers"]
+    names = [x["name"] for x in layers]
+    assert opened.run(NAMES) == names
+    known = [x for x in layers if x["macs"] is not None]
+    upwards = [x["name"] for x in sorted(known, key=lambda x: x["macs"])]
+    assert click(opened, "MACs") == upwards
+    assert click(opened, "MACs")[0] == upwards[-1]  # The other way round.
+    assert click(opened, "Layer") == sorted(names)
+    opened.run(
+        'const box = byId("filter"); box.value = "conv w8"; box.dispatchEvent(new Event("input"))'
+    )
+    assert opened.run(NAMES) == ["first", "second"]
+    assert opened.run('byId("count").textContent') == "2 of 6"
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    # Values, codes, weights, their codes, and boxes.
+    wait(opened, DRAWN.replace("PLACE", "tr.detail .chart"), 5)
+    assert opened.run('document.querySelectorAll("tr.detail .chart").length') == 5
+    click(opened, "SQNR")  # What is open stays with its layer.
+    assert opened.run('document.querySelector("tr.detail").previousSibling.dataset.name') == "first"
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    assert opened.run('document.querySelectorAll("tr.detail").length') == 0
+    wait(opened, DRAWN.replace("PLACE", "#graph, #depth"), 2)
+    assert is_clean(opened), opened.problems
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(opened, made):
+    opened.resize(390, 844, 2)
+    opened.open(made[0] / "report.html")
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    wait(opened, DRAWN.replace("PLACE", "tr.detail .chart"), 5)
+    assert opened.run("document.documentElement.scrollWidth") <= 390
+    # And on paper.
+    assert base64.b64decode(opened.send("Page.printToPDF")["data"])[:4] == b"%PDF"
+    opened.send("Emulation.clearDeviceMetricsOverride")
+    assert is_clean(opened), opened.problems
+
+
+def test_advice_leads_to_its_layer(opened, broken):
+    _, folder, verdict = broken
+    opened.open(folder / "broken.html")
+    items = opened.run('[...document.querySelectorAll("#advice li")].map((x) => x.textContent)')
+    assert items == [str(x).replace("`", "") for x in verdict.advice]
+    opened.run('[...document.querySelectorAll("#advice a")].at(-1).click()')
+    assert opened.run('document.querySelector("tr.open").dataset.name') == "second"
+    opened.run('byId("advised").click()')
+    assert opened.run(NAMES) == ["image_quantize", "second"]
+    assert is_clean(opened), opened.problems
+
+
+def test_347_layers_are_small_and_quick(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    rows = figures["layers"]
+    figures["layers"] = [
+        {**rows[i % len(rows)], "name": f"layer{i}", "inputs": [f"layer{i - 1}"][:i], "row": i}
+        for i in range(347)
+    ]
+    page.write(tmp_path / "large.html", "large", "report", figures)
+    assert (tmp_path / "large.html").stat().st_size < 10e6
+    opened.open(tmp_path / "large.html")
+    assert len(opened.run(NAMES)) == 347
+    # Each frame of a scroll through all of it, in milliseconds.
+    slowest = opened.run(
+        """new Promise((done) => {
+          let last = performance.now(), slowest = 0, y = 0;
+          const step = (now) => {
+            slowest = Math.max(slowest, now - last);
+            last = now;
+            window.scrollTo(0, (y += 300));
+            if (y < document.documentElement.scrollHeight) requestAnimationFrame(step);
+            else done(slowest);
+          };
+          requestAnimationFrame(step);
+        })"""
+    )
+    assert slowest < 1000  # Of a busy machine; a quiet one takes 20.
+    assert is_clean(opened), opened.problems
+
+
+def test_a_difference_is_shown(opened, made, broken, tmp_path):
+    pair = (made[0] / "report.json", broken[1] / "broken.json")
+    found = kerasq.compare_reports(*pair, tmp_path / "difference.html")
+    opened.open(tmp_path / "difference.html")
+    shown = opened.run('[...document.querySelectorAll("#changes tbody td:first-child")].length')
+    assert shown == sum({*x} != {"along"} for x in found["layers"].values())
+    assert opened.run('document.querySelectorAll("#sides .worse").length') > 0
+    wait(opened, DRAWN.replace("PLACE", "#depth"), 1)
+    assert is_clean(opened), opened.problems
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_png(opened, channels):
+    x = np.random.default_rng(0).integers(0, 256, (5, 7, channels)).astype(np.float32)
+    x[0, 0], x[0, 1] = 0, 255
+    found = opened.run(
+        f"""(async () => {{
+          const image = new Image();
+          image.src = "{data_uri(x)}";
+          await image.decode();
+          const canvas = new OffscreenCanvas(7, 5).getContext("2d");
+          canvas.drawImage(image, 0, 0);
+          return [...canvas.getImageData(0, 0, 7, 5).data];
+        }})()"""
+    )
+    pixels = np.array(found).reshape(5, 7, 4)
+    np.testing.assert_array_equal(pixels[..., :3], np.broadcast_to(x, (5, 7, 3)))
