@@ -218,7 +218,10 @@ def contents(path: pathlib.Path) -> dict[str, float]:
         for tensor in lite.tensors
         if tensor.constant and tensor.dtype == np.int8 and len(tensor.shape) > 1
     ]
-    found = {"bytes": len(lite.content), "zipped": len(zlib.compress(lite.content, 9))}
+    found: dict[str, float] = {
+        "bytes": len(lite.content),
+        "zipped": len(zlib.compress(lite.content, 9)),
+    }
     if kernels:
         found["zeros"] = float(np.mean(np.concatenate([x.ravel() for x in kernels]) == 0))
         found["codes"] = max(len(np.unique(x)) for x in kernels)
