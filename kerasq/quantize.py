@@ -93,10 +93,10 @@ def quantize_model(
             saves: `kerasq.compression`.
         keep_clusters: weights of a clustered kernel (of at most 255 values beside 0) that are equal
             stay equal in training, and move by the mean of their gradients. All channels then have
-            one range, before BatchNormalization, so that the file has as many codes as there are
-            clusters; twice that where gains of BatchNormalization are negative. With
-            batch_norm="fold" or granularity="per_tensor" it is so in each channel alone. 0 is a
-            value as any other, unless zeros are kept too.
+            one range, before BatchNormalization, which follows the weights, so that the file has as
+            many codes as there are clusters; up to twice that where gains of BatchNormalization are
+            negative. With batch_norm="fold" or granularity="per_tensor" it is so in each channel
+            alone. 0 is a value as any other, unless zeros are kept too.
         target: whose integer kernels it computes as: "litert", LiteRT's default ones on any
             processor; "litert-x86-64" or "litert-arm64", which pack all weights of up to 4 bits;
             "tflm", TFLite Micro's; "ethos-u", Arm's NPU; or a target of your own

@@ -259,3 +259,14 @@ def test_what_cannot_be_rebuilt():
         legacy.rebuild(tf_keras.Model(x, type("Pass", (L.Layer,), {})(name="own")(x)))
     with pytest.raises(ValueError, match=r"Received: tf.math.bessel_i0 in layer"):
         legacy.rebuild(tf_keras.Model(x, tf.math.bessel_i0(x)))
+
+
+def test_what_tfmot_made_stays():
+    tf_keras.utils.set_random_seed(0)
+    q = kerasq.quantize_model(MODELS["clustered"](), keep_clusters=True)
+    assert q.get_layer("d").clusters == 3
+    model = MODELS["pruned"]()
+    kernel = model.get_layer("d").kernel
+    kernel.assign(np.where(np.abs(kernel) < 0.3, 0.0, kernel))
+    q = kerasq.quantize_model(model, keep_zeros=True)
+    np.testing.assert_array_equal(q.get_layer("d").mask, np.abs(kernel) >= 0.3)

@@ -87,6 +87,7 @@ def post_training(
     recipe: str | Sequence[str] = "auto",
     overrides: dict[str, str] | None = None,
     granularity: str = "per_channel",
+    keep_zeros: bool = False,
     target: str | targets.Target = targets.DEFAULT,
     input_range: Any = None,
     iterations: int = 1000,
@@ -120,6 +121,7 @@ def post_training(
             cases, and "correct_by_statistics": at 8 bits it takes little longer than to calibrate.
         overrides: as for `quantize_model`.
         granularity: as for `quantize_model`.
+        keep_zeros: as for `quantize_model`: whether "round" must leave weights of 0 at 0.
         target: as for `quantize_model`.
         input_range: as for `calibrate_without_data`; without data only.
         iterations: of `adaround`, for each layer.
@@ -144,6 +146,7 @@ def post_training(
         "scheme": scheme,
         "overrides": overrides,
         "granularity": granularity,
+        "keep_zeros": keep_zeros,
         "target": target,
     }
     names = _recipe(recipe, scheme, granularity, data is not None)

@@ -173,3 +173,13 @@ def test_what_statistics_do_not_say_is_printed(make, scheme, reason, capsys):
     # The model is the calibrated one.
     lite = kerasq.export_tflite(found.model)
     assert kerasq.compare(found.model, lite, x=data(model, 1, 16)).exact == 1.0
+
+
+def test_zeros_that_are_kept():
+    model = networks.mlp()
+    kernel = model.get_layer("hidden").kernel
+    kernel.assign(np.where(np.abs(kernel.numpy()) < 0.2, 0.0, kernel))
+    options = {"scheme": "w4a8", "recipe": "round", "iterations": 20, "keep_zeros": True}
+    layer = kerasq.post_training(model, data(model), **options).model.get_layer("hidden")
+    np.testing.assert_array_equal(layer.mask.numpy() == 0, kernel.numpy() == 0)
+    assert (layer.integer_weights().codes.numpy()[kernel.numpy() == 0] == 0).all()
