@@ -110,7 +110,7 @@ def allocate(
 ) -> Allocation:
     """Picks the scheme of each layer under a budget, from the layers' sensitivities.
 
-    With x[l, c] = 1 where layer l gets candidate c, noise and cost being sums over layers:
+    With x[l, c] = 1 where layer l gets candidate c, noise and cost being sums over layers::
 
         minimize sum x * noise  subject to  sum x * cost <= budget,   or
         minimize sum x * cost   subject to  sum x * noise <= what the target metric allows,

@@ -15,7 +15,7 @@ _TIE = 1e-6
 class IntegerProgram:
     """A choice of one candidate for each layer, noise and cost being sums over layers.
 
-    With x[l, c] = 1 where layer l gets candidate c, else 0, and sum_c x[l, c] = 1:
+    With x[l, c] = 1 where layer l gets candidate c, else 0, and sum_c x[l, c] = 1::
 
         minimize sum x * noise  subject to  sum x * cost <= limit,   or
         minimize sum x * cost   subject to  sum x * noise <= limit,

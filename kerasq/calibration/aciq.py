@@ -14,7 +14,7 @@ class Aciq(Histogram):
     """Range of the least expected squared error of values of a known distribution.
 
     `[mean - alpha, mean + alpha]`, within the least and greatest value, where alpha is that of the
-    least error by clipping and by rounding to M bits (Banner et al. 2019, arXiv 1810.05723):
+    least error by clipping and by rounding to M bits (Banner et al. 2019, arXiv 1810.05723)::
 
         Laplace, b = E|x - mean|:  2 b^2 exp(-alpha / b) + alpha^2 / (3 * 4^M)
         normal, s^2 = E(x - mean)^2:  (alpha^2 + s^2) (1 - erf(alpha / (sqrt(2) s)))

@@ -13,7 +13,7 @@ FIRST = 128
 class Entropy(Histogram):
     """Range within which codes tell the most of the distribution of magnitudes: TensorRT's method.
 
-    Of `P`, the histogram of |x| in 2,048 bins, and each threshold of i bins, from 128 on: values
+    Of `P`, the histogram of `|x|` in 2,048 bins, and each threshold of i bins, from 128 on: values
     beyond the threshold count as the last bin below it; `Q` has the bins below it in as many groups
     as the grid has codes there, each spread evenly over its bins that are not empty. The threshold
     is that of the least `KL(P || Q) = sum P log(P / Q)`, of several the widest (Migacz, "8-bit

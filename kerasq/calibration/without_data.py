@@ -23,7 +23,8 @@ def calibrate_without_data(
 ) -> None:
     """Sets the ranges of all activations from the statistics that BatchNormalization keeps.
 
-    Behind a BatchNormalization a channel is taken as normal, with mean beta and deviation |gamma|:
+    Behind a BatchNormalization a channel is taken as normal, with mean beta and deviation
+    `|gamma|`::
 
         range = [min_c (beta[c] - n |gamma[c]|), max_c (beta[c] + n |gamma[c]|)],
 

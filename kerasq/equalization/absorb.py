@@ -52,7 +52,7 @@ def absorb_biases(model: keras.Model) -> Absorption:
     """Moves high biases in front of a ReLU into the layers behind it: smaller ranges between them.
 
     Of a BatchNormalization in front of a ReLU, whose values have the mean beta and the standard
-    deviation |gamma|, beta loses
+    deviation `|gamma|`, beta loses::
 
         c = max(0, beta - 3 |gamma|)
 

@@ -63,7 +63,7 @@ def equalize(
     """Rescales channels so that the weights before and behind them span alike; the same function.
 
     Channel c of a tensor is divided by `s[c]`: the kernels that make it, or the gamma and beta of
-    their BatchNormalization, by `s[c]`, those that read it times `s[c]`, with
+    their BatchNormalization, by `s[c]`, those that read it times `s[c]`, with::
 
         s = sqrt(r_out / r_in),
 

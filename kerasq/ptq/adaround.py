@@ -60,7 +60,7 @@ def adaround(
 ) -> Rounding:
     """Rounds the weights of a calibrated model up or down, unit by unit, to keep their outputs.
 
-    Minimizes, over V of the shape of each kernel (Nagel et al. 2020, arXiv 2004.10568, section 3),
+    Minimizes, over V of the shape of each kernel (Nagel et al. 2020, arXiv 2004.10568, section 3)::
 
         mean (f(x_q, w_V) - f(x, w))^2 / mean f(x, w)^2 + 0.01 sum (1 - |2 h(V) - 1|^beta) / n,
         w_V = s clip(floor(w / s) + h(V), -2^(b-1) + 1, 2^(b-1) - 1),

@@ -62,7 +62,7 @@ def correct_biases(
 ) -> BiasCorrection:
     """Corrects the biases of a calibrated model by the mean errors of its sums.
 
-    With data,
+    With data::
 
         b[c] += sum over A of (a(y[c]) - a(y_q[c])) / |A|,
 

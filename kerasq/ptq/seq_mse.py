@@ -55,7 +55,7 @@ def seq_mse(
 ) -> WeightRanges:
     """Chooses the ranges of weights of fewer than 8 bits by the error of their layer's output.
 
-    For each channel c, or the whole kernel where that has one scale, it takes the one of
+    For each channel c, or the whole kernel where that has one scale, it takes the one of::
 
         min sum (a(x_q * Q(w_c)) - a(x * w_c))^2
 

@@ -11,7 +11,7 @@ from kerasq.quantizers.base import WeightQuantizer, step_of
 class DoReFa(WeightQuantizer):
     """Steps between odd codes, denser use of them by tanh: no weight is 0.
 
-    With `t = tanh(w) / m`, `m = max |tanh(w)|` over the kernel, and `n = 2^bits - 1`:
+    With `t = tanh(w) / m`, `m = max |tanh(w)|` over the kernel, and `n = 2^bits - 1`::
 
         w_q = m (2 round(n (t / 2 + 1/2)) / n - 1)          (Zhou S. et al. 2016)
 

@@ -19,7 +19,7 @@ class PowerOfTwo(WeightQuantizer):
     """INQ: weights that are frozen are 0 or +-2^n, the others still int8 (Zhou A. et al. 2017).
 
     `kerasq.IncrementalQuantization` freezes them, a part at a time. With n1 the highest exponent of
-    a channel, `n1 = floor(log2(4 max |w| / 3))`, and n2 = n1 + 1 - 2^(bits-2) the lowest:
+    a channel, `n1 = floor(log2(4 max |w| / 3))`, and n2 = n1 + 1 - 2^(bits-2) the lowest::
 
         2^n  where  3/4 2^n <= |w| < 3/2 2^n,   2^n2 from 1/2 2^n2 on,   0 below   (equation 4)
 

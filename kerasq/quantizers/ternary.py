@@ -54,8 +54,8 @@ class TrainedTernary(WeightQuantizer):
     other way round.
 
     Gradients, with g the incoming one (as in the paper, whose weights are in units of their largest
-    magnitude): dL/dw = g p / max |w| where w_q = p, g n / max |w| where it is -n, and g where it is
-    0; dL/dp is the sum of g where w_q = p, dL/dn that of -g where it is -n.
+    magnitude): `dL/dw = g p / max |w|` where `w_q = p`, `g n / max |w|` where it is -n, and g where
+    it is 0; dL/dp is the sum of g where w_q = p, dL/dn that of -g where it is -n.
 
     Args:
         threshold: share of the largest magnitude; 0.05 is the paper's.

@@ -22,10 +22,10 @@ class Uniform(WeightQuantizer):
     LSQ (Esser et al. 2020), but with as many codes below 0 as above, as LiteRT's specification has
     weights: -1, 0, 1 at 2 bits.
 
-    Gradients, with g the incoming one: dL/dw = g where |w| <= high, else 0. dL/dhigh is the sum of
-    `g sign(w)` where |w| > high ("clip": PACT, Choi et al. 2018, equation 3); "lsq" adds the sum of
-    `g (w_q - w) / high` inside, and scales by LSQ's factor (Esser et al. 2020, sections 2.1 and
-    2.2; `kerasq.fake_quant.fake_quant`). Under "none", high follows the weights.
+    Gradients, with g the incoming one: dL/dw = g where `|w| <= high`, else 0. dL/dhigh is the sum
+    of `g sign(w)` where `|w| > high` ("clip": PACT, Choi et al. 2018, equation 3); "lsq" adds the
+    sum of `g (w_q - w) / high` inside, and scales by LSQ's factor (Esser et al. 2020, sections 2.1
+    and 2.2; `kerasq.fake_quant.fake_quant`). Under "none", high follows the weights.
     """
 
     widths = range(2, 9)

@@ -16,7 +16,7 @@ def distill(
     """A model of the student's layers, to be compiled and trained in the student's place.
 
     `student` is an attribute of it. Its loss is, with p and q the class probabilities of teacher
-    and student (Hinton et al. 2015, arXiv 1503.02531, section 2):
+    and student (Hinton et al. 2015, arXiv 1503.02531, section 2)::
 
         (1 - weight) * loss + weight * T^2 * KL(softmax(log p / T) || softmax(log q / T))
 

@@ -22,14 +22,16 @@ class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
     together, so that all workers hold the same model.
 
     Example:
-        strategy = kerasq.MultiWorkerStrategy()  # reads TF_CONFIG
-        with strategy.scope():
-            q = kerasq.quantize_model(keras.models.load_model("float.keras"))
-            q.compile("sgd", "sparse_categorical_crossentropy")
-        q.fit(batches)  # the same global batches on every worker
-        if strategy.is_chief:
-            kerasq.export_tflite(q, "model.tflite")
-        strategy.wait()  # until the chief has written it
+        What each worker runs::
+
+            strategy = kerasq.MultiWorkerStrategy()  # reads TF_CONFIG
+            with strategy.scope():
+                q = kerasq.quantize_model(keras.models.load_model("float.keras"))
+                q.compile("sgd", "sparse_categorical_crossentropy")
+            q.fit(batches)  # the same global batches on every worker
+            if strategy.is_chief:
+                kerasq.export_tflite(q, "model.tflite")
+            strategy.wait()  # until the chief has written it
 
     Attributes:
         is_chief: whether this worker is the one that writes files and does what is not trained:
