@@ -34,6 +34,7 @@ from kerasq.reporting.page import check_path as check_page
 from kerasq.support.files import check_writable
 from kerasq.support.samples import load_labels, load_samples
 from kerasq.targets import DEFAULT, TARGETS
+from kerasq.wrappers import require_quantized, target_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,10 @@ def _define_compare(values: flags.FlagValues) -> None:
 
 
 def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
-    model, lite = load_model(quantized), TFLiteModel(path)
+    model = load_model(quantized)
+    require_quantized(model)
+    # On what the model simulates; what only an NPU computes runs as LiteRT would run it.
+    lite = TFLiteModel(path, target=target_of(model).runtime or DEFAULT)
     print(compare(model, lite, x=_samples(values, model.inputs)))
 
 
@@ -156,6 +160,12 @@ def _define_deploy(values: flags.FlagValues) -> None:
 
 
 def _deploy(values: flags.FlagValues, path: str) -> None:
+    if bool(values.compiled) != bool(values.quantized):
+        raise ValueError(
+            "--compiled, what Vela made of the file, and --quantized, the .keras model that it was "
+            "exported from, go together: nothing here computes as an NPU does but the simulation. "
+            f"Received: --compiled={values.compiled} --quantized={values.quantized}."
+        )
     # What is for the NPU runs nowhere here, but as LiteRT would run it.
     lite = TFLiteModel(path, target="litert" if values.compiled else "tflm")
     names = deploy(

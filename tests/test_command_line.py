@@ -65,9 +65,13 @@ def test_compare_prints_the_comparison(files, capsys):
     x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
     np.savez(files / "x.npz", x=x, y=np.zeros(3))
     paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
-    with pytest.warns(UserWarning, match="made for target 'tflm'"):
-        assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
-    assert "conv" in capsys.readouterr().out
+    assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
+    printed = capsys.readouterr().out
+    # On the interpreter that the model simulates.
+    assert "conv" in printed and "portable kernels: max 0 LSB" in printed
+    paths[0] = str(files / "float.keras")
+    assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 1
+    assert "must be a quantized model" in capsys.readouterr().err
 
 
 def test_report_writes_a_page_of_both_models(files, capsys):
@@ -115,6 +119,10 @@ def test_deploy_writes_sources_and_prints_their_names(files, capsys):
         (["inspect", "nowhere.tflite"], "nowhere.tflite"),
         (["compare", "nowhere.keras", "nowhere.tflite", "--data=x.npy"], "nowhere.keras"),
         (["inspect", "{folder}/float.keras"], "must load"),
+        (
+            ["deploy", "{folder}/model.tflite", "--data=x.npy", "--out=a", "--compiled=b.tflite"],
+            "--quantized, the .keras model",
+        ),
         (["quantize", "{folder}/float.keras", "--data=x.txt", "--out={folder}/a"], "numpy.save"),
         (
             ["quantize", "{folder}/float.keras", "--data=x.npy", "--out={folder}/no/a"],

@@ -91,12 +91,17 @@ def move(builder: Builder, op: schema.OperatorT) -> str | None:
     known = builder.target.operators.get(kind)
     if reason := _not_to_move(builder, op):
         return reason
-    grid = builder.grids[builder.codes[_values(builder, op)[0]]]
+    read = _values(builder, op)[0]
+    grid, axes = builder.grids[builder.codes[read]], len(builder.tensor(read).shape)
     mark = Computed(name=_moved_name(builder, op), grid=grid)
-    if known is not None and (grid.bits <= 8 or known.int16 is not None):
+    if known is not None and (known.axes or axes) < axes:
+        lacking = f"{axes} axes"
+    elif known is not None and (grid.bits <= 8 or known.int16 is not None):
         return compute(builder, op, mark)
+    else:
+        lacking = "int8" if known is None else "int16"
     if kind not in SUBSTITUTES:
-        raise ValueError(_lacking(builder, op, f"{kind} of {'int8' if known is None else 'int16'}"))
+        raise ValueError(_lacking(builder, op, f"{kind} of {lacking}"))
     SUBSTITUTES[kind](builder, op, mark)
     return None
 

@@ -1,6 +1,7 @@
 """Operators that only move codes, or pick among them, by others where a target lacks them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -137,15 +138,59 @@ def take(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
     builder.codes[output] = _reshaped(builder, joined, wanted, mark.name)
 
 
+def part(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """STRIDED_SLICE as SLICE, which takes more axes, and RESHAPE where it drops some.
+
+    Raises:
+        ValueError: for steps of more than one place, or backwards, and for axes that it adds.
+    """
+    source, output = builder.codes[int(op.inputs[0])], int(op.outputs[0])
+    shape, options = [int(n) for n in builder.tensor(source).shape], op.builtinOptions
+    begins, ends, steps = (_constant(builder, op, i).ravel().tolist() for i in (1, 2, 3))
+    if {*steps} != {1} or options.newAxisMask or options.ellipsisMask:
+        raise ValueError(
+            f"Slices of {len(shape)} axes must be of places side by side on target "
+            f"{builder.target.name!r}. Received: those of {mark.name!r}. Reshape what it reads to "
+            "fewer axes."
+        )
+    where = zip(begins, ends, shape, strict=True)
+    begins, sizes = zip(*(_place(options, i, *x) for i, x in enumerate(where)), strict=True)
+    found = _cut(builder, source, begins, sizes, mark.name)
+    wanted = tuple(int(n) for n in builder.tensor(output).shape)
+    is_less = len(wanted) < len(shape)
+    builder.codes[output] = _reshaped(builder, found, wanted, mark.name) if is_less else found
+
+
+def _place(options: Any, axis: int, begin: int, end: int, count: int) -> tuple[int, int]:
+    """Where a part of an axis begins, and its size."""
+    from_start, to_end = options.beginMask >> axis & 1, options.endMask >> axis & 1
+    places = range(count)[None if from_start else begin : None if to_end else end]
+    if options.shrinkAxisMask >> axis & 1:  # Of the last place, counted backwards, the end is 0.
+        return begin % count, 1
+    return places.start, len(places)
+
+
 def _sliced(builder: Builder, source: int, axis: int, begin: int, size: int, name: str) -> int:
     """So many places of a tensor along an axis."""
     shape = [int(n) for n in builder.tensor(source).shape]
     begins, sizes = [0] * len(shape), list(shape)
     begins[axis], sizes[axis] = begin, size
-    target = builder.add(f"{name}/from_{begin}", sizes, builder.grids[source])
+    return _cut(builder, source, begins, sizes, f"{name}/from_{begin}", name)
+
+
+def _cut(
+    builder: Builder,
+    source: int,
+    begins: Sequence[int],
+    sizes: Sequence[int],
+    name: str,
+    constants: str = "",
+) -> int:
+    """A part of a tensor; its constants may have a name of their own."""
+    target = builder.add(name, sizes, builder.grids[source])
     ends = [
-        _parameter(builder, f"{name}/begin", begins),
-        _parameter(builder, f"{name}/size", sizes),
+        _parameter(builder, f"{constants or name}/begin", begins),
+        _parameter(builder, f"{constants or name}/size", sizes),
     ]
     builder.emit("SLICE", [source, *ends], [target], options=("SliceOptions", {}))
     return target
@@ -168,7 +213,7 @@ def _reshaped(builder: Builder, source: int, shape: tuple, name: str) -> int:
     return target
 
 
-def _parameter(builder: Builder, name: str, values: tuple | list) -> int:
+def _parameter(builder: Builder, name: str, values: Sequence[int]) -> int:
     array = np.array(values, np.int32)
     return flatbuffer.new_tensor(builder.model, name, array.shape, np.int32, values=array)
 
@@ -181,5 +226,6 @@ SUBSTITUTES: dict[str, Substitute] = {
     "REDUCE_MAX": extreme,
     "REDUCE_MIN": extreme,
     "SPACE_TO_DEPTH": exchange,
+    "STRIDED_SLICE": part,
     "TILE": tile,
 }

@@ -106,8 +106,8 @@ def _file(
         )
     if compiled is None and model is not None:
         raise ValueError(
-            "`model` goes with `compiled`: other files run here. Received: `model` alone. "
-            "Leave it out."
+            "`model` goes with `compiled`, what Vela made of the file: others run here. Received: "
+            "`model` alone. Leave it out, or run `vela` on the file and pass `compiled`, too."
         )
     if compiled is None and lite.target != "tflm":
         return TFLiteModel(lite.content, target="tflm")

@@ -19,6 +19,7 @@ class Operator:
         reference: whether the reference kernels have the operator at all.
         pass_through: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
+        axes: the most that what it reads may have; None for as many as there are.
         compares: whether its output is no code, but hangs on which of the input's codes are larger,
             among themselves or than a constant.
         fuses_relu: whether a ReLU behind it becomes part of it. Any operator that computes on all
@@ -36,6 +37,7 @@ class Operator:
     reference: bool = True
     pass_through: bool = False
     one_grid: bool = False
+    axes: int | None = None
     compares: bool = False
     fuses_relu: bool = False
     parameter: str = ""

@@ -179,6 +179,8 @@ class TFLiteModel:
         own = ""
         if made.runtime in RUNTIMES and made.runtime != self.target:
             own = f" Its own is kerasq.TFLiteModel(path, target={made.runtime!r})."
+        elif not made.runtime:
+            own = " Nothing here computes as that does but the quantized model itself."
         return (
             f"The file was made for target {made.target!r}, whose kernels round otherwise than "
             f"those of {RUNTIMES[self.target].title} on {machine}, which runs it here: expect "

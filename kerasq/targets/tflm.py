@@ -43,6 +43,8 @@ OPERATORS["RSQRT"] = dataclasses.replace(
     ALL["RSQRT"], int16=3
 )  # That of each code, unlike LiteRT's.
 
+OPERATORS["STRIDED_SLICE"] = dataclasses.replace(OPERATORS["STRIDED_SLICE"], axes=4)
+
 KERNELS: dict[tuple[str, int], Kernel] = {
     ("ADD", 8): tflm.add,
     ("ADD", 16): tflm.add,
