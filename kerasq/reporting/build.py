@@ -53,7 +53,7 @@ def report(
         lite: its export; any .tflite file where `model` is None.
         data: samples as for `kerasq.compare`, or `(x, y)` or batches `(x, y)` with labels, for an
             accuracy.
-        path: of the page, "*.html".
+        path: of the page, a name that ends in .html.
         float_model: the float model before quantization.
         sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
         logs: the folder of `kerasq.LogRanges`, to show each range over training.

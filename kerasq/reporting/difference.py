@@ -19,7 +19,7 @@ def compare_reports(
     Args:
         one: the `.json` file of a report, such as that before a change.
         other: that of another, of the same network.
-        path: of the page, "*.html"; its figures go to a `.json` file beside it.
+        path: of the page, a name that ends in .html; its figures go to a `.json` file beside it.
 
     Returns:
         The figures: `verdict`, a pair for each figure; `layers`, by name, the pairs that differ,
