@@ -188,7 +188,10 @@ RULES: dict[tuple[type, ...], Rule] = {
     (Pad,): Rule(operators=("PAD",), output=Output.PASS_THROUGH, note="or MIRROR_PAD"),
     # The kernel wants one grid for both ends, so averages are rounded to that of what they are of.
     (L.AveragePooling2D, L.AveragePooling1D): Rule(
-        operators=("AVERAGE_POOL_2D",), output=Output.INPUT, channels_last=True
+        operators=("AVERAGE_POOL_2D",),
+        output=Output.INPUT,
+        channels_last=True,
+        note="MEAN where one window covers the sample",
     ),
     (L.AveragePooling3D,): Rule(
         operators=("AVERAGE_POOL_2D",),

@@ -232,6 +232,8 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.Rescaling: arithmetic.rescaling,
     L.Normalization: arithmetic.normalization,
     L.BatchNormalization: batch_norm.along_last,
+    L.AveragePooling1D: pooling.average,
+    L.AveragePooling2D: pooling.average,
     L.GlobalAveragePooling2D: pooling.pool_everything,
     L.GlobalAveragePooling1D: pooling.pool_everything,
     L.GlobalAveragePooling3D: pooling.pool_everything,

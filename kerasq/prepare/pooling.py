@@ -38,6 +38,17 @@ def _of_one(parts: Parts, layer: keras.Layer, name: str, x: Any, axes: Iterable[
     return parts.call(L.Reshape(shape, name=name, dtype="float32"), x)
 
 
+def average(parts: Parts, layer: keras.layers.AveragePooling2D, name: str, x: Any) -> Any:
+    """Of one window, the whole sample: MEAN, whose output has a range of its own."""
+    size, windows = x.shape[1:-1], layer.compute_output_shape(x.shape)[1:-1]
+    is_whole = tuple(layer.pool_size) == tuple(size) and set(windows) == {1}
+    # Of one place there is nothing to average, and AVERAGE_POOL_2D keeps the grid.
+    if not is_whole or np.prod(size) == 1:
+        return None
+    whole = getattr(L, f"Global{type(layer).__name__}")
+    return parts.call(whole(keepdims=True, name=name, dtype="float32"), x)
+
+
 def adaptive(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """Adaptive pooling to sizes that divide those of the image: pooling of boxes of one size."""
     kind, size = type(layer).__name__.removeprefix("Adaptive"), layer.output_size
