@@ -13,8 +13,10 @@ extensions = [
 exclude_patterns = ["notebooks"]  # Pages link to them as files.
 html_theme = "furo"
 html_title = "kerasq"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
-smartquotes = False
+smartquotes_action = "D"  # Dashes, no quotes: those of the text are those of code.
 
 # Links to headings are as on GitHub.
 myst_heading_anchors = 3
