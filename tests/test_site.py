@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 
 import pytest
 from sphinx.cmd.build import build_main
@@ -51,14 +52,15 @@ def test_notebooks_are_in_the_site(site):
     [
         "[a page](nowhere.md)",
         "[a heading](#nowhere)",
+        "`kerasq.nowhere(x)`",
         "```{eval-rst}\n`kerasq.nowhere`\n```",
         "```{eval-rst}\n.. autofunction:: kerasq.nowhere\n```",
     ],
 )
 def test_broken_links_fail(tmp_path, capsys, text):
     source = tmp_path / "docs"
-    source.mkdir()
-    (source / "conf.py").write_text((DOCS / "conf.py").read_text())
+    shutil.copytree(DOCS / "_static", source / "_static")
+    shutil.copy(DOCS / "conf.py", source)
     (source / "index.md").write_text(f"# Start\n\n{text}\n")
     assert build(source, tmp_path) == 1
     assert "nowhere" in capsys.readouterr().err
