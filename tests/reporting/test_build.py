@@ -145,7 +145,8 @@ def test_a_file_alone_shows_what_it_holds(tiny, samples, labels, tmp_path):
     assert head["codes_used"] == len(np.unique(codes)) and head["sqnr"] is None
     integer = q.get_layer("head").integer_weights().codes.numpy()
     assert head["weights"]["codes_used"] == len(np.unique(integer))
-    assert head["scheme"] == "int8, int8"
+    assert head["scheme"] == "int8, int8" and head["tensor"] == "head"
+    assert (head["weights"]["bits"], head["weights"]["codes"]) == (8, 255)
     accuracy = np.mean(codes.argmax(-1) == labels)
     assert verdict.figures["verdict"]["accuracy"] == {"file": pytest.approx(accuracy, rel=1e-4)}
     # Beside its float model, the outputs can be compared.
