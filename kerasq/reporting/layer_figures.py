@@ -20,7 +20,7 @@ from kerasq.litert.operators import KERNEL_OPS
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts
 from kerasq.reporting.measure import FileMeasurement, LayerValues, Measurement
-from kerasq.reporting.weights import Weights, weights
+from kerasq.reporting.weights import Weights, weights, with_bias
 from kerasq.rule import Output
 from kerasq.wrappers import QuantizeWrapper, quantized_by
 
@@ -185,9 +185,13 @@ def _weights(layer: Any, float_model: keras.Model | None) -> Weights | None:
     folded = layer.folded_kernel().numpy()
     trained = _trained(layer, float_model)
     is_changed = trained.shape != folded.shape or not np.allclose(trained, folded, rtol=1e-3)
-    return weights(
-        integer.codes.numpy(), integer.grid.numpy(), folded, trained if is_changed else None
-    )
+    grid = integer.grid.numpy()
+    found = weights(integer.codes.numpy(), grid, folded, trained if is_changed else None)
+    bias = layer.gain_and_bias()[1]
+    if bias is None:
+        return found
+    step = np.float64(layer.input_grids()[0].numpy().scale) * grid.scale
+    return with_bias(found, integer.bias.numpy(), step, bias.numpy())
 
 
 def _trained(layer: KernelWrapper, float_model: keras.Model | None) -> np.ndarray:

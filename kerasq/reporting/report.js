@@ -96,6 +96,7 @@ function detail(x, place) {
   if (isKnown(x.value_low)) facts.push(`values from ${digits(x.value_low)} to ${digits(x.value_high)}`);
   if (isKnown(x.low)) facts.push(`range ${digits(x.low)} to ${digits(x.high)}`);
   if (x.weights && isKnown(x.weights.sqnr)) facts.push(`weights of ${x.weights.bits} bits, ${decibels(x.weights.sqnr)} dB, channel ${x.weights.outlier_channel} with the largest outlier`);
+  if (isKnown(x.weights?.bias_bits)) facts.push(`biases of ${x.weights.bias_bits} bits, ${decibels(x.weights.bias_sqnr)} dB`);
   const charts = element("div", { class: "charts" });
   place.append(element("p", {}, `${facts.filter(Boolean).join("; ")}.`), charts);
   const panel = (kind = "chart") => charts.appendChild(element("div", { class: kind }));

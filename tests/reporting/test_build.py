@@ -88,6 +88,18 @@ def test_a_kernel_is_shown_before_and_after_folding(made, tiny):
     assert "before" not in rows(made[1])["second"]["weights"]["drawn"]["channels"]
 
 
+def test_biases_are_measured_against_their_grid(made, tiny):
+    _, q, _ = tiny
+    found, layer = rows(made[1])["first"]["weights"], q.get_layer("first")
+    integer = layer.integer_weights()
+    codes = integer.bias.numpy()
+    assert found["bias_bits"] == int(np.abs(codes).max()).bit_length() + 1
+    step = layer.input_grids()[0].numpy().scale * integer.grid.numpy().scale
+    wanted = layer.gain_and_bias()[1].numpy()
+    assert found["bias_sqnr"] == pytest.approx(ratio(wanted, codes * step), rel=0.01)
+    assert found["bias_sqnr"] > 40
+
+
 def test_samples_are_shown_as_images(made):
     shown = made[1].figures["shown"]
     assert 0 < len(shown) <= 12
