@@ -70,8 +70,9 @@ def advise(
         found += _named([x for x in layers if x.name not in done], rule)
     found += _named(layers, lambda x: _differs(x, target))
     found += _stay_float(floats)[:NAMED]
-    if not found and sqnr is not None and sqnr < GOOD:
-        found = [_spread_out(sqnr)]
+    # That of a wrong input says nothing of the model.
+    if sqnr is not None and sqnr < GOOD and "normalization" not in {x.rule for x in found}:
+        found.append(_of_all(sqnr, bool(found)))
     return found
 
 
@@ -257,11 +258,12 @@ def _stay_float(floats: dict[str, str]) -> list[Advice]:
     ]
 
 
-def _spread_out(sqnr: float) -> Advice:
+def _of_all(sqnr: float, has_faults: bool) -> Advice:
+    what = f"its outputs have {sqnr:.1f} dB"
     return Advice(
         layer="",
         rule="all layers",
-        what=f"its outputs have {sqnr:.1f} dB, and no layer stands out",
+        what=what if has_faults else f"{what}, and no layer stands out",
         way_out=(
             "Try `kerasq.post_training(model, data)`, fine-tune it by `q.fit`, or find where more "
             "bits help: `kerasq.sensitivity(model, data)`, then `kerasq.allocate`."

@@ -19,7 +19,7 @@ from kerasq.reporting.layer_figures import LayerFigures
 from kerasq.reporting.logs import ranges_over_training
 from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
 from kerasq.reporting.shown_samples import ShownSamples
-from kerasq.reporting.verdict import Verdict, of_file, rows, sensitivity_figures
+from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
 from kerasq.support.data import sample_count, with_labels
 from kerasq.support.progress import track
 
@@ -112,7 +112,7 @@ class _Found:
         self, model: keras.Model | None, lite: TFLiteModel, float_model: keras.Model | None
     ) -> None:
         self._lite, self._float_model = lite, float_model
-        self._name = lite.output_names[0] if model is None else model.name
+        self._name = "The file" if model is None else model.name
         self._ends, self._shown = Ends(), ShownSamples()
         self._layers: list[LayerFigures] = []
         self._floats: dict[str, str] = {}
@@ -178,6 +178,7 @@ class _Found:
             "kerasq": __version__,
             "model": self._name,
             "samples": self._ends.samples,
+            "nothing": NOTHING[bool(ends["sqnr"])],
             "disagreeing": self._shown.disagreeing,
             "verdict": verdict,
             "advice": [vars(x) for x in self.advice],

@@ -1,5 +1,6 @@
 """The figures of each layer, from all that was measured: a row of the table."""
 
+import collections
 import dataclasses
 import math
 from typing import Any
@@ -19,7 +20,7 @@ from kerasq.litert.operators import KERNEL_OPS
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts
 from kerasq.reporting.measure import FileMeasurement, LayerValues, Measurement
-from kerasq.reporting.weights import Weights, weights
+from kerasq.reporting.weights import Weights, weights, with_bias
 from kerasq.rule import Output
 from kerasq.wrappers import QuantizeWrapper, quantized_by
 
@@ -29,7 +30,8 @@ class LayerFigures:
     """A layer, in figures; None where one is not known, or means nothing.
 
     Attributes:
-        name: its name; of a file alone, that of the operator's output.
+        name: its name; of a file alone, what is short of that of the operator's output.
+        tensor: the whole name of that.
         op: the operator.
         kind: the class of the Keras layer.
         scheme: its scheme; "" where it only moves values.
@@ -58,6 +60,7 @@ class LayerFigures:
     name: str
     op: str
     kind: str = ""
+    tensor: str = ""
     scheme: str = ""
     dtype: str = ""
     shape: tuple[int, ...] = ()
@@ -182,9 +185,13 @@ def _weights(layer: Any, float_model: keras.Model | None) -> Weights | None:
     folded = layer.folded_kernel().numpy()
     trained = _trained(layer, float_model)
     is_changed = trained.shape != folded.shape or not np.allclose(trained, folded, rtol=1e-3)
-    return weights(
-        integer.codes.numpy(), integer.grid.numpy(), folded, trained if is_changed else None
-    )
+    grid = integer.grid.numpy()
+    found = weights(integer.codes.numpy(), grid, folded, trained if is_changed else None)
+    bias = layer.gain_and_bias()[1]
+    if bias is None:
+        return found
+    step = np.float64(layer.input_grids()[0].numpy().scale) * grid.scale
+    return with_bias(found, integer.bias.numpy(), step, bias.numpy())
 
 
 def _trained(layer: KernelWrapper, float_model: keras.Model | None) -> np.ndarray:
@@ -208,23 +215,41 @@ def of_file(lite: TFLiteModel, measured: FileMeasurement) -> list[LayerFigures]:
     content = flatbuffer.read(lite.content)
     tensors = {x.name: x for x in lite.tensors}
     ops = {name: op for op in lite.ops for name in op.outputs}
-    shown = {x.name for x in measured.layers}
+    names = short_names([x.name for x in measured.layers])
     found = []
     for values in measured.layers:
         op = ops.get(values.name, Op("input", (), ()))
         kernel = op.inputs[1] if op.name in KERNEL_OPS else ""
         row = _file_row(tensors[values.name], op, tensors.get(kernel))
-        row["inputs"] = tuple(filter(shown.__contains__, op.inputs))
+        row["name"] = names[values.name]
+        row["inputs"] = tuple(names[x] for x in op.inputs if x in names)
         row["weight_bytes"] = sum(tensors[x].bytes for x in op.inputs)
         row["weights"] = _file_weights(content, kernel)
         found.append(LayerFigures(**row, **_value_figures(values)))
     return found
 
 
+def short_names(names: list[str]) -> dict[str, str]:
+    """By name of a tensor, a short one, where TensorFlow's converter has joined many by ";".
+
+    The first of them, without the name of the model, which all begin with; or the whole name,
+    where two would be called the same.
+    """
+    first = [x.partition(";")[0] for x in names]
+    heads = collections.Counter(x.partition("/")[0] for x in first if "/" in x)
+    model, count = heads.most_common(1)[0] if heads else ("", 0)
+    if 2 * count > len(names) > 2:
+        first = [x.removeprefix(f"{model}/") for x in first]
+    uses = collections.Counter(first)
+    return {
+        name: short if uses[short] == 1 else name for name, short in zip(names, first, strict=True)
+    }
+
+
 def _file_row(tensor: Tensor, op: Op, kernel: Tensor | None) -> dict[str, Any]:
     """What a tensor of a file says of itself."""
     return {
-        "name": tensor.name,
+        "tensor": tensor.name,
         "op": op.name,
         "dtype": tensor.type,
         "scheme": _file_scheme(kernel, tensor.type) if op.outputs else "",
@@ -251,7 +276,11 @@ def _file_weights(content: Any, name: str) -> Weights | None:
     # LiteRT has output channels first, but those of a depthwise kernel last.
     axis = 0 if grid.axis is None else grid.axis
     codes = np.moveaxis(codes, axis, -1)
-    return weights(codes, dataclasses.replace(grid, axis=-1, zero_point=0), None, None)
+    # Codes of fewer bits may be stored as int8, and -128 is none of symmetric weights.
+    largest = max(codes.max(), -1 - codes.min(), 1)
+    bits, narrow = int(largest).bit_length() + 1, bool(codes.min() >= -largest)
+    own = dataclasses.replace(grid, axis=-1, zero_point=0, bits=bits, narrow=narrow)
+    return weights(codes, own, None, None)
 
 
 def operator_of(model: keras.Model) -> dict[str, str]:

@@ -128,6 +128,7 @@ function chart(options) {
   for (const axis of [...made.xaxes, ...made.yaxes]) {
     axis.axis_label_text_font_style = "normal";
     axis.axis_label_text_font_size = "12px";
+    axis.minor_tick_line_color = null;
   }
   for (const grid of [...made.xgrids, ...made.ygrids]) grid.grid_line_color = "#eef2f5";
   made.outline_line_color = PALE;

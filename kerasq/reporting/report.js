@@ -20,7 +20,7 @@ function showVerdict() {
     ["Latency here", isKnown(verdict.latency_ms) ? `${digits(verdict.latency_ms)} ms` : ""],
     ["Activation memory", isKnown(verdict.activation_bytes) ? `${whole(verdict.activation_bytes)} bytes at the peak` : ""],
     ["Arena", isKnown(verdict.arena_bytes) ? `${whole(verdict.arena_bytes)} bytes` : ""],
-    ["XNNPACK", partitions(verdict.partitions)],
+    ["XNNPACK", partitions(verdict.partitions), verdict.partitions && Object.keys(verdict.partitions.outside).length > 0],
     ["Operators", Object.entries(verdict.operators).map(([name, n]) => `${n} ${name}`).join(", "), true],
     ["Stays float", Object.entries(verdict.stays_float).map(([name, why]) => `${name}: ${why}`).join("; "), true],
     ["Remarks", [...verdict.remarks, ...(verdict.troubles ?? [])].join(" "), true],
@@ -45,7 +45,7 @@ function showAdvice() {
     return element("li", {}, name, `: ${x.what}. `, element("span", { class: "way" }, marked(x.way_out)));
   });
   byId("advice").append(...items);
-  if (!items.length) byId("advice").replaceWith(element("p", {}, "Nothing stands out: there is nothing to mend."));
+  if (!items.length) byId("advice").replaceWith(element("p", {}, figures.nothing));
 }
 
 function showDepth() {
@@ -74,12 +74,15 @@ const COLUMNS = [
   { title: "SQNR", value: (x) => x.sqnr, text: (x) => rated(x.sqnr), hint: "dB, of all layers up to here" },
   { title: "LSB", value: (x) => x.max_lsb, text: (x) => whole(x.max_lsb), fault: (x) => x.max_lsb > 1, hint: "The largest difference between simulation and file" },
   { title: "Exact", value: (x) => x.exact, text: (x) => percent(x.exact), hint: "Values that are equal in simulation and file" },
-  { title: "Outlier", value: (x) => x.weights?.outlier, text: (x) => (x.weights ? `${digits(x.weights.outlier, 2)} x` : ""), fault: (x) => x.weights?.outlier >= 5, hint: "The largest weight of a channel over its 99th percentile" },
+  { title: "Outlier", value: (x) => x.weights?.outlier, text: (x) => (x.weights ? `${digits(x.weights.outlier, 2)} x` : ""), fault: (x) => isHarmful(x.weights), hint: "The largest weight of a channel over its 99th percentile" },
   { title: "MACs", value: (x) => x.macs, text: (x) => whole(x.macs || null) },
   { title: "Weights (B)", value: (x) => x.weight_bytes, text: (x) => whole(x.weight_bytes || null) },
   { title: "Output (B)", value: (x) => x.activation_bytes, text: (x) => whole(x.activation_bytes) },
   { title: "Acc. bits", value: (x) => x.accumulator_bits, text: (x) => (isKnown(x.accumulator_bits) ? `${x.accumulator_bits} / ${x.accumulator_limit}` : ""), fault: (x) => x.accumulator_bits > x.accumulator_limit, hint: "What sums need, and have" },
 ];
+
+// As kerasq.reporting.advice has it.
+const isHarmful = (w) => w && w.outlier >= 5 && w.outlier_sqnr <= 37 - 6.02 * (8 - w.bits);
 
 function rated(db) {
   if (!isKnown(db)) return "";
@@ -88,21 +91,22 @@ function rated(db) {
 
 /** The histograms and boxes of a layer. */
 function detail(x, place) {
-  const facts = [`${x.kind || x.op}, ${x.dtype}, output ${x.shape.join(" x ") || "a number"}`];
+  const facts = [x.tensor && `Tensor ${x.tensor}`, `${x.kind || x.op}, ${x.dtype}, output ${x.shape.join(" x ") || "a number"}`];
   if (x.inputs.length) facts.push(`reads ${x.inputs.join(", ")}`);
   if (isKnown(x.value_low)) facts.push(`values from ${digits(x.value_low)} to ${digits(x.value_high)}`);
   if (isKnown(x.low)) facts.push(`range ${digits(x.low)} to ${digits(x.high)}`);
   if (x.weights && isKnown(x.weights.sqnr)) facts.push(`weights of ${x.weights.bits} bits, ${decibels(x.weights.sqnr)} dB, channel ${x.weights.outlier_channel} with the largest outlier`);
+  if (isKnown(x.weights?.bias_bits)) facts.push(`biases of ${x.weights.bias_bits} bits, ${decibels(x.weights.bias_sqnr)} dB`);
   const charts = element("div", { class: "charts" });
-  place.append(element("p", {}, `${facts.join("; ")}.`), charts);
+  place.append(element("p", {}, `${facts.filter(Boolean).join("; ")}.`), charts);
   const panel = (kind = "chart") => charts.appendChild(element("div", { class: kind }));
   const drawn = [];
   if (x.code_values || x.float_values) drawn.push(valuesChart(x, panel()));
-  if (x.code_values) drawn.push(codesChart(x.code_values, panel(), "Codes of the output in use"));
+  if (x.code_values) drawn.push(codesChart(x.code_values, panel(), "Codes of the output in use", true));
   const w = x.weights?.drawn;
   if (w) {
     drawn.push(weightsChart(w, panel()));
-    drawn.push(codesChart(w.codes, panel(), "Codes of the weights in use"));
+    drawn.push(codesChart(w.codes, panel(), "Codes of the weights in use", false));
     drawn.push(boxChart(w.channels, panel("chart whole")));
   }
   const curves = figures.logs?.[x.name];
@@ -151,10 +155,12 @@ function valuesChart(x, place) {
   return draw(made, place, "Values of the output", keys);
 }
 
-function codesChart(coded, place, title) {
-  const made = chart({ x_axis_label: "code", y_axis_label: "count" });
-  const left = coded.counts.map((_, i) => coded.first + coded.step * i - 0.5);
-  made.quad({ left, right: left.map((x) => x + coded.step), top: coded.counts, bottom: left.map(() => 0), fill_color: INT, line_color: null });
+function codesChart(coded, place, title, isLog) {
+  // Behind a ReLU the code of 0 would leave nothing to be seen of others.
+  const made = chart({ y_axis_type: isLog ? "log" : "linear", x_axis_label: "code", y_axis_label: "count" });
+  const found = coded.counts.map((n, i) => [coded.first + coded.step * i - 0.5, n]).filter(([, n]) => n);
+  const left = found.map(([x]) => x);
+  made.quad({ left, right: left.map((x) => x + coded.step), top: found.map(([, n]) => n), bottom: left.map(() => (isLog ? 0.5 : 0)), fill_color: INT, line_color: null });
   return draw(made, place, `${title}: ${whole(coded.used)} of ${whole(coded.legal)}`);
 }
 
@@ -244,12 +250,17 @@ function showGraph() {
   const rows = 1 + Math.max(...layers.map((x) => x.row)), columns = 1 + Math.max(...layers.map((x) => x.column));
   const made = chart({
     sizing_mode: "fixed", width: 60 + 210 * columns, height: 30 + 24 * rows,
-    x_range: new Bokeh.Range1d({ start: -0.15, end: columns }), y_range: new Bokeh.Range1d({ start: -rows + 0.3, end: 0.7 }),
+    x_range: new Bokeh.Range1d({ start: -0.2, end: columns }), y_range: new Bokeh.Range1d({ start: -rows + 0.3, end: 0.7 }),
   });
   for (const axis of [...made.xaxes, ...made.yaxes]) axis.visible = false;
   for (const grid of [...made.xgrids, ...made.ygrids]) grid.visible = false;
   const edges = layers.flatMap((x) => x.inputs.map((name) => [layers[index.get(name)], x]));
-  made.segment({ x0: edges.map(([a]) => a.column), y0: edges.map(([a]) => -a.row), x1: edges.map(([, b]) => b.column), y1: edges.map(([, b]) => -b.row), line_color: "#9aa7b4" });
+  const line = (some) => ({ x0: some.map(([a]) => a.column), y0: some.map(([a]) => -a.row), x1: some.map(([, b]) => b.column), y1: some.map(([, b]) => -b.row), line_color: "#9aa7b4" });
+  // What skips rows of its own column goes round them.
+  const skips = ([a, b]) => a.column === b.column && b.row > a.row + 1;
+  const round = edges.filter(skips);
+  made.segment(line(edges.filter((edge) => !skips(edge))));
+  made.quadratic({ ...line(round), cx: round.map(([a]) => a.column - 0.2), cy: round.map(([a, b]) => -(a.row + b.row) / 2) });
   const source = new Bokeh.ColumnDataSource({ data: {
     x: layers.map((x) => x.column), y: layers.map((x) => -x.row), colour: layers.map((x) => colour(x.sqnr)),
     name: layers.map((x) => x.name), label: layers.map((x) => (x.name.length > 24 ? `\u2026${x.name.slice(-23)}` : x.name)),
@@ -277,7 +288,9 @@ function filter() {
   table.show(found);
 }
 
-const table = sortable(byId("layers"), COLUMNS, layers, detail);
+// What no layer has, such as a SQNR where only the file is known, needs no column.
+const columns = COLUMNS.filter((column) => column.name || layers.some((x) => isKnown(column.value(x))));
+const table = sortable(byId("layers"), columns, layers, detail);
 byId("filter").addEventListener("input", filter);
 byId("advised").addEventListener("change", filter);
 filter();

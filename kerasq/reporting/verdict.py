@@ -16,6 +16,11 @@ from kerasq.reporting.layer_figures import LayerFigures
 from kerasq.reporting.layout import places
 from kerasq.support import tables
 
+# What is said where no rule fires, by whether there is a float network to compare with.
+NOTHING = {
+    True: "Nothing stands out: there is nothing to mend.",
+    False: "Nothing stands out in the file alone; its float or quantized model would tell more.",
+}
 # Calls that the latency is the median of.
 ROUNDS = 20
 
@@ -42,9 +47,7 @@ class Verdict:
                 rows.append([side, *map(_percent, shares), "" if ratio is None else f"{ratio}"])
         lines = [tables.plain(rows), ""] if rows[1:] else []
         lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")
-        advice = [f"- {x}" for x in self.advice] or [
-            "Nothing stands out: there is nothing to mend."
-        ]
+        advice = [f"- {x}" for x in self.advice] or [self.figures["nothing"]]
         return "\n".join([*lines, "", "What to try next:", *advice])
 
 

@@ -32,6 +32,8 @@ class Weights:
         outlier_sqnr: of the weights that share their scale with it, in dB: their power, or that of
             the median channel where this is greater, over that of rounding, `step^2 / 12`.
         per_tensor: whether all channels have one scale.
+        bias_bits: what the largest code of the biases takes, sign included; None without biases.
+        bias_sqnr: of the biases on their grid, that of the sums, in dB.
         drawn: histograms and boxes, for JSON.
     """
 
@@ -44,6 +46,8 @@ class Weights:
     outlier_sqnr: float
     per_tensor: bool
     drawn: dict[str, Any]
+    bias_bits: int | None = None
+    bias_sqnr: float | None = None
 
 
 def weights(
@@ -85,6 +89,16 @@ def weights(
             "codes": counts.figures(),
             "channels": boxes,
         },
+    )
+
+
+def with_bias(found: Weights, codes: np.ndarray, step: np.ndarray, bias: np.ndarray) -> Weights:
+    """The figures of a kernel, and of its biases: `codes` on steps `step` of real values `bias`."""
+    largest = int(np.abs(codes).max(initial=0))
+    return dataclasses.replace(
+        found,
+        bias_bits=largest.bit_length() + 1,
+        bias_sqnr=_sqnr(bias, codes.astype(np.float64) * step),
     )
 
 

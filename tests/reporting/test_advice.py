@@ -115,5 +115,9 @@ def test_what_stays_float_is_named_unless_it_was_asked_for():
 
 def test_noise_that_is_everywhere_has_a_way_out_too():
     (found,) = advise([GOOD], {}, 15.0)
-    assert found.layer == "" and "kerasq.sensitivity" in str(found)
-    assert advise([GOOD], {}, 30.0) == []
+    assert found.layer == "" and "no layer stands out" in found.what
+    assert "kerasq.sensitivity" in str(found) and advise([GOOD], {}, 30.0) == []
+    one, other = advise([changed(clipped=0.5)], {}, 15.0)
+    assert one.rule == "clipped" and other.what == "its outputs have 15.0 dB"
+    wrong = changed(is_input=True, used=0.004)
+    assert [x.rule for x in advise([wrong], {}, 15.0)] == ["normalization"]

@@ -88,6 +88,18 @@ def test_a_kernel_is_shown_before_and_after_folding(made, tiny):
     assert "before" not in rows(made[1])["second"]["weights"]["drawn"]["channels"]
 
 
+def test_biases_are_measured_against_their_grid(made, tiny):
+    _, q, _ = tiny
+    found, layer = rows(made[1])["first"]["weights"], q.get_layer("first")
+    integer = layer.integer_weights()
+    codes = integer.bias.numpy()
+    assert found["bias_bits"] == int(np.abs(codes).max()).bit_length() + 1
+    step = layer.input_grids()[0].numpy().scale * integer.grid.numpy().scale
+    wanted = layer.gain_and_bias()[1].numpy()
+    assert found["bias_sqnr"] == pytest.approx(ratio(wanted, codes * step), rel=0.01)
+    assert found["bias_sqnr"] > 40
+
+
 def test_samples_are_shown_as_images(made):
     shown = made[1].figures["shown"]
     assert 0 < len(shown) <= 12
@@ -145,7 +157,8 @@ def test_a_file_alone_shows_what_it_holds(tiny, samples, labels, tmp_path):
     assert head["codes_used"] == len(np.unique(codes)) and head["sqnr"] is None
     integer = q.get_layer("head").integer_weights().codes.numpy()
     assert head["weights"]["codes_used"] == len(np.unique(integer))
-    assert head["scheme"] == "int8, int8"
+    assert head["scheme"] == "int8, int8" and head["tensor"] == "head"
+    assert (head["weights"]["bits"], head["weights"]["codes"]) == (8, 255)
     accuracy = np.mean(codes.argmax(-1) == labels)
     assert verdict.figures["verdict"]["accuracy"] == {"file": pytest.approx(accuracy, rel=1e-4)}
     # Beside its float model, the outputs can be compared.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq.reporting.layer_figures import short_names
 from kerasq.reporting.layout import places
 from kerasq.reporting.logs import ranges_over_training
 from kerasq.reporting.page import plain
@@ -56,6 +57,12 @@ def test_ranges_over_training_are_those_that_were_logged(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"`logs` must be the folder .*empty', without ranges"):
         ranges_over_training(tmp_path / "empty")
+
+
+def test_names_of_other_converters_are_shortened():
+    names = ["in", "net/a/Relu;net/a_norm/mul;net/a/conv", "net/b/Relu;net/c", "net/b/Relu;net/d"]
+    assert [*short_names(names).values()] == ["in", "a/Relu", *names[2:]]
+    assert [*short_names(["a/b", "c"]).values()] == ["a/b", "c"]
 
 
 def test_figures_are_what_json_has():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerasq.support.data import batches, labelled_batches, sample_count
+from kerasq.support.data import batches, labelled_batches, sample_count, with_labels
 
 
 @pytest.fixture
@@ -267,3 +267,20 @@ def test_a_function_is_called_as_a_representative_dataset_is(model):
 def test_what_holds_no_batches_is_an_error(model, data):
     with pytest.raises(ValueError, match="must be an array, an iterable of batches, or a function"):
         list(batches(model, data))
+
+
+def test_labels_are_found_where_there_are_some(model):
+    x, y = samples(5), np.arange(5)
+    for data in ((x, y), [(x[:4], y[:4]), (x[4:], y[4:])], iter([(x[:4], y[:4]), (x[4:], y[4:])])):
+        found = list(with_labels(model, data, batch_size=4))
+        np.testing.assert_array_equal(np.concatenate([batch for batch, _ in found]), x)
+        np.testing.assert_array_equal(np.concatenate([labels for _, labels in found]), y)
+    for data in (x, [x[:4], x[4:]], [(x[:4],), (x[4:],)]):
+        assert [labels for _, labels in with_labels(model, data, batch_size=4)] == [None, None]
+    # Two inputs in a tuple are no samples and labels.
+    two = two_inputs()
+    (((a, b), labels),) = with_labels(two, [samples(2), samples(2, 2)])
+    assert (a.shape, b.shape, labels) == ((2, 3), (2, 2), None)
+    for data in (None, [], iter([])):
+        with pytest.raises(ValueError, match="`data` must"):
+            list(with_labels(model, data))
