@@ -1,5 +1,7 @@
 """`retarget`: a quantized model on another target's kernels."""
 
+from typing import Any
+
 import keras
 
 from kerasq import targets
@@ -7,7 +9,7 @@ from kerasq.calibration import samples
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import lacks
 from kerasq.targets import Target
-from kerasq.wrappers import QuantizeWrapper, require_quantized, wrapped
+from kerasq.wrappers import QuantizeWrapper, require_quantized, with_quantizer, wrapped
 
 # What a further call of a layer has of its first one.
 _SHARED = ("layer", "leader", "weights", "batch_norm", "granularity")
@@ -46,24 +48,27 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
             "quantize_model(model, target=...) gives such layers another width, or says what to do."
         )
 
-    first: dict[int, KernelWrapper] = {}
+    first: dict[int, Any] = {}
+    ranges: dict[int, Any] = {}
 
-    def clone(layer: keras.Layer) -> keras.Layer:
-        config = layer.get_config()
+    def configuration(layer: QuantizeWrapper) -> dict:
+        """That of a wrapper on the other target; steps that share a range share one there."""
+        config = {**layer.get_config(), "target": found.name}
+        if isinstance(config.get("output_quantizer"), dict):
+            key = id(layer.output_quantizer)
+            ranges[key] = ranges.get(key) or with_quantizer(config, None)["output_quantizer"]
+            config["output_quantizer"] = ranges[key]
+        return config
+
+    def clone(layer: keras.Layer) -> Any:
         if not isinstance(layer, QuantizeWrapper):
-            return type(layer).from_config(config)
-        config["target"] = found.name
-        if not isinstance(layer, KernelWrapper):
-            return type(layer).from_config(config)
+            return type(layer).from_config(layer.get_config())
+        if not isinstance(layer, KernelWrapper) or layer.leader is None:
+            first[id(layer)] = first.get(id(layer)) or type(layer).from_config(configuration(layer))
+            return first[id(layer)]
         # Further calls of a layer share the weights of its first one.
-        leader = layer if layer.leader is None else layer.leader
-        if id(leader) not in first:
-            own = {**leader.get_config(), "target": found.name}
-            first[id(leader)] = type(leader).from_config(own)
-        if leader is layer:
-            return first[id(leader)]
-        kept = {k: v for k, v in config.items() if k not in _SHARED}
-        return type(layer).sharing(first[id(leader)], **kept)
+        kept = {k: v for k, v in configuration(layer).items() if k not in _SHARED}
+        return type(layer).sharing(clone(layer.leader), **kept)
 
     moved = keras.models.clone_model(model, clone_function=clone)
     moved.set_weights(model.get_weights())

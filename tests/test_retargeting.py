@@ -32,6 +32,20 @@ def test_there_and_back(make, scheme):
     assert again.target == "litert" and again.content == kerasq.export_tflite(q).content
 
 
+def test_steps_that_share_a_range_share_one_there():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((3, 2), name="x")
+    model = keras.Model(x, L.SimpleRNN(2, return_sequences=True, name="r")(x))
+    data = networks.data(model, 32)
+    q = networks.quantized(model, data)
+    micro = kerasq.retarget(q, "tflm")
+    assert len(micro.weights) == len(q.weights)
+    fresh = networks.quantized(model, data, target="tflm")
+    want = networks.run(fresh, data)
+    np.testing.assert_array_equal(networks.run(micro, data), want)
+    np.testing.assert_array_equal(kerasq.export_tflite(micro).predict(data), want)
+
+
 def test_a_trained_model_trains_on():
     model = networks.residual()
     x = networks.data(model, 16)

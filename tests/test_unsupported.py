@@ -127,7 +127,8 @@ def test_sums_over_samples_are_named(kind, text):
 
 def test_a_layer_that_does_not_fit_is_tried_in_float():
     x = keras.Input((1, 1, 5, 1))
-    model = keras.Model(x, L.MultiHeadAttention(1, 1, name="m")(x, x))
+    y, _ = L.MultiHeadAttention(1, 1, name="m")(x, x, return_attention_scores=True)
+    model = keras.Model(x, y)
     with pytest.raises(ValueError, match=r"'m' \(MultiHeadAttention\): LiteRT does not run what"):
         kerasq.quantize_model(model)
 
