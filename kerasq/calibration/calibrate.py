@@ -143,7 +143,9 @@ def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:
         values.update(zip(names, keras.tree.flatten(y), strict=True))
         return y
 
-    graph.run(model, x, call)
+    # As in Keras's own models, names of layers may begin with "_", which that of no root scope may.
+    with tf.name_scope("model"):
+        graph.run(model, x, call)
     return values
 
 

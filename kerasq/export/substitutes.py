@@ -154,8 +154,8 @@ def part(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
             "fewer axes."
         )
     where = zip(begins, ends, shape, strict=True)
-    begins, sizes = zip(*(_place(options, i, *x) for i, x in enumerate(where)), strict=True)
-    found = _cut(builder, source, begins, sizes, mark.name)
+    first, sizes = zip(*(_place(options, i, *x) for i, x in enumerate(where)), strict=True)
+    found = _cut(builder, source, first, sizes, mark.name)
     wanted = tuple(int(n) for n in builder.tensor(output).shape)
     is_less = len(wanted) < len(shape)
     builder.codes[output] = _reshaped(builder, found, wanted, mark.name) if is_less else found

@@ -43,7 +43,7 @@ def remarks(contents: Contents) -> list[str]:
         for i, tensor in enumerate(contents.inputs)
         if tensor.preprocessing is not None
     ]
-    if floats := _float_layers(contents):
+    if floats := float_layers(contents):
         layers = [f"{layer} ({_counted(ops)})" for layer, ops in floats.items()]
         lines.append(f"Float operators: {'; '.join(layers)}.")
     if unpacked := _unpacked(contents):
@@ -79,7 +79,7 @@ def _could_be_packed(contents: Contents, op: Op) -> bool:
     return kernel.type == "int8" and fits
 
 
-def _float_layers(contents: Contents) -> dict[str, list[str]]:
+def float_layers(contents: Contents) -> dict[str, list[str]]:
     """The float operators, by the layer that they come from."""
     floats: dict[str, list[str]] = {}
     for op in contents.float_ops():

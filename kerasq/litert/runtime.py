@@ -81,7 +81,7 @@ class TFLiteModel:
         verify(model)
         if target == "tflm":
             micro.verify(model)
-            with self._accepted("load"):
+            with self._accepted("load", self._way_out):
                 self._interpreter = micro.MicroInterpreter(self.content)
         with self._accepted("load"):
             # Kernels check versions, types and shapes here, so that a bad file fails now.
@@ -123,16 +123,27 @@ class TFLiteModel:
         return self._interpreter.arena_bytes()
 
     @contextlib.contextmanager
-    def _accepted(self, verb: str) -> Iterator[None]:
-        """Makes a ValueError of what the interpreter refuses."""
+    def _accepted(self, verb: str, way_out: Callable[[], str] = str) -> Iterator[None]:
+        """Makes a ValueError of what the interpreter refuses, and says what to do."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"The model must {verb} in the {RUNTIMES[self.target].title} interpreter "
                 f"({self.kernels} kernels). "
-                f"Received: {len(self.content)} bytes that it refuses: {error}"
+                f"Received: {len(self.content)} bytes that it refuses: {error}{way_out()}"
             ) from error
+
+    def _way_out(self) -> str:
+        """What to do where TFLite Micro lacks an operator; "" where LiteRT refuses a file."""
+        if self.target != "tflm":
+            return ""
+        found = contents.read(flatbuffer.read(self.content), len(self.content))
+        if found.made is None or found.made.runtime != self.target:
+            return ". Export it for target 'tflm', which has its operators alone."
+        if floats := list(report.float_layers(found)):
+            return f". Layers that stay in float may be what it lacks: {floats}. Replace them."
+        return ""
 
     @property
     def made(self) -> metadata.Made | None:
@@ -271,7 +282,7 @@ class TFLiteModel:
                     missing = batch - len(samples)
                     samples = np.concatenate([samples, [samples[-1]] * missing])
                 self._interpreter.set_tensor(detail["index"], encode(samples, tensor))
-            with self._accepted("run"):
+            with self._accepted("run", self._way_out):
                 self._interpreter.invoke()
             # `get_tensor` copies, so that the next call does not change what was yielded.
             found = [self._interpreter.get_tensor(index) for index in outputs]

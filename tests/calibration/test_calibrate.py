@@ -224,6 +224,15 @@ def test_ranges_are_those_of_the_float_outputs():
     assert_ranges(model, {name: (y.min(), y.max()) for name, y in numpy_outputs(x).items()})
 
 
+def test_names_that_no_root_scope_may_have():
+    x = keras.Input((2,), name="é")
+    model = kerasq.quantize_model(keras.Model(x, keras.layers.Dense(3, name="_head")(x)))
+    data = np.array([[-1.0, 2.0], [0.5, 0.0]], np.float32)
+    kerasq.calibrate(model, data, method="minmax")
+    y = data @ model.get_layer("_head").layer.kernel.numpy()
+    assert_ranges(model, {"__quantize": (-1.0, 2.0), "_head": (y.min(), y.max())})
+
+
 def test_the_moving_average_is_the_mean_over_batches_of_32():
     model, x = quantized(), samples(100)
     kerasq.calibrate(model, x, method="moving_average")

@@ -364,12 +364,19 @@ def test_a_file_says_what_it_was_made_for(recwarn):
 def test_a_file_of_litert_is_refused_in_the_runtimes_words():
     x = keras.Input((4,))
     lite = kerasq.export_tflite(networks.quantized(keras.Model(x, L.Activation("gelu")(x))))
-    with pytest.raises(ValueError, match=r"in the TFLite Micro interpreter .*opcode 'GELU'"):
+    with pytest.raises(ValueError, match=r"TFLite Micro interpreter .*opcode 'GELU'.*Export it"):
         kerasq.TFLiteModel(lite.content, target="tflm")
     with pytest.raises(ValueError, match=r"The arena is that of TFLite Micro"):
         lite.arena_bytes()
     with pytest.raises(ValueError, match=r"`target` must be one of \['litert', 'tflm'\]"):
         kerasq.TFLiteModel(lite.content, target="esp32")
+
+
+def test_a_float_layer_that_it_lacks_is_named():
+    x = keras.Input((3, 4, 4, 2))
+    model = keras.Model(x, L.ConvLSTM2D(1, 2, name="steps")(L.Dense(2)(x)))
+    with pytest.raises(ValueError, match=r"STRIDED_SLICE.*what it lacks: \['steps'\]. Replace"):
+        kerasq.export_tflite(networks.quantized(model, target="tflm"))
 
 
 def test_kernels_round_twice_where_litert_rounds_once():
