@@ -25,7 +25,7 @@ def shared(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*tensors: tf.Tensor) -> Any:
             return function(*_joined(kind, iter(tensors)), **dict(constants))
 
-        return tf.function(
+        found = tf.function(
             run,
             # Of any size, or there would be as many traces as layers.
             input_signature=[*_specs(kind)],
@@ -33,6 +33,10 @@ def shared(function: Callable[..., Any]) -> Callable[..., Any]:
             # Inlined, its operators would be optimized anew for each layer.
             experimental_attributes={"_noinline": True},
         )
+        # TensorFlow takes all that are made here for one function, and warns of its many traces.
+        # Outside of what is being traced, whose device and control flow are not those of others.
+        with tf.init_scope():
+            return found.get_concrete_function()
 
     @functools.wraps(function)
     def call(*args: Any, **constants: Any) -> Any:
