@@ -128,7 +128,10 @@ def _define_report(values: flags.FlagValues) -> None:
     _data(values, "Samples to measure on")
     _out(values, "The page, .html; its figures go to a .json file beside it.")
     flags.DEFINE_string(
-        "labels", None, "A .npy file of labels, one a sample of --data.", flag_values=values
+        "labels",
+        None,
+        "Labels, one a sample of --data: a .npy file, or y of an .npz.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "float", None, "The float model, .keras, to compare with.", flag_values=values
