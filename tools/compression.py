@@ -44,6 +44,8 @@ _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared am
 _ONE = flags.DEFINE_string("one", None, "Run this row;seed of tfmot only, in this process.")
 _BATCH_SIZE, _RATE, _MOMENTUM = 128, 0.01, 0.9
 _ITERATIONS = 50  # Of k-means, at most.
+# What `contents` finds in a file, and what the table calls it.
+_CONTENTS = {"zeros": "zeros (%)", "codes": "codes", "bytes": "bytes", "zipped": "zipped"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,10 +220,8 @@ def contents(path: pathlib.Path) -> dict[str, float]:
         for tensor in lite.tensors
         if tensor.constant and tensor.dtype == np.int8 and len(tensor.shape) > 1
     ]
-    found: dict[str, float] = {
-        "bytes": len(lite.content),
-        "zipped": len(zlib.compress(lite.content, 9)),
-    }
+    content = lite.content
+    found: dict[str, float] = {"bytes": len(content), "zipped": len(zlib.compress(content, 9))}
     if kernels:
         found["zeros"] = float(np.mean(np.concatenate([x.ravel() for x in kernels]) == 0))
         found["codes"] = max(len(np.unique(x)) for x in kernels)
@@ -230,8 +230,7 @@ def contents(path: pathlib.Path) -> dict[str, float]:
 
 def table() -> list[list[str]]:
     """Accuracies, zeros, codes and bytes, means over seeds, of what has been run."""
-    rows = [["", "accuracy (%)", "least", "greatest", "over float", "zeros (%)", "codes", "bytes"]]
-    rows[0].append("zipped")
+    rows = [["", "accuracy (%)", "least", "greatest", "over float", *_CONTENTS.values()]]
     floats = _accuracies(_BASE, "float_finetuned_accuracy") if _BASE in _ROWS.value else {}
     if floats:
         files = [contents(_folder(_BASE, seed) / "float.tflite") for seed in _SEEDS.value]
@@ -253,16 +252,26 @@ def _cells(
 ) -> list[str]:
     """A row of the table; differences from float are by seed, which see the same batches."""
     values = [*found.values()]
-    over = [found[seed] - value for seed, value in floats.items()]
-    means = {key: np.mean([x[key] for x in files]) for key in files[0]}
+    over = [found[seed] - value for seed, value in floats.items() if found is not floats]
+    texts = {"zeros": lambda x: f"{100 * np.mean(x):.1f}", "codes": lambda x: f"{max(x):,}"}
+    columns = {key: [file[key] for file in files if key in file] for key in _CONTENTS}
     return [
         name,
         *(f"{x:.2f}" for x in (np.mean(values), min(values), max(values))),
-        f"{np.mean(over):+.2f}" if over and name != "float" else "",
-        f"{100 * means['zeros']:.1f}" if "zeros" in means else "",
-        f"{max(x['codes'] for x in files)}" if "codes" in means else "",
-        *(f"{means[key]:,.0f}" for key in ("bytes", "zipped")),
+        f"{np.mean(over):+.2f}" if over else "",
+        *(texts.get(k, lambda x: f"{np.mean(x):,.0f}")(x) if x else "" for k, x in columns.items()),
     ]
+
+
+def _run_all(names: list[str], threads: int) -> None:
+    """Runs rows for all seeds, several at a time."""
+    runs = [(name, seed) for seed in _SEEDS.value for name in names]
+    for name, seed in runs:  # Before several of them want the same file.
+        start(ROWS[name], seed)
+    with ThreadPoolExecutor(_JOBS.value) as pool:
+        jobs = [pool.submit(run, name, seed, threads) for name, seed in runs]
+        for job in progress.track(jobs, len(jobs), "run"):
+            job.result()
 
 
 def main(argv: list[str]) -> None:
@@ -273,20 +282,10 @@ def main(argv: list[str]) -> None:
         one(*_ONE.value.split(";"))
         return
     threads = max(1, (os.cpu_count() or 1) // _JOBS.value)
+    needed = {*_ROWS.value, *(ROWS[name].sparse for name in _ROWS.value)}
     # Those first that find zeros for others.
-    needed = {ROWS[name].sparse for name in _ROWS.value} - {""}
-    first = [
-        name for name in ROWS if name in needed or (name in _ROWS.value and not ROWS[name].sparse)
-    ]
-    rest = [name for name in _ROWS.value if name not in first]
-    with ThreadPoolExecutor(_JOBS.value) as pool:
-        for part in (first, rest):
-            runs = [(name, seed) for seed in _SEEDS.value for name in part]
-            for name, seed in runs:  # Before several of them want the same file.
-                start(ROWS[name], seed)
-            jobs = [pool.submit(run, name, seed, threads) for name, seed in runs]
-            for job in progress.track(jobs, len(jobs), "run"):
-                job.result()
+    for is_second in (False, True):
+        _run_all([x for x in ROWS if x in needed and bool(ROWS[x].sparse) == is_second], threads)
     print(tables.markdown(table()))
 
 
