@@ -68,6 +68,12 @@ def volume_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     return None not in x.shape[1:]
 
 
+def pooling_fits(layer: keras.Layer, x: Any, mask: Any = None, **kwargs: Any) -> bool:
+    """Whether an average over steps is one of all, or of known steps that a tensor masks."""
+    is_known = mask is None or (_is_mask(mask) and None not in x.shape[1:])
+    return is_known and reads_tensors_alone(layer, x, **kwargs)
+
+
 def transposed_fits(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
     """Whether a transposed convolution that is dilated reads samples of known size."""
     return max(layer.dilation_rate) == 1 or volume_fits(layer, x, **kwargs)

@@ -202,7 +202,12 @@ RULES: dict[tuple[type, ...], Rule] = {
     # MEAN has a range of its own, narrower than that of what it averages. This is the only one of
     # the three that Keras passes a mask to.
     (L.GlobalAveragePooling1D,): Rule(
-        operators=("MEAN",), output=Output.LEARNED, reads_mask=True, channels_last=True
+        operators=("MEAN",),
+        output=Output.LEARNED,
+        reads_mask=True,
+        channels_last=True,
+        fits=fits.pooling_fits,
+        note="of known length under a mask; SELECT_V2, SOFTMAX and BATCH_MATMUL then",
     ),
     (L.GlobalAveragePooling2D, L.GlobalAveragePooling3D): Rule(
         operators=("MEAN",), output=Output.LEARNED, channels_last=True

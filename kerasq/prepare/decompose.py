@@ -213,6 +213,7 @@ _TAKE_CONDITIONS = (
     "Cast",
     "Where",
     "Softmax",
+    "GlobalAveragePooling1D",
     "Attention",
     "AdditiveAttention",
     "MultiHeadAttention",

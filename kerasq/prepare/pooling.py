@@ -6,15 +6,41 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.layers import Function, Mean, Sum, Variance
-from kerasq.prepare.parts import Parts
+from kerasq.layers import Constant, Function, Matmul, Mean, Requantize, Sum, Variance
+from kerasq.prepare import masks
+from kerasq.prepare.parts import Parts, reshaped
 
 L = keras.layers
 
 
-def pool_everything(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
-    """The average of one pixel: Reshape. Of more it stays MEAN."""
+def pool_everything(
+    parts: Parts, layer: keras.Layer, name: str, x: Any, mask: Any = None, training: Any = None
+) -> Any:
+    """The average of one pixel: Reshape. Of more it stays MEAN, unless some are masked."""
+    del training
+    if mask is not None:
+        return _of_held(parts, layer, name, x, masks.condition(parts, name, mask))
     return _of_one(parts, layer, name, x, range(1, len(x.shape) - 1))
+
+
+def _of_held(parts: Parts, layer: keras.Layer, name: str, x: Any, held: Any) -> Any:
+    """The average of the steps that are not masked: a product with a softmax of equal scores.
+
+    Where all are masked that is the average of all, and Keras divides by 0.
+    """
+    steps = x.shape[1]
+    held = reshaped(parts, name, held, (1, steps), "held")
+    scores = Constant((1, steps), True, name=parts.name(name, "scores"), dtype="float32")
+    scores = parts.call(scores, held, [np.zeros((1, steps))])
+    scores = masks.masked(parts, name, scores, [held])
+    # 16 bits, for an average of many steps has weights of a few codes at 8.
+    with parts.wide():
+        shares = parts.call(L.Softmax(name=parts.name(name, "shares"), dtype="float32"), scores)
+        product = Matmul(name=parts.name(name, "product"), dtype="float32")
+        y = parts.call(product, [shares, x])
+    y = parts.call(Requantize(name=parts.name(name, "average"), dtype="float32"), y)
+    shape = y.shape[1:] if layer.keepdims else y.shape[2:]
+    return parts.call(L.Reshape(shape, name=name, dtype="float32"), y)
 
 
 def reduce(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:

@@ -322,7 +322,8 @@ def _simple(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
         if h is not None:
             total = loop.add("sum", total, loop.weighted("recurrent", recurrent, None, h))
         name = loop.name_of("state", i == len(added) - 1)
-        new = loop.activate("state", cell.activation, total, name="" if loop.held else name)
+        part, own = ("next_state", "") if loop.held else ("state", name)
+        new = loop.activate(part, cell.activation, total, name=own)
         h = loop.kept(i, "kept_state", new, h, name=name)
         found.append(h)
     return found, [h]
