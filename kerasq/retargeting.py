@@ -1,11 +1,14 @@
 """`retarget`: a quantized model on another target's kernels."""
 
+from typing import Any
+
 import keras
 
 from kerasq import targets
 from kerasq.calibration import samples
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import lacks
+from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.targets import Target
 from kerasq.wrappers import QuantizeWrapper, require_quantized, wrapped
 
@@ -46,30 +49,48 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
             "quantize_model(model, target=...) gives such layers another width, or says what to do."
         )
 
-    first: dict[int, KernelWrapper] = {}
-
-    def clone(layer: keras.Layer) -> keras.Layer:
-        config = layer.get_config()
-        if not isinstance(layer, QuantizeWrapper):
-            return type(layer).from_config(config)
-        config["target"] = found.name
-        if not isinstance(layer, KernelWrapper):
-            return type(layer).from_config(config)
-        # Further calls of a layer share the weights of its first one.
-        leader = layer if layer.leader is None else layer.leader
-        if id(leader) not in first:
-            own = {**leader.get_config(), "target": found.name}
-            first[id(leader)] = type(leader).from_config(own)
-        if leader is layer:
-            return first[id(leader)]
-        kept = {k: v for k, v in config.items() if k not in _SHARED}
-        return type(layer).sharing(first[id(leader)], **kept)
-
-    moved = keras.models.clone_model(model, clone_function=clone)
+    moved = keras.models.clone_model(model, clone_function=_Copies(found).of)
     moved.set_weights(model.get_weights())
     moved.dtype_policy = model.dtype_policy  # Which has `compile` scale the loss, or not.
     samples.keep(moved, samples.samples_of(model))
     return moved
+
+
+class _Copies:
+    """Layers of a model as another target computes them; what they share, their copies share."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        # By id of the original.
+        self._leaders: dict[int, KernelWrapper] = {}
+        self._quantizers: dict[int, ActivationQuantizer] = {}
+
+    def of(self, layer: keras.Layer) -> keras.Layer:
+        """The copy of a layer."""
+        if not isinstance(layer, QuantizeWrapper):
+            return type(layer).from_config(layer.get_config())
+        if not isinstance(layer, KernelWrapper):
+            return type(layer).from_config(self._config(layer))
+        # Further calls of a layer share the weights of its first one.
+        leader = layer if layer.leader is None else layer.leader
+        if id(leader) not in self._leaders:
+            self._leaders[id(leader)] = type(leader).from_config(self._config(leader))
+        if leader is layer:
+            return self._leaders[id(leader)]
+        kept = {k: v for k, v in self._config(layer).items() if k not in _SHARED}
+        return type(layer).sharing(self._leaders[id(leader)], **kept)
+
+    def _config(self, layer: QuantizeWrapper) -> dict[str, Any]:
+        config = layer.get_config() | {"target": self._target.name}
+        if layer.output_quantizer is not None and layer.output_quantizer.uses > 1:
+            config["output_quantizer"] = self._quantizer(layer.output_quantizer)
+        return config
+
+    def _quantizer(self, original: ActivationQuantizer) -> ActivationQuantizer:
+        if id(original) not in self._quantizers:
+            copy = type(original).from_config(original.get_config())
+            self._quantizers[id(original)] = copy
+        return self._quantizers[id(original)]
 
 
 def _lacks(target: Target, layer: QuantizeWrapper) -> bool:
