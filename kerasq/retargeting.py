@@ -8,8 +8,9 @@ from kerasq import targets
 from kerasq.calibration import samples
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.plan import lacks
+from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.targets import Target
-from kerasq.wrappers import QuantizeWrapper, require_quantized, with_quantizer, wrapped
+from kerasq.wrappers import QuantizeWrapper, require_quantized, wrapped
 
 # What a further call of a layer has of its first one.
 _SHARED = ("layer", "leader", "weights", "batch_norm", "granularity")
@@ -48,33 +49,48 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
             "quantize_model(model, target=...) gives such layers another width, or says what to do."
         )
 
-    first: dict[int, Any] = {}
-    ranges: dict[int, Any] = {}
-
-    def configuration(layer: QuantizeWrapper) -> dict:
-        """That of a wrapper on the other target; steps that share a range share one there."""
-        config = {**layer.get_config(), "target": found.name}
-        if isinstance(config.get("output_quantizer"), dict):
-            key = id(layer.output_quantizer)
-            ranges[key] = ranges.get(key) or with_quantizer(config, None)["output_quantizer"]
-            config["output_quantizer"] = ranges[key]
-        return config
-
-    def clone(layer: keras.Layer) -> Any:
-        if not isinstance(layer, QuantizeWrapper):
-            return type(layer).from_config(layer.get_config())
-        if not isinstance(layer, KernelWrapper) or layer.leader is None:
-            first[id(layer)] = first.get(id(layer)) or type(layer).from_config(configuration(layer))
-            return first[id(layer)]
-        # Further calls of a layer share the weights of its first one.
-        kept = {k: v for k, v in configuration(layer).items() if k not in _SHARED}
-        return type(layer).sharing(clone(layer.leader), **kept)
-
-    moved = keras.models.clone_model(model, clone_function=clone)
+    moved = keras.models.clone_model(model, clone_function=_Copies(found).of)
     moved.set_weights(model.get_weights())
     moved.dtype_policy = model.dtype_policy  # Which has `compile` scale the loss, or not.
     samples.keep(moved, samples.samples_of(model))
     return moved
+
+
+class _Copies:
+    """Layers of a model as another target computes them; what they share, their copies share."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        # By id of the original.
+        self._leaders: dict[int, KernelWrapper] = {}
+        self._quantizers: dict[int, ActivationQuantizer] = {}
+
+    def of(self, layer: keras.Layer) -> keras.Layer:
+        """The copy of a layer."""
+        if not isinstance(layer, QuantizeWrapper):
+            return type(layer).from_config(layer.get_config())
+        if not isinstance(layer, KernelWrapper):
+            return type(layer).from_config(self._config(layer))
+        # Further calls of a layer share the weights of its first one.
+        leader = layer if layer.leader is None else layer.leader
+        if id(leader) not in self._leaders:
+            self._leaders[id(leader)] = type(leader).from_config(self._config(leader))
+        if leader is layer:
+            return self._leaders[id(leader)]
+        kept = {k: v for k, v in self._config(layer).items() if k not in _SHARED}
+        return type(layer).sharing(self._leaders[id(leader)], **kept)
+
+    def _config(self, layer: QuantizeWrapper) -> dict[str, Any]:
+        config = layer.get_config() | {"target": self._target.name}
+        if layer.output_quantizer is not None and layer.output_quantizer.uses > 1:
+            config["output_quantizer"] = self._quantizer(layer.output_quantizer)
+        return config
+
+    def _quantizer(self, original: ActivationQuantizer) -> ActivationQuantizer:
+        if id(original) not in self._quantizers:
+            copy = type(original).from_config(original.get_config())
+            self._quantizers[id(original)] = copy
+        return self._quantizers[id(original)]
 
 
 def _lacks(target: Target, layer: QuantizeWrapper) -> bool:

@@ -80,3 +80,23 @@ def test_layers_that_are_called_twice():
     micro = kerasq.retarget(networks.quantized(model, data), "tflm")
     assert kerasq.compare(micro, kerasq.export_tflite(micro), x=data).exact == 1.0
     assert len(micro.trainable_variables) == len(kerasq.quantize_model(model).trainable_variables)
+
+
+@pytest.mark.parametrize("to", ["tflm", "ethos-u"])
+def test_ranges_that_layers_share(to):
+    x = keras.Input((3, 4))
+    steps = L.SimpleRNN(4, return_sequences=True, name="steps")(x)
+    both = L.Concatenate(name="both")([L.Dense(2, name="a")(x), L.Dense(3, name="b")(x), steps])
+    model = keras.Model(x, L.Dense(2, name="head")(both))
+    data = networks.data(model, 32)
+    keras.utils.clear_session()  # It counts the names that Keras makes.
+    q = networks.quantized(model, data)
+    moved = kerasq.retarget(q, to)
+    ranges = [moved.get_layer(name).output_quantizer for name in ("a", "b", "both")]
+    assert ranges[0] is ranges[1] is ranges[2]
+    content = kerasq.export_tflite(moved).content
+    keras.utils.clear_session()
+    fresh = networks.quantized(model, data, target=to)
+    assert content == kerasq.export_tflite(fresh).content
+    again = kerasq.export_tflite(kerasq.retarget(moved, "litert"))
+    assert again.content == kerasq.export_tflite(q).content

@@ -28,7 +28,7 @@ METHODS = re.findall(
     r"\w+",
     """
     Add ArgMax ArgMin AveragePool2D BatchMatMul BroadcastTo Cast Concatenation Conv2D
-    DepthToSpace DepthwiseConv2D Dequantize Equal FullyConnected Gather Greater GreaterEqual
+    DepthToSpace DepthwiseConv2D Dequantize Equal EthosU FullyConnected Gather Greater GreaterEqual
     L2Normalization LeakyRelu Less LessEqual LogSoftmax Logistic MaxPool2D Maximum Mean Minimum
     MirrorPad Mul NotEqual Pack Pad Quantize ReduceMax ReduceMin Relu Reshape ResizeBilinear
     ResizeNearestNeighbor ReverseV2 Rsqrt SelectV2 Slice Softmax SpaceToDepth Split SplitV

@@ -12,6 +12,7 @@ from kerasq.layers import Sum
 from kerasq.litert import flatbuffer
 from kerasq.targets import ETHOS_U
 from tests import networks
+from tests.firmware import test_kit
 from tests.test_kernels import CODES, simulate
 
 pytest.importorskip("ethosu")
@@ -219,6 +220,7 @@ def test_a_kit_of_what_vela_has_compiled(tmp_path):
     assert bytes(int(byte, 16) for byte in data) == compiled.read_bytes()
     assert "MicroMutableOpResolver<1>" in texts["model_ops.h"]
     assert "resolver.AddEthosU()" in texts["model_ops.h"]
+    assert test_kit.compiled(tmp_path / "kit", tmp_path)[0] == 0
     # The simulation's codes; probabilities lie on steps of 1/256 from code -128 on.
     outputs = texts["model_test_vectors.cc"].partition("kTestOutput0")[2]
     codes = np.array(re.findall(r"-?\d+(?=,)", outputs), int).reshape(4, -1)
