@@ -62,9 +62,9 @@ class _Search:
             self.cuts[id(node)] = cuts.pop() if len(cuts) == 1 else (False, None)
 
     def joins(self, node: graphs.Node) -> bool:
-        """Whether a call wants all that it reads on the grid of its output."""
+        """Whether a call wants all that it reads on the grid of its output, and cuts nothing off."""
         call = self._plan[node]
-        return call.kind is Kind.INTEGER and call.op in OPERATORS
+        return call.kind is Kind.INTEGER and call.op in OPERATORS and call.relu is None
 
     def only_for(self, join: graphs.Node, shared: Shared) -> list[graphs.Node]:
         """The calls that have a range, nobody but a concatenation to read them, and its cut."""

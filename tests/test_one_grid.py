@@ -82,6 +82,15 @@ def test_what_keeps_a_range_of_its_own(kind):
         np.testing.assert_array_equal(mine, its)
 
 
+def test_a_relu_behind_a_concatenation_is_its_own():
+    x = image()
+    both = L.ReLU(name="relu")(L.Concatenate(name="both")([conv(x, "a"), conv(x, "b")]))
+    q, lite, _ = exported(keras.Model(x, conv(both, "head")))
+    assert ranges(q, "a", "b", "both") == [0, 1, 2]
+    data = networks.data(q)
+    np.testing.assert_array_equal(networks.run(q, data), lite.predict(data))
+
+
 def test_concatenations_of_concatenations_and_extremes():
     x = image()
     inner = L.Concatenate(name="inner")([conv(x, "a"), conv(x, "b")])

@@ -98,10 +98,7 @@ class Network:
             if not wrapper.reads_float
         ]
         widths = dict.fromkeys((*own, *read), self.widths)
-        # What a concatenation reads has a range of its own where that has another width.
-        alone = {*self.joins, *(x.name for x in self.joins.values())}
-        shared = {k: v for k, v in sharing_ranges(self.model).items() if k not in alone}
-        ranges, _ = observe(self.model, iter(samples), widths, method=method, shared=shared)
+        ranges, _ = observe(self.model, iter(samples), widths, method=method, shared=self._shared())
         # Few kinds for many tensors: making a layer takes longer than setting its range.
         quantizer = functools.cache(_quantizer)
 
@@ -110,6 +107,12 @@ class Network:
 
         self.boundaries = {name: grids(name) for name in read}
         self.grids = {name: grids(name, relu=x.relu, limit=x.limit) for name, x in own.items()}
+
+    def _shared(self) -> dict[str, list[str]]:
+        """By name of a wrapper, those whose values its range holds in any choice of schemes."""
+        # What a concatenation reads has a range of its own where that has another width.
+        alone = {*self.joins, *(x.name for x in self.joins.values())}
+        return {k: v for k, v in sharing_ranges(self.model).items() if k not in alone}
 
     def runs(self, layer: int, scheme: int) -> bool:
         """Whether the target has kernels for a layer at a scheme."""

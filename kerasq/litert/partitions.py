@@ -29,10 +29,11 @@ def partitions(content: bytes) -> Partitions | None:
     names = {x["index"]: x["name"] for x in interpreter.get_tensor_details()}
     ops = details()
     parts = [op for op in ops if op["op_name"] == "DELEGATE"]
-    maker = {int(y): op for op in ops if op["op_name"] != "DELEGATE" for y in op["outputs"]}
+    own = [op for op in ops if op["op_name"] != "DELEGATE"]
+    maker = {int(y): op for op in own for y in op["outputs"]}
     inside = {id(op) for part in parts for op in _inside(part, maker)}
-    outside = [op for op in {id(op): op for op in maker.values()}.values() if id(op) not in inside]
-    return Partitions(len(parts), tuple(names[int(op["outputs"][0])] for op in outside))
+    first = [int(op["outputs"][0]) for op in own if id(op) not in inside]
+    return Partitions(len(parts), tuple(names[y] for y in first))
 
 
 def _inside(part: dict[str, Any], maker: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
