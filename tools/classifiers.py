@@ -118,7 +118,9 @@ def measure(task: Task, data: datasets.Dataset, seed: int) -> list[float]:
     model = task.make(data.image_shape, data.classes)
     _train(model, data.train, task, _EPOCHS.value or task.epochs, task.rate, seed)
     q = kerasq.quantize_model(model)
-    kerasq.calibrate(q, data.train.x[:_BATCH].astype("float32"))
+    # Files may have one class after the other.
+    chosen = np.random.default_rng(seed).permutation(len(data.train.x))[:_BATCH]
+    kerasq.calibrate(q, data.train.x[chosen].astype("float32"))
     calibrated = _accuracy(_infer(q), data.test)
     _train(q, data.train, task, _TUNING.value or task.finetune_epochs, task.rate / 10.0, seed)
     lite = kerasq.export_tflite(q)
@@ -129,10 +131,15 @@ def measure(task: Task, data: datasets.Dataset, seed: int) -> list[float]:
 def load(task: Task) -> datasets.Dataset:
     """The images of a task."""
     data = datasets.load(_DATASET.value or task.dataset, _DATA_DIR.value)
-    train, test = (
-        datasets.Samples(*(v[: _IMAGES.value] for v in x)) for x in (data.train, data.test)
-    )
-    return dataclasses.replace(data, train=train, test=test)
+    if _IMAGES.value is None:
+        return data
+    return dataclasses.replace(data, train=_some(data.train), test=_some(data.test))
+
+
+def _some(samples: datasets.Samples) -> datasets.Samples:
+    """So many as are asked for, of any class: files may have one class after the other."""
+    chosen = np.random.default_rng(0).permutation(len(samples.x))[: _IMAGES.value]
+    return datasets.Samples(samples.x[chosen], samples.y[chosen])
 
 
 def main(argv: list[str]) -> None:
