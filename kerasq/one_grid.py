@@ -62,7 +62,7 @@ class _Search:
             self.cuts[id(node)] = cuts.pop() if len(cuts) == 1 else (False, None)
 
     def joins(self, node: graphs.Node) -> bool:
-        """Whether a call wants all that it reads on the grid of its output, and cuts nothing off."""
+        """Whether a call wants all that it reads on the grid of its output, and has no ReLU."""
         call = self._plan[node]
         return call.kind is Kind.INTEGER and call.op in OPERATORS and call.relu is None
 

@@ -98,7 +98,8 @@ class Network:
             if not wrapper.reads_float
         ]
         widths = dict.fromkeys((*own, *read), self.widths)
-        ranges, _ = observe(self.model, iter(samples), widths, method=method, shared=self._shared())
+        shared = self._shared()
+        ranges, _ = observe(self.model, iter(samples), widths, method=method, shared=shared)
         # Few kinds for many tensors: making a layer takes longer than setting its range.
         quantizer = functools.cache(_quantizer)
 

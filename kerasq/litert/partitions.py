@@ -29,11 +29,15 @@ def partitions(content: bytes) -> Partitions | None:
     names = {x["index"]: x["name"] for x in interpreter.get_tensor_details()}
     ops = details()
     parts = [op for op in ops if op["op_name"] == "DELEGATE"]
+    return Partitions(len(parts), tuple(names[y] for y in _outside(ops, parts)))
+
+
+def _outside(ops: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[int]:
+    """The first outputs of the operators that are in none of the parts."""
     own = [op for op in ops if op["op_name"] != "DELEGATE"]
     maker = {int(y): op for op in own for y in op["outputs"]}
     inside = {id(op) for part in parts for op in _inside(part, maker)}
-    first = [int(op["outputs"][0]) for op in own if id(op) not in inside]
-    return Partitions(len(parts), tuple(names[y] for y in first))
+    return [int(op["outputs"][0]) for op in own if id(op) not in inside]
 
 
 def _inside(part: dict[str, Any], maker: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
