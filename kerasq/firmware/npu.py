@@ -47,6 +47,12 @@ def program(
     found = contents.read(file, len(content))
     _check_ends(found.inputs, lite.inputs, path)
     _check_ends(found.outputs, lite.outputs, path)
+    if found.made is not None and found.made.target != ETHOS_U.name:
+        raise ValueError(
+            f"What Vela compiles must be made for target {ETHOS_U.name!r}. Received: "
+            f"{os.fspath(path)!r}, made for {found.made.target!r}, whose rounding the NPU does not "
+            f"have. Export kerasq.retarget(model, {ETHOS_U.name!r}) for Vela."
+        )
     kinds = {OPERATOR if kind == "CUSTOM" else kind for kind in flatbuffer.op_kinds(file)}
     return Program(
         origin=f"{lite.made_for()} Compiled by Vela. Codes are those of kerasq's simulation.",
