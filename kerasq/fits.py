@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq.graph import CONV_CELL
+
 L = keras.layers
 # What a distributed Dense may be followed by.
 _KNOWN = tuple(getattr(keras.activations, n) for n in ("linear", "relu", "sigmoid", "tanh", "gelu"))
@@ -301,7 +303,6 @@ CONV_RECURRENT = (L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D)
 RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.RNN, *CONV_RECURRENT)
 # The most steps: each has a dozen operators, and the time to quantize and export grows with them.
 MOST_STEPS = 256
-CONV_CELL = type(L.ConvLSTM1D(1, 1).cell)  # Which has no public name.
 CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell, CONV_CELL)
 # Activations of each value alone: several gates may be one tensor.
 _OF_EACH_VALUE = (

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from tests import processes
 
 KERAS = tuple(int(x) for x in keras.__version__.split(".")[:2])
 ROOT = pathlib.Path(__file__).parents[1]
@@ -157,6 +158,15 @@ def test_no_function_shadows_its_module(name):
 
 
 @pytest.mark.skipif(KERAS < (3, 15), reason="Keras reads no file of a newer Keras.")
+def test_an_import_leaves_tensorflow_to_the_user():
+    # Once its runtime has started, threads and devices cannot be chosen, nor the process be forked.
+    code = (
+        "import kerasq, tensorflow as tf; tf.config.threading.set_inter_op_parallelism_threads(1)"
+    )
+    done = processes.python("-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("name", ["kerasq-0.1.0", "kerasq-0.1.0-shared"])
 def test_saved_models_of_version_0_1_load(tmp_path, name):
     """Made by version 0.1.0, whose modules had other names; with what it predicted then."""

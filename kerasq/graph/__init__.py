@@ -2,6 +2,7 @@
 
 from kerasq.graph.copies import copy_built, copy_call, copy_layer, own_activation, set_weights
 from kerasq.graph.internals import (
+    CONV_CELL,
     PlainError,
     call_memory,
     forget,
@@ -30,6 +31,7 @@ from kerasq.graph.reading import read
 from kerasq.graph.running import compute, infer, is_symbolic, rewrite, run, transform
 
 __all__ = [
+    "CONV_CELL",
     "Graph",
     "Node",
     "PlainError",

@@ -10,6 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
+
+# A class without a public name.
+CONV_CELL: type[keras.Layer] = ConvLSTMCell
 
 
 def history(tensor: keras.KerasTensor) -> tuple[Any, int, int]:

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from kerasq import fits
+from kerasq.graph import CONV_CELL
 from kerasq.layers import Constant, Held, Requantize, Select, Stack
 from kerasq.prepare import masks
 from kerasq.prepare.parts import Parts, reshaped
@@ -303,7 +304,7 @@ class _ConvLoop(_Loop):
         ]
 
 
-_LOOPS = {fits.CONV_CELL: _ConvLoop}
+_LOOPS = {CONV_CELL: _ConvLoop}
 
 
 def _weights(cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -418,7 +419,7 @@ def _gru(loop: _Loop, x: Any, states: list) -> tuple[list, list]:
 # By class of a cell, what makes its steps of a loop, a sequence and the first states.
 _CELLS: dict[type, Callable[[_Loop, Any, list], tuple[list, list]]] = {
     L.LSTMCell: _lstm,
-    fits.CONV_CELL: _lstm,
+    CONV_CELL: _lstm,
     L.GRUCell: _gru,
     L.SimpleRNNCell: _simple,
 }
