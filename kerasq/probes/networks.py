@@ -88,6 +88,7 @@ BRANCHES: dict[str, Branch] = {
     "RESIZE_BILINEAR": lambda x, _: L.UpSampling2D(2, interpolation="bilinear")(x),
     "RESIZE_NEAREST_NEIGHBOR": lambda x, _: L.UpSampling2D(2)(x),
     "REVERSE_V2": lambda x, _: K.flip(x, 1),
+    "TOPK_V2": lambda x, _: K.top_k(x, 2)[0],
     # As a part of it, on int16 alone.
     "RSQRT": lambda x, _: L.RMSNormalization()(x),
     "SELECT_V2": lambda x, y: K.where(x > y, x, y),

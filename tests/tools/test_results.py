@@ -24,10 +24,10 @@ def test_the_table(tmp_path):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     out, data = tmp_path / "out", f"--data_dir={tmp_path / 'images'}"
     flags = [data, f"--out={out}", "--model=cnn", "--seeds=0", "--float_epochs=2", "--epochs=12"]
-    text = script("tools/results.py", *flags, "--row=qat w8a8", "--row=ptq w8a8")
+    text = script("tools/results.py", *flags, "--row=qat w8a8")
     table = [line for line in text.splitlines() if line.startswith("|")]
     names = [line.split("|")[1].strip() for line in table]
-    assert names[2:] == ["float at the start", "float", "qat w8a8", "ptq w8a8"]
+    assert names[2:] == ["float at the start", "float", "qat w8a8"]
     result = json.loads((out / "qat_w8a8" / "seed0" / "results.json").read_text())
     cells = [cell.strip() for cell in table[4].split("|")]
     assert cells[2] == cells[3] == cells[4] == f"{100 * result['tflite_accuracy']:.2f}"
