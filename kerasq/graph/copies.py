@@ -24,6 +24,9 @@ def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
     plain = {} if own is None else {"activation": keras.activations.linear}
     with internals.replaced(layer, **plain):  # A lambda has no configuration.
         config = {**layer.get_config(), **changes}
+    # Keras 3.10 leaves it out, and with it a part of the output.
+    if (padding := getattr(layer, "output_padding", None)) is not None:
+        config.setdefault("output_padding", padding)
     if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
         given = {key: config[key] for key in ("name", "trainable", "dtype")}
         options = {"output_shape": internals.output_shape(layer), "arguments": layer.arguments}
