@@ -21,12 +21,7 @@ def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
     if not isinstance(layer, keras.Layer):
         return internals.uncalled(layer, **changes)
     own = own_activation(layer)
-    plain = {} if own is None else {"activation": keras.activations.linear}
-    with internals.replaced(layer, **plain):  # A lambda has no configuration.
-        config = {**layer.get_config(), **changes}
-    # Keras 3.10 leaves it out, and with it a part of the output.
-    if (padding := getattr(layer, "output_padding", None)) is not None:
-        config.setdefault("output_padding", padding)
+    config = {**_configuration(layer, own), **changes}
     if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
         given = {key: config[key] for key in ("name", "trainable", "dtype")}
         options = {"output_shape": internals.output_shape(layer), "arguments": layer.arguments}
@@ -41,6 +36,17 @@ def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
             "`get_config` returns, and pass `**kwargs` on. "
             f"Received: {layer.name!r} ({type(layer).__name__}): {error!s:.200}"
         ) from error
+
+
+def _configuration(layer: keras.Layer, own: Any) -> dict[str, Any]:
+    """What `get_config` returns, but for an activation of the user's own."""
+    plain = {} if own is None else {"activation": keras.activations.linear}
+    with internals.replaced(layer, **plain):  # A lambda has no configuration.
+        config = dict(layer.get_config())
+    # Keras 3.10 leaves it out, and with it a part of the output.
+    if (padding := getattr(layer, "output_padding", None)) is not None:
+        config.setdefault("output_padding", padding)
+    return config
 
 
 def copy_built(layer: keras.Layer, **changes: Any) -> keras.Layer:
