@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import fake_quant, graph, kernels, plan, registry, scheme, targets
+from kerasq import fake_quant, graph, kernels, one_grid, plan, registry, scheme, targets
 from kerasq.grid import Grid
 from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import IN_FRONT, Constant, InputScale
@@ -521,9 +521,8 @@ def _holders(layers: list[QuantizeWrapper]) -> list[QuantizeWrapper]:
 
 
 def joins(wrapper: QuantizeWrapper) -> bool:
-    """Whether a wrapper's operator wants its inputs on the grid of its output."""
-    known = wrapper.target.operators.get(wrapper.rule.operator)
-    return known is not None and known.one_grid
+    """Whether a wrapper's operator shares its range with what only it reads."""
+    return wrapper.rule.operator in one_grid.OPERATORS
 
 
 def range_variables(model: keras.Model) -> list[keras.Variable]:

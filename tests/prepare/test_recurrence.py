@@ -351,3 +351,21 @@ def test_training_saving_and_loading_under_a_mask(tmp_path):
     q.save(tmp_path / "q.keras")
     again = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(networks.run(again, x), networks.run(q, x))
+
+
+def test_states_under_a_mask_have_a_range_for_all_steps():
+    keras.utils.set_random_seed(0)
+    x, state = keras.Input((4, 3), name="x"), keras.Input((5,), name="state")
+    mask = keras.Input((4,), name="mask")
+    rnn = L.SimpleRNN(5, activation="linear", name="rnn", return_sequences=True)
+    y = rnn(x, initial_state=[state], mask=keras.ops.greater(mask, 0.5))
+    model = keras.Model([x, state, mask], y)
+    rnn.cell.recurrent_kernel.assign(0.1 * rnn.cell.recurrent_kernel)
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(16, 4, 3)), rng.normal(size=(16, 5)), np.ones((16, 4))]
+    data[0] *= np.array([8, 1, 0.1, 0])[:, None]  # The last states are not the largest.
+    q = networks.quantized(model, [a.astype("float32") for a in data])
+    high = float(q.get_layer("rnn_state").output_quantizer.range()[1])
+    states = networks.run(model, data)
+    assert np.abs(states[:, -1]).max() < 0.5 * np.abs(states).max()
+    assert high >= 0.999 * np.abs(states).max()
