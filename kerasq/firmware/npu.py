@@ -14,8 +14,8 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.targets import ETHOS_U
 from kerasq.wrappers import require_quantized, target_of
 
-# The operator that is the NPU, as a file and as the resolver of TFLite Micro calls it.
-_CUSTOM, OPERATOR = b"ethos-u", "ETHOS_U"
+# The operator that is the NPU, as the resolver of TFLite Micro calls it.
+OPERATOR = "ETHOS_U"
 # Bytes that TFLite Micro's interpreter takes beside the tensors: once, and for each of them.
 _FIXED, _EACH = 2**13, 2**8
 
@@ -38,7 +38,7 @@ def program(
     """
     content = pathlib.Path(path).read_bytes()
     file = flatbuffer.read(content)
-    if not any(code.customCode == _CUSTOM for code in file.operatorCodes or ()):
+    if not flatbuffer.is_for_npu(file):
         raise ValueError(
             "`compiled` must be a file that Vela has written. Received: "
             f"{os.fspath(path)!r}, without an operator for the NPU. Run `vela` on the file first; "

@@ -86,6 +86,11 @@ def op_kinds(model: schema.ModelT) -> list[str]:
     return sorted({op_name(op_code(model, op)) for op in ops})
 
 
+def is_for_npu(model: schema.ModelT) -> bool:
+    """Whether Vela has compiled a file for Arm's Ethos-U: the NPU is an operator of it."""
+    return any(code.customCode == b"ethos-u" for code in model.operatorCodes or ())
+
+
 def type_name(code: int) -> str:
     """The name of a tensor type, such as "int8"."""
     return _TYPE_NAMES[code]

@@ -25,7 +25,7 @@ def verify(model: Any) -> None:
     Checked are indices, shapes, the sizes of constants and grids, and that operators which compute
     on integers have grids to compute on.
     """
-    if any(code.customCode == b"ethos-u" for code in model.operatorCodes or ()):
+    if flatbuffer.is_for_npu(model):
         raise ValueError(
             "A .tflite file must have operators that this machine runs. Received: one that Vela "
             "has compiled for the NPU. Open the file that it was made from."

@@ -71,7 +71,12 @@ def average(parts: Parts, layer: keras.layers.AveragePooling2D, name: str, x: An
     # Of one place there is nothing to average, and AVERAGE_POOL_2D keeps the grid.
     if not is_whole or np.prod(size) == 1:
         return None
-    whole = getattr(L, f"Global{type(layer).__name__}")
+    return _whole(parts, type(layer).__name__, name, x)
+
+
+def _whole(parts: Parts, kind: str, name: str, x: Any) -> Any:
+    """The pooling of that kind over whole samples, which keeps their axes."""
+    whole = getattr(L, f"Global{kind}")
     return parts.call(whole(keepdims=True, name=name, dtype="float32"), x)
 
 
@@ -79,8 +84,7 @@ def adaptive(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     """Adaptive pooling to sizes that divide those of the image: pooling of boxes of one size."""
     kind, size = type(layer).__name__.removeprefix("Adaptive"), layer.output_size
     if set(size) == {1}:
-        whole = getattr(L, f"Global{kind}")
-        return parts.call(whole(keepdims=True, name=name, dtype="float32"), x)
+        return _whole(parts, kind, name, x)
     boxes = tuple(n // m for n, m in zip(x.shape[1:-1], size, strict=True))
     return parts.call(getattr(L, kind)(boxes, name=name, dtype="float32"), x)
 
