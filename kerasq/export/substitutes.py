@@ -1,4 +1,4 @@
-"""Operators that only move codes, or pick among them, by others where a target lacks them."""
+"""Operators by others that compute the same, where a target lacks them, or lacks a type."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
-from kerasq.export.marks import Computed
+from kerasq.export.marks import Computed, Weighted
 from kerasq.litert import flatbuffer
 
 # Tensors that one CONCATENATION takes, on TFLite Micro.
@@ -168,6 +168,31 @@ def _place(options: Any, axis: int, begin: int, end: int, count: int) -> tuple[i
     if options.shrinkAxisMask >> axis & 1:  # Of the last place, counted backwards, the end is 0.
         return begin % count, 1
     return places.start, len(places)
+
+
+def convolution(
+    builder: Builder, op: schema.OperatorT, inputs: Sequence[int], mark: Weighted
+) -> None:
+    """FULLY_CONNECTED as CONV_2D of one pixel; what is no image becomes one of a single row."""
+    (source, kernel, bias), output = inputs, int(op.outputs[0])
+    count, features = builder.tensor(kernel).shape
+    builder.tensor(kernel).shape = [count, 1, 1, features]
+    is_image = len(builder.tensor(source).shape) == 4
+    if not is_image:
+        columns = int(np.prod(builder.tensor(source).shape[1:-1]))
+        source = _reshaped(builder, source, (-1, 1, columns, features), f"{mark.name}/pixels")
+    pixels = builder.tensor(source).shape[:-1]
+    found = builder.add(f"{mark.name}/convolution", (*pixels, count), mark.grid)
+    version = builder.target.version("FULLY_CONNECTED", mark.kernel.bits, 8)
+    relu = op.builtinOptions.fusedActivationFunction
+    steps = {"strideW": 1, "strideH": 1, "dilationWFactor": 1, "dilationHFactor": 1}
+    values = steps | {"padding": schema.Padding.VALID, "fusedActivationFunction": relu}
+    parameters = [source, kernel, bias]
+    builder.emit("CONV_2D", parameters, [found], version, ("Conv2DOptions", values))
+    wanted = tuple(int(n) for n in builder.tensor(output).shape)
+    if is_image:
+        builder.rename(found, mark.name)
+    builder.codes[output] = found if is_image else _reshaped(builder, found, wanted, mark.name)
 
 
 def _sliced(builder: Builder, source: int, axis: int, begin: int, size: int, name: str) -> int:

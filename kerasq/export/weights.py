@@ -14,6 +14,7 @@ from kerasq.export.operators import (
     no_integer_form,
     put,
 )
+from kerasq.export.substitutes import convolution
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 
@@ -49,7 +50,10 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
         flatbuffer.pack_constant(builder.model, builder.tensor(inputs[1]))
     # A layer without bias gets one: folded zero points and gains need it.
     inputs[max(2, known.data + 1) :] = [_bias(builder, mark, grid)]
-    put(builder, op, inputs, mark, kernel.bits if is_packed else 8)
+    if is_packed and known.int4_by:
+        convolution(builder, op, inputs, mark)
+    else:
+        put(builder, op, inputs, mark, kernel.bits if is_packed else 8)
     return None
 
 

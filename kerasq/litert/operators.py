@@ -14,6 +14,7 @@ class Operator:
         int4: the same for packed INT4 weights, by the bits of the activations.
         int4_odd: whether packed weights beside int8 codes may have an odd number of inputs.
         int4_groups: whether they may be of a convolution in groups, which LiteRT rounds otherwise.
+        int4_by: the operator that computes the same of packed weights, where this one takes none.
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
@@ -32,6 +33,7 @@ class Operator:
     int4: dict[int, int] = dataclasses.field(default_factory=dict)
     int4_odd: bool = True
     int4_groups: bool = False
+    int4_by: str = ""
     channels: int | None = None
     data: int = 0
     reference: bool = True

@@ -82,7 +82,7 @@ def of_network(
     with contextlib.redirect_stdout(io.StringIO()):
         recurrence = "fused" if name == LSTM else "unrolled"
         q = quantize_model(model, scheme, target=target, recurrence=recurrence)
-        calibrate(q, [keras.tree.pack_sequence_as(model.input, samples)])
+        calibrate(q, [keras.tree.pack_sequence_as(model.input, samples)], method="minmax")
         content = content_of(q, len(samples[0]), dtype)
     file = contents.read(flatbuffer.read(content), len(content))
     predicted = [np.asarray(y) for y in graph.run(q, samples, infer)]

@@ -101,7 +101,8 @@ BRANCHES: dict[str, Branch] = {
     "TANH": lambda x, _: L.Activation("tanh")(x),
     "TILE": lambda x, _: K.tile(x, (1, 2, 1, 1)),
     "TRANSPOSE": lambda x, _: L.Permute((2, 3, 1))(x),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": lambda x, _: _lstm()(_rows(x)),
+    # Few steps: the simulation takes as long for each as for an operator.
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": lambda x, _: _lstm()(_rows(x)[:, :4]),
     "UNPACK": lambda x, _: K.unstack(x, axis=1)[2],
     "EQUAL": lambda x, _: K.where(K.equal(x, 0.0), 1.0, x),
     "GREATER": lambda x, _: K.where(x > 0.25, x, -x),

@@ -21,7 +21,7 @@ _FUNCTIONS: dict[tuple[str, int], Kernel] = {
 _MISSING = ("DEPTH_TO_SPACE", "SPACE_TO_DEPTH")
 
 OPERATORS = {
-    name: dataclasses.replace(known, int4={})
+    name: dataclasses.replace(known, int4={}, int4_by="")
     for name, known in TFLM.operators.items()
     if name not in _MISSING
 } | {name: dataclasses.replace(ALL[name], int16=None) for name, _ in _FUNCTIONS}

@@ -168,9 +168,13 @@ class Target:
             inputs: those of each output of a FULLY_CONNECTED.
             groups: those of a convolution.
         """
-        known = self.operators[operator]
+        known = self.operators[self._packed_by(operator)]
         fits = (known.int4_odd or inputs % 2 == 0) and (known.int4_groups or groups == 1)
         return weight_bits <= 4 and activation_bits in known.int4 and (activation_bits > 8 or fits)
+
+    def _packed_by(self, operator: str) -> str:
+        """The operator that takes packed weights in the place of one."""
+        return self.operators[operator].int4_by or operator
 
     def version(self, operator: str, weight_bits: int, activation_bits: int) -> int:
         """The least operator version for these widths.
@@ -180,7 +184,7 @@ class Target:
         """
         known = self.operators[operator]
         if self.packs(operator, weight_bits, activation_bits):
-            return known.int4[activation_bits]
+            return self.operators[self._packed_by(operator)].int4[activation_bits]
         found = known.int8 if activation_bits <= 8 else known.int16
         if found is None:
             raise ValueError(

@@ -42,7 +42,8 @@ OPERATORS = {name: _operator(name, known) for name, known in ALL.items() if name
 OPERATORS["RSQRT"] = dataclasses.replace(
     ALL["RSQRT"], int16=3
 )  # That of each code, unlike LiteRT's.
-
+# Which takes no packed weights, and is a convolution of one pixel.
+OPERATORS["FULLY_CONNECTED"] = dataclasses.replace(OPERATORS["FULLY_CONNECTED"], int4_by="CONV_2D")
 OPERATORS["STRIDED_SLICE"] = dataclasses.replace(OPERATORS["STRIDED_SLICE"], axes=4)
 
 KERNELS: dict[tuple[str, int], Kernel] = {
@@ -98,6 +99,7 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("DEPTHWISE_CONV_2D", 8, 4): tflm.rescale,
     ("DEPTHWISE_CONV_2D", 16, 8): sums.rescale_15_bits,
     ("FULLY_CONNECTED", 8, 8): tflm.rescale,
+    ("FULLY_CONNECTED", 8, 4): tflm.rescale,
     ("FULLY_CONNECTED", 16, 8): sums.rescale_15_bits,
     ("TRANSPOSE_CONV", 8, 8): tflm.rescale,
     ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,

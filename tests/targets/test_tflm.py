@@ -190,7 +190,8 @@ def test_networks(name, scheme):
     # Packed weights only where it reads them.
     kinds = {op.name for op in lite.ops}
     packed = {x.name for x in lite.tensors if x.type == "int4"}
-    assert bool(packed) == (scheme in ("w4a8", "w2a2") and "CONV_2D" in kinds)
+    assert bool(packed) == (scheme in ("w4a8", "w2a2"))
+    assert "FULLY_CONNECTED" not in kinds or not packed
     assert lite.arena_bytes() > 0
 
 

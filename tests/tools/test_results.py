@@ -23,7 +23,7 @@ def test_the_table(tmp_path):
         pixels = rng.integers(0, 128, (8, 8, 3), "uint8") + np.uint8(100 * (i % 2))
         Image.fromarray(pixels).save(folder / f"{i}.png")
     out, data = tmp_path / "out", f"--data_dir={tmp_path / 'images'}"
-    flags = [data, f"--out={out}", "--model=cnn", "--seeds=0", "--float_epochs=2", "--epochs=12"]
+    flags = [data, f"--out={out}", "--model=cnn", "--seeds=0", "--float_epochs=1", "--epochs=12"]
     text = script("tools/results.py", *flags, "--row=qat w8a8")
     table = [line for line in text.splitlines() if line.startswith("|")]
     names = [line.split("|")[1].strip() for line in table]
