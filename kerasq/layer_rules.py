@@ -384,7 +384,7 @@ RULES: dict[tuple[type, ...], Rule] = {
     (InverseRoot,): Rule(
         operators=("RSQRT",),
         output=Output.DERIVED,
-        derive=inverse_root_grid,
+        derive=lambda layer, x, target: inverse_root_grid(layer, x, target.limits.least_root),
         options=lambda _: None,
         tabled=True,
         note="on int16, as a part of normalizations; GATHER where there is no such RSQRT",
@@ -404,7 +404,7 @@ RULES: dict[tuple[type, ...], Rule] = {
     (Masked,): Rule(
         operators=("SELECT_V2",),
         output=Output.DERIVED,
-        derive=masked_grid,
+        derive=lambda layer, x, _: masked_grid(layer, x),
         note="on int16, between scores and a softmax",
     ),
     (L.Dot,): Rule(

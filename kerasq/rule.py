@@ -41,9 +41,9 @@ class Options(Protocol):
 
 
 class Derive(Protocol):
-    """The grid of a layer's output, from that of its input."""
+    """The grid of a layer's output, from that of its input and the target."""
 
-    def __call__(self, layer: Any, grid: Grid, /) -> Grid:
+    def __call__(self, layer: Any, grid: Grid, target: Target, /) -> Grid:
         """Of tensors, as the input's is."""
 
 

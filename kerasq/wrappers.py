@@ -180,7 +180,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         if self.output_quantizer is not None:
             return self.output_quantizer.grid()
         grid = self._producers[0].grid()
-        return grid if self.rule.derive is None else self.rule.derive(self.layer, grid)
+        derive = self.rule.derive
+        return grid if derive is None else derive(self.layer, grid, self.target)
 
     @property
     def producers(self) -> tuple["QuantizeWrapper | None", ...]:

@@ -199,7 +199,8 @@ class _Call:
         if wrapper.rule.output == Output.INPUT:
             return self._reads[0]
         if wrapper.rule.derive is not None:
-            grid = wrapper.rule.derive(wrapper.layer, self._reads[0].grid(scheme.code_bits))
+            read = self._reads[0].grid(scheme.code_bits)
+            grid = wrapper.rule.derive(wrapper.layer, read, wrapper.target)
             figures = tf.stack([grid.scale, 0.0, 2.0**scheme.code_bits])
             return _Format(bits=tf.constant(scheme.code_bits), figures=figures)
         if wrapper.output_quantizer is None:

@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
-from kerasq.export.substitutes import SUBSTITUTES
+from kerasq.export.substitutes import SUBSTITUTES, sum_of_products
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS as ALL
@@ -26,6 +26,9 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
     if known.channels is not None:
         return f"{kind} has weights, and the layer gives no grid for them"
     inputs = integer_inputs(builder, op)
+    if known.by_sum and _is_of_vectors(builder, op):
+        sum_of_products(builder, op, mark)
+        return None
     if known.one_grid:
         inputs = [_constant_code(builder, i, mark) for i in inputs]
         is_float = schema.TensorType.FLOAT32  # Of SELECT_V2 the condition is bool.
@@ -36,6 +39,12 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
     name_parameters(builder, inputs, mark.name, known.parameter)
     put(builder, op, inputs, mark, 8)
     return None
+
+
+def _is_of_vectors(builder: Builder, op: schema.OperatorT) -> bool:
+    """Whether a matrix product on int16 has one row and one column."""
+    rows = {int(builder.tensor(int(i)).shape[-2]) for i in op.inputs}
+    return op.builtinOptions.adjY and rows == {1} and data_grid(builder, op).bits == 16
 
 
 def _check_curve(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:

@@ -8,6 +8,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
+from kerasq.kernels.ethos_u import products
 from kerasq.litert import flatbuffer
 
 # Tensors that one CONCATENATION takes, on TFLite Micro.
@@ -193,6 +194,21 @@ def convolution(
     if is_image:
         builder.rename(found, mark.name)
     builder.codes[output] = found if is_image else _reshaped(builder, found, wanted, mark.name)
+
+
+def sum_of_products(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """BATCH_MATMUL of one row and one column as MUL and SUM."""
+    a, b = (builder.codes[int(i)] for i in op.inputs)
+    output, shape = int(op.outputs[0]), builder.tensor(a).shape
+    grid = products(builder.grids[a], builder.grids[b])
+    multiplied = builder.add(f"{mark.name}/products", shape, grid)
+    builder.emit(
+        "MUL", [a, b], [multiplied], options=("MulOptions", {"fusedActivationFunction": 0})
+    )
+    found = builder.add(mark.name, (*shape[:-1], 1), mark.grid)
+    axis = _parameter(builder, f"{mark.name}/axis", [len(shape) - 1])
+    builder.emit("SUM", [multiplied, axis], [found], options=("ReducerOptions", {"keepDims": True}))
+    builder.codes[output] = found
 
 
 def _sliced(builder: Builder, source: int, axis: int, begin: int, size: int, name: str) -> int:

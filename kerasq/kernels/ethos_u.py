@@ -8,12 +8,11 @@ import keras
 import tensorflow as tf
 
 from kerasq.grid import Grid
-from kerasq.kernels import any_width
+from kerasq.kernels import any_width, int16, tflm
 from kerasq.kernels.codes import clip, quantize
-from kerasq.kernels.fixed_point import multiply_rounding_once, multiply_rounding_twice
+from kerasq.kernels.fixed_point import int64, multiply_rounding_once, multiply_rounding_twice
 from kerasq.kernels.floats import float32, float64
 from kerasq.kernels.int8 import exact_elu
-from kerasq.kernels.int16 import reduced
 
 
 def pointwise(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
@@ -29,16 +28,46 @@ def elu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Ten
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MEAN: a depthwise convolution sums up, and one multiplier has the scales and the count."""
-    found, count = reduced(layer, codes[0])
+    found, count = int16.reduced(layer, codes[0])
     ratio = float64(grids[0].scale) / float64(out.scale) / count
     return clip(multiply_rounding_twice(found, ratio), out)
 
 
 def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """SUM: the sum, by a 31-bit multiplier, half up."""
-    found, _ = reduced(layer, codes[0])
+    found, _ = int16.reduced(layer, codes[0])
     ratio = float64(grids[0].scale) / float64(out.scale)
     return clip(multiply_rounding_once(found, ratio), out)
+
+
+def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """BATCH_MATMUL on int16: of one row and one column a MUL and a SUM, which the NPU has."""
+    if not (layer.transpose and {code.shape[-2] for code in codes} == {1}):
+        return int16.matmul(layer, codes, grids, out)
+    grid = products(*grids)
+    found = tf.reduce_sum(int64(tflm.multiply(layer, codes, grids, grid)), -1, keepdims=True)
+    ratio = float64(grid.scale) / float64(out.scale)
+    return clip(multiply_rounding_once(found, ratio), out)
+
+
+def products(a: Grid, b: Grid) -> Grid:
+    """The least grid of int16 that holds all products of the codes of two."""
+    return Grid(scale=a.scale * b.scale * 2.0**15, zero_point=0 * a.zero_point, bits=16)
+
+
+def inverse_root(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RSQRT on int16: a table of 512 chords, as LiteRT makes them of other functions.
+
+    Up to code 128 it is one chord, nearly flat where that code has the largest root of the grid.
+    """
+    del layer
+    largest = float64(out.scale) * float(out.qmax)
+
+    def root(x: tf.Tensor) -> tf.Tensor:
+        return tf.where(x > 0.0, tf.math.rsqrt(x), largest)
+
+    table = int16.table_between(root, grids[0], out)
+    return clip(int16.interpolate(table, int64(codes[0])), out)
 
 
 def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -141,8 +141,8 @@ def _table(function: Callable, low: float, high: float) -> np.ndarray:
     return np.clip(samples, -(2**15), 2**15 - 1).astype(np.int64)
 
 
-def _interpolate(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The table's value at `x` in [-2^15, 2^15)."""
+def interpolate(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """A table's value at `x` in [-2^15, 2^15)."""
     # 2^16 inputs over 512 intervals: 7 bits within one.
     index = shift_right(x, 7) + 256
     place = tf.bitwise.bitwise_and(x, int64(127))
@@ -196,7 +196,7 @@ def softmax_by_tables(
     multiplier = float64(grid.scale) / (10.0 / 65535.0)
     scaled = multiply_rounding_twice(below, multiplier)
     index = tf.clip_by_value(scaled + 2**15 - 1, int64(-(2**15)), int64(2**15 - 1))
-    exponentials = _interpolate(exponentials, index)
+    exponentials = interpolate(exponentials, index)
     total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
     # total = 2^shift * (1 + x)
     shift = exponent_of(float64(total))
@@ -204,16 +204,16 @@ def softmax_by_tables(
     # x at 16 bits, minus the 1 in front of it (2^16) and the table's offset (2^15).
     fraction = normalized - (2**15 + 2**16)
     fraction = tf.clip_by_value(fraction, int64(-(2**15)), int64(2**15 - 1))
-    inverse = _interpolate(reciprocals, fraction)
+    inverse = interpolate(reciprocals, fraction)
     return clip(shift_right_half_up(exponentials * inverse, shift), out)
 
 
-def inverse_root_grid(layer: InverseRoot, grid: Grid) -> Grid:
-    """The grid of inverse roots: its largest code is that of the input's code 1.
+def inverse_root_grid(layer: InverseRoot, grid: Grid, least: int = 1) -> Grid:
+    """The grid of inverse roots: its largest code is that of the input's code `least`.
 
     Or as many powers of two less as keep it below the layer's `largest`.
     """
-    most = tf.math.rsqrt(float64(grid.scale))
+    most = tf.math.rsqrt(least * float64(grid.scale))
     # Read off the bits: a logarithm may round across a power of two.
     halvings = tf.maximum(exponent_of(most / layer.largest) + 1, 0)
     scale = most / (2.0**15 - 1.0) / 2.0 ** float64(halvings)

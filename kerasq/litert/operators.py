@@ -15,6 +15,7 @@ class Operator:
         int4_odd: whether packed weights beside int8 codes may have an odd number of inputs.
         int4_groups: whether they may be of a convolution in groups, which LiteRT rounds otherwise.
         int4_by: the operator that computes the same of packed weights, where this one takes none.
+        by_sum: whether int16 products of one row and one column are MUL and SUM.
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
@@ -34,6 +35,7 @@ class Operator:
     int4_odd: bool = True
     int4_groups: bool = False
     int4_by: str = ""
+    by_sum: bool = False
     channels: int | None = None
     data: int = 0
     reference: bool = True

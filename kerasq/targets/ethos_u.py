@@ -25,6 +25,8 @@ OPERATORS = {
     for name, known in TFLM.operators.items()
     if name not in _MISSING
 } | {name: dataclasses.replace(ALL[name], int16=None) for name, _ in _FUNCTIONS}
+# On int16 it leaves the NPU of U55 and U65.
+OPERATORS["BATCH_MATMUL"] = dataclasses.replace(OPERATORS["BATCH_MATMUL"], by_sum=True)
 
 ETHOS_U = dataclasses.replace(
     TFLM,
@@ -35,10 +37,14 @@ ETHOS_U = dataclasses.replace(
         **TFLM.kernels,
         **_FUNCTIONS,
         ("AVERAGE_POOL_2D", 8): ethos_u.average_pool,
+        ("BATCH_MATMUL", 16): ethos_u.matmul,
+        ("RSQRT", 16): ethos_u.inverse_root,
         ("MEAN", 8): ethos_u.mean,
         ("MEAN", 16): ethos_u.mean,
         ("SUM", 8): ethos_u.total,
         ("SUM", 16): ethos_u.total,
     },
+    # Where the first chord of a table ends.
+    limits=dataclasses.replace(TFLM.limits, least_root=128),
     accumulator_kernels={k: v for k, v in TFLM.accumulator_kernels.items() if k[2] != 4},
 )

@@ -31,6 +31,7 @@ class Limits:
         sums: what products of codes and weights add up to at most, in steps of the output, by bits
             of the activations.
         curve_scale: what the scale of an int16 input of LOGISTIC, TANH and SOFTMAX stays below.
+        least_root: the least code of an int16 input of RSQRT that is told from smaller ones.
         softmax_scale: the least scale of an int8 input of SOFTMAX and LOG_SOFTMAX.
     """
 
@@ -41,6 +42,7 @@ class Limits:
     requantized: Mapping[int, float]
     sums: Mapping[int, float]
     curve_scale: float
+    least_root: int = 1
     softmax_scale: float = 0.0
 
 

@@ -92,6 +92,8 @@ def codes(kind, n):
 
 KINDS = ["deviation_0.5", "deviation_1", "deviation_10", "deviation_60", "far_1", "far_8"]
 KINDS += ["outlier", "two", "constant", "least"]
+# A thirtieth of the largest deviation or less, which the tables of an NPU do not tell apart.
+SMALL = ("deviation_0.5", "deviation_1", "far_1", "least")
 
 
 def exact(layer, x):
@@ -124,7 +126,8 @@ def test_outputs_are_within_one_step_of_the_real_function(make, n, step, target)
     wanted, found = exact(model.layers[-1], x), networks.run(q, x)
     error = np.abs(found - wanted).max((1, 2)) / q.layers[-1].grid().numpy().scale
     by_kind = dict(zip(KINDS, error.reshape(-1, ROWS).max(1), strict=True))
-    assert max(by_kind.values()) < 1.0, by_kind
+    told_apart = {k: x for k, x in by_kind.items() if target != "ethos-u" or k not in SMALL}
+    assert max(told_apart.values()) < 1.0, by_kind
     # Nearly all of it is the rounding to 8 bits.
     assert by_kind["deviation_10"] < 0.55, by_kind
 

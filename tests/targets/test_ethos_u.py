@@ -246,3 +246,36 @@ def test_what_vela_does_not_compile_is_its_error(tmp_path):
     path.write_bytes(b"\x00" * 16)
     with pytest.raises(RuntimeError, match=r"Vela does not compile none\.tflite"):
         vela.compiled(path, "ethos-u55-128")
+
+
+def chords(content):
+    """All tables of 512 chords, as the first values and the slopes, in what Vela writes."""
+    for buffer in flatbuffer.read(content).buffers:
+        data = np.array(buffer.data if buffer.data is not None else [], np.uint8)
+        for start in range(0, len(data) - 2047, 16):
+            yield data[start : start + 2048].view(np.int16).reshape(512, 2).astype(np.int64).T
+
+
+@pytest.mark.parametrize("processor", ["ethos-u55-128", "ethos-u65-256", "ethos-u85-256"])
+def test_normalizations_stay_on_the_npu_and_have_its_roots(processor, tmp_path):
+    x = keras.Input((4, 12))
+    model = keras.Model(x, L.LayerNormalization(epsilon=1e-3, name="norm")(x))
+    q, lite = exported(model, np.random.default_rng(0).normal(2, 3, (64, 4, 12)).astype("float32"))
+    made = placed(lite, tmp_path / "model.tflite", processor)
+    assert made.cpu == []
+    assert {"MUL", "SUM", "RSQRT"} <= {op.name for op in lite.ops}
+    tables = [*chords(made.content)]
+    codes = np.arange(-(2**15), 2**15)[None]
+    for name in ("norm_first_root", "norm_second_root"):
+        layer = q.get_layer(name)
+        (source,), out = layer.input_grids(), layer.grid().numpy()
+        # Smaller codes, of one chord, are all alike.
+        assert (
+            out.quantize(1 / np.sqrt(128 * source.numpy().scale)) == out.qmax
+            or name != "norm_first_root"
+        )
+        found = simulate(
+            "RSQRT", layer.layer, [codes.astype(np.int16)], [source.numpy()], out, ETHOS_U
+        )
+        starts = found.ravel()[::128]
+        assert any(np.array_equal(starts, table[0]) for table in tables)
