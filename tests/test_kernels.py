@@ -10,7 +10,7 @@ import tensorflow as tf
 from kerasq import kernels, layers, registry
 from kerasq.grid import Grid
 from kerasq.prepare import operations
-from kerasq.targets import LITERT, X86_64
+from kerasq.targets import LITERT, TFLM, X86_64
 from tests.single_op import Op, Tensor, build, run
 
 CODES = np.arange(-128, 128, dtype=np.int8)
@@ -667,8 +667,22 @@ def test_relu_onto_another_grid(layer, code, seed):
         # Behind ReLU6 the range ends at 6 or before, so that the grid clips there as well.
         scale = np.float32(rng.uniform(0.2, 1.0) * 6 / 255)
         source, out = grid(scale * ratio, rng.integers(-128, 100)), grid(scale, -128)
-        content = build(code, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
-        assert_agrees(simulate("RELU", layer, [x], [source], out), content, x)
+        ends = [Tensor(x.shape, source), Tensor(x.shape, out)]
+        # QUANTIZE cuts at 0, where the grid begins; TFLite Micro has RELU.
+        assert_agrees(simulate("RELU", layer, [x], [source], out), build(Op.QUANTIZE, 2, ends), x)
+        found = simulate("RELU", layer, [x], [source], out, TFLM)
+        assert_agrees(found, build(code, 2, ends), x)
+        # A grid that begins below 0 does not cut there.
+        ends[1] = Tensor(x.shape, out := grid(scale, -100))
+        assert_agrees(simulate("RELU", layer, [x], [source], out), build(code, 2, ends), x)
+
+
+@pytest.mark.parametrize("ratio", [2.0**-9, 2.0**7, 300.0])
+def test_relu_onto_a_grid_beyond_those_of_xnnpack(ratio):
+    x, layer = CODES.reshape(1, -1), keras.layers.ReLU()
+    source, out = grid(np.float32(0.01 * ratio), -3), grid(np.float32(0.01), -128)
+    content = build(Op.RELU, 2, [Tensor(x.shape, source), Tensor(x.shape, out)])
+    assert_agrees(simulate("RELU", layer, [x], [source], out), content, x)
 
 
 @pytest.mark.parametrize("operator", ["ADD", "RELU", "TANH", "SOFTMAX", "AVERAGE_POOL_2D"])

@@ -342,7 +342,7 @@ def test_contract(make, shapes, row):
         assert [*dict.fromkeys(names)] == rule.op.split(", ")
     elif rule.op == "TILE":
         assert {*names} == {"TILE"}
-    elif rule.op == "RELU":
+    elif rule.op == "RELU":  # QUANTIZE, where the grid begins at 0.
         assert set(names) <= relus
     else:
         # Several inputs: n - 1 of them, but for those that take any number.

@@ -9,8 +9,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
-from kerasq.export.substitutes import SUBSTITUTES, sum_of_products
+from kerasq.export.substitutes import SUBSTITUTES, gathered, sum_of_products
 from kerasq.grid import Grid
+from kerasq.kernels.int8 import quantize_cuts
 from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS as ALL
 
@@ -29,6 +30,9 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
     if known.by_sum and _is_of_vectors(builder, op):
         sum_of_products(builder, op, mark)
         return None
+    if known.by_quantize and _is_quantize(data_grid(builder, op), mark.grid):
+        builder.codes[int(op.outputs[0])] = builder.requantized(inputs[0], mark.name, mark.grid)
+        return None
     if known.one_grid:
         inputs = [_constant_code(builder, i, mark) for i in inputs]
         is_float = schema.TensorType.FLOAT32  # Of SELECT_V2 the condition is bool.
@@ -36,9 +40,17 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
         if floats:
             return f"it reads {floats}, which are not on a grid"
         inputs = _on_one_grid(builder, inputs, mark)
+    if known.inputs is not None:
+        inputs = gathered(builder, inputs, op.builtinOptions.axis, mark.name)
     name_parameters(builder, inputs, mark.name, known.parameter)
     put(builder, op, inputs, mark, 8)
     return None
+
+
+def _is_quantize(grid: Grid, out: Grid) -> bool:
+    """Whether QUANTIZE does what a ReLU on int8 does."""
+    is_full = max(grid.bits, out.bits) <= 8 and out.levels is None
+    return is_full and bool(quantize_cuts(grid, out))
 
 
 def _is_of_vectors(builder: Builder, op: schema.OperatorT) -> bool:

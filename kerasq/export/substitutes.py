@@ -11,9 +11,6 @@ from kerasq.export.marks import Computed, Weighted
 from kerasq.kernels.ethos_u import products
 from kerasq.litert import flatbuffer
 
-# Tensors that one CONCATENATION takes, on TFLite Micro.
-_MOST = 10
-
 
 def exchange(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
     """DEPTH_TO_SPACE and SPACE_TO_DEPTH as RESHAPE, TRANSPOSE of two axes, and RESHAPE.
@@ -48,22 +45,32 @@ def tile(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
 
 def _repeated(builder: Builder, source: int, count: int, axis: int, name: str) -> int:
     """So many of a tensor along an axis."""
-    if count == 1:
-        return source
-    if count <= _MOST:
+    most = builder.target.operators["CONCATENATION"].inputs or count
+    if count <= most:
         return _joined(builder, [source] * count, axis, name)
-    several = _joined(builder, [source] * _MOST, axis, f"{name}/{_MOST}")
-    parts = [_repeated(builder, several, count // _MOST, axis, f"{name}/{count // _MOST}")]
-    return _joined(builder, parts + [source] * (count % _MOST), axis, name)
+    several = _joined(builder, [source] * most, axis, f"{name}/{most}")
+    parts = [_repeated(builder, several, count // most, axis, f"{name}/{count // most}")]
+    return _joined(builder, parts + [source] * (count % most), axis, name)
+
+
+def gathered(builder: Builder, tensors: list[int], axis: int, name: str) -> list[int]:
+    """As many tensors as one CONCATENATION takes: neighbours are one where there are more."""
+    most, place = builder.target.operators["CONCATENATION"].inputs or len(tensors), 0
+    while len(tensors) > most:
+        count = min(most, len(tensors) - most + 1)
+        # From one group to the next, so that none is copied more often than needed.
+        place = place if place + count <= len(tensors) else 0
+        part = _joined(builder, tensors[place : place + count], axis, f"{name}/part_{len(tensors)}")
+        tensors = [*tensors[:place], part, *tensors[place + count :]]
+        place += 1
+    return tensors
 
 
 def _joined(builder: Builder, tensors: list[int], axis: int, name: str) -> int:
+    """Tensors side by side along an axis."""
+    tensors = gathered(builder, tensors, axis, name)
     if len(tensors) == 1:
         return tensors[0]
-    if len(tensors) > _MOST:
-        firsts = [tensors[i : i + _MOST] for i in range(0, len(tensors), _MOST)]
-        groups = [_joined(builder, x, axis, f"{name}/{i}") for i, x in enumerate(firsts)]
-        return _joined(builder, groups, axis, name)
     shape = [int(n) for n in builder.tensor(tensors[0]).shape]
     shape[axis] = sum(int(builder.tensor(i).shape[axis]) for i in tensors)
     target = builder.add(name, shape, builder.grids[tensors[0]])

@@ -1,6 +1,7 @@
 """The operators on int8: XNNPACK where its delegate takes them, LiteRT's own kernels elsewhere."""
 
 import functools
+from typing import Any
 
 import keras
 import numpy as np
@@ -33,6 +34,20 @@ def _requantized(codes: tf.Tensor, scale: tf.Tensor, out: Grid) -> tf.Tensor:
     # below 2^24: it takes ratios of less than 2^7.
     multiplier = tf.round(256.0 * (scale / out.scale))
     return clip(tf.floor((codes * multiplier + 128.0) / 256.0), out)
+
+
+def relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """RELU: as QUANTIZE where that cuts at 0, else gemmlowp's rule."""
+    found = any_width.relu(layer, codes, grids, out)
+    if out.levels is not None:
+        return found
+    return tf.where(quantize_cuts(grids[0], out), requantize(layer, codes, grids, out), found)
+
+
+def quantize_cuts(grid: Grid, out: Grid) -> Any:
+    """Whether QUANTIZE from one int8 grid onto another of all codes is a ReLU, and XNNPACK's."""
+    ratio = grid.scale / out.scale
+    return (out.zero_point == out.qmin) & (ratio >= 2.0**-8) & (ratio < 2.0**7)
 
 
 def add(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -15,12 +15,14 @@ class Operator:
         int4_odd: whether packed weights beside int8 codes may have an odd number of inputs.
         int4_groups: whether they may be of a convolution in groups, which LiteRT rounds otherwise.
         int4_by: the operator that computes the same of packed weights, where this one takes none.
+        by_quantize: whether a ReLU is QUANTIZE where the grid of the output begins at 0.
         by_sum: whether int16 products of one row and one column are MUL and SUM.
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
         pass_through: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
+        inputs: the most tensors that one takes; None for any number.
         axes: the most that what it reads may have; None for as many as there are.
         compares: whether its output is no code, but hangs on which of the input's codes are larger,
             among themselves or than a constant.
@@ -35,12 +37,14 @@ class Operator:
     int4_odd: bool = True
     int4_groups: bool = False
     int4_by: str = ""
+    by_quantize: bool = False
     by_sum: bool = False
     channels: int | None = None
     data: int = 0
     reference: bool = True
     pass_through: bool = False
     one_grid: bool = False
+    inputs: int | None = None
     axes: int | None = None
     compares: bool = False
     fuses_relu: bool = False

@@ -46,7 +46,7 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("QUANTIZE", 8): int8.requantize,
     ("QUANTIZE", 16): int16.requantize,
     ("QUANTIZE", FLOAT_BITS): any_width.quantize,
-    ("RELU", 8): any_width.relu,
+    ("RELU", 8): int8.relu,
     ("RELU", 16): any_width.relu,
     ("RESIZE_BILINEAR", 8): int8.resize_bilinear,
     ("RESIZE_BILINEAR", 16): int16.resize_bilinear,
@@ -78,10 +78,17 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
 }
 
+# RELU onto another grid is no operator of XNNPACK's, and QUANTIZE is; CONCATENATION is of a few.
+_OWN = {
+    **OPERATORS,
+    "CONCATENATION": dataclasses.replace(OPERATORS["CONCATENATION"], inputs=5),
+    "RELU": dataclasses.replace(OPERATORS["RELU"], by_quantize=True),
+}
+
 # What of packed weights on int8 XNNPACK leaves to LiteRT's own kernels, those round otherwise on
 # each processor: weights are stored as int8 there.
 _EVERYWHERE = {
-    **OPERATORS,
+    **_OWN,
     "CONV_2D": dataclasses.replace(OPERATORS["CONV_2D"], int4={16: 8}),
     # Whose ties go elsewhere on Arm: sums of few codes are full of them.
     "DEPTHWISE_CONV_2D": dataclasses.replace(OPERATORS["DEPTHWISE_CONV_2D"], int4={}),
@@ -129,7 +136,7 @@ X86_64 = dataclasses.replace(
     LITERT,
     name="litert-x86-64",
     machines=("x86_64", "AMD64"),
-    operators=OPERATORS,
+    operators=_OWN,
     accumulator_kernels={
         **_with_packed(sums.rescale_twice),
         ("DEPTHWISE_CONV_2D", 8, 4): sums.rescale_by_eights,
@@ -141,6 +148,6 @@ ARM64 = dataclasses.replace(
     name="litert-arm64",
     machines=("aarch64", "arm64"),
     # How packed depthwise convolutions round there is not simulated yet.
-    operators={**OPERATORS, "DEPTHWISE_CONV_2D": _EVERYWHERE["DEPTHWISE_CONV_2D"]},
+    operators={**_OWN, "DEPTHWISE_CONV_2D": _EVERYWHERE["DEPTHWISE_CONV_2D"]},
     accumulator_kernels=_with_packed(sums.rescale_once),
 )

@@ -44,6 +44,7 @@ OPERATORS["RSQRT"] = dataclasses.replace(
 )  # That of each code, unlike LiteRT's.
 # Which takes no packed weights, and is a convolution of one pixel.
 OPERATORS["FULLY_CONNECTED"] = dataclasses.replace(OPERATORS["FULLY_CONNECTED"], int4_by="CONV_2D")
+OPERATORS["CONCATENATION"] = dataclasses.replace(OPERATORS["CONCATENATION"], inputs=10)
 OPERATORS["STRIDED_SLICE"] = dataclasses.replace(OPERATORS["STRIDED_SLICE"], axes=4)
 
 KERNELS: dict[tuple[str, int], Kernel] = {

@@ -179,6 +179,13 @@ def assert_exact(q, x, run=networks.run):
     return lite
 
 
+def test_it_joins_no_more_than_ten_tensors():
+    x = keras.Input((4, 3))
+    model = keras.Model(x, L.Concatenate()([L.Conv1D(2, 1)(x) for _ in range(13)]))
+    lite = assert_exact(networks.quantized(model, target="tflm"), networks.data(model, 8))
+    assert [len(op.inputs) for op in lite.ops if op.name == "CONCATENATION"] == [4, 10]
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8", "w4a16", "w2a2"])
 @pytest.mark.parametrize("name", ["mlp", "residual", "mobile", "two_by_two"])
 def test_networks(name, scheme):
