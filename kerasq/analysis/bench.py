@@ -74,6 +74,7 @@ class Bench:
         method: the observer.
         target: what the model is to run on.
         granularity: what of a kernel shares a scale.
+        scales: which scales are powers of two.
 
     Attributes:
         network: the model at any schemes.
@@ -81,6 +82,7 @@ class Bench:
         schemes: the schemes.
         target: what the model is to run on.
         granularity: what of a kernel shares a scale.
+        scales: which scales are powers of two.
         metric: name of the metric.
         reference: the metric of the float model.
         samples: how many samples there are.
@@ -102,12 +104,13 @@ class Bench:
         method: str | dict[str, Any] | Observer | None,
         target: str | Target,
         granularity: str,
+        scales: str,
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = _schemes(self.candidates)
         self.target = targets.find(target)
-        self.granularity = granularity
-        self.network = Network(model, self.schemes, overrides, self.target, granularity)
+        self.granularity, self.scales = granularity, scales
+        self.network = Network(model, self.schemes, overrides, self.target, granularity, scales)
         _check_metric(metric)
         self._metric, self.metric = metric, metric_name(metric)
         self._samples, self._labels = self._load(data, steps)

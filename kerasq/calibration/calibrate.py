@@ -12,6 +12,7 @@ import tensorflow as tf
 from kerasq import graph, range_limits
 from kerasq.calibration import observers, provisional, samples, sharing
 from kerasq.calibration.observer import Observer
+from kerasq.scales import SCALES
 from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
@@ -21,6 +22,7 @@ from kerasq.wrappers import (
     range_variables,
     ranged,
     require_quantized,
+    scales_of,
     sharing_ranges,
 )
 
@@ -108,6 +110,8 @@ def observe(
     """
     prototype = None if method is None else observers.find(method)
     taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype)]
+    for tap in taps:
+        tap.observer.power_of_two = SCALES[scales_of(model)].activations
 
     # Traced for one batch and run on all: float layers only, so this costs about a `predict`.
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
@@ -169,7 +173,8 @@ class _Tap:
         Raises:
             ValueError: where they are not two finite numbers, the lower one first.
         """
-        found = self.observer.range(bits=bits, symmetric=bits > 8)
+        symmetric = bits > 8 or self.observer.power_of_two
+        found = self.observer.range(bits=bits, symmetric=symmetric)
         with np.errstate(over="ignore"):  # What float32 cannot hold is infinite, and refused.
             ends = np.asarray(found, np.float32)
         if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
