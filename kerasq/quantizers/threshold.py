@@ -35,7 +35,8 @@ class Threshold(keras.layers.Layer):
         dL/dlog2(t) = s ln 2 * sum of g * { round(x / s) - x / s   inside of the range
                                           { the lowest or highest code   where x lies beyond
 
-    since the ceiling passes gradients on as they are (straight-through estimator). Their size
+    since the ceiling passes gradients on as they are (straight-through estimator; of values up to
+    half a step beyond the ends, which the paper counts as inside, the codes count). Their size
     depends on how many values share the threshold and on the loss, so that the paper trains by
     Adam, or on normed gradients (its appendix B), as here under any optimizer::
 
@@ -124,6 +125,9 @@ class Threshold(keras.layers.Layer):
 
     def _normed(self, gradient: tf.Tensor) -> tf.Tensor:
         """The gradient as the class states it; notes its square."""
+        count = tf.distribute.get_strategy().num_replicas_in_sync
+        if count > 1:  # Of the whole batch, so that all have the same.
+            gradient = tf.distribute.get_replica_context().all_reduce("sum", gradient)
         steps = self.steps.value + 1.0
         is_finite = tf.math.is_finite(gradient)
         square = MEMORY * self.square.value + (1.0 - MEMORY) * tf.square(gradient)
@@ -134,7 +138,6 @@ class Threshold(keras.layers.Layer):
             self.steps.assign(steps)
         size = tf.sqrt(square / (1.0 - MEMORY**steps)) + 1e-12
         # Optimizers add up those of all replicas.
-        count = tf.distribute.get_strategy().num_replicas_in_sync
         return tf.tanh(gradient / size) / (count * math.sqrt(2 ** (self.bits - 1) - 1))
 
 
