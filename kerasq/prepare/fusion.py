@@ -69,6 +69,16 @@ def _moved(graph: graphs.Graph, node: graphs.Node) -> graphs.Node:
     return _moved(graph, reader) if reader.source.name == node.source.name else node
 
 
+def _clamps(node: graphs.Node, schemes: dict[str, str], symmetric: bool) -> bool:
+    """Whether 0 is the lowest code behind a ReLU, where an operator clamps that fuses none.
+
+    Not so on symmetric grids, such as all of 16 bits, and below 8 bits, where codes are the topmost
+    ones of int8 (`Grid.levels`).
+    """
+    bits = 16 if node.source.is_wide else resolve(schemes[node.source.name]).activation_bits
+    return bits == FLOAT_BITS or (bits == 8 and not symmetric)
+
+
 def _relu_behind(
     graph: graphs.Graph,
     node: graphs.Node,
@@ -82,11 +92,7 @@ def _relu_behind(
         return None
     if rule is None or rule.output != Output.LEARNED or registry.relu_limit(node.layer)[0]:
         return None
-    # An operator that fuses no ReLU still clamps at the ends of its integers, and the lowest int8
-    # code then stands for 0. Not so at 16 bits, where grids are symmetric, and below 8, where codes
-    # are the topmost ones of int8 (`Grid.levels`).
-    bits = 16 if node.source.is_wide else resolve(schemes[node.source.name]).activation_bits
-    has_clamp = bits == FLOAT_BITS or (bits == 8 and not symmetric)
+    has_clamp = _clamps(node, schemes, symmetric)
     # In a user's graph activations are still part of their layers: one that has a fixed grid, such
     # as a sigmoid, is what the ReLU reads.
     is_plain = registry.activation_name(node.layer) in ("linear", "elu")
