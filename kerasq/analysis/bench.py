@@ -14,6 +14,7 @@ from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.calibration.observer import Observer
 from kerasq.graph import is_lower_better
 from kerasq.litert.evaluation import keras_metric
+from kerasq.scales import FREE
 from kerasq.scheme import Scheme, resolve
 from kerasq.support.data import batches, labelled_batches
 from kerasq.support.sqnr import sqnr
@@ -104,7 +105,7 @@ class Bench:
         method: str | dict[str, Any] | Observer | None,
         target: str | Target,
         granularity: str,
-        scales: str,
+        scales: str = FREE,
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = _schemes(self.candidates)
