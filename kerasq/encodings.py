@@ -13,6 +13,7 @@ import numpy as np
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import ActivationQuantizer
+from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.files import write_whole
 from kerasq.support.restore import restored_on_error
@@ -55,7 +56,8 @@ def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any
     require_quantized(model)
     outputs, kernels = [], []
     for layer in wrapped(model):
-        outputs.append(_encoding(layer.name, layer.checked_grid()))
+        symmetric = layer.quantizer is not None and layer.quantizer.symmetric
+        outputs.append(_encoding(layer.name, layer.checked_grid(), symmetric))
         if isinstance(layer, KernelWrapper) and layer.leader is None:
             kernels.append(_encoding(f"{layer.name}/kernel", layer.integer_weights().grid))
     found = {"version": VERSION, "activation_encodings": outputs, "param_encodings": kernels}
@@ -98,7 +100,7 @@ def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
             _set_kernel(name, encoding, kernels[name])
 
 
-def _encoding(name: str, grid: Grid) -> dict[str, Any]:
+def _encoding(name: str, grid: Grid, symmetric: bool = False) -> dict[str, Any]:
     """A grid as AIMET has it."""
     grid = grid.numpy()
     scale = np.atleast_1d(np.float64(grid.scale))
@@ -111,7 +113,7 @@ def _encoding(name: str, grid: Grid) -> dict[str, Any]:
         "enc_type": "PER_TENSOR" if grid.axis is None else "PER_CHANNEL",
         "dtype": "INT",
         "bw": bits,
-        "is_sym": bool(grid.narrow or grid.bits > 8),
+        "is_sym": bool(symmetric or grid.narrow or grid.bits > 8),
         "scale": scale.tolist(),
         "offset": offset.tolist(),
     }
@@ -257,11 +259,15 @@ def _set_kernel(name: str, encoding: Mapping[str, Any], layer: KernelWrapper) ->
     if isinstance(quantizer, Uniform) and quantizer.range_gradient != "none":
         # What folding multiplies the range by.
         ratio = np.asarray(quantizer.range(layer.ranged_kernel())) / own
-        quantizer.kernel_range.assign((scale * ratio).astype(np.float32))
-    elif not np.allclose(scale, own, rtol=_TOLERANCE):
+        quantizer.assign_range((scale * ratio).astype(np.float32))
+        if not isinstance(quantizer, ThresholdWeights):
+            return
+        own = np.atleast_1d(np.asarray(layer.integer_weights().grid.scale, np.float64))
+    if not np.allclose(scale, own, rtol=_TOLERANCE):
         worst = int(np.argmax(np.abs(scale / own - 1.0)))
         raise ValueError(
-            f"The encoding of {name!r} must have the scales of the weights, whose ranges do not "
-            f"learn. Received: {scale[worst]:g} for channel {worst}, which has {own[worst]:g}. "
+            f"The encoding of {name!r} must have the scales of the weights, where ranges do not "
+            "learn, or powers of two, where scales are. "
+            f"Received: {scale[worst]:g} for channel {worst}, which has {own[worst]:g}. "
             "Leave 'param_encodings' empty, or quantize with range_gradient='lsq'."
         )

@@ -27,6 +27,11 @@ def range_gradient_at(bits: int, chosen: str | None) -> str:
     return chosen or ("lsq" if bits < 8 else "none")
 
 
+def threshold_gradient(chosen: str | None) -> str:
+    """How the threshold of a power of two learns: it follows the data where that is chosen."""
+    return "none" if chosen == "none" else "tqt"
+
+
 def grid_from_range(
     low: tf.Tensor,
     high: tf.Tensor,
@@ -115,7 +120,9 @@ def fake_quant(
         (Esser et al. 2020, section 2.1, by the chain rule through scale = (high - low) / n), and
         multiplies both by n^2 / sqrt(count * n): the range, n steps, moves as LSQ's step size does
         with its own factor (section 2.2). At 8 bits and more it is n / sqrt(count * n), n times
-        less: there ranges are wide enough as calibrated.
+        less: there ranges are wide enough as calibrated. "tqt" is "lsq" without that factor, which
+        along scale = (high - low) / n is the gradient of a threshold (Jain et al. 2020, equation 6;
+        `kerasq.quantizers.threshold`).
 
     Since the range is n times the step, it moves n times slower, relative to its size, than the
     step does in LSQ, where steps keep pace with the weights: hardly at 8 bits, where following the
@@ -128,7 +135,7 @@ def fake_quant(
         high: upper end, a scalar, at least 0, above `low`.
         bits: width of a code.
         narrow: leave out the lowest code.
-        gradient: one of `RANGE_GRADIENTS`.
+        gradient: one of `RANGE_GRADIENTS`, or "tqt".
         count: number of values that share one range (per sample for activations), for "lsq".
     """
     options = {"num_bits": bits, "narrow_range": narrow}
@@ -144,12 +151,13 @@ def fake_quant(
             )
             if gradient == "none":
                 return dx, None, None
-            if gradient == "lsq":
+            if gradient in ("lsq", "tqt"):
                 # Behind dx, or TensorFlow may compute it in the forward pass already, and keep it.
                 with tf.control_dependencies([dx]):
                     residual = y - x
                 error = _dot(dx, residual) / (high - low)
-                factor = _lsq_factor(2**bits - 1 - narrow, count, bits)
+                is_lsq = gradient == "lsq"
+                factor = _lsq_factor(2**bits - 1 - narrow, count, bits) if is_lsq else 1.0
                 dlow, dhigh = (dlow - error) * factor, (dhigh + error) * factor
             return dx, dlow, dhigh
 
@@ -166,6 +174,7 @@ def fake_quant_following(
     bits: int,
     relu: bool = False,
     limit: float | None = None,
+    symmetric: bool = False,
 ) -> tf.Tensor:
     """`fake_quant` onto a range that follows the data: nothing lies beyond it for long.
 
@@ -181,12 +190,13 @@ def fake_quant_following(
         bits: width of a code.
         relu: whether a ReLU is part of the layer.
         limit: its upper limit, or None.
+        symmetric: whether the range goes below 0, where a ReLU cuts, and may go beyond its limit.
     """
 
     @tf.custom_gradient
     def run(x: tf.Tensor) -> Any:
-        # A range that starts at 0 cuts as the ReLU does; a symmetric one, of 16 bits, goes below.
-        cut = tf.nn.relu(x) if relu and bits > 8 else x
+        # A range that starts at 0 cuts as the ReLU does.
+        cut = _relu(x, limit) if relu and symmetric else x
         y = tf.raw_ops.FakeQuantWithMinMaxVars(inputs=cut, min=low, max=high, num_bits=bits)
 
         def grad(upstream: tf.Tensor) -> tf.Tensor:
@@ -225,7 +235,7 @@ def fake_quant_per_channel(
         x: real values, shape `(..., channels)`.
         high: the largest magnitudes, shape `(channels,)`, above 0.
         bits: width of a code.
-        gradient: one of `RANGE_GRADIENTS`.
+        gradient: one of `RANGE_GRADIENTS`, or "tqt".
         gain: a constant; it gets no gradient.
         clips: whether values may lie beyond their range; if not, their gradient is `gain * g`.
     """
@@ -253,7 +263,7 @@ def fake_quant_per_channel(
             if gradient == "none":
                 return dx, None
             # What moves with `high`, in codes: the ends where x is clipped, LSQ's error inside.
-            followed = exact if gradient == "lsq" else codes
+            followed = codes if gradient == "clip" else exact
             # Behind dx, or TensorFlow may compute it in the forward pass already, and keep it.
             with tf.control_dependencies([dx]):
                 slope = upstream * (codes - inside(followed))
@@ -268,6 +278,10 @@ def fake_quant_per_channel(
         return codes * (high * (gain / largest)), grad
 
     return run(x, high)
+
+
+def _relu(x: tf.Tensor, limit: float | None) -> tf.Tensor:
+    return tf.nn.relu(x) if limit is None else tf.clip_by_value(x, 0.0, limit)
 
 
 def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

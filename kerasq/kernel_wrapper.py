@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import fake_quant, fused_batch_norm, graph, kernels
+from kerasq import fake_quant, fused_batch_norm, graph, kernels, scales
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.structure import MOST_CLUSTERS, Clustered, Structure
+from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
 from kerasq.support.shared import shared
@@ -39,7 +40,8 @@ class KernelWrapper(QuantizeWrapper):
         y = BatchNormalization(x * (fake_quant(kernel * gain) / gain))
 
     (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2). Where the gain is 0 the kernel is not
-    quantized, so that a channel that is switched off can be trained back on.
+    quantized, so that a channel that is switched off can be trained back on. Scales that are powers
+    of two are those of the folded kernel as well, one a channel or one a tensor.
 
     Args:
         layer: Conv2D, DepthwiseConv2D or Dense without activation.
@@ -96,14 +98,16 @@ class KernelWrapper(QuantizeWrapper):
         # Whether the same holds for now: `kerasq.FreezeRanges`.
         self.fixed_statistics = False
         if leader is None:
-            bits = self.bits.weight_bits
-            gradient = fake_quant.range_gradient_at(bits, self.range_gradient)
+            bits, chosen = self.bits.weight_bits, self.range_gradient
             # Constants, such as those of a Rescaling, always lie on the grid that suits them best.
             if getattr(layer, "constant", False) or getattr(layer, "constant_gain", False):
-                gradient = "none"
+                chosen = "none"
+            gradient = fake_quant.range_gradient_at(bits, chosen)
             self._weight_quantizer = weight_quantizers.weight_quantizer(weights, bits, gradient)
             self._check_granularity()
-            if clusters:
+            if self.powers.weights:
+                self._weight_quantizer = self._with_thresholds(chosen)
+            elif clusters:
                 self._weight_quantizer = self._clustered()
             self._weight_quantizer.trainable = layer.trainable
             # None, and nothing of it in any trace, where there is nothing to keep.
@@ -170,6 +174,23 @@ class KernelWrapper(QuantizeWrapper):
         if self._structure is not None or isinstance(self._weight_quantizer, PowerOfTwo):
             self.kernel.constraint = _Keep(self)
 
+    def _with_thresholds(self, chosen: str | None) -> ThresholdWeights:
+        """The weight quantizer whose scales are powers of two.
+
+        Raises:
+            ValueError: for weights that are not uniform, or clustered.
+        """
+        quantizer = self._weight_quantizer
+        if type(quantizer) is not Uniform or self.clusters:
+            raise ValueError(
+                "Weights whose scales are powers of two must be uniform, of 2 bits or more, and no "
+                f"clusters. Received: {type(quantizer).__name__!r} with {self.clusters} clusters "
+                f"in layer {self.name!r}. Quantize with weights='uniform' and without "
+                "keep_clusters, or with scales='power_of_two_activations'."
+            )
+        gradient = fake_quant.threshold_gradient(chosen)
+        return ThresholdWeights(quantizer.bits, gradient, name="weights", dtype="float32")
+
     def _clustered(self) -> Uniform:
         """The weight quantizer of a clustered kernel.
 
@@ -221,6 +242,11 @@ class KernelWrapper(QuantizeWrapper):
         return self.granularity == "per_tensor"
 
     @property
+    def is_folded(self) -> bool:
+        """Whether the kernel is quantized as it is folded: no gain can be part of its scales."""
+        return self.is_per_tensor or self.powers.weights
+
+    @property
     def weight_quantizer(self) -> weight_quantizers.WeightQuantizer:
         """What puts the kernel on its grid."""
         return (self.leader or self)._weight_quantizer
@@ -259,14 +285,15 @@ class KernelWrapper(QuantizeWrapper):
     def ranged_kernel(self) -> tf.Tensor:
         """What `weight_quantizer` puts on its grid: the float kernel, channels in its last axis.
 
-        With one scale per tensor the kernel that counts in inference, as if it were of a single
-        channel: `(..., channels, 1)`.
+        Where `is_folded`, the kernel that counts in inference; with one scale per tensor as if it
+        were of a single channel: `(..., channels, 1)`.
         """
         flat = self.flat_kernel()
-        if not self.is_per_tensor:
+        if not self.is_folded:
             return flat
         # Gains are no way to train a kernel: all that comes back is what rounding leaves.
-        return (flat * tf.stop_gradient(self.gain_and_bias()[0]))[..., None]
+        folded = flat * tf.stop_gradient(self.gain_and_bias()[0])
+        return folded[..., None] if self.is_per_tensor else folded
 
     def run_on(
         self,
@@ -349,6 +376,7 @@ class KernelWrapper(QuantizeWrapper):
             # beyond the limit of a ReLU.
             held=None if cut is None else (limits.multiplier, limits.sums[out.bits]),
             per_tensor=self.is_per_tensor,
+            powers=self.powers.weights,
         )
         own = Grid(
             scale=scale,
@@ -370,7 +398,7 @@ class KernelWrapper(QuantizeWrapper):
         if self.bias is None:
             return None
         step = self.input_grids()[0].scale * self.weight_quantizer.scale(self.ranged_kernel())
-        if not self.is_per_tensor:
+        if not self.is_folded:
             step *= self.kernel_gain.value
         bias = self.bias.value
         # No gradient comes back to the step: ranges do not learn from the rounding of biases.
@@ -395,11 +423,12 @@ class KernelWrapper(QuantizeWrapper):
 
     def _fake_quant(self) -> tf.Tensor:
         kernel = self.ranged_kernel()
-        if not self.is_per_tensor:
+        if not self.is_folded:
             # Nothing was folded where the BatchNormalization is kept: a constant costs no pass.
             gain = 1.0 if self.batch_norm is not None else self.kernel_gain.value
             return self.weight_quantizer.fake_quant(kernel, gain)
-        kernel = self.weight_quantizer.fake_quant(kernel)[..., 0]
+        kernel = self.weight_quantizer.fake_quant(kernel)
+        kernel = kernel[..., 0] if self.is_per_tensor else kernel
         return kernel if self.batch_norm is None else self.unfolded(kernel)
 
     def unfolded(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -436,7 +465,8 @@ class KernelWrapper(QuantizeWrapper):
             name = f"weights between {read} and {id(self.quantizer)} at {self.scheme}"
             weights = graph.once(self.leader or self, name, self.integer_weights)
         else:
-            quantizer = Uniform(bits.weight_bits, range_gradient="none")
+            kind = ThresholdWeights if self.powers.weights else Uniform
+            quantizer = kind(bits.weight_bits, range_gradient="none")
             weights = self._weights_at(bits, quantizer, grid, out, self.limit)
         total = self.sums(inputs, grid, weights)
         kernel = self.target.accumulator_kernel(
@@ -446,7 +476,7 @@ class KernelWrapper(QuantizeWrapper):
             inputs=weights.codes.shape[0],
             groups=getattr(self.layer, "groups", 1),
         )
-        return self._clamped(kernel(total, grid, weights, out)) * out.scale
+        return self._clamped(kernel(total, grid, weights, out), out) * out.scale
 
     def sums(self, inputs: tf.Tensor, grid: Grid, weights: kernels.IntegerWeights) -> tf.Tensor:
         """The integer accumulators, bias included: steps of `s_in * s_w[c]`.
@@ -482,6 +512,7 @@ def _weigh(
     most_bias: float,
     held: tuple[float, float] | None,
     per_tensor: bool,
+    powers: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Codes of the kernel, their scales, and codes of the bias, of tensors alone.
 
@@ -498,6 +529,7 @@ def _weigh(
         held: what multipliers, and sums in steps of the output, stay below; None where no scale is
             made smaller for them.
         per_tensor: whether all channels have one scale.
+        powers: whether scales are powers of two: then they stay so, where limits ask for others.
     """
     sums = _largest_sums(kernel, gain, grid)
     # The bias of a dead channel may leave int32 once it is rescaled. Beyond twice what any sum and
@@ -506,6 +538,9 @@ def _weigh(
     bias = tf.zeros_like(most) if bias is None else tf.clip_by_value(bias, -most, most)
     # Biases are counted in these scales: wider ones keep their codes within the limit.
     least = tf.abs(bias) / (grid.scale * most_bias)
+    if powers:
+        least, kernel = scales.up(least), kernel * gain
+        gain = tf.ones_like(least)
     if per_tensor:
         folded = (kernel * gain)[..., None]
         most = tf.reduce_max(least)
@@ -522,7 +557,8 @@ def _weigh(
         # an end of it, at smaller steps as well.
         needed = tf.maximum(step / held[0], sums / held[1])
         needed = tf.reduce_max(needed) if per_tensor else needed
-        scale *= tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / needed)
+        factor = tf.minimum(1.0, out.scale * (1.0 - 2.0**-20) / needed)
+        scale *= scales.down(factor) if powers else factor
     return codes, scale, bias_codes
 
 

@@ -125,10 +125,16 @@ class Plan:
         schemes: names of schemes by name of a layer, or input, of the user's model.
         floats: names of the layers of `graph` that stay float, beside those without a rule.
         target: what the model is to run on.
+        symmetric: whether grids of 8 bits have their zero point at 0, as those of 16.
     """
 
     def __init__(
-        self, graph: graphs.Graph, schemes: dict[str, str], floats: frozenset[str], target: Target
+        self,
+        graph: graphs.Graph,
+        schemes: dict[str, str],
+        floats: frozenset[str],
+        target: Target,
+        symmetric: bool = False,
     ) -> None:
         self.graph = graph
         self.target = target
@@ -136,7 +142,7 @@ class Plan:
         # Such as an activation that has no kernel, of a layer that has one.
         unknown = {node.layer.name for node in graph.nodes if registry.find(node.layer) is None}
         self.floats = floats | unknown
-        self._fusions = fusion.find(graph, schemes, self.floats)
+        self._fusions = fusion.find(graph, schemes, self.floats, symmetric)
         # In order: what a call reads is what those before it write.
         self._widths = {id(x): self._width_of_input(x) for x in graph.model.inputs}
         self._calls: dict[int, Call] = {}

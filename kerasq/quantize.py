@@ -8,6 +8,7 @@ from kerasq import graph as graphs
 from kerasq import legacy, registry, targets, unsupported
 from kerasq.fake_quant import RANGE_GRADIENTS
 from kerasq.layers import Scale
+from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.plan import Plan
 from kerasq.prepare import fused_recurrence, fusion
 from kerasq.prepare.decompose import decompose
@@ -15,10 +16,11 @@ from kerasq.prepare.passes import prepare
 from kerasq.prepare.preprocessing import MODES, scale_inputs
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
+from kerasq.scales import FREE, SCALES, Scales, is_power_of_two
 from kerasq.scheme import fitting, per_layer
 from kerasq.support.finite import check_finite
 from kerasq.wrap import Kernels, wrap
-from kerasq.wrappers import ranged
+from kerasq.wrappers import QuantizeWrapper, ranged, wrapped
 
 # What a class of models has of its own that changes how they are trained.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
@@ -41,6 +43,7 @@ def quantize_model(
     keep_clusters: bool = False,
     target: str | targets.Target = targets.DEFAULT,
     recurrence: str = "unrolled",
+    scales: str = FREE,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
 
@@ -106,6 +109,14 @@ def quantize_model(
             w8a8, has tanh and sigmoid, starts from zeros, returns no states and is called once: a
             file of a fraction of the size, quantized and traced in a fifth of the time; but on
             x86-64 LiteRT's kernel takes several times as long. The others are unrolled.
+        scales: "free", any real numbers; "power_of_two", for weights and activations, or
+            "power_of_two_weights" or "power_of_two_activations" for these alone. Rescaling is then
+            a shift, zero points are 0 (softmax and sigmoid keep their kernels' grid: 1/256, zero
+            point -128), and behind a ReLU half of the codes is not used: for ESP-DL and DSPs that
+            ask for it. Scales follow from thresholds that train as in TQT, at 8 bits as well
+            (Jain et al. 2020, arXiv 1903.08066), or follow the data with range_gradient="none".
+            Kernels are quantized as BatchNormalization is folded into them, as per tensor. What
+            cannot keep to it is printed.
 
     Returns:
         The quantized model, of the class of `model` where that has a `train_step` of its own, and
@@ -116,8 +127,10 @@ def quantize_model(
         ValueError: where `model` is not a built Keras 3 model, has NaN weights or layers that no
             file can have (each is named), `overrides` gives integers to a layer that has no integer
             kernel, an option is unknown (the legal ones are listed), weights of one scale per
-            tensor that are not uniform stand in front of a BatchNormalization that is kept, or
-            zeros or clusters are to be kept by weights that cannot.
+            tensor that are not uniform stand in front of a BatchNormalization that is kept, zeros
+            or clusters are to be kept by weights that cannot, or scales are to be powers of two
+            of activations below 8 bits, of weights that are not uniform, or behind a ReLU whose
+            limit nothing cuts at.
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.
@@ -135,11 +148,14 @@ def quantize_model(
     _check_option("range_gradient", range_gradient, (*RANGE_GRADIENTS, None))
     _check_option("granularity", granularity, GRANULARITIES)
     _check_option("recurrence", recurrence, fused_recurrence.MODES)
+    _check_option("scales", scales, tuple(SCALES))
+    _check_gradient(range_gradient, SCALES[scales])
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
-    plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target, recurrence)
+    symmetric = SCALES[scales].activations
+    plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target, recurrence, symmetric)
     if narrow := plan.narrowed():
         print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
     kernels = Kernels(
@@ -148,12 +164,14 @@ def quantize_model(
         keep_zeros=keep_zeros,
         keep_clusters=keep_clusters,
     )
-    quantized = of_class(model, wrap(plan, range_gradient, kernels))
+    quantized = of_class(model, wrap(plan, range_gradient, kernels, scales))
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
             f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
         )
+    if others := _not_powers(quantized):
+        print(f"Have scales that are no powers of two, as their kernels ask: {', '.join(others)}.")
     if any(node.source.training_dtype == "float16" for node in graph.nodes):
         # By this policy `compile` scales the loss: small gradients are 0 in float16.
         quantized.dtype_policy = "mixed_float16"
@@ -210,6 +228,7 @@ def _plan(
     preprocessing: str,
     target: targets.Target,
     recurrence: str,
+    symmetric: bool,
 ) -> Plan:
     """What becomes of each call of the user's graph, once it is prepared."""
     # A user knows layers, not calls or parts: keys of `overrides` fit no "<name>_2".
@@ -221,21 +240,21 @@ def _plan(
     schemes = per_layer(scheme, overrides, layers, models)
     schemes |= {node.layer.name: schemes[node.source.name] for node in graph.nodes}
     named = {key: fitting(key, layers) for key in overrides or {}}
-    schemes, floats = _floats(graph, schemes, named)
+    schemes, floats = _floats(graph, schemes, named, symmetric)
     fused = graph
     if recurrence == "fused":
         fused = fused_recurrence.fuse(graph, floats, schemes, target)
         schemes |= {node.layer.name: schemes[node.source.name] for node in fused.nodes}
     skip = ("fold",) if batch_norm == "keep" else ()
     prepared = scale_inputs(prepare(fused, floats, skip), graph, schemes, floats, preprocessing)
-    plan = Plan(prepared, schemes, floats, target)
+    plan = Plan(prepared, schemes, floats, target, symmetric)
     plan.check_overrides(named)
     plan.check_kernels()
     return plan
 
 
 def _floats(
-    graph: graphs.Graph, schemes: dict[str, str], named: dict[Any, list[str]]
+    graph: graphs.Graph, schemes: dict[str, str], named: dict[Any, list[str]], symmetric: bool
 ) -> tuple[dict[str, str], frozenset[str]]:
     """The schemes, "float" where there is no integer kernel, and all layers that stay float.
 
@@ -243,7 +262,7 @@ def _floats(
     key) asks for their integers, and of what a file cannot have in float either.
     """
     # A ReLU or BatchNormalization has the scheme of what it becomes part of, "float" as well.
-    fused = fusion.find(graph, schemes).into
+    fused = fusion.find(graph, schemes, symmetric=symmetric).into
     asked = unsupported.asked_float(graph, schemes, fused)
     lacking = unsupported.without_kernel(graph, asked)
     unsupported.check_asked(named, schemes, lacking)
@@ -293,6 +312,33 @@ def _has_weights(layer: keras.Layer) -> bool:
     """Whether a layer multiplies by weights; a Scale stands for constants and statistics."""
     rule = registry.find(layer)
     return rule is not None and rule.kernel is not None and not isinstance(layer, Scale)
+
+
+def _not_powers(model: keras.Model) -> list[str]:
+    """Names of the layers whose scales are to be powers of two, and are not."""
+    return [
+        layer.name
+        for layer in wrapped(model)
+        if (layer.powers.activations and _is_free(layer))
+        or (layer.powers.weights and isinstance(layer, LstmWrapper))
+    ]
+
+
+def _is_free(layer: QuantizeWrapper) -> bool:
+    """Whether the grid of an output has another scale than a power of two."""
+    # Of masked values it may be that of what they were; of a derived one nothing says so.
+    fixed = layer.rule.grids.get(layer.bits.code_bits)
+    return layer.rule.derive is not None or (
+        fixed is not None and not is_power_of_two(float(fixed.scale))
+    )
+
+
+def _check_gradient(range_gradient: str | None, powers: Scales) -> None:
+    if powers.weights and powers.activations and range_gradient in ("lsq", "clip"):
+        raise ValueError(
+            "Thresholds of powers of two must learn as TQT has it, range_gradient=None, or follow "
+            f'the data, "none". Received: range_gradient={range_gradient!r}.'
+        )
 
 
 def _check_option(name: str, value: Any, legal: tuple[Any, ...]) -> None:

@@ -35,12 +35,14 @@ def widen(model: keras.Model) -> list[str]:
         factor = _MARGIN * scale / float(quantizer.grid().scale)
         if quantizer.limit is not None:
             factor = min(factor, quantizer.limit / high)
-        if factor <= _MARGIN:
+        # Scales that are powers of two may be at a limit exactly.
+        if factor < _MARGIN:
             continue
         quantizer.assign_range(low * factor, high * factor, float(quantizer.batches_seen))
+        low, wide = map(float, quantizer.range())
         remarks.append(
-            f"The output range of layer {layer.name!r} is now {factor:.3g} times as wide, "
-            f"[{low * factor:.3g}, {high * factor:.3g}]: {reason}."
+            f"The output range of layer {layer.name!r} is now {wide / high:.3g} times as wide, "
+            f"[{low:.3g}, {wide:.3g}]: {reason}."
         )
     return remarks
 
@@ -51,7 +53,7 @@ def check(model: keras.Model) -> None:
         if isinstance(layer, KernelWrapper):
             continue
         scale, reason = _least_scale(layer)
-        if scale > _MARGIN * float(quantizer.grid().scale):
+        if scale >= float(quantizer.grid().scale):
             raise ValueError(
                 "The inputs of a layer must not be far wider than the upper limit of its ReLU. "
                 f"Received: layer {layer.name!r}, whose range ends at {layer.limit:g}: {reason}. "

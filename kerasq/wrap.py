@@ -14,6 +14,7 @@ from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.structure import clusters_of
+from kerasq.scales import FREE
 from kerasq.scheme import FLOAT_BITS
 from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
 
@@ -35,25 +36,31 @@ class Kernels:
     keep_clusters: bool
 
 
-def wrap(plan: Plan, range_gradient: str | None, kernels: Kernels) -> keras.Model:
+def wrap(
+    plan: Plan, range_gradient: str | None, kernels: Kernels, scales: str = FREE
+) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
     Args:
         plan: the records of the decomposed graph.
         range_gradient: how ranges learn: "lsq", "clip", "none", or None: by width.
         kernels: how kernels are quantized.
+        scales: which scales are powers of two, see `kerasq.scales`.
     """
-    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, kernels).call)
+    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, kernels, scales).call)
 
 
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(self, plan: Plan, range_gradient: str | None, kernels: Kernels) -> None:
+    def __init__(
+        self, plan: Plan, range_gradient: str | None, kernels: Kernels, scales: str
+    ) -> None:
         self.plan = plan
         self.graph = plan.graph
         self.range_gradient = range_gradient
         self.kernels = kernels
+        self.scales = scales
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
@@ -95,6 +102,7 @@ class _Wrapping:
             "output_bits": call.writes,
             "target": self.plan.target,
             "output_quantizer": self.quantizers.get(key) if key else None,
+            "scales": self.scales,
         }
         if registry.rule(layer).kernel is None:
             kind: type[QuantizeWrapper] = QuantizeWrapper
@@ -143,6 +151,7 @@ class _Wrapping:
                 name=self.graph.free_name(name, taken),
                 target=self.plan.target,
                 trainable=_trains(x),
+                scales=self.scales,
             )
             self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
         return self.boundaries[id(x), bits][1]

@@ -19,8 +19,13 @@ from kerasq import fake_quant, graph, kernels, one_grid, plan, registry, scheme,
 from kerasq.grid import Grid
 from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import IN_FRONT, Constant, InputScale
+from kerasq.litert.operators import fuses_relu
 from kerasq.litert.preprocessing import Preprocessing
-from kerasq.quantizers import activations
+from kerasq.quantizers import activations, threshold
+from kerasq.scales import FREE, SCALES, Scales, is_power_of_two
+
+# The one limit of a ReLU that operators have.
+_RELU6 = 6.0
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -36,7 +41,8 @@ class QuantizeWrapper(keras.layers.Wrapper):
         relu: whether a ReLU behind the layer is part of it.
         limit: upper limit of that ReLU, or None.
         range_gradient: gradient of the output's range: "lsq", "clip", "none", or None: by width
-            (`kerasq.fake_quant.range_gradient_at`).
+            (`kerasq.fake_quant.range_gradient_at`); of scales that are powers of two that of their
+            thresholds, or "none".
         source: name of the layer of the user's model that this is a part or a call of; by default
             the wrapper's own.
         output_bits: width of the output, where that has a range of its own; by default what
@@ -44,6 +50,10 @@ class QuantizeWrapper(keras.layers.Wrapper):
         target: whose integer kernels inference computes as, by name or as an object.
         output_quantizer: the quantizer of the wrappers whose range the output shares, as steps of a
             recurrent layer do; by default one of its own.
+        scales: which scales are powers of two, see `kerasq.scales`.
+
+    Raises:
+        ValueError: for a ReLU whose limit no grid of a power of two, and no operator, cuts at.
     """
 
     # Whether its inputs may be float values, and are inputs of the model.
@@ -61,6 +71,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         output_bits: int | None = None,
         target: str | targets.Target = targets.DEFAULT,
         output_quantizer: activations.ActivationQuantizer | None = None,
+        scales: str = FREE,
         **kwargs: Any,
     ) -> None:
         # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
@@ -71,15 +82,18 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.relu = relu
         self.limit = limit
         self.range_gradient = range_gradient
+        self.scales = scales
+        self._check_limit()
         self._producers = _Producers()
         self.output_quantizer = output_quantizer
         if output_quantizer is None and self.rule.output == registry.Output.LEARNED:
             bits = output_bits or plan.written_bits(self.bits, self.is_cut, True)
-            self.output_quantizer = activations.ActivationQuantizer(
-                bits=bits,
+            self.output_quantizer = threshold.activation_quantizer(
+                bits,
+                range_gradient,
+                self.powers.activations,
                 relu=relu,
                 limit=limit,
-                range_gradient=fake_quant.range_gradient_at(bits, range_gradient),
                 is_input=self.is_input,
                 trainable=self.trainable,
                 name="output",
@@ -95,6 +109,25 @@ class QuantizeWrapper(keras.layers.Wrapper):
     def bits(self) -> scheme.Scheme:
         """The widths of weights and activations."""
         return scheme.resolve(self.scheme)
+
+    @property
+    def powers(self) -> Scales:
+        """Which scales are powers of two."""
+        return SCALES[self.scales]
+
+    def _check_limit(self) -> None:
+        """Raises a ValueError where nothing cuts at the limit of a ReLU."""
+        limit = self.limit
+        if limit is None or not self.powers.activations or is_power_of_two(limit):
+            return
+        if limit != _RELU6 or not fuses_relu(self.rule.operator):
+            raise ValueError(
+                "Where scales are powers of two, the limit of a ReLU must be one as well, which "
+                "its grid then ends at, or 6 right behind a convolution, Dense or sum, whose "
+                f"operator has a ReLU6. Received: limit {limit:g} at layer {self.name!r}, which "
+                f"is {self.rule.op}. Change the limit, leave the layer in float with `overrides`, "
+                'or take scales="power_of_two_weights".'
+            )
 
     @property
     def is_cut(self) -> bool:
@@ -159,6 +192,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "output_bits": self.output_quantizer and self.output_quantizer.bits,
             "target": self.target.name,
             "output_quantizer": self._shared_quantizer(),
+            "scales": self.scales,
         }
 
     def _shared_quantizer(self) -> dict | None:
@@ -267,11 +301,17 @@ class QuantizeWrapper(keras.layers.Wrapper):
             codes = self.target.run(operator, lambda y: layer([*conditions, *y]), codes, grids, out)
         else:
             codes = self.target.run(operator, layer, codes, grids, out)
-        return self._clamped(codes) * out.scale
+        return self._clamped(codes, out) * out.scale
 
-    def _clamped(self, codes: tf.Tensor) -> tf.Tensor:
-        """The ReLU; its upper limit is the end of the range."""
-        return tf.nn.relu(codes) if self.relu else codes
+    def _clamped(self, codes: tf.Tensor, out: Grid) -> tf.Tensor:
+        """The ReLU; its upper limit is the end of the range, unless `ends_at_six`."""
+        codes = tf.nn.relu(codes) if self.relu else codes
+        return tf.minimum(codes, tf.round(_RELU6 / out.scale)) if self.ends_at_six else codes
+
+    @property
+    def ends_at_six(self) -> bool:
+        """Whether the operator's own ReLU6 cuts, since no power of two makes a grid end there."""
+        return self.powers.activations and self.relu and self.limit == _RELU6
 
     def checked_grid(self) -> Grid:
         """`grid()`, where data has given it a meaning.
@@ -350,6 +390,7 @@ class Boundary(QuantizeWrapper):
             "source",
             "target",
             "output_quantizer",
+            "scales",
         )
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
         return {key: config[key] for key in kept} | own
@@ -534,6 +575,11 @@ def range_variables(model: keras.Model) -> list[keras.Variable]:
 def target_of(model: keras.Model) -> targets.Target:
     """The target of a quantized model, which all its wrappers have in common."""
     return next(layer.target for layer in model.layers if isinstance(layer, QuantizeWrapper))
+
+
+def scales_of(model: keras.Model) -> str:
+    """Which scales of a quantized model are powers of two: `quantize_model(scales=...)`."""
+    return next(layer.scales for layer in model.layers if isinstance(layer, QuantizeWrapper))
 
 
 def require_quantized(model: Any) -> None:

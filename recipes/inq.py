@@ -121,6 +121,7 @@ def main() -> None:
         "batch_norm": finetune.BATCH_NORM.value,
         "target": schemes.TARGET.value,
         "granularity": schemes.GRANULARITY.value,
+        "scales": schemes.SCALES.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

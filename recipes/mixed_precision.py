@@ -79,12 +79,17 @@ def _widths(name: str) -> tuple[int, int]:
     return widths.activation_bits, widths.weight_bits
 
 
+def _kernels() -> dict[str, Any]:
+    """What scales are like."""
+    return {"granularity": schemes.GRANULARITY.value, "scales": schemes.SCALES.value}
+
+
 def overrides(job: run.Run, model: keras.Model) -> dict[Any, str]:
     """The scheme of each layer that the budget allows; prints and plots where it comes from."""
     unit, value, is_share = parsed(_BUDGET.value)
     first, *others = _candidates()
     batches = job.calibration_batches()
-    device = {"target": schemes.TARGET.value, "granularity": schemes.GRANULARITY.value}
+    device = {"target": schemes.TARGET.value, **_kernels()}
     ranges: dict[str, Any] = {"steps": None, "method": finetune.CALIBRATION_METHOD.value, **device}
     if unit == "layers":
         widest = max(others, key=_widths)
@@ -122,7 +127,7 @@ def main() -> None:
     fit = finetune.settings(job)
     options = {"candidates": _candidates(), "budget": _BUDGET.value}
     depends = {"batch_norm": finetune.BATCH_NORM.value, "target": schemes.TARGET.value}
-    depends["granularity"] = schemes.GRANULARITY.value
+    depends |= _kernels()
 
     def allocate() -> dict[str, Any]:
         return {"overrides": overrides(job, job.load("float.keras"))}

@@ -274,6 +274,7 @@ def main() -> None:
         "overrides": _OVERRIDES.value,
         "target": schemes.TARGET.value,
         "granularity": schemes.GRANULARITY.value,
+        "scales": schemes.SCALES.value,
     }
 
     def quantize(model: keras.Model) -> keras.Model:

@@ -105,6 +105,7 @@ def main() -> None:
         "batch_norm": finetune.BATCH_NORM.value,
         "target": schemes.TARGET.value,
         "granularity": schemes.GRANULARITY.value,
+        "scales": schemes.SCALES.value,
         "range_gradient": _RANGE_GRADIENT.value,
         "keep_zeros": _KEEP_ZEROS.value or _PRUNE.value is not None,
         "keep_clusters": _KEEP_CLUSTERS.value,

@@ -4,6 +4,8 @@ from absl import flags
 
 from kerasq import scheme, targets
 from kerasq.quantize import GRANULARITIES
+from kerasq.scales import FREE
+from kerasq.scales import SCALES as ALL_SCALES
 
 TARGET = flags.DEFINE_enum(
     "target",
@@ -17,6 +19,12 @@ GRANULARITY = flags.DEFINE_enum(
     list(GRANULARITIES),
     "What of a kernel shares a scale: each channel, or all of it, for compilers that ask for that. "
     "Weights that are not uniform then need --batch_norm=fold.",
+)
+SCALES = flags.DEFINE_enum(
+    "scales",
+    FREE,
+    list(ALL_SCALES),
+    "Which scales are powers of two, with zero points of 0, so that rescaling is a shift.",
 )
 
 

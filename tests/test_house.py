@@ -19,7 +19,7 @@ PACKAGE = ROOT / "kerasq"
 # From the ground up, as in WORKSPACE.md: what stands on a floor imports only from it and below.
 FLOORS = (
     ("support",),
-    ("grid", "scheme", "layers", "graph", "legacy"),
+    ("grid", "scheme", "scales", "layers", "graph", "legacy"),
     ("fake_quant", "fused_batch_norm", "litert"),
     ("kernels", "fits", "convertible"),
     ("targets",),

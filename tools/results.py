@@ -45,6 +45,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "qat w8a8 distilled": ("qat", *_TUNE, "--distill_weight=0.5"),
     "qat w4a8": ("qat", *_TUNE, _PACKED, "--scheme=w4a8"),
     "qat w8a16": ("qat", *_TUNE, "--scheme=w8a16"),
+    "qat w8a8, power of two": ("qat", *_TUNE, "--scales=power_of_two"),
     "mixed 75 % of the bytes": ("mixed_precision", *_TUNE, _PACKED, "--budget=bytes=75%"),
     "inq 5 bits": ("inq", *_TUNE, "--bits=5"),
     "inq 5 bits distilled": (

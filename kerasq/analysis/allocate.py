@@ -18,6 +18,7 @@ from kerasq.analysis.network import Network
 from kerasq.analysis.search import Point, Search
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.calibration.observer import Observer
+from kerasq.scales import FREE
 from kerasq.support import figures, optional, tables
 from kerasq.targets import Target
 
@@ -107,6 +108,7 @@ def allocate(
     method: str | dict[str, Any] | Observer | None = None,
     target: str | Target | None = None,
     granularity: str | None = None,
+    scales: str | None = None,
 ) -> Allocation:
     """Picks the scheme of each layer under a budget, from the layers' sensitivities.
 
@@ -135,6 +137,7 @@ def allocate(
         method: as for `sensitivity`.
         target: as for `sensitivity`; by default that of `sensitivity`, or "litert".
         granularity: as for `sensitivity`; by default that of `sensitivity`, or "per_channel".
+        scales: as for `sensitivity`; by default those of `sensitivity`, or "free".
 
     Returns:
         The allocation. Inputs of the model get the first candidate.
@@ -152,8 +155,8 @@ def allocate(
         {'d': 'w4a8', 'x': 'w8a8'}
     """
     optional.load("scipy.optimize", "allocate")  # Before the measurements, which take time.
-    candidates, metric, target, granularity = _settings(
-        sensitivity, candidates, metric, target, granularity
+    candidates, metric, target, granularity, scales = _settings(
+        sensitivity, candidates, metric, target, granularity, scales
     )
     _check_budget(budget, unit, metric)
     cost.require_known_shapes(model)
@@ -170,9 +173,10 @@ def allocate(
             method=method,
             target=target,
             granularity=granularity,
+            scales=scales,
         )
         sensitivity = sensitivity or sensitivities.table(bench)
-    network = bench.network if bench else Network(model, [], overrides, target, granularity)
+    network = bench.network if bench else Network(model, [], overrides, target, granularity, scales)
     ((key, limit),) = budget.items()
     # A budget is in its own unit; that of a metric leaves open what is to be saved.
     search = Search.over(network, sensitivity, key if key in COSTS else unit, bench)
@@ -188,37 +192,41 @@ def _settings(
     metric: Any,
     target: str | Target | None,
     granularity: str | None,
-) -> tuple[tuple[str, ...], Any, Target, str]:
-    """Candidates, metric, target, granularity: what is asked for, else those of `sensitivity`.
+    scales: str | None,
+) -> tuple[tuple[str, ...], Any, Target, str, str]:
+    """Candidates, metric, target, granularity, scales: those asked for, or of `sensitivity`.
 
     Raises:
         ValueError: where they contradict each other.
     """
-    known: tuple[tuple[str, ...], str, str, str]
-    known = (CANDIDATES, SQNR, targets.DEFAULT, "per_channel")
+    known: tuple[tuple[str, ...], str, str, str, str]
+    known = (CANDIDATES, SQNR, targets.DEFAULT, "per_channel", FREE)
     if table is not None:
-        known = (table.candidates, table.metric, table.target, table.granularity)
+        own = (table.granularity, table.scales)
+        known = (table.candidates, table.metric, table.target, *own)
     found = (
         tuple(known[0] if candidates is None else candidates),
         known[1] if metric is None else metric,
         targets.find(known[2] if target is None else target),
         known[3] if granularity is None else granularity,
+        known[4] if scales is None else scales,
     )
     if table is None:
         return found
     # A metric may be an object, of which a table has the name.
-    named = (found[0], metric_name(found[1]), found[2].name, found[3])
+    named = (found[0], metric_name(found[1]), found[2].name, *found[3:])
     rules = (
         "`candidates` must be those",
         "`metric` must be that",
         "`target` must be that",
         "`granularity` must be that",
+        "`scales` must be those",
     )
-    for rule, value, own in zip(rules, named, known, strict=True):
-        if value != own:
+    for rule, value, measured in zip(rules, named, known, strict=True):
+        if value != measured:
             raise ValueError(
                 f"{rule} of `sensitivity`, or left out. "
-                f"Received: {value!r}, sensitivity of {own!r}."
+                f"Received: {value!r}, sensitivity of {measured!r}."
             )
     return found
 

@@ -14,6 +14,7 @@ from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.calibration.observer import Observer
 from kerasq.graph import is_lower_better
 from kerasq.litert.evaluation import keras_metric
+from kerasq.scales import FREE
 from kerasq.scheme import Scheme, resolve
 from kerasq.support.data import batches, labelled_batches
 from kerasq.support.sqnr import sqnr
@@ -74,6 +75,7 @@ class Bench:
         method: the observer.
         target: what the model is to run on.
         granularity: what of a kernel shares a scale.
+        scales: which scales are powers of two.
 
     Attributes:
         network: the model at any schemes.
@@ -81,6 +83,7 @@ class Bench:
         schemes: the schemes.
         target: what the model is to run on.
         granularity: what of a kernel shares a scale.
+        scales: which scales are powers of two.
         metric: name of the metric.
         reference: the metric of the float model.
         samples: how many samples there are.
@@ -102,12 +105,13 @@ class Bench:
         method: str | dict[str, Any] | Observer | None,
         target: str | Target,
         granularity: str,
+        scales: str = FREE,
     ) -> None:
         self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
         self.schemes = _schemes(self.candidates)
         self.target = targets.find(target)
-        self.granularity = granularity
-        self.network = Network(model, self.schemes, overrides, self.target, granularity)
+        self.granularity, self.scales = granularity, scales
+        self.network = Network(model, self.schemes, overrides, self.target, granularity, scales)
         _check_metric(metric)
         self._metric, self.metric = metric, metric_name(metric)
         self._samples, self._labels = self._load(data, steps)

@@ -13,7 +13,9 @@ from kerasq.grid import Grid
 from kerasq.litert.operators import multiplies
 from kerasq.quantize import quantize_model
 from kerasq.quantizers.activations import ActivationQuantizer
+from kerasq.quantizers.threshold import activation_quantizer
 from kerasq.rule import Output
+from kerasq.scales import FREE, SCALES
 from kerasq.scheme import FLOAT_BITS, Scheme, overridden
 from kerasq.targets import Target
 from kerasq.wrappers import (
@@ -22,6 +24,7 @@ from kerasq.wrappers import (
     input_of,
     joins,
     on_grids,
+    scales_of,
     sharing_ranges,
     wrapped,
 )
@@ -36,6 +39,7 @@ class Network:
         overrides: as for `quantize_model`: what it says is "float" stays float here.
         target: as for `quantize_model`.
         granularity: as for `quantize_model`.
+        scales: as for `quantize_model`.
 
     Attributes:
         model: the model quantized at int8: its layers are those of any scheme, since what differs
@@ -60,12 +64,14 @@ class Network:
         overrides: dict | None,
         target: Target,
         granularity: str = "per_channel",
+        scales: str = FREE,
     ) -> None:
         self.schemes = schemes
         self.overrides = _overridden(model, overrides)
         # Other schemes are for `allocate` to keep to; here a layer may have any.
         floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}
-        self.model = quantize_model(model, overrides=floats, target=target, granularity=granularity)
+        device: dict[str, Any] = {"granularity": granularity, "scales": scales}
+        self.model = quantize_model(model, overrides=floats, target=target, **device)
         self.wrappers = wrapped(self.model)
         self.sources = {x.name: name for x in self.wrappers if (name := _source(x)) is not None}
         self.layers = tuple(dict.fromkeys(self.sources.values()))
@@ -101,7 +107,8 @@ class Network:
         shared = self._shared()
         ranges, _ = observe(self.model, iter(samples), widths, method=method, shared=shared)
         # Few kinds for many tensors: making a layer takes longer than setting its range.
-        quantizer = functools.cache(_quantizer)
+        is_power_of_two = SCALES[scales_of(self.model)].activations
+        quantizer = functools.cache(functools.partial(_quantizer, is_power_of_two))
 
         def grids(name: str, **cut: Any) -> list[Grid]:
             return [_grid(quantizer(bits, **cut), ranges[name, bits]) for bits in self.widths]
@@ -180,8 +187,8 @@ def _source(wrapper: QuantizeWrapper) -> str | None:
     return str(input_of(wrapper).name) if wrapper.is_input else None
 
 
-def _quantizer(bits: int, **cut: Any) -> ActivationQuantizer:
-    quantizer = ActivationQuantizer(bits, **cut)
+def _quantizer(is_power_of_two: bool, bits: int, **cut: Any) -> ActivationQuantizer:
+    quantizer = activation_quantizer(bits, None, is_power_of_two, **cut)
     quantizer.build()
     return quantizer
 

@@ -12,6 +12,7 @@ from kerasq import targets
 from kerasq.analysis.bench import SQNR, Bench, metric_label
 from kerasq.analysis.network import Network
 from kerasq.calibration.observer import Observer
+from kerasq.scales import FREE
 from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.support import figures, tables
 from kerasq.support.progress import track
@@ -38,6 +39,7 @@ class Sensitivity:
         samples: how many samples it was measured on.
         target: name of the target whose kernels it was measured on.
         granularity: what of a kernel shares a scale, "per_channel" or "per_tensor".
+        scales: which scales are powers of two, as for `quantize_model`.
     """
 
     layers: tuple[str, ...]
@@ -51,6 +53,7 @@ class Sensitivity:
     samples: int
     target: str
     granularity: str = "per_channel"
+    scales: str = FREE
 
     @property
     def gain(self) -> np.ndarray:
@@ -200,6 +203,7 @@ def sensitivity(
     method: str | dict[str, Any] | Observer | None = None,
     target: str | Target = targets.DEFAULT,
     granularity: str = "per_channel",
+    scales: str = FREE,
 ) -> Sensitivity:
     """Measures each layer alone: the loss when it is quantized, the gain when it is raised.
 
@@ -221,6 +225,7 @@ def sensitivity(
         method: the observer that calibrates; see `calibrate`.
         target: as for `quantize_model`: whose kernels the layers run on.
         granularity: as for `quantize_model`.
+        scales: as for `quantize_model`.
 
     Returns:
         The table.
@@ -244,6 +249,7 @@ def sensitivity(
         method=method,
         target=target,
         granularity=granularity,
+        scales=scales,
     )
     return table(bench)
 
@@ -286,6 +292,7 @@ def table(bench: Bench) -> Sensitivity:
         samples=bench.samples,
         target=bench.target.name,
         granularity=bench.granularity,
+        scales=bench.scales,
     ).sort()
 
 

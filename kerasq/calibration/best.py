@@ -59,6 +59,8 @@ class Best(Observer):
         histogram = self._histogram
         if not histogram.is_finite:
             return histogram.low, histogram.high
+        for observer in (x for kind in self._kinds.values() for x in kind):
+            observer.power_of_two = self.power_of_two
         by_type = {type(x): x for kind in self._kinds.values() for x in kind}
         ranges = [by_type[kind].range(bits=bits, symmetric=symmetric) for kind in CANDIDATES]
         # Squares of the largest numbers are infinite.

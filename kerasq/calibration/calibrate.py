@@ -12,6 +12,7 @@ import tensorflow as tf
 from kerasq import graph, range_limits
 from kerasq.calibration import observers, provisional, samples, sharing
 from kerasq.calibration.observer import Observer
+from kerasq.scales import SCALES
 from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
@@ -21,6 +22,7 @@ from kerasq.wrappers import (
     range_variables,
     ranged,
     require_quantized,
+    scales_of,
     sharing_ranges,
 )
 
@@ -107,7 +109,8 @@ def observe(
         ValueError: as `calibrate`.
     """
     prototype = None if method is None else observers.find(method)
-    taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype)]
+    is_power = SCALES[scales_of(model)].activations
+    taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype, is_power)]
 
     # Traced for one batch and run on all: float layers only, so this costs about a `predict`.
     @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
@@ -169,7 +172,8 @@ class _Tap:
         Raises:
             ValueError: where they are not two finite numbers, the lower one first.
         """
-        found = self.observer.range(bits=bits, symmetric=bits > 8)
+        symmetric = bits > 8 or self.observer.power_of_two
+        found = self.observer.range(bits=bits, symmetric=symmetric)
         with np.errstate(over="ignore"):  # What float32 cannot hold is infinite, and refused.
             ends = np.asarray(found, np.float32)
         if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
@@ -183,14 +187,18 @@ class _Tap:
         return float(ends[0]), float(ends[1])
 
 
-def _taps(name: str, widths: Iterable[int], prototype: Observer | None) -> list[_Tap]:
+def _taps(
+    name: str, widths: Iterable[int], prototype: Observer | None, power_of_two: bool
+) -> list[_Tap]:
     """The observers of a tensor: a copy of the prototype; see `calibrate` for None."""
     if prototype is not None:
-        return [_Tap(name=name, observer=copy.deepcopy(prototype), widths=[*widths])]
-    # One for all widths of a kind: what observers see does not depend on the width.
-    kinds: dict[str, list[int]] = {}
-    for bits in widths:
-        kinds.setdefault("mse" if bits <= 8 else "minmax", []).append(bits)
-    return [
-        _Tap(name=name, observer=observers.find(kind), widths=bits) for kind, bits in kinds.items()
-    ]
+        found = [(copy.deepcopy(prototype), [*widths])]
+    else:
+        # One for all widths of a kind: what observers see does not depend on the width.
+        kinds: dict[str, list[int]] = {}
+        for bits in widths:
+            kinds.setdefault("mse" if bits <= 8 else "minmax", []).append(bits)
+        found = [(observers.find(kind), bits) for kind, bits in kinds.items()]
+    for observer, _ in found:
+        observer.power_of_two = power_of_two
+    return [_Tap(name=name, observer=observer, widths=bits) for observer, bits in found]

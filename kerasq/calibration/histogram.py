@@ -1,6 +1,7 @@
 """Ranges from a histogram: percentiles, and the least squared error."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +85,10 @@ class Histogram(MinMax):
         x, weights = self.centres[used], self.counts[used]
         # What a grid is over: it holds 0 and is not empty, of zeros alone either.
         low, high = min(ends[0], 0.0), max(ends[1], 1e-6)
-        if symmetric:
+        if self.power_of_two:
+            step = 2.0 ** (math.ceil(math.log2(max(-low, high))) - (bits - 1))
+            low, high = -(2.0 ** (bits - 1)) * step, (2.0 ** (bits - 1) - 1.0) * step
+        elif symmetric:
             low, high = activations.symmetric(max(-low, high), bits)
         grid = Grid.from_range(low, high, bits=bits)
         return float(np.sum(weights * (x - grid.dequantize(grid.quantize(x))) ** 2))

@@ -85,8 +85,9 @@ def _grid_ends(model: keras.Model, x: keras.KerasTensor) -> tuple[Any, Any]:
     quantizer = None if boundary is None else boundary.output_quantizer
     if quantizer is None or quantizer.symmetric:
         raise ValueError(
-            "`input_range` must be given where an input has no grid, or one of 16 bits, which is "
-            f"symmetric. Received: None for input {x.name!r}. Give the ends of its values."
+            "`input_range` must be given where an input has no grid, or one that is symmetric, of "
+            f"16 bits or of a power of two. Received: None for input {x.name!r}. Give the ends of "
+            "its values."
         )
     ends = np.stack([end.numpy() for end in quantizer.range()])
     own = preprocessing_of(boundary)

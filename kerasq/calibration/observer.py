@@ -36,6 +36,10 @@ class Observer:
         >>> kerasq.calibrate(q, np.ones((8, 2)), method=Sigmas(3.0))
     """
 
+    # Whether the scale that the tensor gets is the least power of two that holds the range: those
+    # that weigh errors of grids weigh these. `kerasq.calibrate` sets it.
+    power_of_two = False
+
     def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What `update` needs of a batch; is traced into the model, so it changes nothing here."""
         raise NotImplementedError
@@ -52,8 +56,9 @@ class Observer:
 
         Args:
             bits: width of the grid that the tensor gets.
-            symmetric: whether its zero point is 0 (int16): the grid is then that over the end of
-                the larger magnitude. Others are widened to hold 0.0.
+            symmetric: whether its zero point is 0 (int16, and scales that are powers of two): the
+                grid is then that over the end of the larger magnitude. Others are widened to hold
+                0.0.
         """
         raise NotImplementedError
 

@@ -262,11 +262,13 @@ def _scale(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 def _relu(y: tf.Tensor, wrapper: QuantizeWrapper, grid: Grid, always: bool = False) -> tf.Tensor:
     """The ReLU of a layer, where the grid does not do the same.
 
-    An asymmetric grid of all codes starts at 0 behind a ReLU, where the kernel clamps anyway. Grids
-    of int16 have codes below, and those of few levels stand at the upper end of int8.
+    An asymmetric grid of all codes starts at 0 behind a ReLU, where the kernel clamps anyway.
+    Symmetric grids have codes below, and those of few levels stand at the upper end of int8.
     """
-    is_cut = grid.bits <= 8 and grid.levels is None
-    return tf.nn.relu(y) if always or (wrapper.relu and not is_cut) else y
+    is_cut = grid.levels is None and int(grid.zero_point) == grid.qmin
+    if not always and (is_cut or not wrapper.relu):
+        return y
+    return tf.nn.relu6(y) if wrapper.ends_at_six else tf.nn.relu(y)
 
 
 def _fuses(layer: keras.Layer) -> bool:

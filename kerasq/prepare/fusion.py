@@ -30,7 +30,10 @@ class Fusions:
 
 
 def find(
-    graph: graphs.Graph, schemes: dict[str, str], floats: frozenset[str] = frozenset()
+    graph: graphs.Graph,
+    schemes: dict[str, str],
+    floats: frozenset[str] = frozenset(),
+    symmetric: bool = False,
 ) -> Fusions:
     """The fusions in a graph.
 
@@ -38,13 +41,15 @@ def find(
         graph: a graph, decomposed or not.
         schemes: names of schemes by name of a layer of the user's model.
         floats: names of layers that stay float: nothing is fused with them.
+        symmetric: whether grids of 8 bits have their zero point at 0 as well.
     """
     norms = batch_norms.foldable(graph, floats)
     # A ReLU behind a BatchNormalization that is folded is behind the kernel, too.
     relus = {
         id(node): relu
         for node in graph.nodes
-        if (relu := _relu_behind(graph, node, norms.get(id(node), node), schemes)) is not None
+        if (relu := _relu_behind(graph, node, norms.get(id(node), node), schemes, symmetric))
+        is not None
         and relu.layer.name not in floats
     }
     into = {
@@ -64,8 +69,22 @@ def _moved(graph: graphs.Graph, node: graphs.Node) -> graphs.Node:
     return _moved(graph, reader) if reader.source.name == node.source.name else node
 
 
+def _clamps(node: graphs.Node, schemes: dict[str, str], symmetric: bool) -> bool:
+    """Whether 0 is the lowest code behind a ReLU, where an operator clamps that fuses none.
+
+    Not so on symmetric grids, such as all of 16 bits, and below 8 bits, where codes are the topmost
+    ones of int8 (`Grid.levels`).
+    """
+    bits = 16 if node.source.is_wide else resolve(schemes[node.source.name]).activation_bits
+    return bits == FLOAT_BITS or (bits == 8 and not symmetric)
+
+
 def _relu_behind(
-    graph: graphs.Graph, node: graphs.Node, end: graphs.Node, schemes: dict[str, str]
+    graph: graphs.Graph,
+    node: graphs.Node,
+    end: graphs.Node,
+    schemes: dict[str, str],
+    symmetric: bool,
 ) -> graphs.Node | None:
     """The ReLU that alone reads what a call and its BatchNormalization, `end`, return."""
     rule, relu = registry.find(node.layer), graph.only_consumer(_moved(graph, end))
@@ -73,11 +92,7 @@ def _relu_behind(
         return None
     if rule is None or rule.output != Output.LEARNED or registry.relu_limit(node.layer)[0]:
         return None
-    # An operator that fuses no ReLU still clamps at the ends of its integers, and the lowest int8
-    # code then stands for 0. Not so at 16 bits, where grids are symmetric, and below 8, where codes
-    # are the topmost ones of int8 (`Grid.levels`).
-    bits = 16 if node.source.is_wide else resolve(schemes[node.source.name]).activation_bits
-    has_clamp = bits in (8, FLOAT_BITS)
+    has_clamp = _clamps(node, schemes, symmetric)
     # In a user's graph activations are still part of their layers: one that has a fixed grid, such
     # as a sigmoid, is what the ReLU reads.
     is_plain = registry.activation_name(node.layer) in ("linear", "elu")

@@ -18,6 +18,7 @@ from kerasq.ptq.adaround import adaround
 from kerasq.ptq.bias_correction import correct_biases
 from kerasq.ptq.seq_mse import seq_mse
 from kerasq.quantize import quantize_model
+from kerasq.scales import FREE
 from kerasq.scheme import resolve
 from kerasq.support import tables
 from kerasq.support.data import batches
@@ -93,6 +94,7 @@ def post_training(
     iterations: int = 1000,
     steps: int | None = None,
     seed: int = 0,
+    scales: str = FREE,
 ) -> PostTraining:
     """Quantizes a float model as well as it goes without training; prints what each step gained.
 
@@ -127,6 +129,7 @@ def post_training(
         iterations: of `adaround`, for each layer.
         steps: the most batches of `data` to use (32 samples each where it is an array).
         seed: of the draws.
+        scales: as for `quantize_model`.
 
     Returns:
         The quantized model, `.model`, and the steps.
@@ -148,6 +151,7 @@ def post_training(
         "granularity": granularity,
         "keep_zeros": keep_zeros,
         "target": target,
+        "scales": scales,
     }
     names = _recipe(recipe, scheme, granularity, data is not None)
     if data is None and input_range is None:

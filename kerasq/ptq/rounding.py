@@ -12,6 +12,7 @@ from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq.samples import Samples
 from kerasq.ptq.units import Unit
+from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.sqnr import sqnr
 from kerasq.wrappers import QuantizeWrapper
@@ -63,8 +64,10 @@ class Figures:
 def is_legal(wrapper: KernelWrapper) -> bool:
     """Whether a layer's weights may be rounded either way."""
     quantizer = wrapper.weight_quantizer
-    # Below 8 bits a range that follows the weights is searched for, and would move.
-    is_fixed = quantizer.bits >= 8 or quantizer.range_gradient != "none"
+    # Below 8 bits a range that follows the weights is searched for, and would move; so would a
+    # power of two.
+    is_searched = quantizer.bits < 8 or isinstance(quantizer, ThresholdWeights)
+    is_fixed = not is_searched or quantizer.range_gradient != "none"
     # Clusters are rounded as a whole.
     return isinstance(quantizer, Uniform) and is_fixed and not wrapper.clusters
 

@@ -90,7 +90,8 @@ def seq_mse(
     """
     walk = Walk(model, data, steps, by_layer, _has_range, memory=MEMORY)
     found = {}
-    with restored_on_error([x.weight_quantizer.kernel_range for x in walk.legal.values()]):
+    variables = [v for x in walk.legal.values() for v in x.weight_quantizer.variables]
+    with restored_on_error(variables):
         for pair in walk:
             found[pair[0].name] = _search(pair[0].wrappers[0], walk.seen(pair, seed))
     before, after, shares = zip(*found.values(), strict=True) if found else ((), (), ())
@@ -107,16 +108,15 @@ def _has_range(wrapper: KernelWrapper) -> bool:
 
 def _search(wrapper: KernelWrapper, seen: Samples) -> tuple[float, float, float]:
     """Sets the range of a layer's weights: SQNR before and after, and the share of the largest."""
-    variable = wrapper.weight_quantizer.kernel_range
-    kernel = wrapper.ranged_kernel()
+    quantizer, kernel = wrapper.weight_quantizer, wrapper.ranged_kernel()
     largest = tf.reduce_max(tf.abs(kernel), axis=[*range(kernel.shape.rank - 1)])
-    candidates = [variable.numpy(), *(largest.numpy() * share for share in SHARES)]
+    candidates = [quantizer.range(kernel).numpy(), *(largest.numpy() * share for share in SHARES)]
     errors = np.stack([_error(wrapper, seen, high) for high in candidates])
     if wrapper.is_per_tensor:
         errors = errors.sum(axis=1, keepdims=True)
     best = errors.argmin(axis=0)
     chosen = np.take_along_axis(np.stack(candidates), best[None], axis=0)[0]
-    variable.assign(chosen)
+    quantizer.assign_range(chosen)
     power = float(np.sum(np.square(seen.y[0], dtype=np.float64))) or 1.0
     share = float(np.mean(chosen / np.maximum(largest.numpy(), np.finfo(np.float32).tiny)))
     return sqnr(errors[0].sum() / power), sqnr(errors.min(axis=0).sum() / power), share
@@ -124,7 +124,7 @@ def _search(wrapper: KernelWrapper, seen: Samples) -> tuple[float, float, float]
 
 def _error(wrapper: KernelWrapper, seen: Samples, high: np.ndarray) -> np.ndarray:
     """The squared error of the output with weights over ranges: of what shares one, as they are."""
-    wrapper.weight_quantizer.kernel_range.assign(high)
+    wrapper.weight_quantizer.assign_range(high)
     kernel, bias = wrapper.integer_weights().real(wrapper.input_grids()[0].scale)
     total = np.zeros(len(high))
     for i in range(0, len(seen), BATCH_SIZE):

@@ -173,10 +173,24 @@ class ActivationQuantizer(keras.layers.Layer):
     def _range(self) -> tuple[tf.Tensor, tf.Tensor]:
         high = project(self.range_max, UpperEnd(self.limit))
         if self.symmetric:
-            return symmetric(high, self.bits)
+            return self._symmetric(high)
         if self.range_min is None:
             return tf.zeros(()), high
         return project(self.range_min, AtMostZero()), high
+
+    def _symmetric(self, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The ends of the symmetric range that holds values of such a magnitude."""
+        return symmetric(high, self.bits)
+
+    def _high(self) -> tf.Tensor:
+        """The upper end, as it is stored."""
+        return self.range_max.value
+
+    def _set(self, low: tf.Tensor, high: tf.Tensor) -> None:
+        """Stores ends."""
+        if self.range_min is not None:
+            self.range_min.assign(low)
+        self.range_max.assign(high)
 
     def grid(self) -> Grid:
         """The grid over the range, as tensors."""
@@ -204,9 +218,7 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.symmetric:
             high = keras.ops.maximum(-low, high)
         high = keras.ops.where(high - low <= NARROWEST, 1.0, high)
-        if self.range_min is not None:
-            self.range_min.assign(low)
-        self.range_max.assign(UpperEnd(self.limit)(high))
+        self._set(low, UpperEnd(self.limit)(high))
         self.batches_seen.assign(seen)
         graph.forget(self)
 
@@ -246,7 +258,7 @@ class ActivationQuantizer(keras.layers.Layer):
             for end, value in zip(ends, _values(x, self._rule(), len(ends)), strict=True)
         ]
         if self.symmetric:
-            return symmetric(ends[-1], self.bits)
+            return self._symmetric(ends[-1])
         return (tf.zeros(()) if self.range_min is None else -ends[0]), ends[-1]
 
     def _rule(self) -> "_Rule":
@@ -257,21 +269,23 @@ class ActivationQuantizer(keras.layers.Layer):
             learns=self._gradient() != "none",
             grows=self.is_input or not self.trainable,
             enough=self._enough(),
-            clipping=CLIPPING.get(self.bits, CLIPPED),
+            clipping=self._clipping(),
         )
+
+    def _clipping(self) -> float:
+        """How many times as large as an end values must be to move it."""
+        return CLIPPING.get(self.bits, CLIPPED)
 
     def _move(self, x: tf.Tensor) -> None:
         """Moves the range by samples of a batch."""
         low, high, seen = _moved(
             x,
             None if self.range_min is None else self.range_min.value,
-            self.range_max.value,
+            self._high(),
             self.batches_seen.value,
             rule=self._rule(),
         )
-        if self.range_min is not None:
-            self.range_min.assign(low)
-        self.range_max.assign(high)
+        self._set(low, high)
         self.batches_seen.assign(seen)
         graph.forget(self)
 
@@ -320,7 +334,13 @@ class ActivationQuantizer(keras.layers.Layer):
         low, high = self.range()
         if self._only_follows() and not self.fixed and self.bits >= 8:
             return fake_quant.fake_quant_following(
-                x, low, high, bits=self.bits, relu=self.relu, limit=self.limit
+                x,
+                low,
+                high,
+                bits=self.bits,
+                relu=self.relu,
+                limit=self.limit,
+                symmetric=self.symmetric,
             )
         # A range that starts at 0 cuts as the ReLU does; a symmetric one goes below.
         if self.symmetric:

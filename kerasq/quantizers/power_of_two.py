@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasq.quantizers.activations import NARROWEST
 from kerasq.quantizers.base import WeightQuantizer, inner_axes
+from kerasq.scales import floor_log2, power
 
 # What stands in `PowerOfTwo.frozen` for a weight that is still trained.
 FREE = -128.0
@@ -52,7 +53,7 @@ class PowerOfTwo(WeightQuantizer):
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """`2^(n1 - 6)`, exactly."""
         del kernel
-        return _power(self.exponent.value - (_EXPONENTS - 1))
+        return power(self.exponent.value - (_EXPONENTS - 1))
 
     def is_frozen(self) -> tf.Tensor:
         """Which weights stay at a power of two."""
@@ -64,9 +65,9 @@ class PowerOfTwo(WeightQuantizer):
         span = min(2 ** (self.bits - 2), _EXPONENTS)
         lowest = _EXPONENTS - span
         # 3/4 2^n <= size < 3/2 2^n means n <= log2(size / 0.75) < n + 1; 0 has no logarithm.
-        exponent = _floor_log2(tf.maximum(size, 1e-30) / 0.75)
+        exponent = floor_log2(tf.maximum(size, 1e-30) / 0.75)
         exponent = tf.clip_by_value(exponent, float(lowest), float(_EXPONENTS - 1))
-        codes = tf.where(size < 2.0**lowest / 2, 0.0, _power(exponent))
+        codes = tf.where(size < 2.0**lowest / 2, 0.0, power(exponent))
         return tf.sign(kernel) * codes
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -84,17 +85,7 @@ class PowerOfTwo(WeightQuantizer):
         return tf.where(self.is_frozen(), exact, kernel)
 
 
-def _floor_log2(x: tf.Tensor) -> tf.Tensor:
-    """`floor(log2(x))` of normal float32 values above 0, exactly: their exponent."""
-    return tf.cast(tf.bitwise.right_shift(tf.bitcast(x, tf.int32), 23) - 127, tf.float32)
-
-
-def _power(exponent: tf.Tensor) -> tf.Tensor:
-    """2^n for whole n in [-126, 127], exactly: TensorFlow's pow is off by a bit for some."""
-    return tf.bitcast(tf.bitwise.left_shift(tf.cast(exponent, tf.int32) + 127, 23), tf.float32)
-
-
 def highest_exponent(kernel: tf.Tensor) -> tf.Tensor:
     """`n1 = floor(log2(4 s / 3))` of each channel, s its largest magnitude."""
     largest = tf.maximum(tf.reduce_max(tf.abs(kernel), inner_axes(kernel)), NARROWEST)
-    return _floor_log2(largest * 4.0 / 3.0)
+    return floor_log2(largest * 4.0 / 3.0)

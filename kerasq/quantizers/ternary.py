@@ -47,7 +47,7 @@ class Ternary(WeightQuantizer):
 
 @keras.saving.register_keras_serializable("kerasq")
 class TrainedTernary(WeightQuantizer):
-    """TTQ: -n, 0 and p, both learned, a channel (Zhu et al. 2017, where it is a layer).
+    """TTQ: -n, 0 and p, both learned, a channel or a layer (Zhu et al. 2017, where it is a layer).
 
     Zero where `|w| <= threshold * max |w|`. The smaller of n and p is rounded to a
     127th of the larger one, since codes are symmetric: p = 127 and n = round(127 n / p), or the
@@ -59,18 +59,26 @@ class TrainedTernary(WeightQuantizer):
 
     Args:
         threshold: share of the largest magnitude; 0.05 is the paper's.
+        per_layer: whether all channels share n, p and the threshold, as in the paper; each has its
+            own by default.
         **kwargs: see `WeightQuantizer`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> weights = kerasq.TrainedTernary(per_layer=True)
+        >>> q = kerasq.quantize_model(model, "w2a8", weights=weights)
     """
 
     widths = range(2, 3)
 
-    def __init__(self, threshold: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, threshold: float = 0.05, per_layer: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.threshold = threshold
+        self.threshold, self.per_layer = threshold, per_layer
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "threshold": self.threshold}
+        own = {"threshold": self.threshold, "per_layer": self.per_layer}
+        return {**super().get_config(), **own}
 
     @property
     def code_bits(self) -> int:
@@ -81,15 +89,24 @@ class TrainedTernary(WeightQuantizer):
         """Creates `positive` and `negative`, the two magnitudes of each channel."""
 
         def mean_of(sign: float) -> Callable[[], tf.Tensor]:
-            return lambda: _mean_where(kernel(), self._signs(kernel()) == sign)
+            def first() -> tf.Tensor:
+                found = kernel()
+                return _mean_where(found, self._signs(found) == sign, self._axes(found))
 
-        options = {"shape": kernel().shape[-1:], "constraint": UpperEnd()}
+            return first
+
+        shape = () if self.per_layer else kernel().shape[-1:]
+        options = {"shape": shape, "constraint": UpperEnd()}
         self.positive = self.parameter("positive", value=mean_of(1.0), **options)
         self.negative = self.parameter("negative", value=mean_of(-1.0), **options)
         super().start(kernel)
 
+    def _axes(self, kernel: tf.Tensor) -> list[int]:
+        """The axes of weights that share magnitudes."""
+        return [*range(kernel.shape.rank)] if self.per_layer else inner_axes(kernel)
+
     def _signs(self, kernel: tf.Tensor) -> tf.Tensor:
-        threshold = self.threshold * tf.reduce_max(tf.abs(kernel), inner_axes(kernel))
+        threshold = self.threshold * tf.reduce_max(tf.abs(kernel), self._axes(kernel))
         return _signs(kernel, threshold)
 
     def _magnitudes(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -97,7 +114,8 @@ class TrainedTernary(WeightQuantizer):
 
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """A 127th of the larger magnitude."""
-        return step_of(tf.maximum(*self._magnitudes()), 127)
+        step = step_of(tf.maximum(*self._magnitudes()), 127)
+        return tf.broadcast_to(step, kernel.shape[-1:])
 
     def codes(self, kernel: tf.Tensor) -> tf.Tensor:
         """-127..127, three of them a channel."""
@@ -114,7 +132,7 @@ class TrainedTernary(WeightQuantizer):
         above, below = (tf.cast(signs == sign, kernel.dtype) for sign in (1.0, -1.0))
         # The masks have no gradient: this gives p and n theirs, and the weights none.
         magnitudes = above * positive - below * negative
-        largest = tf.maximum(tf.reduce_max(tf.abs(kernel), inner_axes(kernel)), NARROWEST)
+        largest = tf.maximum(tf.reduce_max(tf.abs(kernel), self._axes(kernel)), NARROWEST)
         slope = (above * positive + below * negative) / largest
         slope = tf.where(signs == 0.0, 1.0, slope)
         # 0 with the gradient `slope`, a constant: that of the weights alone.
@@ -127,9 +145,10 @@ def _signs(kernel: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     return tf.sign(kernel) * tf.cast(tf.abs(kernel) > threshold, kernel.dtype)
 
 
-def _mean_where(kernel: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-    """The mean magnitude, a channel, of the weights that are chosen."""
-    count = tf.reduce_sum(tf.cast(chosen, kernel.dtype), inner_axes(kernel))
-    total = tf.reduce_sum(tf.where(chosen, tf.abs(kernel), 0.0), inner_axes(kernel))
+def _mean_where(kernel: tf.Tensor, chosen: tf.Tensor, axes: list[int] | None = None) -> tf.Tensor:
+    """The mean magnitude, over axes (None: a channel), of the weights that are chosen."""
+    axes = inner_axes(kernel) if axes is None else axes
+    count = tf.reduce_sum(tf.cast(chosen, kernel.dtype), axes)
+    total = tf.reduce_sum(tf.where(chosen, tf.abs(kernel), 0.0), axes)
     # 0 where none is chosen.
     return total / tf.maximum(count, 1.0)

@@ -47,6 +47,10 @@ class Uniform(WeightQuantizer):
             return weight_range(kernel, self.bits)
         return project(self.kernel_range, UpperEnd())
 
+    def assign_range(self, high: Any) -> None:
+        """Sets the range of each channel, `(channels,)`, where it is a variable."""
+        self.kernel_range.assign(high)
+
     def scale(self, kernel: tf.Tensor) -> tf.Tensor:
         """`high / (2^(bits-1) - 1)`, `(channels,)`."""
         return step_of(self.range(kernel), 2 ** (self.bits - 1) - 1)

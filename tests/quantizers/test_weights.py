@@ -10,7 +10,9 @@ import tensorflow as tf
 
 import kerasq
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.quantizers.binary import Binary
 from kerasq.quantizers.power_of_two import FREE, PowerOfTwo
+from kerasq.quantizers.ternary import TrainedTernary
 from kerasq.quantizers.weights import weight_quantizer
 from tests import networks
 
@@ -428,3 +430,56 @@ def test_power_of_two_is_what_the_class_says():
     assert isinstance(quantizer, PowerOfTwo) and quantizer.code_bits == 8
     scale = quantizer.scale(tf.constant(kernel())).numpy()
     assert (np.log2(scale) == np.rint(np.log2(scale))).all()
+
+
+def test_binary_weights_with_the_gradient_of_xnor():
+    w = kernel(shape=(2, 3, 4))
+    w[0, 0, 0], w[1, 2, 1] = 1.5, -1.0
+    quantizer = Binary(gradient="xnor", bits=1)
+    g = np.random.default_rng(1).normal(size=w.shape).astype("float32")
+    variable = tf.constant(w)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        y = quantizer.fake_quant(variable)
+    mean = np.maximum(np.abs(w).mean(axis=(0, 1)), 1e-6)
+    np.testing.assert_allclose(y, np.where(w < 0, -1, 1) * mean, rtol=1e-6)
+    want = g * (1 / 6 + np.where(np.abs(w) <= 1, mean, 0.0))
+    np.testing.assert_allclose(tape.gradient(y, variable, g), want, rtol=1e-5)
+    again = Binary.from_config(quantizer.get_config())
+    assert again.gradient == "xnor"
+    with pytest.raises(ValueError, match=r"`gradient` must be one of .*gradient='sign'"):
+        Binary(gradient="sign")
+
+
+def test_trained_ternary_weights_of_a_layer_share_magnitudes():
+    w = kernel(shape=(2, 3, 4))
+    quantizer = TrainedTernary(threshold=0.1, per_layer=True, bits=2)
+    quantizer.start(lambda: tf.constant(w))
+    limit = 0.1 * np.abs(w).max()
+    above, below = w > limit, w < -limit
+    p, n = w[above].mean(), -w[below].mean()
+    np.testing.assert_allclose([quantizer.positive, quantizer.negative], [p, n], rtol=1e-6)
+    g = np.random.default_rng(1).normal(size=w.shape).astype("float32")
+    variable = tf.constant(w)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        y = quantizer.fake_quant(variable)
+    found = tape.gradient(y, [variable, quantizer.positive.value, quantizer.negative.value], g)
+    step = max(p, n) / 127
+    want = np.where(above, np.rint(p / step), np.where(below, -np.rint(n / step), 0.0)) * step
+    np.testing.assert_allclose(y, want, rtol=1e-5)
+    slope = np.where(above, p, np.where(below, n, np.abs(w).max())) / np.abs(w).max()
+    np.testing.assert_allclose(found[0], g * slope, rtol=1e-5)
+    np.testing.assert_allclose(found[1:], [g[above].sum(), -g[below].sum()], rtol=1e-4)
+    assert TrainedTernary.from_config(quantizer.get_config()).per_layer
+
+
+@pytest.mark.parametrize(
+    ("scheme", "weights"),
+    [("w1a8", Binary(gradient="xnor")), ("w2a8", TrainedTernary(per_layer=True))],
+)
+def test_the_file_has_the_weights_of_an_instance(scheme, weights):
+    model = networks.mlp()
+    x = networks.data(model)
+    q = networks.quantized(model, x, scheme=scheme, weights=weights)
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), networks.run(q, x))
