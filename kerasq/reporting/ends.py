@@ -6,7 +6,7 @@ import numpy as np
 
 from kerasq.litert.evaluation import keras_metric
 from kerasq.reporting.measure import Batch
-from kerasq.reporting.noise import Noise
+from kerasq.support.sqnr import Noise
 
 PAIRS = (("float", "simulated"), ("float", "file"), ("simulated", "file"))
 
