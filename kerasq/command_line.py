@@ -136,6 +136,12 @@ def _define_report(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "float", None, "The float model, .keras, to compare with.", flag_values=values
     )
+    flags.DEFINE_string(
+        "model_explorer",
+        None,
+        "A folder for the figures of all layers as node data of Model Explorer.",
+        flag_values=values,
+    )
 
 
 def _report(values: flags.FlagValues, *paths: str) -> None:
@@ -145,8 +151,13 @@ def _report(values: flags.FlagValues, *paths: str) -> None:
     before = load_model(values.float) if values.float else None
     x = _samples(values, lite.inputs if model is None else model.inputs)
     data = x if values.labels is None else (x, load_labels(values.labels, values.samples))
-    print(report(model, lite, data, values.out, float_model=before))
+    verdict = report(model, lite, data, values.out, float_model=before)
+    print(verdict)
     print(f"\nWritten: {values.out}")
+    if values.model_explorer:
+        folder = pathlib.Path(values.model_explorer)
+        found = ",".join(str(folder / name) for name in verdict.save_node_data(folder))
+        print(f"Open by: model-explorer {paths[-1]} --node_data_paths={found}")
 
 
 def _define_deploy(values: flags.FlagValues) -> None:

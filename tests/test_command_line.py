@@ -81,10 +81,14 @@ def test_report_writes_a_page_of_both_models(files, capsys):
     paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
     flags = [f"--data={files / 'data.npz'}", f"--labels={files / 'data.npz'}", "--samples=3"]
     flags += [f"--float={files / 'float.keras'}", f"--out={files / 'report.html'}"]
+    flags += [f"--model_explorer={files / 'node_data'}"]
     with pytest.warns(UserWarning, match="made for target 'tflm'"):
         assert main(["report", *paths, *flags]) == 0
     printed = capsys.readouterr().out
     assert "What to try next" in printed and f"Written: {files / 'report.html'}" in printed
+    node_data = files / "node_data" / "sqnr_db.json"
+    assert f"model-explorer {paths[1]} --node_data_paths={node_data}," in printed
+    assert {*json.loads(node_data.read_text())["results"]} == {"image", "conv", "pool", "head"}
     found = json.loads((files / "report.json").read_text())
     lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
     model = keras.models.load_model(files / "float.keras")

@@ -127,7 +127,9 @@ class _Found:
             batch = self._referred(measured.add(x), x, measured.comparison.is_long)
             self._add(x, labels, batch)
         self._costs = summary(model)
-        self._layers = layer_figures.of_model(model, measured, self._costs, self._float_model)
+        self._layers = layer_figures.of_model(
+            model, self._lite, measured, self._costs, self._float_model
+        )
         self._floats = _floats(model, self._float_model)
 
     def measure_file(self, data: Any) -> None:
