@@ -84,6 +84,9 @@ def _define_quantize(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "keras", None, "Where to keep the quantized model, .keras, too.", flag_values=values
     )
+    flags.DEFINE_list(
+        "labels", [], "Names of the classes, which go into the file.", flag_values=values
+    )
 
 
 def _quantize(values: flags.FlagValues, path: str) -> None:
@@ -93,7 +96,7 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
     x = _samples(values, model.inputs)
     quantized = quantize_model(model, values.scheme, target=values.target)
     calibrate(quantized, x, method=values.method)
-    lite = export_tflite(quantized, values.out)
+    lite = export_tflite(quantized, values.out, labels=values.labels)
     if values.keras:
         quantized.save(values.keras)
     print(lite)
