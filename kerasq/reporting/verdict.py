@@ -74,11 +74,15 @@ class Verdict:
 
     def __str__(self) -> str:
         found = self.figures["verdict"]
-        rows = [["", "accuracy", "same class as float", "SQNR (dB)"]]
+        # Of several outputs a column for each.
+        several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
+        accuracies = several or {"accuracy": found["accuracy"]}
+        rows = [["", *accuracies, "same class as float", "SQNR (dB)"]]
         for side in ("float", "simulated", "file"):
-            shares = found["accuracy"].get(side), found["agreement"].get(f"float {side}")
+            shares = [*(x.get(side) for x in accuracies.values())]
+            shares.append(found["agreement"].get(f"float {side}"))
             ratio = found["sqnr"].get(side)
-            if (*shares, ratio) != (None, None, None):
+            if {*shares, ratio} != {None}:
                 rows.append([side, *map(_percent, shares), "" if ratio is None else f"{ratio}"])
         lines = [tables.plain(rows), ""] if rows[1:] else []
         lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")

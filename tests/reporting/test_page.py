@@ -107,6 +107,17 @@ def test_advice_leads_to_its_layer(opened, broken):
     assert is_clean(opened), opened.problems
 
 
+def test_several_outputs_have_a_column_each(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    figures["verdict"] |= {"accuracy": {}, "accuracy_by_output": {"a": {"file": 0.5}, "b": {}}}
+    page.write(tmp_path / "several.html", "several", "report", figures)
+    opened.open(tmp_path / "several.html")
+    rows = opened.run('[...document.querySelectorAll("#sides tr")].map((x) => x.innerText)')
+    assert rows[0].split("\t")[1:3] == ["accuracy of a", "accuracy of b"]
+    assert rows[-1].split("\t")[:3] == ["file", "50.00 %", ""]
+    assert is_clean(opened), opened.problems
+
+
 def test_347_layers_are_small_and_quick(opened, made, tmp_path):
     figures = copy.deepcopy(made[1].figures)
     rows = figures["layers"]
