@@ -35,11 +35,11 @@ napoleon_use_ivar = True
 toc_object_entries_show_parents = "hide"
 
 # Single backticks of docstrings are code, and links where they name what the reference has. What
-# looks public, but is not there, is an error; these are modules, and a name in files.
+# looks public, but is not there, is an error; these are modules, and names in files.
 default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!kerasq\.\w+$).*|kerasq\.(preprocessing|registry|scheme|targets)")
+    ("py:.*", r"(?!kerasq\.\w+$).*|kerasq\.(made|preprocessing|registry|scheme|targets)")
 ]
 
 

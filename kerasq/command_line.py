@@ -84,6 +84,9 @@ def _define_quantize(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "keras", None, "Where to keep the quantized model, .keras, too.", flag_values=values
     )
+    flags.DEFINE_list(
+        "labels", [], "Names of the classes, which go into the file.", flag_values=values
+    )
 
 
 def _quantize(values: flags.FlagValues, path: str) -> None:
@@ -93,7 +96,7 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
     x = _samples(values, model.inputs)
     quantized = quantize_model(model, values.scheme, target=values.target)
     calibrate(quantized, x, method=values.method)
-    lite = export_tflite(quantized, values.out)
+    lite = export_tflite(quantized, values.out, labels=values.labels)
     if values.keras:
         quantized.save(values.keras)
     print(lite)
@@ -112,8 +115,26 @@ def _inspect(values: flags.FlagValues, path: str) -> None:
         print(f"Arena: {lite.arena_bytes():,} bytes.")
 
 
+def _labels(values: flags.FlagValues) -> None:
+    """Flags of labels of samples."""
+    flags.DEFINE_string(
+        "labels",
+        None,
+        "Labels, one a sample of --data: a .npy file, or y of an .npz, or its arrays by output.",
+        flag_values=values,
+    )
+
+
+def _labelled(values: flags.FlagValues, x: Any, lite: TFLiteModel) -> Any:
+    """Samples with the labels of `_labels`, where there are any."""
+    if values.labels is None:
+        return x
+    return x, load_labels(values.labels, values.samples, lite.output_names)
+
+
 def _define_compare(values: flags.FlagValues) -> None:
     _data(values, "Samples to compare on")
+    _labels(values)
 
 
 def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
@@ -121,20 +142,21 @@ def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
     require_quantized(model)
     # On what the model simulates; what only an NPU computes runs as LiteRT would run it.
     lite = TFLiteModel(path, target=target_of(model).runtime or DEFAULT)
-    print(compare(model, lite, x=_samples(values, model.inputs)))
+    print(compare(model, lite, x=_labelled(values, _samples(values, model.inputs), lite)))
 
 
 def _define_report(values: flags.FlagValues) -> None:
     _data(values, "Samples to measure on")
     _out(values, "The page, .html; its figures go to a .json file beside it.")
-    flags.DEFINE_string(
-        "labels",
-        None,
-        "Labels, one a sample of --data: a .npy file, or y of an .npz.",
-        flag_values=values,
-    )
+    _labels(values)
     flags.DEFINE_string(
         "float", None, "The float model, .keras, to compare with.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "model_explorer",
+        None,
+        "A folder for the figures of all layers as node data of Model Explorer.",
+        flag_values=values,
     )
 
 
@@ -144,9 +166,14 @@ def _report(values: flags.FlagValues, *paths: str) -> None:
     model = load_model(paths[0]) if len(paths) > 1 else None
     before = load_model(values.float) if values.float else None
     x = _samples(values, lite.inputs if model is None else model.inputs)
-    data = x if values.labels is None else (x, load_labels(values.labels, values.samples))
-    print(report(model, lite, data, values.out, float_model=before))
+    data = _labelled(values, x, lite)
+    verdict = report(model, lite, data, values.out, float_model=before)
+    print(verdict)
     print(f"\nWritten: {values.out}")
+    if values.model_explorer:
+        folder = pathlib.Path(values.model_explorer)
+        found = ",".join(str(folder / name) for name in verdict.save_node_data(folder))
+        print(f"Open by: model-explorer {paths[-1]} --node_data_paths={found}")
 
 
 def _define_deploy(values: flags.FlagValues) -> None:

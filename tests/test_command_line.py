@@ -36,6 +36,7 @@ def files(tmp_path_factory):
             f"--out={folder / 'model.tflite'}",
             f"--keras={folder / 'quantized.keras'}",
             "--target=tflm",
+            "--labels=cat,dog",
         ]
     )
     assert code == 0
@@ -48,7 +49,7 @@ def test_quantize_writes_what_python_does(files):
     images = [keras.utils.load_img(x, target_size=(8, 6), interpolation="bilinear") for x in paths]
     kerasq.calibrate(q, np.stack(images))
     written = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
-    assert written.content == kerasq.export_tflite(q).content
+    assert written.content == kerasq.export_tflite(q, labels=["cat", "dog"]).content
     kept = kerasq.load_model(files / "quantized.keras")
     x = np.stack(images).astype(np.float32)
     np.testing.assert_array_equal(kept.predict_on_batch(x[:1]), written.predict(x[:1]))
@@ -63,10 +64,14 @@ def test_inspect_prints_the_report_and_the_arena(files, capsys):
 
 def test_compare_prints_the_comparison(files, capsys):
     x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
-    np.savez(files / "x.npz", x=x, y=np.zeros(3))
+    np.savez(files / "x.npz", x=x, y=np.zeros(3, int))
     paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
-    assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
+    flags = [f"--data={files / 'x.npz'}", f"--labels={files / 'x.npz'}"]
+    assert main(["compare", *paths, *flags]) == 0
     printed = capsys.readouterr().out
+    lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
+    share = 100 * np.mean(lite.predict(x).argmax(-1) == 0)
+    assert f"Accuracy of 'head': simulated {share:.2f} %, file {share:.2f} %." in printed
     # On the interpreter that the model simulates.
     assert "conv" in printed and "portable kernels: max 0 LSB" in printed
     paths[0] = str(files / "float.keras")
@@ -81,10 +86,14 @@ def test_report_writes_a_page_of_both_models(files, capsys):
     paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
     flags = [f"--data={files / 'data.npz'}", f"--labels={files / 'data.npz'}", "--samples=3"]
     flags += [f"--float={files / 'float.keras'}", f"--out={files / 'report.html'}"]
+    flags += [f"--model_explorer={files / 'node_data'}"]
     with pytest.warns(UserWarning, match="made for target 'tflm'"):
         assert main(["report", *paths, *flags]) == 0
     printed = capsys.readouterr().out
     assert "What to try next" in printed and f"Written: {files / 'report.html'}" in printed
+    node_data = files / "node_data" / "sqnr_db.json"
+    assert f"model-explorer {paths[1]} --node_data_paths={node_data}," in printed
+    assert {*json.loads(node_data.read_text())["results"]} == {"image", "conv", "pool", "head"}
     found = json.loads((files / "report.json").read_text())
     lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
     model = keras.models.load_model(files / "float.keras")

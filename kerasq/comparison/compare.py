@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from kerasq import graph as graphs
 from kerasq import wrappers
+from kerasq.comparison.accuracy import Accuracy
 from kerasq.comparison.probe import Probe
 from kerasq.comparison.report import LayerReport, Report, Tally
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert.runtime import TFLiteModel
-from kerasq.support.data import batch_spec, batches, sample_count
+from kerasq.support.data import batch_spec, labelled_count, with_labels
 from kerasq.support.progress import track
 
 # Samples that are simulated at once; the interpreter takes as many as its file says.
@@ -36,7 +37,9 @@ def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
     Args:
         model: the quantized model.
         lite: its export; the kernels are those it was loaded with.
-        x: samples: an array, or an iterable of batches `x` or `(x, y)`.
+        x: samples: an array, or an iterable of batches `x` or `(x, y)`; or `(x, y)`. Where there
+            are labels y of classes (of several outputs a dict by their names, or a list in their
+            order), the report has the accuracy of both sides.
 
     Returns:
         The report.
@@ -44,10 +47,14 @@ def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
     Raises:
         ValueError: where `lite` is not an export of `model`, or `x` is not data for it.
     """
-    comparison = Comparison(model, lite, sample_count(model, x))
-    for data in track(batches(model, x, comparison.chunk), comparison.total, "batch"):
+    comparison = Comparison(model, lite, labelled_count(model, x))
+    accuracy = Accuracy(lite.output_names)
+    found = with_labels(model, x, comparison.chunk)
+    for data, labels in track(found, comparison.total, "batch"):
         comparison.add(data)
-    return comparison.report()
+        sides = {"simulated": comparison.outputs, "file": comparison.probe.outputs()}
+        accuracy.add(labels, sides)
+    return dataclasses.replace(comparison.report(), accuracy=accuracy.result())
 
 
 class Comparison:

@@ -45,6 +45,8 @@ class Report:
         argmax_agreement: share of samples (rows along the last axis) with the same argmax.
         samples: how many samples were compared.
         kernels: the kernels that the integer model ran on.
+        accuracy: by name of an output, the accuracy of each side, "simulated" and "file"; empty
+            without labels of classes.
     """
 
     layers: tuple[LayerReport, ...]
@@ -55,6 +57,7 @@ class Report:
     argmax_agreement: float
     samples: int
     kernels: str
+    accuracy: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [["layer", "operator", "type", "max LSB", "exact", "max error"]]
@@ -71,7 +74,12 @@ class Report:
             f"End to end, {self.samples} samples, {self.kernels} kernels: {steps}, max error "
             f"{self.max_error:.3g}, argmax agreement {_percent(self.argmax_agreement)}."
         )
-        return f"{tables.plain(rows, left=3)}\n\n{end}"
+        lines = [f"\nAccuracy of {name!r}: {_sides(x)}." for name, x in self.accuracy.items()]
+        return f"{tables.plain(rows, left=3)}\n\n{end}{''.join(lines)}"
+
+
+def _sides(shares: dict[str, float]) -> str:
+    return ", ".join(f"{side} {100 * share:.2f} %" for side, share in shares.items())
 
 
 def _percent(share: float | None) -> str:

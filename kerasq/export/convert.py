@@ -7,6 +7,7 @@ have, which the converter therefore leaves where it is, with the number of the m
 operand.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -26,7 +27,7 @@ from kerasq.kernels.lstm import LstmWeights
 from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import Constant, FrameConv2D, InputScale, InverseRoot, Scale
 from kerasq.lstm_wrapper import LstmWrapper
-from kerasq.wrappers import QuantizeWrapper, target_of
+from kerasq.wrappers import Boundary, QuantizeWrapper, target_of, wrapped
 
 # Of all operators without a TFLite form, this one takes a tensor of any type, gives its shape, and
 # has a second operand for a number. It has no kernel here, so that the converter cannot compute it
@@ -51,12 +52,16 @@ class Converted:
         marks: the marks, by number.
         layers: names of the layers, by the number in the scope of their operators.
         target: the model's target.
+        schemes: how many layers have each scheme.
+        training: what has trained the model, as `metadata.Made` has it.
     """
 
     content: bytes
     marks: list[marks.Mark]
     layers: list[str]
     target: targets.Target
+    schemes: dict[str, int] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def layer_of(self, tensor_name: str) -> str | None:
         """The layer that an operator's output belongs to."""
@@ -302,4 +307,22 @@ def convert(model: keras.Model, batch_size: int) -> Converted:
         marks=marker.marks,
         layers=marker.layers,
         target=target_of(model),
+        schemes=_schemes(model),
+        training=_training(model),
     )
+
+
+def _schemes(model: keras.Model) -> dict[str, int]:
+    """How many layers have each scheme, without those that only put values on another grid."""
+    layers = [layer for layer in wrapped(model) if not isinstance(layer, Boundary)]
+    return dict(collections.Counter(layer.scheme for layer in layers))
+
+
+def _training(model: keras.Model) -> dict[str, Any]:
+    """What has trained a model; empty where nothing has, or it does not say."""
+    # Not the losses: they are those of the last epoch, whose weights another callback may have put
+    # back to those of the best one; and a model that was loaded has none.
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Of mixed precision.
+    steps = 0 if optimizer is None else int(optimizer.iterations.numpy())
+    return {"optimizer": type(optimizer).__name__, "steps": steps} if steps else {}

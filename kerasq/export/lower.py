@@ -12,7 +12,6 @@ from typing import assert_never
 
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq import targets
 from kerasq.export import operators, recurrence, signature, weights
 from kerasq.export.builder import Builder
 from kerasq.export.convert import MARKER, Converted
@@ -55,8 +54,11 @@ def lower(converted: Converted, wanted: signature.Signature) -> bytes:
     return _Lowering(model, converted).run(wanted)
 
 
-def _made_for(target: targets.Target) -> metadata.Made:
-    """What a file of a target says of itself."""
+def _made(converted: Converted) -> metadata.Made:
+    """What a file says of itself."""
+    from kerasq import __version__  # It is the last thing that kerasq defines.
+
+    target = converted.target
     version = RUNTIMES[target.runtime].version() if target.runtime else ""
     return metadata.Made(
         target=target.name,
@@ -64,6 +66,9 @@ def _made_for(target: targets.Target) -> metadata.Made:
         version=version,
         machines=list(target.machines),
         away=target.away,
+        kerasq=__version__,
+        schemes=converted.schemes,
+        training=converted.training,
     )
 
 
@@ -97,7 +102,7 @@ class _Lowering:
         flatbuffer.prune(builder.model)
         builder.model.description = b"kerasq"
         preprocessing.write(builder.model, signature.preprocessing(wanted))
-        metadata.put_made(builder.model, _made_for(self.converted.target))
+        metadata.put_made(builder.model, _made(self.converted))
         return flatbuffer.write(builder.model)
 
     def _is_marker(self, op: schema.OperatorT) -> bool:

@@ -3,6 +3,8 @@
 import os
 import platform
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,8 +14,10 @@ from kerasq.export.convert import convert
 from kerasq.export.lower import lower
 from kerasq.export.proof import prove
 from kerasq.export.signature import Signature
+from kerasq.litert import tflite_metadata
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
+from kerasq.litert.tflite_metadata import Description
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
@@ -40,6 +44,8 @@ def export_tflite(
     output_dtype: str | None = None,
     batch_size: int = 1,
     check: bool = True,
+    labels: Sequence[str] = (),
+    normalization: tuple[Any, Any] | None = None,
 ) -> TFLiteModel:
     """Exports a quantized model to LiteRT's integer kernels.
 
@@ -60,14 +66,20 @@ def export_tflite(
         output_dtype: type of its outputs: the same choice.
         batch_size: the fixed number of samples that one call takes.
         check: whether a file that predicts something else is an error.
+        labels: names of the classes: two for an output of one value. With them, or a
+            normalization, the file has TFLite Metadata, which MediaPipe and Android's tools read.
+        normalization: `(mean, std)`, numbers or one a channel, where whoever feeds the model
+            computes `(pixel - mean) / std`: the metadata says so, nothing computes it. None where
+            the model takes pixels as they are.
 
     Returns:
         The exported model.
 
     Raises:
-        ValueError: for a model that is not quantized, has seen no data or has NaN weights, or an
-            unknown type; and for a file that does not compute what `model` predicts: the first
-            layer that differs is named. After an error, or an interrupt, `model` is as it was.
+        ValueError: for a model that is not quantized, has seen no data or has NaN weights, an
+            unknown type, or labels or a normalization that do not fit; and for a file that does not
+            compute what `model` predicts: the first layer that differs is named. After an error, or
+            an interrupt, `model` is as it was.
         OSError: where `path` cannot be written; a file that was there stays as it was.
 
     Example:
@@ -80,6 +92,8 @@ def export_tflite(
     """
     require_quantized(model)
     check_shapes(model, batch_size)
+    about = Description(name=model.name, labels=labels, normalization=normalization)
+    _check_description(model, about)
     signature = _signature(model, input_dtype, output_dtype)
     # Converting takes a while, so all that can be wrong is found before.
     if path is not None:
@@ -87,7 +101,7 @@ def export_tflite(
     _check_observed(model)
     check_finite(model)
     with restored_on_error(range_variables(model)):
-        lite = _written(model, path, signature, int(batch_size), check)
+        lite = _written(model, path, signature, int(batch_size), check, about)
     for line in lite.remarks():
         print(line)
     return lite
@@ -99,12 +113,15 @@ def _written(
     signature: Signature,
     batch_size: int,
     check: bool,
+    about: Description,
 ) -> TFLiteModel:
     """The exported model, proved and in its file."""
     for remark in range_limits.widen(model):
         print(remark)
     range_limits.check(model)
     content, runtime = _content(model, signature, batch_size), _runtime(target_of(model))
+    if about.labels or about.normalization is not None:
+        content = tflite_metadata.described(content, about)
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         # `_runtime` says it, and the remarks.
         lite = TFLiteModel(content, target=runtime)
@@ -125,6 +142,19 @@ def content_of(model: keras.Model, batch_size: int, dtype: str | None = None) ->
 
 def _content(model: keras.Model, signature: Signature, batch_size: int) -> bytes:
     return lower(convert(model, batch_size), signature)
+
+
+def _check_description(model: keras.Model, about: Description) -> None:
+    """Raises a ValueError unless labels and normalization fit a model."""
+    # Along the last axis; a sample may be one number.
+    last = [[1, *x.shape[1:]][-1] for x in (*model.inputs, *model.outputs)]
+    count = len(model.inputs)
+    classes = [
+        n if y.dtype.startswith("float") else None
+        for n, y in zip(last[count:], model.outputs, strict=True)
+    ]
+    tflite_metadata.check_labels(about.labels, classes)
+    tflite_metadata.check_normalization(about.normalization, last[:count])
 
 
 def _runtime(target: Target) -> str:

@@ -16,6 +16,7 @@ from kerasq.litert.contents import Tensor
 from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
+from kerasq.litert.tflite_metadata import check_labels
 from kerasq.support.files import check_writable, write_whole
 
 
@@ -74,7 +75,7 @@ def deploy(
     labels = [*labels] if not isinstance(labels, str) else labels
     _check(lite, count)
     _check_name(name)
-    _check_labels(lite, labels)
+    check_labels(labels, [x.shape[-1] if x.shape and _is_score(x) else None for x in lite.outputs])
     columns = [column[:count] for column in lite.columns(x)]
     if not len(columns[0]):
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -144,23 +145,6 @@ def _check_name(name: str | None) -> None:
             "`name` must be one that C++ can have: letters, digits and underscores, a letter "
             f"first. Received: name={name!r}."
         )
-
-
-def _check_labels(lite: TFLiteModel, labels: Sequence[str]) -> None:
-    scores = [tensor.shape[-1] for tensor in lite.outputs if tensor.shape and _is_score(tensor)]
-    is_text = not isinstance(labels, str) and all(isinstance(label, str) for label in labels)
-    # Of labels, which an argmax gives, the file does not say how many there are.
-    is_free = not labels or len(scores) < len(lite.outputs)
-    if not is_text or not (is_free or _fit(len(labels), scores)):
-        raise ValueError(
-            "`labels` must be a list of names, one for each class of an output, two where that is "
-            f"one value. Received: {labels!r} for outputs of {scores}."
-        )
-
-
-def _fit(count: int, scores: Sequence[int]) -> bool:
-    """Whether an output has so many classes; one value is a regression's, or one of two classes."""
-    return count in scores or (count == 2 and 1 in scores)
 
 
 def _is_score(tensor: Tensor) -> bool:

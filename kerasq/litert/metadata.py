@@ -8,6 +8,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 _MADE = "kerasq.made"
+# The types of its entries: of what it was made for, and of what it was made from.
+_TARGET = {"target": str, "runtime": str, "version": str, "machines": list, "away": bool}
+_MODEL = {"kerasq": str, "schemes": dict, "training": dict}
 
 
 def put(model: schema.ModelT, name: str, value: Any) -> None:
@@ -39,7 +42,7 @@ def find(model: schema.ModelT, name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What a file was made for.
+    """What a file was made for, and of what.
 
     Attributes:
         target: name of the target.
@@ -48,6 +51,10 @@ class Made:
         version: of that interpreter, as it was installed; "" where none was.
         machines: the processors whose kernels are meant; none where they are the same on all.
         away: whether values half-way between two codes are rounded away from zero.
+        kerasq: the version of kerasq; "" where an older one has written the file.
+        schemes: how many layers have each scheme, such as `{"w8a8": 12}`.
+        training: the optimizer and its steps, `{"optimizer": "SGD", "steps": 400}`; empty where the
+            model has none, as after calibration alone, `distill`, or loading of weights.
     """
 
     target: str
@@ -55,6 +62,9 @@ class Made:
     version: str
     machines: list[str]
     away: bool
+    kerasq: str = ""
+    schemes: dict[str, int] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def put_made(model: schema.ModelT, made: Made) -> None:
@@ -71,11 +81,11 @@ def find_made(model: schema.ModelT) -> Made | None:
     if _MADE not in _names(model):
         return None
     found = find(model, _MADE)
-    wanted = {"target": str, "runtime": str, "version": str, "machines": list, "away": bool}
-    kinds = {k: type(v) for k, v in found.items()} if isinstance(found, dict) else None
-    if kinds != wanted:
+    kinds = {k: type(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    # Older versions of kerasq did not write the rest.
+    if kinds not in (_TARGET, _TARGET | _MODEL):
         raise ValueError(
-            f"Metadata {_MADE!r} must hold {sorted(wanted)}. Received: {found!r}. The file is "
+            f"Metadata {_MADE!r} must hold {sorted(_TARGET)}. Received: {found!r}. The file is "
             "damaged: export it again."
         )
     return Made(**found)

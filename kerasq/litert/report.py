@@ -5,6 +5,7 @@ import collections
 import numpy as np
 
 from kerasq.litert.contents import Contents, Op, Tensor
+from kerasq.litert.metadata import Made
 from kerasq.litert.operators import OPERATORS
 from kerasq.support import tables
 
@@ -52,6 +53,17 @@ def remarks(contents: Contents) -> list[str]:
             f"{'; '.join(unpacked)}.{_of_processors(contents)}"
         )
     return lines
+
+
+def written_by(made: Made | None) -> str:
+    """The version of kerasq, what it wrote and how that was trained; "" where it does not say."""
+    if made is None or not made.kerasq:
+        return ""
+    schemes = ", ".join(f"{count} {name}" for name, count in made.schemes.items())
+    trained = ""
+    if {*made.training} == {"optimizer", "steps"}:
+        trained = f"; trained by {made.training['optimizer']}, {made.training['steps']} steps"
+    return f"Written by kerasq {made.kerasq}; layers: {schemes}{trained}."
 
 
 def _of_processors(contents: Contents) -> str:

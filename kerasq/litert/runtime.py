@@ -161,6 +161,8 @@ class TFLiteModel:
     def __str__(self) -> str:
         """The export report: operators with their types, inputs and outputs, then `remarks`."""
         lines = [report.report(self._contents), f"{self.made_for()} {self._runs_on()}"]
+        if written := report.written_by(self._contents.made):
+            lines.append(written)
         return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:

@@ -1,5 +1,6 @@
 """`report`: measures a quantized model and its file, and writes the page."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from kerasq import graph, unsupported
 from kerasq.analysis.allocate import Allocation
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.analysis.summary import Summary, summary
+from kerasq.comparison.accuracy import by_output
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting import layer_figures, page
 from kerasq.reporting.advice import ASKED, Advice, advise
@@ -20,7 +22,7 @@ from kerasq.reporting.logs import ranges_over_training
 from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
 from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
-from kerasq.support.data import sample_count, with_labels
+from kerasq.support.data import label_batches, labelled_count, with_labels
 from kerasq.support.progress import track
 
 
@@ -52,7 +54,7 @@ def report(
         model: the quantized model; None for what a file alone tells.
         lite: its export; any .tflite file where `model` is None.
         data: samples as for `kerasq.compare`, or `(x, y)` or batches `(x, y)` with labels, for an
-            accuracy.
+            accuracy. Labels of several outputs are a dict by their names, or a list in their order.
         path: of the page, a name that ends in .html.
         float_model: the float model before quantization.
         sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
@@ -113,7 +115,7 @@ class _Found:
     ) -> None:
         self._lite, self._float_model = lite, float_model
         self._name = "The file" if model is None else model.name
-        self._ends, self._shown = Ends(), ShownSamples()
+        self._ends, self._shown = Ends(lite.output_names), ShownSamples()
         self._layers: list[LayerFigures] = []
         self._floats: dict[str, str] = {}
         self._costs: Summary | None = None
@@ -121,13 +123,15 @@ class _Found:
 
     def measure_model(self, model: keras.Model, data: Any) -> None:
         """Measures a quantized model and its file."""
-        measured = Measurement(model, self._lite, _count(model, data))
+        measured = Measurement(model, self._lite, labelled_count(model, data))
         found = with_labels(model, data, measured.chunk)
         for x, labels in track(found, measured.total, "batch"):
             batch = self._referred(measured.add(x), x, measured.comparison.is_long)
             self._add(x, labels, batch)
         self._costs = summary(model)
-        self._layers = layer_figures.of_model(model, measured, self._costs, self._float_model)
+        self._layers = layer_figures.of_model(
+            model, self._lite, measured, self._costs, self._float_model
+        )
         self._floats = _floats(model, self._float_model)
 
     def measure_file(self, data: Any) -> None:
@@ -159,7 +163,9 @@ class _Found:
 
     def _add(self, x: Any, labels: Any, batch: Batch) -> None:
         self._ends.add(batch, labels)
-        self._shown.add(np.asarray(keras.tree.flatten(x)[0]), labels, batch)
+        # What is shown are samples of the first input and output.
+        first = by_output(labels, self._lite.output_names)[0]
+        self._shown.add(np.asarray(keras.tree.flatten(x)[0]), first, batch)
 
     def figures(self) -> dict[str, Any]:
         """All figures, for JSON."""
@@ -187,15 +193,9 @@ class _Found:
         }
 
 
-def _count(model: keras.Model, data: Any) -> int | None:
-    """How many samples there are, where that is known before."""
-    x = data[0] if isinstance(data, tuple) and len(data) == 2 else data
-    return sample_count(model, x)
-
-
 def _file_batches(
     lite: TFLiteModel, data: Any, size: int
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+) -> Iterator[tuple[list[np.ndarray], Any]]:
     """Batches of arrays, or of a dataset, with their labels."""
     is_pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape")
     x, labels = data if is_pair else (data, None)
@@ -203,22 +203,18 @@ def _file_batches(
         yield from _batches_of(lite, x)
         return
     columns = lite.columns(x)
-    if labels is not None and len(labels) != len(columns[0]):
-        raise ValueError(
-            "`data` must hold as many labels as samples. "
-            f"Received: {len(columns[0])} samples, {len(labels)} labels."
-        )
-    for i, part in enumerate(cut(columns, size)):
-        yield part, None if labels is None else np.asarray(labels[i * size : (i + 1) * size])
+    found: Iterator[Any] = itertools.repeat(None)
+    if labels is not None:
+        found = label_batches(labels, len(columns[0]), size)
+    # Not strict: there is no end of what is None.
+    yield from zip(cut(columns, size), found, strict=False)
 
 
-def _batches_of(
-    lite: TFLiteModel, data: Any
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+def _batches_of(lite: TFLiteModel, data: Any) -> Iterator[tuple[list[np.ndarray], Any]]:
     """The batches of a dataset, `x` or `(x, y)`."""
     for batch in data:
         x, *labels = batch if isinstance(batch, tuple) else (batch,)
-        yield lite.columns(x), np.asarray(labels[0]) if labels else None
+        yield lite.columns(x), keras.tree.map_structure(np.asarray, labels[0]) if labels else None
 
 
 def _floats(model: keras.Model, float_model: keras.Model | None) -> dict[str, str]:

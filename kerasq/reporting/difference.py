@@ -91,6 +91,9 @@ def _flat(verdict: dict[str, Any]) -> dict[str, Any]:
         for key, title in names.items()
         for side, value in verdict[key].items()
     }
+    # Which reports of before do not have.
+    for output, sides in verdict.get("accuracy_by_output", {}).items():
+        found |= {f"accuracy of {output}, {side}": value for side, value in sides.items()}
     for key in ("bytes", "latency_ms", "activation_bytes", "target"):
         found[key.replace("_", " ")] = verdict.get(key)
     return found

@@ -22,7 +22,7 @@ from kerasq.reporting.counts import CodeCounts
 from kerasq.reporting.measure import FileMeasurement, LayerValues, Measurement
 from kerasq.reporting.weights import Weights, weights, with_bias
 from kerasq.rule import Output
-from kerasq.wrappers import QuantizeWrapper, quantized_by
+from kerasq.wrappers import QuantizeWrapper, input_boundaries, quantized_by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class LayerFigures:
 
     Attributes:
         name: its name; of a file alone, what is short of that of the operator's output.
-        tensor: the whole name of that.
+        tensor: the name of its tensor in the file, where that is another.
         op: the operator.
         kind: the class of the Keras layer.
         scheme: its scheme; "" where it only moves values.
@@ -91,6 +91,7 @@ class LayerFigures:
 
 def of_model(
     model: keras.Model,
+    lite: TFLiteModel,
     measured: Measurement,
     summary: Summary,
     float_model: keras.Model | None,
@@ -100,10 +101,13 @@ def of_model(
     compared = {x.name: x for x in measured.comparison.report().layers}
     nodes = {graph.tensor_name(y): node for node in graph.calls(model) for y in node.outputs}
     shown = {x.name for x in measured.layers}
+    inputs = _input_tensors(model, lite)
     return [
         LayerFigures(
             name=values.name,
             kind=_kind(nodes[values.name].layer),
+            # What the file is fed as codes has no operator of its name.
+            tensor="" if values.name in compared else inputs.get(values.name, ""),
             inputs=tuple(_shown_inputs(nodes[values.name].inputs, shown)),
             is_input=getattr(nodes[values.name].layer, "is_input", False),
             shares_range=_shares_range(nodes[values.name].layer),
@@ -114,6 +118,16 @@ def of_model(
         )
         for values in measured.layers
     ]
+
+
+def _input_tensors(model: keras.Model, lite: TFLiteModel) -> dict[str, str]:
+    """By name of the boundary behind an input, its tensor in the file."""
+    boundaries = input_boundaries(model)
+    return {
+        boundaries[id(x)].name: tensor.name
+        for x, tensor in zip(model.inputs, lite.inputs, strict=True)
+        if id(x) in boundaries
+    }
 
 
 def _kind(layer: Any) -> str:

@@ -14,8 +14,8 @@ from kerasq.comparison.probe import Probe
 from kerasq.grid import Grid
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts, ValueCounts, some
-from kerasq.reporting.noise import Noise
 from kerasq.support.data import batch_spec
+from kerasq.support.sqnr import Noise
 
 
 class LayerValues:

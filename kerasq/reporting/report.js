@@ -7,11 +7,14 @@ byId("title").textContent = `${figures.model}: where did the accuracy go?`;
 byId("about").textContent = `kerasq ${figures.kerasq}, ${whole(figures.samples)} samples, target ${verdict.target ?? "not said"}, run on ${verdict.runs_on}.`;
 
 function showVerdict() {
+  // Of several outputs a column for each.
+  const several = Object.entries(verdict.accuracy_by_output).map(([name, found]) => [`accuracy of ${name}`, found]);
+  const accuracies = several.length ? several : [["accuracy", verdict.accuracy]];
   const sides = ["float", "simulated", "file"].filter((side) =>
-    [verdict.accuracy[side], verdict.sqnr[side], verdict.agreement[`float ${side}`]].some(isKnown));
-  const heads = ["", "accuracy", "same class as float", "SQNR of outputs (dB)"];
+    [...accuracies.map(([, found]) => found[side]), verdict.sqnr[side], verdict.agreement[`float ${side}`]].some(isKnown));
+  const heads = ["", ...accuracies.map(([head]) => head), "same class as float", "SQNR of outputs (dB)"];
   const lines = sides.map((side) => [
-    side, percent(verdict.accuracy[side]), percent(verdict.agreement[`float ${side}`]), decibels(verdict.sqnr[side])]);
+    side, ...accuracies.map(([, found]) => percent(found[side])), percent(verdict.agreement[`float ${side}`]), decibels(verdict.sqnr[side])]);
   const cells = (tag, line) => element("tr", {}, line.map((x, i) => element(tag, { class: i ? null : "text" }, x)));
   if (sides.length) byId("sides").append(cells("th", heads), ...lines.map((x) => cells("td", x)));
   const facts = [

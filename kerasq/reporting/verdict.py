@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import math
+import os
+import pathlib
 import platform
 from typing import Any
 
@@ -11,10 +13,12 @@ from kerasq.analysis.latency import latency
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.litert.partitions import partitions
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.reporting import node_data
 from kerasq.reporting.advice import Advice
 from kerasq.reporting.layer_figures import LayerFigures
 from kerasq.reporting.layout import places
 from kerasq.support import tables
+from kerasq.support.files import write_whole
 
 # What is said where no rule fires, by whether there is a float network to compare with.
 NOTHING = {
@@ -37,13 +41,48 @@ class Verdict:
     figures: dict[str, Any]
     advice: tuple[Advice, ...]
 
+    def save_node_data(self, folder: str | os.PathLike) -> list[str]:
+        """Writes the figures of all layers as node data for Model Explorer, which draws the file.
+
+        A file for each figure, such as `sqnr_db.json`: SQNR (dB), share that is clipped and part of
+        the range in use (percent), largest difference between simulation and file (steps),
+        multiplications and bytes. Open them by
+
+            model-explorer model.tflite --node_data_paths=folder/sqnr_db.json,folder/macs.json
+
+        Layers go by the names of their tensors in the file. What has no number, such as the SQNR of
+        a layer that adds no noise, stays uncoloured.
+
+        Args:
+            folder: where to; it is made where it is not there, files of these names are replaced.
+
+        Returns:
+            The names of the files.
+
+        Raises:
+            OSError: where they cannot be written.
+
+        References:
+            `node_data_builder.py` of the package ai-edge-model-explorer, class GraphNodeData.
+        """
+        files = node_data.files(self.figures["layers"])
+        path = pathlib.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(path / name, text.encode())
+        return [*files]
+
     def __str__(self) -> str:
         found = self.figures["verdict"]
-        rows = [["", "accuracy", "same class as float", "SQNR (dB)"]]
+        # Of several outputs a column for each.
+        several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
+        accuracies = several or {"accuracy": found["accuracy"]}
+        rows = [["", *accuracies, "same class as float", "SQNR (dB)"]]
         for side in ("float", "simulated", "file"):
-            shares = found["accuracy"].get(side), found["agreement"].get(f"float {side}")
+            shares = [*(x.get(side) for x in accuracies.values())]
+            shares.append(found["agreement"].get(f"float {side}"))
             ratio = found["sqnr"].get(side)
-            if (*shares, ratio) != (None, None, None):
+            if {*shares, ratio} != {None}:
                 rows.append([side, *map(_percent, shares), "" if ratio is None else f"{ratio}"])
         lines = [tables.plain(rows), ""] if rows[1:] else []
         lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")

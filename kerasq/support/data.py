@@ -60,7 +60,7 @@ def labelled_batches(
         x, y = data
         samples = sample_count(model, x)
         if samples is not None:  # Otherwise the tuple holds two batches `(x, y)`.
-            labels = _labels(y, samples, _batch_size(model, batch_size))
+            labels = label_batches(y, samples, _batch_size(model, batch_size))
             # Not strict: `steps` ends the samples before the labels.
             yield from zip(batches(model, x, batch_size, steps), labels, strict=False)
             return
@@ -102,7 +102,7 @@ def _pairs(model: keras.Model, data: Any) -> Iterator[tuple[Any, Any | None]]:
         raise ValueError("`data` must hold at least one sample. Received: no batches.")
 
 
-def _labels(y: Any, samples: int, batch_size: int) -> Iterator[Any]:
+def label_batches(y: Any, samples: int, batch_size: int) -> Iterator[Any]:
     """Arrays of labels, cut where `batches` cuts the samples.
 
     Raises:
@@ -143,6 +143,12 @@ def sample_count(model: keras.Model, data: Any) -> int | None:
             f"`data` must have equally many samples for every input. Received: {sorted(lengths)}."
         )
     return lengths.pop()
+
+
+def labelled_count(model: keras.Model, data: Any) -> int | None:
+    """As `sample_count`, of data as `with_labels` takes them."""
+    is_pair = isinstance(data, tuple) and len(data) == 2 and not _is_all_inputs(model, data)
+    return sample_count(model, data[0] if is_pair else data)
 
 
 def _is_all_inputs(model: keras.Model, data: Any) -> bool:

@@ -40,18 +40,23 @@ def load_samples(
     return _spread(_array(path), count)
 
 
-def load_labels(path: str | os.PathLike, count: int) -> np.ndarray:
+def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()) -> Any:
     """The labels of samples that `load_samples` took, from a file that has one for each of all.
 
     Args:
-        path: a .npy file, or an .npz file with an array `y`, or one alone.
+        path: a .npy file, or an .npz file with an array `y`, or one alone; for a model of several
+            outputs, with arrays by their names, which are returned so.
         count: as for `load_samples`.
+        outputs: the names of the outputs.
 
     Raises:
         FileNotFoundError: where there is none.
         ValueError: where it holds no labels.
     """
     arrays = _arrays(pathlib.Path(path))
+    known = {name: _spread(arrays[name], count) for name in outputs if name in arrays}
+    if len(outputs) > 1 and known:
+        return known
     if "y" not in arrays and len(arrays) != 1:
         raise ValueError(
             "A file of labels must hold an array 'y', or one alone. "

@@ -33,6 +33,26 @@ def test_what_was_put_is_found(content):
     assert metadata.find(flatbuffer.read(flatbuffer.write(model)), "mine") == [1, {"a": 2.5}]
 
 
+def test_a_file_says_what_has_made_it():
+    q = networks.quantized(networks.mlp())
+    assert kerasq.export_tflite(q).made.training == {}
+    q.compile("sgd", "mse")
+    x = networks.data(q, 8)
+    q.fit(x, np.zeros((8, 3)), batch_size=4, epochs=3, verbose=0)
+    lite = kerasq.export_tflite(q)
+    assert lite.made.kerasq == kerasq.__version__
+    assert lite.made.schemes == {"w8a8": 4}  # Three with weights and a softmax.
+    assert lite.made.training == {"optimizer": "SGD", "steps": 6}
+    line = f"Written by kerasq {kerasq.__version__}; layers: 4 w8a8; trained by SGD, 6"
+    assert line in str(lite)
+
+
+def test_a_file_of_before_says_less(content):
+    value = json.dumps(MADE).encode()
+    lite = kerasq.TFLiteModel(noted(content, "kerasq.made", value))
+    assert (lite.made.target, lite.made.kerasq) == ("litert", "") and "Written by" not in str(lite)
+
+
 MADE = {"target": "litert", "runtime": "litert", "version": "2", "machines": [], "away": False}
 
 

@@ -3,27 +3,18 @@
 import base64
 import copy
 import json
-import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasq
 from kerasq.reporting import page
 from kerasq.reporting.png import data_uri
-from tests import browser
+from tools import browser
 
 pytestmark = pytest.mark.skipif(browser.path() is None, reason="There is no Chromium here.")
 
-# Bokeh draws within shadow roots, which a selector does not see.
-DRAWN = """
-(() => {
-  const svg = (x) => x.tagName.toLowerCase() === "svg";
-  const drawn = (root) => [...root.querySelectorAll("*")].reduce(
-    (n, x) => n + svg(x) + (x.shadowRoot ? drawn(x.shadowRoot) : 0), 0);
-  return [...document.querySelectorAll("PLACE")].reduce((n, x) => n + drawn(x), 0);
-})()
-"""
 NAMES = '[...document.querySelectorAll("#layers tr[data-name]")].map((x) => x.dataset.name)'
 
 
@@ -32,14 +23,6 @@ def opened(tmp_path_factory):
     found = browser.Browser(tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
-
-
-def wait(opened, script, least):
-    """Until a script gives at least so much."""
-    until = time.monotonic() + browser.LIMIT
-    while (found := opened.run(script)) < least:
-        assert time.monotonic() < until, found
-        time.sleep(0.05)
 
 
 def click(opened, title):
@@ -75,13 +58,13 @@ def test_the_page_sorts_filters_and_opens_layers(opened, made):
     assert opened.run('byId("count").textContent') == "2 of 6"
     opened.run("document.querySelector('tr[data-name=first] button').click()")
     # Values, codes, weights, their codes, and boxes.
-    wait(opened, DRAWN.replace("PLACE", "tr.detail .chart"), 5)
+    opened.wait_for_charts("tr.detail .chart", 5)
     assert opened.run('document.querySelectorAll("tr.detail .chart").length') == 5
     click(opened, "SQNR")  # What is open stays with its layer.
     assert opened.run('document.querySelector("tr.detail").previousSibling.dataset.name') == "first"
     opened.run("document.querySelector('tr[data-name=first] button').click()")
     assert opened.run('document.querySelectorAll("tr.detail").length') == 0
-    wait(opened, DRAWN.replace("PLACE", "#graph, #depth"), 2)
+    opened.wait_for_charts("#graph, #depth", 2)
     assert is_clean(opened), opened.problems
 
 
@@ -89,12 +72,27 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened, made):
     opened.resize(390, 844, 2)
     opened.open(made[0] / "report.html")
     opened.run("document.querySelector('tr[data-name=first] button').click()")
-    wait(opened, DRAWN.replace("PLACE", "tr.detail .chart"), 5)
+    opened.wait_for_charts("tr.detail .chart", 5)
     assert opened.run("document.documentElement.scrollWidth") <= 390
     # And on paper.
     assert base64.b64decode(opened.send("Page.printToPDF")["data"])[:4] == b"%PDF"
     opened.send("Emulation.clearDeviceMetricsOverride")
     assert is_clean(opened), opened.problems
+
+
+def test_pictures_are_of_a_size_and_of_a_layer(opened, broken, tmp_path):
+    found = []
+    for layer in ("", "second"):
+        path = tmp_path / f"picture{layer}.png"
+        opened.picture(broken[1] / "broken.html", path, (600, 500), layer)
+        found.append(tf.io.decode_png(path.read_bytes()).numpy())
+    assert [x.shape[:2] for x in found] == [(500, 600)] * 2
+    # Below the row of the layer are its charts; at the top of the page are none.
+    blue = [(x[..., 2] > x[..., 0].astype(int) + 60).mean() for x in found]
+    assert blue[1] > 0.01 > blue[0]
+    top = opened.run('document.querySelector("tr.open").getBoundingClientRect().top')
+    assert abs(top) < 1  # A part of a pixel.
+    opened.send("Emulation.clearDeviceMetricsOverride")
 
 
 def test_advice_leads_to_its_layer(opened, broken):
@@ -106,6 +104,17 @@ def test_advice_leads_to_its_layer(opened, broken):
     assert opened.run('document.querySelector("tr.open").dataset.name') == "second"
     opened.run('byId("advised").click()')
     assert opened.run(NAMES) == ["image_quantize", "second"]
+    assert is_clean(opened), opened.problems
+
+
+def test_several_outputs_have_a_column_each(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    figures["verdict"] |= {"accuracy": {}, "accuracy_by_output": {"a": {"file": 0.5}, "b": {}}}
+    page.write(tmp_path / "several.html", "several", "report", figures)
+    opened.open(tmp_path / "several.html")
+    rows = opened.run('[...document.querySelectorAll("#sides tr")].map((x) => x.innerText)')
+    assert rows[0].split("\t")[1:3] == ["accuracy of a", "accuracy of b"]
+    assert rows[-1].split("\t")[:3] == ["file", "50.00 %", ""]
     assert is_clean(opened), opened.problems
 
 
@@ -145,7 +154,7 @@ def test_a_difference_is_shown(opened, made, broken, tmp_path):
     shown = opened.run('[...document.querySelectorAll("#changes tbody td:first-child")].length')
     assert shown == sum({*x} != {"along"} for x in found["layers"].values())
     assert opened.run('document.querySelectorAll("#sides .worse").length') > 0
-    wait(opened, DRAWN.replace("PLACE", "#depth"), 1)
+    opened.wait_for_charts("#depth", 1)
     assert is_clean(opened), opened.problems
 
 

@@ -13,6 +13,10 @@ def test_labels_are_those_of_the_samples_that_are_taken(tmp_path):
     taken = load_samples(tmp_path / "both.npz", {"x": (None, 3)}, 4)
     for name in ("both.npz", "y.npy"):
         np.testing.assert_array_equal(load_labels(tmp_path / name, 4), taken[:, 0] / 3)
+    np.savez(tmp_path / "several.npz", one=y, two=-y)
+    found = load_labels(tmp_path / "several.npz", 4, ["two", "one", "three"])
+    assert [*found] == ["two", "one"]
+    np.testing.assert_array_equal(found["two"], -taken[:, 0] / 3)
 
 
 def test_a_file_must_hold_labels(tmp_path):

@@ -200,8 +200,11 @@ def test_a_file_is_not_checked_and_says_so(capsys):
 
 
 def test_what_vela_has_compiled_runs_on_the_npu_alone(tmp_path):
-    _, lite = exported(networks.mlp())
+    lite = kerasq.export_tflite(exported(networks.mlp())[0], labels=["a", "b", "c"])
     found = placed(lite, tmp_path / "model.tflite")
+    # It keeps what a file says of itself, but not the archive of labels behind it.
+    kept = [x.name for x in flatbuffer.read(found.content).metadata]
+    assert {b"kerasq.made", b"TFLITE_METADATA"} <= {*kept}
     with pytest.raises(ValueError, match="one that Vela has compiled for the NPU"):
         kerasq.TFLiteModel(found.content)
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that tests drive, through its DevTools protocol on two pipes."""
+"""A headless Chromium, driven through its DevTools protocol on two pipes."""
 
 import base64
 import json
@@ -28,6 +28,16 @@ FLAGS = (
 )
 # Seconds for an answer; a machine with other work to do is slow.
 LIMIT = 120
+# How many charts are drawn in a place: Bokeh does so within shadow roots, which selectors do not
+# see.
+_DRAWN = """
+(() => {
+  const svg = (x) => x.tagName.toLowerCase() === "svg";
+  const drawn = (root) => [...root.querySelectorAll("*")].reduce(
+    (n, x) => n + svg(x) + (x.shadowRoot ? drawn(x.shadowRoot) : 0), 0);
+  return [...document.querySelectorAll("PLACE")].reduce((n, x) => n + drawn(x), 0);
+})()
+"""
 
 
 def path() -> str | None:
@@ -123,10 +133,32 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def wait_for_charts(self, place: str, count: int) -> None:
+        """Until so many charts are drawn in the elements of a selector."""
+        until = time.monotonic() + LIMIT
+        while (found := self.run(_DRAWN.replace("PLACE", place))) < count:
+            assert time.monotonic() < until, f"{found} of {count} charts in {place}."
+            time.sleep(0.05)
+
     def screenshot(self, file: pathlib.Path, whole: bool = False) -> None:
         """Writes what is seen, or the whole page, as PNG."""
         found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(found["data"]))
+
+    def picture(
+        self, page: pathlib.Path, file: pathlib.Path, size: tuple[int, int], layer: str = ""
+    ) -> None:
+        """Writes what a screen of a size shows of a report: its top, or a layer, opened, as PNG."""
+        self.resize(*size)
+        self.open(page)
+        self.wait_for_charts("#depth", 1)
+        if layer:
+            row = f"document.querySelector('tr[data-name={json.dumps(layer)}]')"
+            self.run(f"{row}.querySelector('button').click()")
+            # Values, codes, weights, their codes, and boxes.
+            self.wait_for_charts("tr.detail .chart", 5)
+            self.run(f"{row}.scrollIntoView()")
+        self.screenshot(file)
 
     def resize(self, width: int, height: int, scale: float = 1.0) -> None:
         """Shows the page on a screen of another size."""
