@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kerasq import kernels, layers, registry
 from kerasq.grid import Grid
+from kerasq.kernels.int8 import equal_weights
 from kerasq.prepare import operations
 from kerasq.targets import LITERT, TFLM, X86_64
 from tests.single_op import Op, Tensor, build, run
@@ -391,8 +392,35 @@ def test_average_pool(pool, padding, strides):
             filterHeight=pool[0],
             filterWidth=pool[1],
         )
+        found = simulate("AVERAGE_POOL_2D", layer, [x], [plain], plain, TFLM)
+        assert_agrees(found, content, x)
+        if weights := equal_weights(pool, padding):
+            content = by_equal_weights(x, plain, layer, weights)
         found = simulate("AVERAGE_POOL_2D", layer, [x], [plain], plain)
         assert_agrees(found, content, x)
+
+
+def by_equal_weights(x, plain, layer, weights):
+    """A depthwise convolution that averages windows."""
+    ones = np.ones((1, *layer.pool_size, x.shape[-1]), np.int8)
+    zeros, steps = np.zeros(x.shape[-1], np.int32), grid(plain.scale * weights.scale)
+    return build(
+        Op.DEPTHWISE_CONV_2D,
+        3,
+        [
+            Tensor(x.shape, plain),
+            Tensor(ones.shape, weights, values=ones),
+            Tensor(zeros.shape, steps, "int32", values=zeros),
+            Tensor(tuple(layer.compute_output_shape(x.shape)), plain),
+        ],
+        kind="DepthwiseConv2DOptions",
+        padding=1,
+        strideH=layer.strides[0],
+        strideW=layer.strides[1],
+        depthMultiplier=1,
+        dilationHFactor=1,
+        dilationWFactor=1,
+    )
 
 
 def test_average_pool_ties_go_away_from_zero():
@@ -401,7 +429,8 @@ def test_average_pool_ties_go_away_from_zero():
     layer = keras.layers.AveragePooling2D((1, 2))
     for zero_point in (-128, -7, 0):
         plain = grid(0.1, zero_point)
-        found = simulate("AVERAGE_POOL_2D", layer, [pairs.astype(np.int8)], [plain], plain)
+        codes = [pairs.astype(np.int8)]
+        found = simulate("AVERAGE_POOL_2D", layer, codes, [plain], plain, TFLM)
         k = np.arange(-60, 60)
         np.testing.assert_array_equal(found.ravel(), np.sign(k) * ((np.abs(k) + 1) // 2))
 

@@ -9,9 +9,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
-from kerasq.export.substitutes import SUBSTITUTES, gathered, sum_of_products
+from kerasq.export.substitutes import FORMS, SUBSTITUTES, gathered
 from kerasq.grid import Grid
-from kerasq.kernels.int8 import quantize_cuts
 from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS as ALL
 
@@ -26,18 +25,12 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
     _check_curve(builder, op, mark)
     if known.channels is not None:
         return f"{kind} has weights, and the layer gives no grid for them"
+    if known.by_others and FORMS[kind](builder, op, mark):
+        return None
     inputs = integer_inputs(builder, op)
-    if known.by_sum and _is_of_vectors(builder, op):
-        sum_of_products(builder, op, mark)
-        return None
-    if known.by_quantize and _is_quantize(data_grid(builder, op), mark.grid):
-        builder.codes[int(op.outputs[0])] = builder.requantized(inputs[0], mark.name, mark.grid)
-        return None
     if known.one_grid:
         inputs = [_constant_code(builder, i, mark) for i in inputs]
-        is_float = schema.TensorType.FLOAT32  # Of SELECT_V2 the condition is bool.
-        floats = [_float_name(builder, i) for i in inputs if builder.tensor(i).type == is_float]
-        if floats:
+        if floats := _floats(builder, inputs):
             return f"it reads {floats}, which are not on a grid"
         inputs = _on_one_grid(builder, inputs, mark)
     if known.inputs is not None:
@@ -47,16 +40,10 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
     return None
 
 
-def _is_quantize(grid: Grid, out: Grid) -> bool:
-    """Whether QUANTIZE does what a ReLU on int8 does."""
-    is_full = max(grid.bits, out.bits) <= 8 and out.levels is None
-    return is_full and bool(quantize_cuts(grid, out))
-
-
-def _is_of_vectors(builder: Builder, op: schema.OperatorT) -> bool:
-    """Whether a matrix product on int16 has one row and one column."""
-    rows = {int(builder.tensor(int(i)).shape[-2]) for i in op.inputs}
-    return op.builtinOptions.adjY and rows == {1} and data_grid(builder, op).bits == 16
+def _floats(builder: Builder, inputs: list[int]) -> list[str]:
+    """Names of the floats among what an operator reads; of SELECT_V2 the condition is bool."""
+    is_float = schema.TensorType.FLOAT32
+    return [_float_name(builder, i) for i in inputs if builder.tensor(i).type == is_float]
 
 
 def _check_curve(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:

@@ -8,8 +8,12 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
 from kerasq.export.marks import Computed, Weighted
+from kerasq.grid import Grid
 from kerasq.kernels.ethos_u import products
+from kerasq.kernels.int8 import equal_weights, quantize_cuts
 from kerasq.litert import flatbuffer
+
+_MUL = ("MulOptions", {"fusedActivationFunction": 0})
 
 
 def exchange(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
@@ -203,19 +207,56 @@ def convolution(
     builder.codes[output] = found if is_image else _reshaped(builder, found, wanted, mark.name)
 
 
-def sum_of_products(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
-    """BATCH_MATMUL of one row and one column as MUL and SUM."""
+def average(builder: Builder, op: schema.OperatorT, mark: Computed) -> bool:
+    """AVERAGE_POOL_2D on int8 as DEPTHWISE_CONV_2D, where its windows are not padded."""
+    source, output = builder.codes[int(op.inputs[0])], int(op.outputs[0])
+    options = op.builtinOptions
+    pool = options.filterHeight, options.filterWidth
+    padding = "valid" if options.padding == schema.Padding.VALID else "same"
+    weights = equal_weights(pool, padding)
+    if weights is None or mark.grid.bits > 8:
+        return False
+    channels = int(builder.tensor(source).shape[-1])
+    ones = np.ones((1, *pool, channels), np.int8)
+    kernel = builder.add(f"{mark.name}/kernel", ones.shape, weights, ones)
+    steps = Grid(scale=mark.grid.scale * weights.scale, zero_point=np.int32(0))
+    zeros = np.zeros(channels, np.int32)
+    bias = flatbuffer.new_tensor(
+        builder.model, f"{mark.name}/bias", zeros.shape, np.int32, steps, zeros
+    )
+    builder.codes[output] = builder.add(mark.name, builder.tensor(output).shape, mark.grid)
+    values = {key: getattr(options, key) for key in ("padding", "strideW", "strideH")}
+    values |= {"depthMultiplier": 1, "dilationWFactor": 1, "dilationHFactor": 1}
+    settings = ("DepthwiseConv2DOptions", values)
+    builder.emit("DEPTHWISE_CONV_2D", [source, kernel, bias], [builder.codes[output]], 0, settings)
+    return True
+
+
+def dot(builder: Builder, op: schema.OperatorT, mark: Computed) -> bool:
+    """BATCH_MATMUL on int16 of one row and one column as MUL and SUM."""
     a, b = (builder.codes[int(i)] for i in op.inputs)
+    rows = {int(builder.tensor(i).shape[-2]) for i in (a, b)}
+    if not op.builtinOptions.adjY or rows != {1} or mark.grid.bits <= 8:
+        return False
     output, shape = int(op.outputs[0]), builder.tensor(a).shape
     grid = products(builder.grids[a], builder.grids[b])
     multiplied = builder.add(f"{mark.name}/products", shape, grid)
-    builder.emit(
-        "MUL", [a, b], [multiplied], options=("MulOptions", {"fusedActivationFunction": 0})
-    )
+    builder.emit("MUL", [a, b], [multiplied], options=_MUL)
     found = builder.add(mark.name, (*shape[:-1], 1), mark.grid)
     axis = _parameter(builder, f"{mark.name}/axis", [len(shape) - 1])
     builder.emit("SUM", [multiplied, axis], [found], options=("ReducerOptions", {"keepDims": True}))
     builder.codes[output] = found
+    return True
+
+
+def cut(builder: Builder, op: schema.OperatorT, mark: Computed) -> bool:
+    """RELU on int8 as QUANTIZE, where the grid of the output begins at 0."""
+    source = builder.codes[int(op.inputs[0])]
+    is_full = mark.grid.bits <= 8 and mark.grid.levels is None
+    if not is_full or not quantize_cuts(builder.grids[source], mark.grid):
+        return False
+    builder.codes[int(op.outputs[0])] = builder.requantized(source, mark.name, mark.grid)
+    return True
 
 
 def _sliced(builder: Builder, source: int, axis: int, begin: int, size: int, name: str) -> int:
@@ -276,4 +317,11 @@ SUBSTITUTES: dict[str, Substitute] = {
     "SPACE_TO_DEPTH": exchange,
     "STRIDED_SLICE": part,
     "TILE": tile,
+}
+# The same where a target has the operator, and others run faster, or where it does not. What they
+# do not fit stays as it is.
+FORMS: dict[str, Callable[[Builder, schema.OperatorT, Computed], bool]] = {
+    "AVERAGE_POOL_2D": average,
+    "BATCH_MATMUL": dot,
+    "RELU": cut,
 }

@@ -60,7 +60,12 @@ def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) ->
 
     One float32 multiplication and one rounding.
     """
-    return _rescaled(total, grid.scale, weights.grid.scale, out)
+    return rescale_onto(total, grid, weights.grid, out)
+
+
+def rescale_onto(total: tf.Tensor, grid: Grid, weights: Grid, out: Grid) -> tf.Tensor:
+    """`rescale` of sums of codes of two grids."""
+    return _rescaled(total, grid.scale, weights.scale, out)
 
 
 @shared

@@ -1,6 +1,7 @@
 """The operators on int8: XNNPACK where its delegate takes them, LiteRT's own kernels elsewhere."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.grid import Grid
+from kerasq.kernels import accumulators as sums
 from kerasq.kernels import any_width
 from kerasq.kernels.codes import clip, in_steps, reduced_axes
 from kerasq.kernels.fixed_point import (
@@ -109,6 +111,28 @@ def _product(codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     factor = quotient(product(grids[0].scale, grids[1].scale), out.scale)
     # The product of two codes has at most 16 bits, which float32 holds.
     return clip(tf.round(product(codes[0] * codes[1], factor)), out)
+
+
+def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """AVERAGE_POOL_2D: XNNPACK's convolution by equal weights of code 1, else LiteRT's own."""
+    weights = equal_weights(layer.pool_size, layer.padding)
+    if weights is None:
+        return any_width.average_pool(layer, codes, grids, out)
+    means = tf.nn.avg_pool(codes[0], layer.pool_size, layer.strides, "VALID")
+    total = tf.round(means * float(np.prod(layer.pool_size)))
+    return sums.rescale_onto(total, grids[0], weights, out)
+
+
+def equal_weights(pool: Sequence[int], padding: str) -> Grid | None:
+    """The grid of the weights that average a window; None where a convolution does not do it.
+
+    Where windows are padded the places that count differ. Of larger windows XNNPACK's kernels take
+    several passes.
+    """
+    count = int(np.prod(pool))
+    if padding != "valid" or count > 25:
+        return None
+    return Grid(scale=np.float32(1.0 / count), zero_point=np.int32(0))
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

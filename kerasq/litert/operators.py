@@ -15,8 +15,8 @@ class Operator:
         int4_odd: whether packed weights beside int8 codes may have an odd number of inputs.
         int4_groups: whether they may be of a convolution in groups, which LiteRT rounds otherwise.
         int4_by: the operator that computes the same of packed weights, where this one takes none.
-        by_quantize: whether a ReLU is QUANTIZE where the grid of the output begins at 0.
-        by_sum: whether int16 products of one row and one column are MUL and SUM.
+        by_others: whether it is written by operators that run where, or faster than, it does
+            (`kerasq.export.substitutes.FORMS`).
         channels: the axis of the output channels in its weights; None where it has none.
         data: which of its inputs holds the values.
         reference: whether the reference kernels have the operator at all.
@@ -37,8 +37,7 @@ class Operator:
     int4_odd: bool = True
     int4_groups: bool = False
     int4_by: str = ""
-    by_quantize: bool = False
-    by_sum: bool = False
+    by_others: bool = False
     channels: int | None = None
     data: int = 0
     reference: bool = True

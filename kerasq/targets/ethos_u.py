@@ -26,7 +26,7 @@ OPERATORS = {
     if name not in _MISSING
 } | {name: dataclasses.replace(ALL[name], int16=None) for name, _ in _FUNCTIONS}
 # On int16 it leaves the NPU of U55 and U65.
-OPERATORS["BATCH_MATMUL"] = dataclasses.replace(OPERATORS["BATCH_MATMUL"], by_sum=True)
+OPERATORS["BATCH_MATMUL"] = dataclasses.replace(OPERATORS["BATCH_MATMUL"], by_others=True)
 
 ETHOS_U = dataclasses.replace(
     TFLM,

@@ -16,7 +16,7 @@ from kerasq.targets.target import Limits, Target
 KERNELS: dict[tuple[str, int], Kernel] = {
     ("ADD", 8): int8.add,
     ("ADD", 16): int16.add,
-    ("AVERAGE_POOL_2D", 8): any_width.average_pool,
+    ("AVERAGE_POOL_2D", 8): int8.average_pool,
     ("AVERAGE_POOL_2D", 16): any_width.average_pool,
     ("BATCH_MATMUL", 8): int8.matmul,
     ("BATCH_MATMUL", 16): int16.matmul,
@@ -78,11 +78,12 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
 }
 
-# RELU onto another grid is no operator of XNNPACK's, and QUANTIZE is; CONCATENATION is of a few.
+# XNNPACK has no integer averages, RELU onto no other grid, and CONCATENATION of a few.
 _OWN = {
     **OPERATORS,
+    "AVERAGE_POOL_2D": dataclasses.replace(OPERATORS["AVERAGE_POOL_2D"], by_others=True),
     "CONCATENATION": dataclasses.replace(OPERATORS["CONCATENATION"], inputs=5),
-    "RELU": dataclasses.replace(OPERATORS["RELU"], by_quantize=True),
+    "RELU": dataclasses.replace(OPERATORS["RELU"], by_others=True),
 }
 
 # What of packed weights on int8 XNNPACK leaves to LiteRT's own kernels, those round otherwise on

@@ -55,7 +55,7 @@ def test_a_good_model_is_exact(residual, is_traced):
         "cat": "CONCATENATION",
         "pool": "MAX_POOL_2D",
         "pad": "PAD",
-        "average": "AVERAGE_POOL_2D",
+        "average": "DEPTHWISE_CONV_2D",
         "gap": "MEAN",
         "probs_linear": "FULLY_CONNECTED",
         "probs": "SOFTMAX",

@@ -29,8 +29,7 @@ def test_an_average_of_whole_samples_has_a_range_of_its_own(pool, shape, operato
     data = networks.data(model)
     q = networks.quantized(model, data)
     lite = kerasq.export_tflite(q)
-    found = {"MEAN", "AVERAGE_POOL_2D"} & {op.name for op in lite.ops}
-    assert found == {operator or "AVERAGE_POOL_2D"}
+    assert ("MEAN" in {op.name for op in lite.ops}) == (operator is not None)
     np.testing.assert_array_equal(networks.run(q, data), lite.predict(data))
     np.testing.assert_allclose(networks.run(q, data), networks.run(model, data), atol=0.1)
     if operator:
