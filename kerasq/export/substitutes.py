@@ -218,11 +218,11 @@ def average(builder: Builder, op: schema.OperatorT, mark: Computed) -> bool:
         return False
     channels = int(builder.tensor(source).shape[-1])
     ones = np.ones((1, *pool, channels), np.int8)
-    kernel = builder.add(f"{mark.name}/kernel", ones.shape, weights, ones)
+    kernel = builder.add(f"{mark.name}/window", ones.shape, weights, ones)
     steps = Grid(scale=mark.grid.scale * weights.scale, zero_point=np.int32(0))
     zeros = np.zeros(channels, np.int32)
     bias = flatbuffer.new_tensor(
-        builder.model, f"{mark.name}/bias", zeros.shape, np.int32, steps, zeros
+        builder.model, f"{mark.name}/window_bias", zeros.shape, np.int32, steps, zeros
     )
     builder.codes[output] = builder.add(mark.name, builder.tensor(output).shape, mark.grid)
     values = {key: getattr(options, key) for key in ("padding", "strideW", "strideH")}

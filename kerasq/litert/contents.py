@@ -180,8 +180,9 @@ def _codes(model: Any, tensor: Any) -> str:
     """What the integers of a constant are, in words: see `Tensor.codes`."""
     stored = {"int4": 4, "int8": 8}.get(flatbuffer.type_name(tensor.type))
     values, grid = flatbuffer.constant(model, tensor), flatbuffer.grid_of(tensor)
-    # Integers without a grid are no codes, but shapes or axes; zeros fit any width.
-    if stored is None or values is None or grid is None or not values.any():
+    # Integers without a grid are no codes, but shapes or axes; zeros fit any width, and equal
+    # weights are those of an average.
+    if stored is None or values is None or grid is None or np.all(values == values.flat[:1]):
         return ""
     needed = _bits_of(values)
     # DoReFa's codes are a bit wider than asked for: 5 bits may come of a scheme of 4, the widest

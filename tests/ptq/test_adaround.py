@@ -70,7 +70,7 @@ def test_it_is_nearly_the_best_of_all_roundings():
 @pytest.mark.parametrize(
     ("name", "scheme", "batch_norm", "gain"),
     [
-        ("residual", "w4a8", "keep", 2.0),
+        ("residual", "w4a8", "keep", 1.5),
         ("mobile", "w4a8", "fold", 4.0),
         ("mobile", "w3a16", "keep", 0.4),
     ],

@@ -28,7 +28,7 @@ def test_the_table(tmp_path):
     network().save(tmp_path / "float.keras")
     out = tmp_path / "out"
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'data.npz'}", f"--out={out}"]
-    flags += [f"--model={tmp_path / 'float.keras'}", "--seeds=0", "--epochs=1"]
+    flags += [f"--model={tmp_path / 'float.keras'}", "--seeds=0", "--epochs=2"]
     flags += ["--row=75 % sparse, 16 clusters", "--row=tfmot, 75 % sparse"]
     done = processes.script("tools/compression.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
