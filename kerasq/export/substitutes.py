@@ -193,18 +193,18 @@ def convolution(
     if not is_image:
         columns = int(np.prod(builder.tensor(source).shape[1:-1]))
         source = _reshaped(builder, source, (-1, 1, columns, features), f"{mark.name}/pixels")
-    pixels = builder.tensor(source).shape[:-1]
-    found = builder.add(f"{mark.name}/convolution", (*pixels, count), mark.grid)
+    shape = (*builder.tensor(source).shape[:-1], count)
+    name = mark.name if is_image else f"{mark.name}/convolution"
+    found = builder.codes[output] = builder.add(name, shape, mark.grid)
     version = builder.target.version("FULLY_CONNECTED", mark.kernel.bits, 8)
     relu = op.builtinOptions.fusedActivationFunction
     steps = {"strideW": 1, "strideH": 1, "dilationWFactor": 1, "dilationHFactor": 1}
     values = steps | {"padding": schema.Padding.VALID, "fusedActivationFunction": relu}
     parameters = [source, kernel, bias]
     builder.emit("CONV_2D", parameters, [found], version, ("Conv2DOptions", values))
-    wanted = tuple(int(n) for n in builder.tensor(output).shape)
-    if is_image:
-        builder.rename(found, mark.name)
-    builder.codes[output] = found if is_image else _reshaped(builder, found, wanted, mark.name)
+    if not is_image:
+        wanted = tuple(int(n) for n in builder.tensor(output).shape)
+        builder.codes[output] = _reshaped(builder, found, wanted, mark.name)
 
 
 def average(builder: Builder, op: schema.OperatorT, mark: Computed) -> bool:

@@ -4,6 +4,8 @@ Read off the register commands of Vela 5.2.0, and checked against them in
 tests/targets/test_ethos_u.py.
 """
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
@@ -52,7 +54,7 @@ def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.
 
 def products(a: Grid, b: Grid) -> Grid:
     """The least grid of int16 that holds all products of the codes of two."""
-    return Grid(scale=a.scale * b.scale * 2.0**15, zero_point=0 * a.zero_point, bits=16)
+    return dataclasses.replace(a, scale=a.scale * b.scale * 2.0**15)
 
 
 def inverse_root(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -89,9 +89,10 @@ def test_layers_are_exact_on_default_kernels_and_close_on_reference_ones(make, b
     reference = kerasq.compare(q, kerasq.TFLiteModel(lite.content, kernels="reference"), x=x)
     assert reference.kernels == "reference"
     assert max(layer.max_lsb for layer in reference.layers) <= 1
-    # Sums of few codes lie on ties, which the reference rounds another way.
-    averages = {"gap", "average"}
-    assert min(x.exact for x in reference.layers if x.name not in averages) >= 0.99
+    # Half of the sums of two by two codes lie on ties, which the reference rounds another way.
+    others = [x for x in reference.layers if x.name != "average"]
+    assert min(x.exact for x in others if x.op != "MEAN") >= 0.99
+    assert min(x.exact for x in others) >= 0.7
     assert min(x.exact for x in reference.layers) >= 0.6
 
 
