@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import kerasq
 from kerasq import kernels, registry
+from kerasq.export.tflite import content_of
 from kerasq.grid import Grid
 from kerasq.layers import Matmul
 from kerasq.targets import X86_64
@@ -77,9 +79,17 @@ def test_quantize_from_float(seed):
 @pytest.mark.parametrize(("name", "version"), [("ADD", 3), ("SUB", 5)])
 def test_sums_and_differences(name, version, seed):
     rng = np.random.default_rng(seed)
-    shape = (1, 32, 128, 64)  # One value in 60,000 tells how inputs are rounded.
-    a, b, out = (wide(real_scale(rng, -13, -8)) for _ in range(3))
+    # Processors take 16 values at once, and what is left over one by one. One value in 60,000 tells
+    # how inputs are rounded.
+    shape = (1, 31, 127, 63 if seed % 2 else 3)
+    a, b = (wide(real_scale(rng, -13, -8)) for _ in range(2))
+    # Onto fine steps, how the sum is rounded shows more often.
+    out = wide(real_scale(rng, -13, -8) * 2.0 ** -(seed // 4 * 6))
+    b = a if name == "ADD" else b
     codes = [rng.integers(-(2**15), 2**15, shape).astype(np.int16) for _ in range(2)]
+    if seed >= 4:  # Near 0, as sums of large codes are beyond such a grid.
+        codes[1] = np.clip(rng.integers(-300, 300, shape) - codes[0], -32768, 32767)
+        codes[1] = codes[1].astype(np.int16)
     content = build(
         getattr(Op, name),
         version,
@@ -88,6 +98,21 @@ def test_sums_and_differences(name, version, seed):
         potScaleInt16=False,
     )
     assert_agrees(simulate(name, None, codes, [a, b], out), content, *codes)
+
+
+@pytest.mark.parametrize("count", [5, 16, 37])
+def test_sums_do_not_hang_on_places(count):
+    rng = np.random.default_rng(0)
+    ends = [keras.Input((count,)) for _ in range(2)]
+    q = kerasq.quantize_model(keras.Model(ends, keras.layers.Add(name="sum")(ends)), "w8a16")
+    wider, narrow = (rng.normal(size=(4000, count)).astype("float32") * k for k in (6, 0.01))
+    # Sums of few units on inputs of thousands: their last bit is how the inputs were rounded.
+    x = [wider, (wider * -0.999 + narrow).astype("float32")]
+    kerasq.calibrate(q, [x], method="minmax")
+    lite = kerasq.TFLiteModel(content_of(q, 1))
+    scales = [float(end.grid.scale) for end in (*lite.inputs, *lite.outputs)]
+    assert max(scales[:2]) > 20 * scales[2] and scales[0] != scales[1]
+    np.testing.assert_array_equal(lite.predict(x), q.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -13,6 +13,7 @@ from kerasq.export.substitutes import FORMS, SUBSTITUTES, gathered
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
 from kerasq.litert.operators import OPERATORS as ALL
+from kerasq.litert.operators import Operator
 
 
 def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | None:
@@ -32,7 +33,7 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
         inputs = [_constant_code(builder, i, mark) for i in inputs]
         if floats := _floats(builder, inputs):
             return f"it reads {floats}, which are not on a grid"
-        inputs = _on_one_grid(builder, inputs, mark)
+    inputs = _requantized(builder, inputs, mark, known)
     if known.inputs is not None:
         inputs = gathered(builder, inputs, op.builtinOptions.axis, mark.name)
     name_parameters(builder, inputs, mark.name, known.parameter)
@@ -82,13 +83,18 @@ def _constant_code(builder: Builder, tensor: int, mark: Computed) -> int:
     return builder.add(f"{mark.name}/constant", values.shape, mark.grid, mark.grid.quantize(values))
 
 
-def _on_one_grid(builder: Builder, inputs: list[int], mark: Computed) -> list[int]:
-    """The inputs that lie on grids, on that of the output."""
-    # The kernels compare and copy codes, so a scale apart they would mix up values.
+def _requantized(builder: Builder, inputs: list[int], mark: Computed, known: Operator) -> list[int]:
+    """The inputs that lie on grids, on one where the operator needs it."""
+    grids = {i: builder.grids[i] for i in inputs if i in builder.grids}
+    if known.one_grid:
+        # The kernels compare and copy codes, so a scale apart they would mix up values.
+        one = mark.grid
+    elif known.one_scale and mark.grid.bits > 8:
+        one = max(grids.values(), key=lambda grid: grid.scale)
+    else:
+        return inputs
     return [
-        builder.requantized(tensor, f"{mark.name}/input_{i}", mark.grid)
-        if tensor in builder.grids
-        else tensor
+        builder.requantized(tensor, f"{mark.name}/input_{i}", one) if tensor in grids else tensor
         for i, tensor in enumerate(inputs)
     ]
 

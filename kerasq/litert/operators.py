@@ -22,6 +22,8 @@ class Operator:
         reference: whether the reference kernels have the operator at all.
         pass_through: whether it only moves or picks values: its output has the grid of its input.
         one_grid: whether all its inputs must have the grid of its output.
+        one_scale: whether both its int16 inputs must have one scale, since processors round others
+            onto a common one differently.
         inputs: the most tensors that one takes; None for any number.
         axes: the most that what it reads may have; None for as many as there are.
         compares: whether its output is no code, but hangs on which of the input's codes are larger,
@@ -43,6 +45,7 @@ class Operator:
     reference: bool = True
     pass_through: bool = False
     one_grid: bool = False
+    one_scale: bool = False
     inputs: int | None = None
     axes: int | None = None
     compares: bool = False

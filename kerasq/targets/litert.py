@@ -81,6 +81,7 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
 # XNNPACK has no integer averages, RELU onto no other grid, and CONCATENATION of a few.
 _OWN = {
     **OPERATORS,
+    "ADD": dataclasses.replace(OPERATORS["ADD"], one_scale=True),
     "AVERAGE_POOL_2D": dataclasses.replace(OPERATORS["AVERAGE_POOL_2D"], by_others=True),
     "CONCATENATION": dataclasses.replace(OPERATORS["CONCATENATION"], inputs=5),
     "RELU": dataclasses.replace(OPERATORS["RELU"], by_others=True),

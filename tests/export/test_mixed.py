@@ -518,9 +518,12 @@ def test_int16_int8_int16():
 def test_int16_add_of_int8_and_int16():
     _, _, lite = exported("int16_add")
     total, narrow = [op for op in lite.ops if op.name == "ADD"]
-    assert total.inputs == ("stem_int16", "branch") and types(lite, "total") == ["int16"]
+    # The coarser of the two is where the other one goes.
+    assert total.inputs == ("stem_int16", "total/input_1") and types(lite, "total") == ["int16"]
+    one, other = (tensor(lite, name).grid for name in total.inputs)
+    assert one.equals(other) and one.scale > tensor(lite, "branch").grid.scale
     assert narrow.inputs == ("total_int8", "stem") and types(lite, "narrow") == ["int8"]
-    assert written_by(lite, "QUANTIZE") == ["stem_int16", "total_int8"]
+    assert written_by(lite, "QUANTIZE") == ["stem_int16", "total/input_1", "total_int8"]
 
 
 def test_int16_concat_requantizes_int8_inputs_straight_onto_its_grid():
