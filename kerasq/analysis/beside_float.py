@@ -11,6 +11,7 @@ import tensorflow as tf
 from kerasq import graph
 from kerasq.calibration.calibrate import BATCH_SIZE
 from kerasq.support.data import batch_spec, batches
+from kerasq.support.shared import traced_if_often
 from kerasq.support.sqnr import Noise
 from kerasq.wrappers import QuantizeWrapper, infer, infer_float
 
@@ -42,8 +43,7 @@ def observer(model: keras.Model) -> Callable[[Any], dict[str, BesideFloat]]:
         model: what `quantize_model` returned.
     """
 
-    # Traced once for all epochs.
-    @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
+    @traced_if_often(batch_spec(model.input))
     def both(x: Any) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         simulated, wanted = _outputs(model, x, infer), _outputs(model, x, infer_float)
         return {name: (_powers(y, simulated[name]), _some(y)) for name, y in wanted.items()}

@@ -15,6 +15,7 @@ from kerasq.quantizers.activations import NARROWEST, ActivationQuantizer
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support.data import batch_spec, batches
 from kerasq.support.finite import not_finite
+from kerasq.support.shared import traced_if_often
 from kerasq.wrappers import QuantizeWrapper, ranged
 
 # The share beyond a range that is trouble, by whether there are 8 bits or more. Where codes are
@@ -52,8 +53,7 @@ def observer(model: keras.Model) -> Callable[[Any], None]:
     """
     quantizers = ranged(model)
 
-    # Traced once for all epochs.
-    @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
+    @traced_if_often(batch_spec(model.input))
     def statistics(x: Any) -> dict[str, tf.Tensor]:
         found = {}
 

@@ -17,6 +17,7 @@ from kerasq.support.data import batch_spec, batches, sample_count
 from kerasq.support.finite import check_finite
 from kerasq.support.progress import track
 from kerasq.support.restore import restored_on_error
+from kerasq.support.shared import traced_if_often
 from kerasq.wrappers import (
     infer_float,
     range_variables,
@@ -112,20 +113,16 @@ def observe(
     is_power = SCALES[scales_of(model)].activations
     taps = [tap for name, bits in widths.items() for tap in _taps(name, bits, prototype, is_power)]
 
-    # Traced for one batch and run on all: float layers only, so this costs about a `predict`.
-    @tf.function(input_signature=[batch_spec(model.input)], autograph=False)
+    # Float layers only, so this costs about a `predict`.
+    @traced_if_often(batch_spec(model.input))
     def statistics(x: Any) -> list[tuple[tf.Tensor, ...]]:
-        values = _float_values(model, x)
-        found = [
-            tf.concat([values[x] for x in shared.get(tap.name, [tap.name])], 0) for tap in taps
-        ]
-        return [tap.observer.statistics(x) for tap, x in zip(taps, found, strict=True)]
+        return _statistics(model, x, taps, shared)
 
     first = None
     for x in _tracked(model, data, steps):
         first = x if first is None else first
         for tap, found in zip(taps, statistics(x), strict=True):
-            tap.observer.update([s.numpy() for s in found])
+            tap.observer.update([np.asarray(s) for s in found])
     return {(tap.name, bits): tap.range(bits) for tap in taps for bits in tap.widths}, first
 
 
@@ -136,20 +133,35 @@ def _tracked(model: keras.Model, data: Any, steps: int | None) -> Iterable[Any]:
     return track(batches(model, data, BATCH_SIZE, steps), total, "batch")
 
 
-def _float_values(model: keras.Model, x: Any) -> dict[str, tf.Tensor]:
-    """By name, the tensors of a model whose wrappers run their layers in float."""
-    values: dict[str, tf.Tensor] = {}
+def _statistics(
+    model: keras.Model, x: Any, taps: list["_Tap"], shared: Mapping[str, list[str]]
+) -> list[tuple[tf.Tensor, ...]]:
+    """What each tap's observer makes of a batch, of a model whose wrappers run in float."""
+    groups = [shared.get(tap.name, [tap.name]) for tap in taps]
+    readers: dict[str, list[int]] = {}
+    for i, names in enumerate(groups):
+        for name in names:
+            readers.setdefault(name, []).append(i)
+    # Values are kept only until a tap has all that it reads: a network's may be too many.
+    values: list[dict[str, tf.Tensor]] = [{} for _ in taps]
+    found: dict[int, tuple[tf.Tensor, ...]] = {}
 
     def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
         y = infer_float(node, *args, **kwargs)
-        names = map(graph.tensor_name, node.outputs)
-        values.update(zip(names, keras.tree.flatten(y), strict=True))
+        for name, value in zip(
+            map(graph.tensor_name, node.outputs), keras.tree.flatten(y), strict=True
+        ):
+            for i in readers.get(name, []):
+                values[i][name] = value
+                if len(values[i]) == len(groups[i]):
+                    joined = tf.concat([values[i].pop(x) for x in groups[i]], 0)
+                    found[i] = taps[i].observer.statistics(joined)
         return y
 
     # As in Keras's own models, names of layers may begin with "_", which that of no root scope may.
     with tf.name_scope("model"):
         graph.run(model, x, call)
-    return values
+    return [found[i] for i in range(len(taps))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

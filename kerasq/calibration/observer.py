@@ -41,7 +41,7 @@ class Observer:
     power_of_two = False
 
     def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What `update` needs of a batch; is traced into the model, so it changes nothing here."""
+        """What `update` needs of a batch; may be traced into the model, so it changes nothing."""
         raise NotImplementedError
 
     def update(self, statistics: Sequence[np.ndarray]) -> None:

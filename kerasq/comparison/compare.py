@@ -19,13 +19,12 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.support.data import batch_spec, labelled_count, with_labels
 from kerasq.support.progress import track
+from kerasq.support.shared import traced_if_often
 
 # Samples that are simulated at once; the interpreter takes as many as its file says.
 CHUNK = 64
 # All layers' values of a chunk are in memory: of large images fewer samples are taken.
 MOST_VALUES = 2**26
-# Up to so many batches are computed eagerly: a trace takes as long as ten batches of a small model.
-FEW = 4
 
 
 def compare(model: keras.Model, lite: TFLiteModel, *, x: Any) -> Report:
@@ -91,12 +90,7 @@ class Comparison:
         self.chunk = max(1, min(CHUNK, MOST_VALUES // max(1, values)))
         self.total = None if samples is None else -(-samples // self.chunk)
         self._ends = _Ends(model)
-        self._simulate = _simulation(model, self.layers, self.is_long)
-
-    @property
-    def is_long(self) -> bool:
-        """Whether there are so many batches that tracing pays."""
-        return self.total is None or self.total > FEW
+        self._simulate = _simulation(model, self.layers)
 
     def add(self, data: Any) -> None:
         """Compares the sides on a batch, as `batches` yields it."""
@@ -159,22 +153,16 @@ def _layers(model: keras.Model, probe: Probe) -> list["ComparedLayer"]:
     ]
 
 
-def _simulation(
-    model: keras.Model, layers: list["ComparedLayer"], is_traced: bool
-) -> Callable[[Any, list], tuple]:
+def _simulation(model: keras.Model, layers: list["ComparedLayer"]) -> Callable[[Any, list], tuple]:
     """A function: the model's outputs on a batch, and those of each layer on its inputs."""
 
+    # One function rather than one a layer, of which each would be traced and called by itself.
+    @traced_if_often(batch_spec(model.input), batch_spec([layer.inputs for layer in layers]))
     def simulate(data: Any, fed: list) -> tuple[list, list]:
-        # Batches are of float32, indices included: see `batch_spec`.
-        data, fed = keras.tree.map_structure(lambda v: tf.cast(v, tf.float32), (data, fed))
         outputs = graphs.run(model, data, wrappers.infer)
         return outputs, [layer.run(x) for layer, x in zip(layers, fed, strict=True)]
 
-    if not is_traced:
-        return simulate
-    signature = [batch_spec(model.input), batch_spec([layer.inputs for layer in layers])]
-    # One function rather than one a layer, of which each would be traced and called by itself.
-    return tf.function(simulate, input_signature=signature, autograph=False)
+    return simulate
 
 
 def step_of(tensor: keras.KerasTensor) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Replaying a graph: on symbolic tensors, which builds a model, or on values."""
 
+import collections
 import dataclasses
 import operator
 from collections.abc import Callable
@@ -108,11 +109,19 @@ def run(
     Returns:
         The outputs, in the order of `model.outputs`.
     """
-    symbols = keras.tree.flatten(model.inputs)
+    symbols, outputs = keras.tree.flatten(model.inputs), keras.tree.flatten(model.outputs)
     values = {id(x): y for x, y in zip(symbols, keras.tree.flatten(inputs), strict=True)}
-    for node in order(model):
+    nodes = order(model)
+    readers = collections.Counter(id(x) for node in nodes for x in node.inputs)
+    readers.update(map(id, outputs))
+    for node in nodes:
         compute(node, values, call)
-    return [values[id(y)] for y in keras.tree.flatten(model.outputs)]
+        # Where the values are numbers, they must not all be in memory until the end.
+        for x in map(id, node.inputs):
+            readers[x] -= 1
+            if not readers[x]:
+                del values[x]
+    return [values[id(y)] for y in outputs]
 
 
 def compute(node: Node, values: dict[int, Any], call: Callable[..., Any]) -> None:

@@ -24,6 +24,7 @@ from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
 from kerasq.support.data import label_batches, labelled_count, with_labels
 from kerasq.support.progress import track
+from kerasq.support.shared import FEW
 
 
 def report(
@@ -114,6 +115,7 @@ class _Found:
         self, model: keras.Model | None, lite: TFLiteModel, float_model: keras.Model | None
     ) -> None:
         self._lite, self._float_model = lite, float_model
+        self._calls = itertools.count()
         self._name = "The file" if model is None else model.name
         self._ends, self._shown = Ends(lite.output_names), ShownSamples()
         self._layers: list[LayerFigures] = []
@@ -126,7 +128,7 @@ class _Found:
         measured = Measurement(model, self._lite, labelled_count(model, data))
         found = with_labels(model, data, measured.chunk)
         for x, labels in track(found, measured.total, "batch"):
-            batch = self._referred(measured.add(x), x, measured.comparison.is_long)
+            batch = self._referred(measured.add(x), x)
             self._add(x, labels, batch)
         self._costs = summary(model)
         self._layers = layer_figures.of_model(
@@ -138,11 +140,11 @@ class _Found:
         """Measures a file alone."""
         measured = FileMeasurement(self._lite)
         for x, labels in _file_batches(self._lite, data, measured.chunk):
-            batch = self._referred(measured.add(x), x if len(x) > 1 else x[0], True)
+            batch = self._referred(measured.add(x), x if len(x) > 1 else x[0])
             self._add(x, labels, batch)
         self._layers = layer_figures.of_file(self._lite, measured)
 
-    def _referred(self, batch: Batch, x: Any, is_traced: bool) -> Batch:
+    def _referred(self, batch: Batch, x: Any) -> Batch:
         """A batch whose reference is what the float model predicts, where there is one.
 
         Raises:
@@ -151,7 +153,8 @@ class _Found:
         model = self._float_model
         if model is None:
             return batch
-        predicted = model.predict_on_batch(x) if is_traced else model(x, training=False)
+        is_often = next(self._calls) >= FEW
+        predicted = model.predict_on_batch(x) if is_often else model(x, training=False)
         outputs = [np.asarray(y) for y in keras.tree.flatten(predicted)]
         shapes = [y.shape for y in outputs], [y.shape for y in batch.computed]
         if shapes[0] != shapes[1]:

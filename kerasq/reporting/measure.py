@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kerasq import graph, wrappers
 from kerasq.comparison.compare import Comparison
@@ -15,6 +14,7 @@ from kerasq.grid import Grid
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts, ValueCounts, some
 from kerasq.support.data import batch_spec
+from kerasq.support.shared import traced_if_often
 from kerasq.support.sqnr import Noise
 
 
@@ -128,8 +128,8 @@ class Measurement:
         layers = self.comparison.layers
         wanted = [node.outputs[0] for node in self._inputs] + [x.output for x in layers]
 
+        @traced_if_often(batch_spec(model.input), batch_spec([x.inputs for x in layers]))
         def floats(data: Any, fed: list) -> tuple[list, list, list]:
-            data, fed = keras.tree.map_structure(lambda v: tf.cast(v, tf.float32), (data, fed))
             found: dict[int, Any] = {}
 
             def call(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
@@ -141,10 +141,7 @@ class Measurement:
             own = [x.run(y, wrappers.infer_float) for x, y in zip(layers, fed, strict=True)]
             return outputs, [found[id(y)] for y in wanted], own
 
-        if not self.comparison.is_long:
-            return floats
-        signature = [batch_spec(model.input), batch_spec([x.inputs for x in layers])]
-        return tf.function(floats, input_signature=signature, autograph=False)
+        return floats
 
     def add(self, data: Any) -> Batch:
         """Runs a batch, as `kerasq.support.data.batches` yields it."""

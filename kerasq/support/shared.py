@@ -1,11 +1,42 @@
-"""Functions of tensors that are traced once, and called by all layers."""
+"""Functions of tensors that are traced once and called by all layers, or only where that pays."""
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
+
+# To trace a function takes about as long as this many batches, operator by operator.
+FEW = 8
+
+
+def traced_if_often(*signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function run as it is in its first `FEW` calls, and traced in those behind.
+
+    Args:
+        signature: the `tf.TensorSpec` of each argument, or structures of them.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        traced = tf.function(function, input_signature=signature, autograph=False)
+        calls = itertools.count()
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            if next(calls) >= FEW:
+                return traced(*args)
+            return function(*keras.tree.map_structure(_cast, signature, args))
+
+        return call
+
+    return decorate
+
+
+def _cast(spec: tf.TensorSpec, x: Any) -> tf.Tensor:
+    return tf.cast(x, spec.dtype)
 
 
 def shared(function: Callable[..., Any]) -> Callable[..., Any]:
