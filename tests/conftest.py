@@ -1,7 +1,9 @@
-"""Garbage collection and Grappler while tests run, and the order of files."""
+"""Garbage collection and Grappler while tests run, their order, and how many of a kind."""
 
+import collections
 import gc
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -19,9 +21,29 @@ def grappler(request: pytest.FixtureRequest) -> None:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not is_kept})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Moves the folders of `LONG` to the front."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--few`."""
+    parser.addoption(
+        "--few", type=int, help="Of tests that differ in their arguments alone, so many at most."
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Moves the folders of `LONG` to the front; leaves out what `--few` says."""
     items.sort(key=lambda item: item.path.parent.name not in LONG)
+    if (few := config.getoption("few")) is None:
+        return
+    kinds = collections.defaultdict(list)
+    for item in items:
+        kinds[item.nodeid.partition("[")[0]].append(item)
+    # From the first to the last, as neighbours are much alike.
+    kept = {
+        kind[round(i)].nodeid
+        for kind in kinds.values()
+        for i in np.linspace(0, len(kind) - 1, min(few, len(kind)))
+    }
+    config.hook.pytest_deselected(items=[x for x in items if x.nodeid not in kept])
+    items[:] = [x for x in items if x.nodeid in kept]
 
 
 def pytest_collection_finish() -> None:

@@ -244,7 +244,7 @@ def test_families_of_operations(family, scheme):
         *FAMILIES[family].split()
     }
     x = images(3, seed=1)
-    for got, want in zip(outputs(lite, x), q.predict_on_batch(x), strict=True):
+    for got, want in zip(outputs(lite, x), networks.run(q, x), strict=True):
         np.testing.assert_array_equal(got, want)
 
 

@@ -12,8 +12,16 @@ pytest.importorskip("tflite_micro")
 L = keras.layers
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8"])
-@pytest.mark.parametrize("make", [networks.mobile, networks.residual, networks.two_by_two])
+@pytest.mark.parametrize(
+    ("make", "scheme"),
+    [
+        (networks.mobile, "w8a8"),
+        (networks.mobile, "w4a8"),
+        (networks.residual, "w8a16"),
+        (networks.two_by_two, "w8a8"),
+        (networks.two_by_two, "w4a8"),
+    ],
+)
 def test_there_and_back(make, scheme):
     model = make()
     x = networks.data(model, 32)

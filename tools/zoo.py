@@ -314,7 +314,7 @@ ROWS = {
     "unet": Row(make=_unet),
     "tcn": Row(make=_tcn),
     "squeeze_excite": Row(make=_squeeze_excite, quick=True),
-    "transformer": Row(make=_transformer, cnn=False, quick=True),
+    "transformer": Row(make=_transformer, cnn=False),
     "decoder": Row(make=_decoder, cnn=False, quick=True),
     "vit": Row(make=_vit, cnn=False),
     "mobilevit": Row(make=_mobilevit, cnn=False),

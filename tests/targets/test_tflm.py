@@ -202,25 +202,35 @@ def test_networks(name, scheme):
     assert lite.arena_bytes() > 0
 
 
-def grouped():
-    """Layers by the shapes of what they read: a model has all of one kind."""
+def grouped(weighted=False):
+    """Layers by the shapes of what they read, as a model has one kind; or those with weights."""
     found = collections.defaultdict(list)
     for case in CASES:
-        make, shapes, _ = case.values
-        found[tuple(map(tuple, shapes))].append(make)
+        make, shapes, row = case.values
+        rule = registry.ACTIVATIONS[row] if isinstance(row, str) else registry.LAYERS[row]
+        operators = [TFLM.operators.get(name) for name in rule.op.split(", ")]
+        if not weighted or any(x is not None and x.channels is not None for x in operators):
+            found[tuple(map(tuple, shapes))].append(make)
     return found
 
 
+# Weights have 4 bits where there are any.
+LAYERS = [
+    *(("w8a8", "w8a16", *group) for group in grouped().items()),
+    *(("w8a16", "w8a8", *group) for group in grouped().items()),
+    *(("w4a8", "w4a16", *group) for group in grouped(weighted=True).items()),
+    *(("w4a16", "w4a8", *group) for group in grouped(weighted=True).items()),
+]
+
+
 @pytest.mark.parametrize(
-    ("scheme", "other"),
-    [("w8a8", "w8a8"), ("w8a16", "w8a16"), ("w4a8", "w4a16"), ("w4a16", "w4a8")],
+    ("scheme", "other", "shapes", "makes"), LAYERS, ids=["-".join(map(str, x[:3])) for x in LAYERS]
 )
-@pytest.mark.parametrize("shapes", grouped(), ids=str)
-def test_layers(shapes, scheme, other):
+def test_layers(scheme, other, shapes, makes):
     """Every second layer, and the inputs, have the other scheme."""
     keras.utils.set_random_seed(0)
     inputs = [keras.Input(shape, name=f"other_input_{i}") for i, shape in enumerate(shapes)]
-    found = [make() for make in grouped()[shapes]]
+    found = [make() for make in makes]
     for i, layer in enumerate(found):
         layer.name = f"{'other' if i % 2 else 'layer'}_{i}"
     x = inputs[0] if len(inputs) == 1 else inputs
@@ -229,8 +239,8 @@ def test_layers(shapes, scheme, other):
     data = [rng.normal(0.3 * i, 3 / (i + 1), (24, *s)).astype("f") for i, s in enumerate(shapes)]
     options = {"scheme": scheme, "overrides": {"other_*": other}, "target": "tflm"}
     q = networks.quantized(model, data, **options)
-    # In a graph, too: once for each kernel.
-    assert_exact(q, data, keras.Model.predict_on_batch if scheme == other else networks.run)
+    # In a graph, too: each kernel once.
+    assert_exact(q, data, keras.Model.predict_on_batch if scheme == "w8a8" else networks.run)
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 23, 130])

@@ -3,7 +3,7 @@ import json
 import keras
 import pytest
 
-from tests.processes import ROOT, python
+from tests.processes import ROOT, python, script
 from tools.benchmarks import comparison, contestants
 from tools.benchmarks.worker import Failed, Worker
 
@@ -119,5 +119,5 @@ def test_command_line(tmp_path):
     ],
 )
 def test_bad_flags_are_named(flag, message):
-    done = python("-m", "tools.benchmarks.run", flag)
+    done = script("tools/benchmarks/run.py", flag)
     assert done.returncode != 0 and message in done.stdout + done.stderr

@@ -51,7 +51,7 @@ def most_scales(file):
 
 def run(folder, *flags):
     flags = [f"--model={folder / 'network.keras'}", f"--data_dir={folder}", *flags]
-    return processes.python("-m", "tools.post_training", *flags)
+    return processes.script("tools/post_training.py", *flags)
 
 
 def test_the_table(folder):

@@ -32,17 +32,18 @@ def test_the_table(tmp_path):
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
     flags = ["--dataset=npz", f"--data_dir={tmp_path / 'data.npz'}", f"--out={tmp_path / 'out'}"]
     flags += ["--float_epochs=1", "--network=ds_cnn", "--optimizer=SGD 1e-3"]
-    # All of them once, and two with a second seed, which has been run before.
-    done = processes.script("tools/robustness.py", *flags, "--seeds=0")
+    # Once, and two of them with a second seed, which has been run before.
+    some = ["--contestant=kerasq", "--contestant=tfmot"]
+    done = processes.script("tools/robustness.py", *flags, *some, "--seeds=0")
     assert done.returncode == 0, done.stderr[-3000:]
     header = next(x for x in done.stdout.splitlines() if x.startswith("|"))
     names = [cell.strip() for cell in header.split("|")[3:-1]]
-    assert names == ["float", "kerasq", "kerasq, folded", "tfmot"]
+    assert names == ["float", "kerasq", "tfmot"]
     runs = tmp_path / "out/finetune/ds_cnn"
-    for name in ("float", "kerasq", "kerasq_folded", "tfmot"):
+    for name in ("float", "kerasq", "tfmot"):
         assert "SGD 1e-3" in json.loads((runs / name / "seed0.json").read_text())
     logs = {path: path.stat().st_mtime_ns for path in runs.rglob("*.log")}
-    assert len(logs) == 4
+    assert len(logs) == 3
     for name, top1 in (("float", 0.5), ("kerasq", 0.25)):
         (runs / name / "seed1.json").write_text(json.dumps({"SGD 1e-3": top1}))
     (runs / "kerasq/seed1.clipped.json").write_text(json.dumps({"SGD 1e-3": [0.125]}))

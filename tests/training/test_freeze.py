@@ -35,7 +35,7 @@ def is_range(path):
 
 @pytest.mark.parametrize(
     ("range_gradient", "batch_norm"),
-    [("lsq", "fold"), ("lsq", "keep"), ("clip", "fold"), ("none", "keep")],
+    [("lsq", "keep"), ("clip", "fold"), ("none", "keep")],
 )
 def test_ranges_and_statistics_stop_and_weights_train_on(range_gradient, batch_norm):
     options = {"range_gradient": range_gradient, "batch_norm": batch_norm}

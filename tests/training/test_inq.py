@@ -72,7 +72,6 @@ def test_frozen_weights_stay_exactly_where_they_are(options, batch_norm):
 @pytest.mark.parametrize(
     ("bits", "per_channel", "make"),
     [
-        (5, True, networks.residual),
         (4, False, networks.residual),
         (3, True, networks.mobile),
         (2, False, networks.residual),
