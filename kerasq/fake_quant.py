@@ -163,7 +163,8 @@ def fake_quant(
 
         return y, grad
 
-    return run(x, low, high)
+    # Variables of several devices, read inside, would count as others than the arguments.
+    return run(*map(tf.convert_to_tensor, (x, low, high)))
 
 
 def fake_quant_following(
@@ -277,7 +278,8 @@ def fake_quant_per_channel(
 
         return codes * (high * (gain / largest)), grad
 
-    return run(x, high)
+    # As in `fake_quant`.
+    return run(*map(tf.convert_to_tensor, (x, high)))
 
 
 def _relu(x: tf.Tensor, limit: float | None) -> tf.Tensor:

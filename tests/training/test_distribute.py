@@ -47,8 +47,9 @@ with strategy.scope():
     q.compile(keras.optimizers.SGD(1e-2, momentum=0.9), "sparse_categorical_crossentropy",
               metrics=["accuracy"], jit_compile=False)
 inq = [kerasq.IncrementalQuantization((0.5, 1.0))] if "weights" in options else []
+check = kerasq.CheckTraining(x[:16])  # Runs the network outside of a graph.
 history = q.fit(x, y, batch_size=16, shuffle=False, epochs=2, verbose=0,
-                validation_data=(x, y), callbacks=inq).history
+                validation_data=(x, y), callbacks=[*inq, check]).history
 with strategy.scope():  # Ranges that follow the data, from the first batch on.
     follows = kerasq.quantize_model(network(), range_gradient="none", keep_zeros=True)
     follows.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)

@@ -36,6 +36,13 @@ SCHEMES = (
     *("w8a8", "w8a8", "w8a8", "w8a16", "w4a8", "w4a16", "w2a8", "w8a4", "w2a3", "w1a8"),
     *("w3a16", "w5a6", "w8a8", "w8a16", "w4a8", "w4a16", "w2a8", "float"),
 )
+# Arguments of quantize_model that are mostly left out.
+SELDOM = {
+    "target": ["tflm", "tflm", "litert-x86-64"],
+    "scales": ["power_of_two"],
+    "granularity": ["per_tensor"],
+    "recurrence": ["fused"],
+}
 # Parts that passes make, where they fit: nobody calls them.
 _PARTS = {
     own_layers.GridMean,
@@ -298,6 +305,9 @@ def _options(draw: Callable, builder: _Builder) -> str:
     if keys:
         text += f", overrides={ {key: draw(st.sampled_from(schemes)) for key in keys} }"
     text += f", weights={kind!r}" if kind != "uniform" else ""
+    for name, seldom in SELDOM.items():
+        value = draw(st.sampled_from([None] * 5 + seldom))
+        text += f", {name}={value!r}" if value else ""
     return text + (f", batch_norm={BATCH_NORMS[-1]!r}" if draw(st.booleans()) else "")
 
 
