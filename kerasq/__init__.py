@@ -45,6 +45,7 @@ from kerasq.reporting.advice import Advice
 from kerasq.reporting.build import report
 from kerasq.reporting.difference import compare_reports
 from kerasq.reporting.verdict import Verdict
+from kerasq.requantization import Multiplier, Multipliers, multipliers
 from kerasq.retargeting import retarget
 from kerasq.training.batches import epoch_batches
 from kerasq.training.check_training import CheckTraining
@@ -86,6 +87,8 @@ __all__ = [
     "MinMax",
     "MovingAverage",
     "MultiWorkerStrategy",
+    "Multiplier",
+    "Multipliers",
     "Observer",
     "Op",
     "Percentile",
@@ -127,6 +130,7 @@ __all__ = [
     "latency",
     "load_encodings",
     "load_model",
+    "multipliers",
     "plot_clipped",
     "plot_curves",
     "post_training",

@@ -478,6 +478,12 @@ class KernelWrapper(QuantizeWrapper):
         )
         return self._clamped(kernel(total, grid, weights, out), out) * out.scale
 
+    def run_by(self, inputs: tf.Tensor, rescale: kernels.AccumulatorKernel) -> tf.Tensor:
+        """`run_integer` by another way from the sums to the codes than the target's."""
+        (grid,), out, weights = self.input_grids(), self.checked_grid(), self.integer_weights()
+        codes = rescale(self.sums(inputs, grid, weights), grid, weights, out)
+        return self._clamped(codes, out) * out.scale
+
     def sums(self, inputs: tf.Tensor, grid: Grid, weights: kernels.IntegerWeights) -> tf.Tensor:
         """The integer accumulators, bias included: steps of `s_in * s_w[c]`.
 
