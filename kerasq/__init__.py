@@ -2,6 +2,7 @@
 
 from kerasq.analysis.allocate import Allocation, allocate
 from kerasq.analysis.compression import Compression, LayerCompression, compression
+from kerasq.analysis.fixed_point import FixedPoint, LayerFixedPoint, fixed_point
 from kerasq.analysis.latency import latency
 from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
@@ -74,11 +75,13 @@ __all__ = [
     "Entropy",
     "EpochBackup",
     "Equalization",
+    "FixedPoint",
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
     "KernelReport",
     "LayerCompression",
+    "LayerFixedPoint",
     "LayerReport",
     "LayerSummary",
     "LogRanges",
@@ -127,6 +130,7 @@ __all__ = [
     "export_float_tflite",
     "export_tflite",
     "first_and_last",
+    "fixed_point",
     "latency",
     "load_encodings",
     "load_model",
