@@ -35,6 +35,7 @@ from kerasq.ptq.bias_correction import BiasCorrection, correct_biases
 from kerasq.ptq.post_training import PostTraining, PostTrainingStep, post_training
 from kerasq.ptq.seq_mse import WeightRanges, seq_mse
 from kerasq.quantize import first_and_last, quantize_model
+from kerasq.quantizers.a2q import A2Q
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary
 from kerasq.quantizers.dorefa import DoReFa
@@ -61,6 +62,7 @@ from kerasq.training.pruning import MagnitudePruning
 from kerasq.training.schedule import schedule
 
 __all__ = [
+    "A2Q",
     "Absorption",
     "Aciq",
     "Advice",

@@ -23,7 +23,7 @@ from kerasq.support.progress import track
 
 # Samples at once, and up to how many such batches a trace does not pay.
 CHUNK, FEW = 64, 4
-NARROWEST, WIDEST = 16, 32
+NARROWEST, WIDEST = 8, 32
 
 
 def _saturated(total: tf.Tensor, bits: int) -> tf.Tensor:
@@ -150,7 +150,7 @@ def fixed_point(
         x: samples: an array, or an iterable of batches `x` or `(x, y)`; or `(x, y)`. Labels y of
             classes give the accuracy.
         multiplier_bits: width of the multipliers' mantissas, in [2, 31].
-        accumulator_bits: width of the accumulators, sign included, in [16, 32].
+        accumulator_bits: width of the accumulators, sign included, in [8, 32].
         overflow: "saturate" or "wrap".
 
     Raises:

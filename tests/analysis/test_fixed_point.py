@@ -118,8 +118,8 @@ def test_table(dense):
 
 def test_bad_arguments(dense):
     q, x = dense
-    for bits in (15, 33, 16.0):
-        with pytest.raises(ValueError, match=r"`accumulator_bits` must be an integer in \[16, 32"):
+    for bits in (7, 33, 16.0):
+        with pytest.raises(ValueError, match=r"`accumulator_bits` must be an integer in \[8, 32"):
             kerasq.fixed_point(q, x, accumulator_bits=bits)
     with pytest.raises(ValueError, match=r"width in \[2, 31\]. Received: 40 bits"):
         kerasq.fixed_point(q, x, multiplier_bits=40)
