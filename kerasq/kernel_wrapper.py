@@ -13,7 +13,7 @@ from kerasq import fake_quant, fused_batch_norm, graph, kernels, scales
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
-from kerasq.quantizers.a2q import A2Q, FARTHEST
+from kerasq.quantizers.a2q import A2Q
 from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.structure import MOST_CLUSTERS, Clustered, Structure
 from kerasq.quantizers.threshold import ThresholdWeights
@@ -272,8 +272,10 @@ class KernelWrapper(QuantizeWrapper):
         gain, bias = self.gain_and_bias()
         channels = self.flat_kernel().shape[-1:]
         grids = self.input_grids()
-        if not grids:  # It is loaded, and has not been called.
-            return tf.constant(FARTHEST), tf.zeros(channels)
+        if not grids:  # It is built, and has not been called: what its width has at most.
+            bits = self.bits.activation_bits
+            most = 2.0**bits - 1.0 if bits <= 8 else 2.0 ** (bits - 1)
+            return tf.constant(most), tf.zeros(channels)
         (grid,) = grids
         zero = tf.cast(grid.zero_point, tf.float32)
         farthest = tf.maximum(grid.qmax - zero, zero - grid.qmin)

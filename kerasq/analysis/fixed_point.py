@@ -160,7 +160,7 @@ def fixed_point(
 
     References:
         Multipliers: Jacob et al. 2018 (arXiv 1712.05877), section 2.2. Accumulators that wrap
-        around or saturate: Colbert et al. 2023 (arXiv 2308.13504), section 2.
+        around or saturate: Colbert et al. 2023 (arXiv 2308.13504).
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])

@@ -15,42 +15,44 @@ from kerasq.support.shared import shared
 NARROWEST_SUMS, WIDEST_SUMS = 8, 32
 # Scales of a range that follows that are tried.
 SEARCH = 10
-# How far codes of 8 bits lie from the zero point at most.
+# How far codes of 8 bits lie from the zero point at most: of a quantizer that no wrapper has.
 FARTHEST = 255.0
 
 
 @keras.saving.register_keras_serializable("kerasq")
 class A2Q(WeightQuantizer):
-    """Weights whose sums fit accumulators of P bits, whatever the input (Colbert et al. 2023).
+    """Weights whose sums fit accumulators of P bits, whatever the input.
 
-    With codes x of the input, their zero point z, the farthest code `m = max |x - z|`, and the bias
-    b, in codes, no sum overflows, in whatever order it is taken, where each channel has
+    With codes x of the input, their zero point z, the farthest code `m = max |x - z|`, codes w of
+    the weights and b of the bias, no sum overflows, in whatever order it is taken, where each
+    channel has
 
         |w|_1 <= T = (2^(P-1) - 1 - |b|) / m
 
-    In the paper (section 4) m is 2^N for unsigned inputs of N bits and 2^(N-1) for
-    signed ones, and the bias is left out; here m is that of the grid, up to 255 at 8 bits. As
-    in the paper the weights are a direction v (the kernel), a norm g and a scale s of each channel,
+    Colbert et al. 2023 (arXiv 2308.13504) have 2^N as m for unsigned inputs of N bits and 2^(N-1)
+    for signed ones, and no bias; here m is that of the grid, up to 255 at 8 bits. As there, weights
+    are a direction v (the kernel), a norm g and a scale s of each channel,
 
         w = clip(trunc(g v / |v|_1 / s), -n, n),  w_q = s w,  g <= s T,  n = 2^(bits-1) - 1
 
     rounded towards zero, so that rounding adds to no norm. The bias counts as it is at the moment,
     with BatchNormalization folded, and takes half of the accumulator at most: s grows with it.
 
-    By default (and under "none") `g = |v|_1`, and s is the least that holds the largest weight and
-    whose *rounded* norm keeps to the bound: both follow the weights, dL/dv is the incoming
-    gradient, and the bound is used up. Under "lsq" or "clip" s and g are learned as in the paper,
-    whose bound is that of the norm before it is rounded: where T is little more than half of the
-    number of weights, hardly any is left. They are `kernel_range = n s` and `kernel_magnitude`, the
-    norm over the number of weights, with `g = min(norm, s T)`; the gradients are those of the
-    formula, with that of trunc as 1, and scaled as LSQ's are, so that no logarithms are needed (the
-    paper learns log2 s and log2 norm). The loss then has the paper's penalty, summed over channels:
+    By default (and under "none") `g = |v|_1`, and s is about the least that holds the largest
+    weight and whose *rounded* norm keeps to the bound: both follow the weights, dL/dv is the
+    incoming gradient, and the bound is used up.
+
+    Under "lsq" or "clip" s and g are learned, as in the paper, whose bound is that of the norm
+    before it is rounded: weights below their mean magnitude times (number of weights) / T become 0,
+    which may be all (see also Colbert et al. 2024, arXiv 2401.10432). They are `kernel_range = n s`
+    and `kernel_magnitude`, the norm over the number of weights, with `g = min(norm, s T)`; the
+    gradients are those of the formula, with that of trunc as 1, and scaled as LSQ's are, so that no
+    logarithms are needed (the paper learns log2 s and log2 norm). The loss then has the paper's
+    penalty, summed over channels:
 
         penalty * max(log2(norm) - log2(s T), 0)
 
-    `kerasq.fixed_point` shows that nothing overflows, and what it costs. At 8 bits few weights are
-    left where P is 16: with `|w|_1 <= 128` a 3x3 convolution of 64 inputs has as many, or fewer,
-    that are not 0.
+    `kerasq.fixed_point` shows that nothing overflows, and what it costs.
 
     Args:
         accumulator_bits: P, sign included, in [8, 32].

@@ -54,6 +54,12 @@ def test_no_channel_is_beyond_the_bound(make, batch_norm, scheme, bits, gradient
         weights=kerasq.A2Q(accumulator_bits=bits),
     )
     share = bounded(q, bits)
+    if scheme == "w8a4":
+        # Learned scales begin where the whole norm fits: codes of 4 bits are 15 from 0 at most.
+        wrapper = q.get_layer("logits")
+        norm = np.abs(wrapper.ranged_kernel()).sum(0)
+        learned = wrapper.weight_quantizer.kernel_range
+        np.testing.assert_allclose(learned, 127 * norm * 15 / (2**11 - 1), rtol=1e-3)
     if bits == 16:
         assert share > 0.95  # It is used up, and other weights do not keep to it.
         plain = networks.quantized(model, scheme=scheme, batch_norm=batch_norm)
