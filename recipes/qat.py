@@ -64,7 +64,7 @@ _PRUNE_EPOCHS = flags.DEFINE_integer(
     "prune_epochs", None, "Epochs until all are 0. Default: half of --epochs.", 1
 )
 _PRUNE_SKIP = flags.DEFINE_list("prune_skip", [], "Layers, or patterns of names, not to prune.")
-# Test images that narrow accumulators are simulated on.
+# Test images, about so many, that narrow accumulators are simulated on.
 _SIMULATED = 1000
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
@@ -119,10 +119,12 @@ def overflowing(job: run.Run) -> dict[str, float]:
     """
     if not job.is_chief or _ACCUMULATOR_BITS.value is None:
         return {}
+    # Of an image folder the first ones are all of one class.
     test = job.data.test
+    every = max(1, len(test.x) // _SIMULATED)
     found = kerasq.fixed_point(
         job.load("finetuned.keras"),
-        (test.x[:_SIMULATED], test.y[:_SIMULATED]),
+        (test.x[::every], test.y[::every]),
         accumulator_bits=_ACCUMULATOR_BITS.value,
         overflow="wrap",
     )

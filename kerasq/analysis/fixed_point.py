@@ -97,10 +97,10 @@ class FixedPoint:
         return max(layer.overflows for layer in self.layers)
 
     def __str__(self) -> str:
-        header = ["layer", "rel. error", "codes off", "seen", "changed (%)"]
-        rows = [[*header, "acc. bits", "seen", "overflows (%)"]]
+        header = ["layer", "rel. error", "off at most", "off by", "changed (%)"]
+        rows = [[*header, "bits needed", "bits seen", "overflows (%)"]]
         for x in self.layers:
-            numbers = (f"{x.error:.1e}", f"<= {x.most_steps}", f"{x.steps}", _percent(x.changed))
+            numbers = (f"{x.error:.1e}", f"{x.most_steps}", f"{x.steps}", _percent(x.changed))
             widths = (f"{x.needed_bits}", f"{x.seen_bits}", _percent(x.overflows))
             rows.append([x.name, *numbers, *widths])
         return "\n".join([tables.plain(rows), "", *self._lines()])
