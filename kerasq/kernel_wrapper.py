@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -67,7 +67,7 @@ class KernelWrapper(QuantizeWrapper):
     Raises:
         ValueError: for weights that are not uniform, of one scale per tensor in front of a
             BatchNormalization, or clustered; for zeros to be kept by codes without 0; and for
-            weights that fit narrow accumulators, of one scale per tensor or in a further call.
+            weights that fit narrow accumulators, of 1 bit or of one scale per tensor.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class KernelWrapper(QuantizeWrapper):
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
         # too: under another, models that were saved with a shared layer would not load.
         self.leader = leader
+        self._calls = _Calls(self)
         # Whether the same holds for now: `kerasq.FreezeRanges`.
         self.fixed_statistics = False
         if leader is None:
@@ -113,17 +114,12 @@ class KernelWrapper(QuantizeWrapper):
             self._weight_quantizer.trainable = layer.trainable
             # None, and nothing of it in any trace, where there is nothing to keep.
             self._structure = Structure(keep_zeros, clusters) if keep_zeros or clusters else None
+        else:
+            leader._calls.add(self)
 
     @classmethod
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
         """A wrapper of another call of the layer of `first`."""
-        if isinstance(first.weight_quantizer, A2Q):
-            raise ValueError(
-                "Weights that fit narrow accumulators must be those of layers that are called "
-                f"once, between grids that are known. Received: layer {first.name!r}, which is "
-                "called again. Leave it in float with `overrides`, or quantize with "
-                "weights='uniform'."
-            )
         kwargs |= {"batch_norm": first.batch_norm, "weights": first.kind}
         kwargs["granularity"] = first.granularity
         return cls(first.layer, leader=first, **kwargs)
@@ -267,23 +263,28 @@ class KernelWrapper(QuantizeWrapper):
     def _room(self) -> tuple[tf.Tensor, tf.Tensor]:
         """How far codes of the input lie from the zero point, and the bias, `(channels,)`.
 
-        The latter in sums of these codes and of weights before `gain_and_bias`, as A2Q counts.
+        The latter in sums of these codes and of weights before `gain_and_bias`, as A2Q counts. Of
+        several calls of the layer, the largest of all.
         """
         gain, bias = self.gain_and_bias()
         channels = self.flat_kernel().shape[-1:]
-        grids = self.input_grids()
+        grids = [grid for wrapper in self._calls for grid in wrapper.input_grids()]
         if not grids:  # It is built, and has not been called: what its width has at most.
             bits = self.bits.activation_bits
             most = 2.0**bits - 1.0 if bits <= 8 else 2.0 ** (bits - 1)
             return tf.constant(most), tf.zeros(channels)
-        (grid,) = grids
-        zero = tf.cast(grid.zero_point, tf.float32)
-        farthest = tf.maximum(grid.qmax - zero, zero - grid.qmin)
+        zeros = [tf.cast(grid.zero_point, tf.float32) for grid in grids]
+        ends = [
+            tf.maximum(grid.qmax - zero, zero - grid.qmin)
+            for grid, zero in zip(grids, zeros, strict=True)
+        ]
+        farthest = tf.stop_gradient(tf.reduce_max(tf.stack(ends)))
         if bias is None:
             return farthest, tf.zeros(channels)
+        least = tf.reduce_min(tf.stack([grid.scale for grid in grids]))
         # Where the gain is 0 all codes are.
-        found = tf.math.divide_no_nan(tf.abs(bias), grid.scale * tf.abs(gain))
-        return tf.stop_gradient(farthest), tf.stop_gradient(found + tf.zeros(channels))
+        found = tf.math.divide_no_nan(tf.abs(bias), least * tf.abs(gain))
+        return farthest, tf.stop_gradient(found + tf.zeros(channels))
 
     @property
     def is_per_tensor(self) -> bool:
@@ -456,7 +457,7 @@ class KernelWrapper(QuantizeWrapper):
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
         kernel = self._fake_quant_kernel()
-        if training and isinstance(self.weight_quantizer, A2Q):
+        if training and self.leader is None and isinstance(self.weight_quantizer, A2Q):
             self._add_penalty(self.weight_quantizer)
         if self.batch_norm is not None:
             # Not rounded: the device has another bias, that which folding makes.
@@ -625,6 +626,20 @@ def _weigh(
 
 
 _weigh_shared = shared(_weigh)
+
+
+class _Calls:
+    """The wrappers of all calls of a layer, which Keras would track in a plain list."""
+
+    def __init__(self, first: KernelWrapper) -> None:
+        self._wrappers = [first]
+
+    def add(self, wrapper: KernelWrapper) -> None:
+        """Adds a further call."""
+        self._wrappers.append(wrapper)
+
+    def __iter__(self) -> Iterator[KernelWrapper]:
+        return iter(self._wrappers)
 
 
 class _Keep(keras.constraints.Constraint):

@@ -131,8 +131,8 @@ def quantize_model(
             tensor that are not uniform stand in front of a BatchNormalization that is kept, zeros
             or clusters are to be kept by weights that cannot, or scales are to be powers of two
             of activations below 8 bits, of weights that are not uniform, or behind a ReLU whose
-            limit nothing cuts at; or weights that fit narrow accumulators in layers that are called
-            twice, of 1 bit, or of one scale per tensor.
+            limit nothing cuts at; or weights that fit narrow accumulators, of 1 bit or of one scale
+            per tensor.
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.

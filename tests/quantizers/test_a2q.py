@@ -215,6 +215,24 @@ def test_training_adds_the_penalty():
     assert not q.losses
 
 
+def test_all_calls_of_a_layer_count():
+    x = keras.Input((3, 4))
+    steps = L.SimpleRNN(6, name="steps")(x)
+    twice = L.Dense(6, name="twice")
+    twice.build((None, 6))
+    twice.bias.assign([4.0, -2.0, 0.0, 1.0, 0.5, 0.1])
+    # The second one reads values of another size, on another grid.
+    y = twice(keras.layers.Rescaling(0.05, 0.2)(twice(steps)))
+    q = networks.quantized(keras.Model(x, y), weights="a2q", range_gradient="lsq")
+    grids = [w.input_grids()[0].numpy() for w in kernels(q) if w.source == "twice"]
+    assert len(grids) == 2 and grids[0].scale > 3 * grids[1].scale
+    again = [w.name for w in kernels(q) if w.leader is not None]
+    assert again == ["steps_recurrent_2", "twice_2"]
+    bounded(q, 16)
+    q(networks.data(q), training=True)
+    assert len(q.losses) == 3  # Once for each layer; the Rescaling is constant.
+
+
 def test_zeros_stay():
     model = networks.sequential()
     conv = model.get_layer("conv")
@@ -239,7 +257,3 @@ def test_bad_arguments():
         kerasq.quantize_model(model, "w1a8", weights="a2q")
     with pytest.raises(ValueError, match="must be uniform, of 2 bits or more"):
         kerasq.quantize_model(model, weights="a2q", scales="power_of_two")
-    x = keras.Input((4,))
-    twice = L.Dense(4, name="twice")
-    with pytest.raises(ValueError, match=r"of layers that are called once.*layer 'twice'"):
-        kerasq.quantize_model(keras.Model(x, twice(twice(x))), weights="a2q")
