@@ -2,6 +2,7 @@
 
 from kerasq.analysis.allocate import Allocation, allocate
 from kerasq.analysis.compression import Compression, LayerCompression, compression
+from kerasq.analysis.fixed_point import FixedPoint, LayerFixedPoint, fixed_point
 from kerasq.analysis.latency import latency
 from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
@@ -34,6 +35,7 @@ from kerasq.ptq.bias_correction import BiasCorrection, correct_biases
 from kerasq.ptq.post_training import PostTraining, PostTrainingStep, post_training
 from kerasq.ptq.seq_mse import WeightRanges, seq_mse
 from kerasq.quantize import first_and_last, quantize_model
+from kerasq.quantizers.a2q import A2Q
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary
 from kerasq.quantizers.dorefa import DoReFa
@@ -45,6 +47,7 @@ from kerasq.reporting.advice import Advice
 from kerasq.reporting.build import report
 from kerasq.reporting.difference import compare_reports
 from kerasq.reporting.verdict import Verdict
+from kerasq.requantization import Multiplier, Multipliers, multipliers
 from kerasq.retargeting import retarget
 from kerasq.training.batches import epoch_batches
 from kerasq.training.check_training import CheckTraining
@@ -59,6 +62,7 @@ from kerasq.training.pruning import MagnitudePruning
 from kerasq.training.schedule import schedule
 
 __all__ = [
+    "A2Q",
     "Absorption",
     "Aciq",
     "Advice",
@@ -73,11 +77,13 @@ __all__ = [
     "Entropy",
     "EpochBackup",
     "Equalization",
+    "FixedPoint",
     "FreezeRanges",
     "Grid",
     "IncrementalQuantization",
     "KernelReport",
     "LayerCompression",
+    "LayerFixedPoint",
     "LayerReport",
     "LayerSummary",
     "LogRanges",
@@ -86,6 +92,8 @@ __all__ = [
     "MinMax",
     "MovingAverage",
     "MultiWorkerStrategy",
+    "Multiplier",
+    "Multipliers",
     "Observer",
     "Op",
     "Percentile",
@@ -124,9 +132,11 @@ __all__ = [
     "export_float_tflite",
     "export_tflite",
     "first_and_last",
+    "fixed_point",
     "latency",
     "load_encodings",
     "load_model",
+    "multipliers",
     "plot_clipped",
     "plot_curves",
     "post_training",

@@ -187,6 +187,8 @@ def _define_deploy(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "quantized", None, "The .keras model it is from, with --compiled.", flag_values=values
     )
+    text = "Width of the multipliers in model_multipliers.h, for kernels of your own."
+    flags.DEFINE_integer("multiplier_bits", None, text, 2, 31, flag_values=values)
 
 
 def _deploy(values: flags.FlagValues, path: str) -> None:
@@ -206,6 +208,7 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
         name=values.name,
         compiled=values.compiled,
         model=values.quantized and load_model(values.quantized),
+        multiplier_bits=values.multiplier_bits,
     )
     print("\n".join(str(pathlib.Path(values.out) / name) for name in names))
 

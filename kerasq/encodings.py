@@ -15,6 +15,7 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
+from kerasq.requantization import Multipliers
 from kerasq.support.files import write_whole
 from kerasq.support.restore import restored_on_error
 from kerasq.wrappers import ranged, require_quantized, wrapped
@@ -24,7 +25,9 @@ VERSION = "1.0.0"
 _TOLERANCE = 1e-3
 
 
-def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any]:
+def save_encodings(
+    model: keras.Model, path: str | os.PathLike, *, multipliers: Multipliers | None = None
+) -> dict[str, Any]:
     """Writes the grids of all outputs and kernels of a calibrated model as JSON.
 
     The layout is that of AIMET's encodings, version 1.0.0 (AIMET documentation, "Encoding Format
@@ -36,6 +39,10 @@ def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any
     Args:
         model: what `quantize_model` returned, calibrated or trained.
         path: the file.
+        multipliers: what `kerasq.multipliers` found in the model's export. They are written as
+            "requantization", an extension that AIMET does not know and `load_encodings` does not
+            read: the width "bits", the "formula", and of all "operators" their name, op, and lists
+            of "real", "multiplier" and "shift", which run "along" channels, inputs or slopes.
 
     Scales that are read again may differ in the last bits, since a model holds the ends of ranges.
 
@@ -43,7 +50,7 @@ def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any
         What was written.
 
     Raises:
-        ValueError: for a model that is not quantized.
+        ValueError: for a model that is not quantized, and for multipliers of another one.
         UncalibratedError: where a range has seen no data.
         OSError: where `path` cannot be written.
 
@@ -60,9 +67,24 @@ def save_encodings(model: keras.Model, path: str | os.PathLike) -> dict[str, Any
         outputs.append(_encoding(layer.name, layer.checked_grid(), symmetric))
         if isinstance(layer, KernelWrapper) and layer.leader is None:
             kernels.append(_encoding(f"{layer.name}/kernel", layer.integer_weights().grid))
-    found = {"version": VERSION, "activation_encodings": outputs, "param_encodings": kernels}
+    found: dict[str, Any] = {"version": VERSION}
+    found |= {"activation_encodings": outputs, "param_encodings": kernels}
+    if multipliers is not None:
+        _check_export(model, multipliers)
+        found["requantization"] = multipliers.as_json()
     write_whole(path, json.dumps(found, indent=1).encode())
     return found
+
+
+def _check_export(model: keras.Model, multipliers: Multipliers) -> None:
+    """Raises a ValueError for multipliers of another model's file."""
+    given = {row.name for row in multipliers.rows}
+    kernels = [layer.name for layer in wrapped(model) if isinstance(layer, KernelWrapper)]
+    if missing := [name for name in kernels if name not in given]:
+        raise ValueError(
+            f"`multipliers` must be those of an export of `model` {model.name!r}. Received: none "
+            f"of its layers {missing[:5]}. Take kerasq.multipliers(kerasq.export_tflite(model))."
+        )
 
 
 def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from kerasq import fake_quant, fused_batch_norm, graph, kernels, scales
 from kerasq.grid import Grid
 from kerasq.prepare import batch_norm as batch_norms
 from kerasq.quantizers import weights as weight_quantizers
+from kerasq.quantizers.a2q import A2Q
 from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.quantizers.structure import MOST_CLUSTERS, Clustered, Structure
 from kerasq.quantizers.threshold import ThresholdWeights
@@ -65,7 +66,8 @@ class KernelWrapper(QuantizeWrapper):
 
     Raises:
         ValueError: for weights that are not uniform, of one scale per tensor in front of a
-            BatchNormalization, or clustered; and for zeros to be kept by codes without 0.
+            BatchNormalization, or clustered; for zeros to be kept by codes without 0; and for
+            weights that fit narrow accumulators, of 1 bit or of one scale per tensor.
     """
 
     def __init__(
@@ -95,15 +97,15 @@ class KernelWrapper(QuantizeWrapper):
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
         # too: under another, models that were saved with a shared layer would not load.
         self.leader = leader
+        self._calls = _Calls(self)
         # Whether the same holds for now: `kerasq.FreezeRanges`.
         self.fixed_statistics = False
         if leader is None:
-            bits, chosen = self.bits.weight_bits, self.range_gradient
+            chosen = self.range_gradient
             # Constants, such as those of a Rescaling, always lie on the grid that suits them best.
             if getattr(layer, "constant", False) or getattr(layer, "constant_gain", False):
                 chosen = "none"
-            gradient = fake_quant.range_gradient_at(bits, chosen)
-            self._weight_quantizer = weight_quantizers.weight_quantizer(weights, bits, gradient)
+            self._weight_quantizer = self._new_quantizer(weights, chosen)
             self._check_granularity()
             if self.powers.weights:
                 self._weight_quantizer = self._with_thresholds(chosen)
@@ -112,6 +114,8 @@ class KernelWrapper(QuantizeWrapper):
             self._weight_quantizer.trainable = layer.trainable
             # None, and nothing of it in any trace, where there is nothing to keep.
             self._structure = Structure(keep_zeros, clusters) if keep_zeros or clusters else None
+        else:
+            leader._calls.add(self)
 
     @classmethod
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
@@ -235,6 +239,52 @@ class KernelWrapper(QuantizeWrapper):
                 f"{self.name!r}. Quantize with batch_norm='fold', which folds those without "
                 "constraints and regularizers, or with weights='uniform' and 2 bits or more."
             )
+
+    def _new_quantizer(self, weights: Any, chosen: str | None) -> weight_quantizers.WeightQuantizer:
+        """The quantizer of the kernel.
+
+        Raises:
+            ValueError: where weights that are to fit narrow accumulators cannot.
+        """
+        bits = self.bits.weight_bits
+        if not isinstance(weight_quantizers.find(weights), A2Q):
+            gradient = fake_quant.range_gradient_at(bits, chosen)
+            return weight_quantizers.weight_quantizer(weights, bits, gradient)
+        found = weight_quantizers.weight_quantizer(weights, bits, chosen or "none")
+        if self.is_per_tensor or not isinstance(found, A2Q):
+            raise ValueError(
+                "Weights that fit narrow accumulators must have 2 to 8 bits, and a scale for each "
+                f"channel. Received: {bits} bits, granularity={self.granularity!r} at layer "
+                f"{self.name!r}. Choose another scheme, or quantize with weights='uniform'."
+            )
+        found.room = self._room
+        return found
+
+    def _room(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """How far codes of the input lie from the zero point, and the bias, `(channels,)`.
+
+        The latter in sums of these codes and of weights before `gain_and_bias`, as A2Q counts. Of
+        several calls of the layer, the largest of all.
+        """
+        gain, bias = self.gain_and_bias()
+        channels = self.flat_kernel().shape[-1:]
+        grids = [grid for wrapper in self._calls for grid in wrapper.input_grids()]
+        if not grids:  # It is built, and has not been called: what its width has at most.
+            bits = self.bits.activation_bits
+            most = 2.0**bits - 1.0 if bits <= 8 else 2.0 ** (bits - 1)
+            return tf.constant(most), tf.zeros(channels)
+        zeros = [tf.cast(grid.zero_point, tf.float32) for grid in grids]
+        ends = [
+            tf.maximum(grid.qmax - zero, zero - grid.qmin)
+            for grid, zero in zip(grids, zeros, strict=True)
+        ]
+        farthest = tf.stop_gradient(tf.reduce_max(tf.stack(ends)))
+        if bias is None:
+            return farthest, tf.zeros(channels)
+        least = tf.reduce_min(tf.stack([grid.scale for grid in grids]))
+        # Where the gain is 0 all codes are.
+        found = tf.math.divide_no_nan(tf.abs(bias), least * tf.abs(gain))
+        return farthest, tf.stop_gradient(found + tf.zeros(channels))
 
     @property
     def is_per_tensor(self) -> bool:
@@ -371,7 +421,7 @@ class KernelWrapper(QuantizeWrapper):
             out,
             fold=quantizer.fold,
             bits=quantizer.code_bits,
-            most_bias=limits.bias[bits.code_bits, stored],
+            most_bias=min(limits.bias[bits.code_bits, stored], quantizer.bias_limit),
             # Where a range is too narrow for them it is widened (`kerasq.range_limits`), but not
             # beyond the limit of a ReLU.
             held=None if cut is None else (limits.multiplier, limits.sums[out.bits]),
@@ -407,6 +457,8 @@ class KernelWrapper(QuantizeWrapper):
     def run_fake_quant(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
         """The float layer on a fake-quantized kernel and, without BatchNormalization, bias."""
         kernel = self._fake_quant_kernel()
+        if training and self.leader is None and isinstance(self.weight_quantizer, A2Q):
+            self._add_penalty(self.weight_quantizer)
         if self.batch_norm is not None:
             # Not rounded: the device has another bias, that which folding makes.
             bias = None if self.bias is None else self.bias.value
@@ -415,6 +467,11 @@ class KernelWrapper(QuantizeWrapper):
                 return fused_batch_norm.normalize(self.batch_norm, y)
             return self.batch_norm(y, training=False)
         return self._run_mixed(inputs, kernel, self._rounded_bias())
+
+    def _add_penalty(self, quantizer: A2Q) -> None:
+        penalty = quantizer.loss(self.ranged_kernel())
+        if penalty is not None:
+            self.add_loss(penalty)
 
     def _fake_quant_kernel(self) -> tf.Tensor:
         """The kernel on its grid, in front of a BatchNormalization that is kept."""
@@ -477,6 +534,12 @@ class KernelWrapper(QuantizeWrapper):
             groups=getattr(self.layer, "groups", 1),
         )
         return self._clamped(kernel(total, grid, weights, out), out) * out.scale
+
+    def run_by(self, inputs: tf.Tensor, rescale: kernels.AccumulatorKernel) -> tf.Tensor:
+        """`run_integer` by another way from the sums to the codes than the target's."""
+        (grid,), out, weights = self.input_grids(), self.checked_grid(), self.integer_weights()
+        codes = rescale(self.sums(inputs, grid, weights), grid, weights, out)
+        return self._clamped(codes, out) * out.scale
 
     def sums(self, inputs: tf.Tensor, grid: Grid, weights: kernels.IntegerWeights) -> tf.Tensor:
         """The integer accumulators, bias included: steps of `s_in * s_w[c]`.
@@ -563,6 +626,20 @@ def _weigh(
 
 
 _weigh_shared = shared(_weigh)
+
+
+class _Calls:
+    """The wrappers of all calls of a layer, which Keras would track in a plain list."""
+
+    def __init__(self, first: KernelWrapper) -> None:
+        self._wrappers = [first]
+
+    def add(self, wrapper: KernelWrapper) -> None:
+        """Adds a further call."""
+        self._wrappers.append(wrapper)
+
+    def __iter__(self) -> Iterator[KernelWrapper]:
+        return iter(self._wrappers)
 
 
 class _Keep(keras.constraints.Constraint):

@@ -83,7 +83,8 @@ def quantize_model(
         weights: how weights of fewer than 8 bits lie: "uniform", "dorefa" (Zhou S. et al. 2016),
             "power_of_two" (2 to 5 bits: INQ, see `kerasq.IncrementalQuantization`), and at 2 bits
             "ternary" (Li & Liu 2016) or "trained_ternary" (Zhu et al. 2017). Weights of one bit
-            are binary (Rastegari et al. 2016). Or a `kerasq.WeightQuantizer`, such as
+            are binary (Rastegari et al. 2016). "a2q" is for all widths: weights whose sums fit
+            narrow accumulators (`kerasq.A2Q`). Or a `kerasq.WeightQuantizer`, such as
             `kerasq.Ternary(threshold=0.5)`, of which each kernel gets a copy, or its configuration;
             one of your own holds at the widths of its `widths`, 2 to 8 bits by default.
         granularity: what of a kernel shares a scale: "per_channel", each output channel, or
@@ -130,7 +131,8 @@ def quantize_model(
             tensor that are not uniform stand in front of a BatchNormalization that is kept, zeros
             or clusters are to be kept by weights that cannot, or scales are to be powers of two
             of activations below 8 bits, of weights that are not uniform, or behind a ReLU whose
-            limit nothing cuts at.
+            limit nothing cuts at; or weights that fit narrow accumulators, of 1 bit or of one scale
+            per tensor.
 
     References:
         Jacob et al. 2018 (arXiv 1712.05877); LiteRT 8-bit quantization specification.

@@ -10,6 +10,7 @@ Everything is written to --out, with results.json, curves.png and TensorBoard lo
 killed continues from its last finished epoch when it is started again with the same flags.
 
 Zeros and clusters of a --model stay with --keep_zeros and --keep_clusters; --prune makes zeros.
+--accumulator_bits=16 has weights whose sums fit accumulators so wide.
 
 Example: python recipes/qat.py --dataset=digits --epochs=3
 """
@@ -38,6 +39,13 @@ _RANGE_GRADIENT = flags.DEFINE_enum(
     ["lsq", "clip", "none"],
     "How the ranges learn. Default: lsq below 8 bits, else none: they follow the data.",
 )
+_ACCUMULATOR_BITS = flags.DEFINE_integer(
+    "accumulator_bits",
+    None,
+    "Width of accumulators that the sums of no layer overflow, by weights that keep to it.",
+    8,
+    32,
+)
 _KEEP_ZEROS = flags.DEFINE_bool(
     "keep_zeros", False, "Weights that are 0 stay 0, such as those of a pruned --model."
 )
@@ -56,6 +64,8 @@ _PRUNE_EPOCHS = flags.DEFINE_integer(
     "prune_epochs", None, "Epochs until all are 0. Default: half of --epochs.", 1
 )
 _PRUNE_SKIP = flags.DEFINE_list("prune_skip", [], "Layers, or patterns of names, not to prune.")
+# Test images, about so many, that narrow accumulators are simulated on.
+_SIMULATED = 1000
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
 
@@ -95,6 +105,33 @@ def compressed(job: run.Run) -> dict[str, float]:
     return {"zeros": found.zeros, "codes": max(x.codes for x in found.layers), **sizes}
 
 
+def weights() -> str | kerasq.WeightQuantizer:
+    """How weights lie."""
+    bits = _ACCUMULATOR_BITS.value
+    return "uniform" if bits is None else kerasq.A2Q(accumulator_bits=bits)
+
+
+def overflowing(job: run.Run) -> dict[str, float]:
+    """Layers on accumulators of the chosen width, which is printed; nothing where none is chosen.
+
+    Returns:
+        `overflows`, the largest of the layers' shares (0..1) of sums that do not fit.
+    """
+    if not job.is_chief or _ACCUMULATOR_BITS.value is None:
+        return {}
+    # Of an image folder the first ones are all of one class.
+    test = job.data.test
+    every = max(1, len(test.x) // _SIMULATED)
+    found = kerasq.fixed_point(
+        job.load("finetuned.keras"),
+        (test.x[::every], test.y[::every]),
+        accumulator_bits=_ACCUMULATOR_BITS.value,
+        overflow="wrap",
+    )
+    print(found)
+    return {"overflows": found.overflows}
+
+
 def main() -> None:
     """Float, calibrate, fine-tune, export."""
     job = run.Run.from_flags("qat")
@@ -113,10 +150,10 @@ def main() -> None:
     callbacks = pruning(fit)
 
     def quantize(model: keras.Model) -> keras.Model:
-        return kerasq.quantize_model(model, **options)
+        return kerasq.quantize_model(model, weights=weights(), **options)
 
     finetune.train_float(job, fit, quantize)
-    finetune.calibrate(job, quantize, **options)
+    finetune.calibrate(job, quantize, accumulator_bits=_ACCUMULATOR_BITS.value, **options)
     finetune.finetune(
         job,
         fit,
@@ -128,7 +165,7 @@ def main() -> None:
         prune_skip=_PRUNE_SKIP.value,
     )
     stages.export(job)
-    stages.finish(job, **compressed(job))
+    stages.finish(job, **compressed(job), **overflowing(job))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,15 @@ def text(summary: dict[str, Any]) -> str:
             f"with the reference kernels (TFLite Micro's rounding) on "
             f"{100 * reference['argmax_agreement']:.2f} % of {reference['samples']:,} of them."
         )
+    lines += _weights(summary)
+    lines += remarks(summary)
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())
+    return "\n".join([*lines, f"Seconds: {seconds}."])
+
+
+def _weights(summary: dict[str, Any]) -> list[str]:
+    """What weights became, a line each."""
+    lines = []
     if "powers_of_two" in summary:
         lines.append(
             f"Of its weights {100 * summary['powers_of_two']:.2f} % are 0 or a power of two; they "
@@ -95,6 +104,6 @@ def text(summary: dict[str, Any]) -> str:
             f"different ones at most. In a zip it takes {summary['tflite_zipped_bytes']:,} bytes, "
             f"the float file {summary['float_zipped_bytes']:,}."
         )
-    lines += remarks(summary)
-    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())
-    return "\n".join([*lines, f"Seconds: {seconds}."])
+    if "overflows" in summary:
+        lines.append(f"Of the sums of a layer {100 * summary['overflows']:.3f} % at most overflow.")
+    return lines

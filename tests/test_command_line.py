@@ -116,10 +116,12 @@ def test_report_takes_a_file_alone(files, capsys):
 def test_deploy_writes_sources_and_prints_their_names(files, capsys):
     np.save(files / "x.npy", np.zeros((2, 8, 6, 3), np.float32))
     flags = [f"--data={files / 'x.npy'}", f"--out={files / 'firmware'}", "--labels=cat,dog"]
+    flags.append("--multiplier_bits=8")
     assert main(["deploy", str(files / "model.tflite"), *flags]) == 0
     names = capsys.readouterr().out.splitlines()
     assert sorted(names) == sorted(map(str, (files / "firmware").iterdir()))
     assert '"dog"' in (files / "firmware/model.h").read_text()
+    assert "kMultiplierBits = 8;" in (files / "firmware/model_multipliers.h").read_text()
 
 
 @pytest.mark.parametrize(

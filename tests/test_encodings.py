@@ -47,6 +47,27 @@ def test_another_copy_gets_the_same_grids(name, batch_norm, scheme, tmp_path):
     kerasq.export_tflite(fresh)
 
 
+def test_multipliers_go_along(tmp_path):
+    model = networks.mlp()
+    q = networks.quantized(model)
+    multipliers = kerasq.multipliers(kerasq.export_tflite(q), bits=8)
+    found = kerasq.save_encodings(q, tmp_path / "e.json", multipliers=multipliers)
+    assert json.loads((tmp_path / "e.json").read_text()) == found
+    own = found["requantization"]
+    assert own["bits"] == 8 and own["formula"] == "real = multiplier * 2^(shift - bits)"
+    operators = {x["name"]: x for x in own["operators"]}
+    assert [*operators] == ["hidden", "squash_linear", "head"] and operators["head"]["op"] == (
+        "FULLY_CONNECTED"
+    )
+    head = operators["head"]
+    for real, m, shift in zip(head["real"], head["multiplier"], head["shift"], strict=True):
+        assert 128 <= m < 256 and abs(m * 2.0 ** (shift - 8) / real - 1.0) <= 2.0**-8
+    kerasq.load_encodings(q, tmp_path / "e.json")  # Which does not read them.
+    other = networks.quantized(networks.sequential())
+    with pytest.raises(ValueError, match=r"must be those of an export of `model` 'sequential'"):
+        kerasq.save_encodings(other, tmp_path / "o.json", multipliers=multipliers)
+
+
 def test_ranges_of_weights_that_learn_are_set(tmp_path):
     model = networks.mlp()
     q = networks.quantized(model, scheme="w4a8")

@@ -21,7 +21,7 @@ FLOORS = (
     ("support",),
     ("grid", "scheme", "scales", "layers", "graph", "legacy"),
     ("fake_quant", "fused_batch_norm", "litert"),
-    ("kernels", "fits", "convertible"),
+    ("kernels", "fits", "convertible", "requantization"),
     ("targets",),
     ("quantizers",),
     ("rule", "layer_rules", "registry"),

@@ -140,4 +140,9 @@ def accumulator_bits(wrapper: KernelWrapper) -> int:
     bias = weights.bias.numpy().astype(np.int64)
     greatest = int((np.maximum(*ends).sum(0) + bias).max())
     least = int((np.minimum(*ends).sum(0) + bias).min())
+    return bits_between(least, greatest)
+
+
+def bits_between(least: int, greatest: int) -> int:
+    """Bits of the narrowest signed integers that hold both, sign included."""
     return max(max(greatest, 0).bit_length(), max(-1 - least, 0).bit_length()) + 1

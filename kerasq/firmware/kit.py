@@ -17,6 +17,7 @@ from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.tflite_metadata import check_labels
+from kerasq.requantization import Multipliers, multipliers
 from kerasq.support.files import check_writable, write_whole
 
 
@@ -30,6 +31,7 @@ def deploy(
     name: str | None = None,
     compiled: str | os.PathLike | None = None,
     model: keras.Model | None = None,
+    multiplier_bits: int | None = None,
 ) -> list[str]:
     """Writes a file as C++ for TFLite Micro: the model, its operators, test vectors and a `main`.
 
@@ -38,6 +40,7 @@ def deploy(
     - `model_ops.h`: the op resolver, with exactly the operators of the file.
     - `model_test_vectors.h`, `.cc`: samples, and what portable kernels make of them.
     - `main.cc`: runs the samples on the device, compares every code and says where one differs.
+    - `model_multipliers.h`, with `multiplier_bits`: what every operator rescales by, as integers.
 
     The arena is the least in which TFLite Micro's interpreter runs the file on this machine.
 
@@ -55,6 +58,8 @@ def deploy(
         compiled: where the file is that Vela made of `lite`, for an Ethos-U.
         model: the quantized model, for target "ethos-u", that `lite` was exported from; it goes
             with `compiled`.
+        multiplier_bits: width in [2, 31] of the multipliers that kernels of your own are to have:
+            see `kerasq.multipliers`. None writes none: TFLite Micro computes its own.
 
     Returns:
         The names of the files.
@@ -64,7 +69,8 @@ def deploy(
         TypeError: where `lite` is no TFLiteModel.
         ValueError: for a file that TFLite Micro does not run, whose batch size is not 1, for
             samples that do not fit it, for labels of another number than the output has, for a
-            name that is none in C++, and for what Vela made of another file, or did not make.
+            name that is none in C++, for what Vela made of another file, or did not make, and for
+            multipliers of another width.
         OSError: where `path` cannot be written.
 
     Example:
@@ -76,6 +82,7 @@ def deploy(
     _check(lite, count)
     _check_name(name)
     check_labels(labels, [x.shape[-1] if x.shape and _is_score(x) else None for x in lite.outputs])
+    own = _multipliers(lite, multiplier_bits)
     columns = [column[:count] for column in lite.columns(x)]
     if not len(columns[0]):
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -92,6 +99,7 @@ def deploy(
         outputs=lite.outputs,
         labels=labels,
         vectors=[*given, *program.outputs],
+        multipliers=own,
     )
     return _write(pathlib.Path(path), sources(kit))
 
@@ -113,6 +121,10 @@ def _file(
     if compiled is None and lite.target != "tflm":
         return TFLiteModel(lite.content, target="tflm")
     return lite
+
+
+def _multipliers(lite: TFLiteModel, bits: int | None) -> Multipliers | None:
+    return None if bits is None else multipliers(lite, bits)
 
 
 def _portable(micro: TFLiteModel, given: list[np.ndarray]) -> Program:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from kerasq.litert.contents import Tensor
+from kerasq.requantization import FORMULA, Multiplier, Multipliers
 
 # Bytes, or numbers, a line.
 _PER_LINE = 16
@@ -41,6 +42,7 @@ class Kit:
         inputs, outputs: the tensors at its ends.
         labels: names of the classes, or none.
         vectors: for each input, and then each output, an array of samples as the device has them.
+        multipliers: what its operators rescale by, for kernels of one's own; None for none.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Kit:
     outputs: Sequence[Tensor]
     labels: Sequence[str]
     vectors: Sequence[np.ndarray]
+    multipliers: Multipliers | None = None
 
 
 # What no rule makes of the names of operators.
@@ -78,7 +81,10 @@ def method(operator: str) -> str:
 def sources(kit: Kit) -> dict[str, str]:
     """The files of a kit, by name."""
     head = f"// {kit.program.origin}\n// Written by kerasq; do not edit.\n"
-    return {
+    own = {}
+    if kit.multipliers is not None:
+        own = {f"{kit.name}_multipliers.h": head + _multipliers(kit.name, kit.multipliers)}
+    return own | {
         f"{kit.name}.h": head + _model_header(kit),
         f"{kit.name}.cc": head + _model_data(kit),
         f"{kit.name}_ops.h": head + _operators(kit),
@@ -211,6 +217,59 @@ inline TfLiteStatus AddOperators(Resolver& resolver) {{
 
 #endif  // KERASQ_{kit.name}_OPS_H_
 """
+
+
+def _multipliers(name: str, found: Multipliers) -> str:
+    arrays = "".join(map(_arrays, range(len(found.rows)), found.rows))
+    table = "".join(
+        f"    {{{_text(x.name)}, {_text(x.op)}, kMultiplier{i}, kShift{i}, {len(x.real)}}},\n"
+        for i, x in enumerate(found.rows)
+    )
+    return f"""\
+#ifndef KERASQ_{name}_MULTIPLIERS_H_
+#define KERASQ_{name}_MULTIPLIERS_H_
+
+#include <cstdint>
+
+namespace {name} {{
+
+// What operators rescale by, for kernels of your own: {FORMULA}.
+// TFLite Micro computes these itself, of 31 bits, and does not read this file.
+inline constexpr int kMultiplierBits = {found.bits};
+using FixedMultiplier = {_mantissa_type(found.bits)};
+
+{arrays}
+struct Requantization {{
+  const char* output;
+  const char* op;
+  const FixedMultiplier* multiplier;
+  const int8_t* shift;
+  int count;  // One for all channels, or as many as there are; of a sum, its inputs.
+}};
+
+// In the order of the file.
+inline constexpr Requantization kRequantizations[] = {{
+{table}}};
+
+}}  // namespace {name}
+
+#endif  // KERASQ_{name}_MULTIPLIERS_H_
+"""
+
+
+def _arrays(index: int, row: Multiplier) -> str:
+    """The constants of one operator."""
+    return (
+        f"// {row.op}, by {row.along}.\n"
+        f"inline constexpr FixedMultiplier kMultiplier{index}[] = {{\n"
+        f"{_rows(_numbers(row.multiplier))}\n}};\n"
+        f"inline constexpr int8_t kShift{index}[] = {{\n{_rows(_numbers(row.shift))}\n}};\n"
+    )
+
+
+def _mantissa_type(bits: int) -> str:
+    # Slopes below 0 have a sign.
+    return "int32_t" if bits > 15 else "int16_t" if bits > 7 else "int8_t"
 
 
 def _vectors_header(kit: Kit) -> str:

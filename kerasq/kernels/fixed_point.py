@@ -48,16 +48,18 @@ def exponent_of(x: tf.Tensor) -> tf.Tensor:
     return biased - 1023
 
 
-def decompose(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mantissa in [2^30, 2^31) and exponent of a positive float64 multiplier.
+def decompose(real: tf.Tensor, bits: int = 31) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mantissa in [2^(bits - 1), 2^bits) and exponent of a positive float64 multiplier.
 
-    Source: LiteRT, kernels/internal/quantization_util.cc (`QuantizeMultiplier`).
+    `real = mantissa * 2^(exponent - bits)`, the mantissa rounded half up.
+
+    Source: LiteRT, kernels/internal/quantization_util.cc (`QuantizeMultiplier`), of 31 bits.
     """
     exponent = exponent_of(real) + 1
-    scaled = real * 2.0 ** float64(31 - exponent)
+    scaled = real * 2.0 ** float64(bits - exponent)
     mantissa = int64(tf.floor(scaled + 0.5))
-    # 1 where rounding went up to 2^31, which has a bit too many: LiteRT halves it, too.
-    carry = shift_right(mantissa, 31)
+    # 1 where rounding went up to 2^bits, which has a bit too many: LiteRT halves it, too.
+    carry = shift_right(mantissa, bits)
     mantissa, exponent = shift_right(mantissa, carry), exponent + carry
     # Below 2^-32 all bits would be shifted out, and shifts have a limit: LiteRT multiplies by 0.
     is_none = exponent < -31
@@ -107,9 +109,10 @@ def _by_mantissa(x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor, ties: s
 
 
 @shared
-def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
-    """`floor(x * mantissa * 2^(exponent - 31) + 1/2)`, for |x| below 2^47 and real below 2^16."""
-    mantissa, exponent = decompose(real)
+def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor, bits: int = 31) -> tf.Tensor:
+    """`floor(x * mantissa * 2^(exponent - bits) + 1/2)`, |x| below 2^47 and real below 2^16."""
+    mantissa, exponent = decompose(real, bits)
+    mantissa *= 2 ** (31 - bits)
     # The product has up to 78 bits: x is cut in two at bit 15, below which nothing can carry.
     high = shift_right(int64(x), 15)
     low = tf.bitwise.bitwise_and(int64(x), int64(2**15 - 1))

@@ -1,5 +1,6 @@
 """What all weight quantizers share: codes of a kernel, and how they train."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,11 @@ class WeightQuantizer(keras.layers.Layer):
     def code_bits(self) -> int:
         """Width of the codes, at most 8: `bits`, unless the values need more."""
         return self.bits
+
+    @property
+    def bias_limit(self) -> float:
+        """What codes of biases stay below, where that is less than the target's own limit."""
+        return math.inf
 
     def start(self, kernel: Callable[[], tf.Tensor]) -> None:
         """Creates the variables, with first values from `kernel()`.

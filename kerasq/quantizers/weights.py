@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kerasq.quantizers.a2q import A2Q
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.quantizers.binary import Binary
 from kerasq.quantizers.dorefa import DoReFa
@@ -14,6 +15,7 @@ from kerasq.support import identifiers
 
 WEIGHTS: dict[str, type[WeightQuantizer]] = {
     "uniform": Uniform,
+    "a2q": A2Q,
     "dorefa": DoReFa,
     "ternary": Ternary,
     "trained_ternary": TrainedTernary,

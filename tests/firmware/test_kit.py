@@ -217,6 +217,31 @@ def test_kits_of_two_networks_in_one_program(tmp_path):
     assert compiled(folder, tmp_path)[0] == 0
 
 
+def test_multipliers_of_a_width(tmp_path):
+    model, folder = networks.residual(), tmp_path / "firmware"
+    lite, files = deployed(model, networks.data(model, 4), folder, multiplier_bits=15)
+    assert files == sorted([*FILES, "model_multipliers.h"])
+    rows = kerasq.multipliers(lite, bits=15).rows
+    # What a program reads there, one number after the other.
+    (folder / "main.cc").write_text(
+        '#include <cstdio>\n#include "model_multipliers.h"\nint main() {\n'
+        "  for (const auto& x : model::kRequantizations)\n"
+        "    for (int i = 0; i < x.count; ++i)\n"
+        '      std::printf("%s %s %d %d\\n", x.output, x.op, x.multiplier[i], x.shift[i]);\n}\n'
+    )
+    code, said = compiled(folder, tmp_path)
+    wanted = [
+        f"{row.name} {row.op} {multiplier} {shift}"
+        for row in rows
+        for multiplier, shift in zip(row.multiplier, row.shift, strict=True)
+    ]
+    assert code == 0 and said.splitlines() == wanted
+    header = (folder / "model_multipliers.h").read_text()
+    assert "using FixedMultiplier = int16_t;" in header and "kMultiplierBits = 15;" in header
+    with pytest.raises(ValueError, match=r"width in \[2, 31\]"):
+        kerasq.deploy(lite, folder, x=networks.data(model, 1), multiplier_bits=40)
+
+
 def test_quantize_and_preprocessing(tmp_path):
     units = np.array([1.0, 1000.0, 0.01])
     x = (np.random.default_rng(0).normal(1, 1, (64, 3)) * units).astype("float32")

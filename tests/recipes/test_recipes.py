@@ -286,7 +286,7 @@ def test_all_of_fine_tuning(network, tmp_path):
     flags += ["--distill_weight=0.5", "--schedule=step", "--warmup_epochs=1", "--epochs=3"]
     flags += ["--overrides=dense=w8a16", "--strategy=mirrored", "--replicas=2"]
     flags += ["--range_gradient=lsq"]  # Ranges of weights that follow these could not be frozen.
-    flags += ["--prune=0.3"]
+    flags += ["--prune=0.3", "--accumulator_bits=24"]
     results, text = finished("qat", tmp_path, f"--model={network}", *flags)
     assert results["tflite_accuracy"] > 0.95 and results["agreement"] == 1.0
     assert {"seconds", "settings", "best_epoch"} <= set(results)
@@ -305,6 +305,7 @@ def test_all_of_fine_tuning(network, tmp_path):
     assert all(values[1] == values[2] for values in ends.values())  # frozen
     assert results["replicas"] == 2 and "--strategy=mirrored: replicas=2" in text
     assert 0.299 < results["zeros"] < 0.4 and "unstructured" in text
+    assert results["overflows"] == 0.0 and "accumulators of 24 that wrap around" in text
     assert f"In a zip it takes {results['tflite_zipped_bytes']:,} bytes" in text
     model = keras.models.load_model(tmp_path / "finetuned.keras")
     assert type(model) is type(keras.models.load_model(network))  # the student, not the learner
