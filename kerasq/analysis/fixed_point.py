@@ -20,9 +20,10 @@ from kerasq.kernels.floats import float64
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, labelled_count, with_labels
 from kerasq.support.progress import track
+from kerasq.support.shared import traced_if_often
 
-# Samples at once, and up to how many such batches a trace does not pay.
-CHUNK, FEW = 64, 4
+# Samples at once.
+CHUNK = 64
 NARROWEST, WIDEST = 8, 32
 
 
@@ -176,7 +177,7 @@ def fixed_point(
     simulation = _Simulation(model, multiplier_bits, accumulator_bits, overflow)
     count = labelled_count(model, x)
     total = None if count is None else -(-count // CHUNK)
-    step = simulation.step if total is not None and total <= FEW else simulation.traced()
+    step = traced_if_often(batch_spec(model.input))(simulation.step)
     names = [graphs.tensor_name(y) for y in model.outputs]
     accuracy, counts = Accuracy(names), _Counts()
     for data, labels in track(with_labels(model, x, CHUNK), total, "batch"):
@@ -246,19 +247,12 @@ class _Simulation:
                 f"Received: model {model.name!r} without any."
             )
 
-    def traced(self) -> Callable[[Any], tuple]:
-        """`step` as a graph."""
-        return tf.function(
-            self.step, input_signature=[batch_spec(self._model.input)], autograph=False
-        )
-
     def step(self, data: Any) -> tuple[list, list, dict[str, tf.Tensor]]:
         """Outputs of a batch on the target and at these widths, and the counts of each layer.
 
         Those are, as int64: the largest difference of codes, the largest sum and the least one with
         the sign turned; then the numbers of codes that differ, of sums that overflow, and of all.
         """
-        data = keras.tree.map_structure(lambda x: tf.cast(x, tf.float32), data)
         alone: dict[str, list[tf.Tensor]] = {}
         overflows: dict[str, tf.Tensor] = {}
 
