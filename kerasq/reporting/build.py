@@ -18,7 +18,7 @@ from kerasq.reporting import layer_figures, page
 from kerasq.reporting.advice import ASKED, Advice, advise
 from kerasq.reporting.ends import Ends
 from kerasq.reporting.layer_figures import LayerFigures
-from kerasq.reporting.logs import ranges_over_training
+from kerasq.reporting.logs import curves_over_training
 from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
 from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
@@ -58,7 +58,7 @@ def report(
         path: of the page, a name that ends in .html.
         float_model: the float model before quantization.
         sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
-        logs: the folder of `kerasq.LogRanges`, to show each range over training.
+        logs: the folder of `kerasq.LogRanges`: ranges, clipped shares and SQNR over training.
 
     Returns:
         The verdict, which prints as text; its `figures` are those of the `.json` file.
@@ -85,7 +85,7 @@ def report(
             "`lite` must be a TFLiteModel. "
             f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
         )
-    curves = None if logs is None else ranges_over_training(logs)
+    curves = None if logs is None else curves_over_training(logs)
     found = _Found(model, lite, float_model)
     if model is None:
         found.measure_file(data)

@@ -113,7 +113,7 @@ function detail(x, place) {
     drawn.push(boxChart(w.channels, panel("chart whole")));
   }
   const curves = figures.logs?.[x.name];
-  if (curves) drawn.push(trainingChart(curves, panel("chart whole")));
+  if (curves) drawn.push(...trainingCharts(curves, panel));
   return Promise.all(drawn);
 }
 
@@ -195,16 +195,27 @@ function boxChart(channels, place) {
   return draw(made, place, "Weights by channel: least, quartiles, greatest", [...keys, ["#1c2733", "ends of the grid"]]);
 }
 
-function trainingChart(curves, place) {
-  const made = chart({ x_axis_label: "epoch", y_axis_label: "value" });
-  const colours = { low: INT, high: FLOAT, weights: "#228833" };
-  const known = Object.keys(colours).filter((name) => curves[name]);
-  for (const name of known) {
-    const [x, y] = [0, 1].map((i) => curves[name].map((point) => point[i]));
-    made.line({ x, y, color: colours[name], line_width: 2 });
-    made.scatter({ x, y, color: colours[name], size: 5 });
-  }
-  return draw(made, place, "The range over training", known.map((name) => [colours[name], name]));
+// Over training: captions, axes, and what is drawn, with its colour and unit.
+const OVER_TRAINING = [
+  ["The range over training", "value", { low: INT, high: FLOAT, weights: "#228833" }, 1],
+  ["Clipped over training", "values (%)", { clipped: INT }, 100],
+  ["SQNR over training, of all layers up to it", "SQNR (dB)", { sqnr: INT }, 1],
+];
+
+function trainingCharts(curves, panel) {
+  // A SQNR without any noise is infinite.
+  const finite = (name) => (curves[name] ?? []).filter(([, y]) => Number.isFinite(y));
+  return OVER_TRAINING.map(([caption, axis, colours, unit]) => {
+    const known = Object.keys(colours).filter((name) => finite(name).length);
+    if (!known.length) return null;
+    const made = chart({ x_axis_label: "epoch", y_axis_label: axis });
+    for (const name of known) {
+      const x = finite(name).map(([epoch]) => epoch), y = finite(name).map(([, value]) => unit * value);
+      made.line({ x, y, color: colours[name], line_width: 2 });
+      made.scatter({ x, y, color: colours[name], size: 5 });
+    }
+    return draw(made, panel(), caption, known.length > 1 ? known.map((name) => [colours[name], name]) : []);
+  }).filter(Boolean);
 }
 
 function showShown() {

@@ -118,6 +118,30 @@ def test_several_outputs_have_a_column_each(opened, made, tmp_path):
     assert is_clean(opened), opened.problems
 
 
+def test_curves_over_training_are_drawn(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    curves = {"low": 0.0, "high": 3.0, "weights": 0.5, "clipped": 0.02, "sqnr": "inf"}
+    figures["logs"] = {
+        "first": {name: [[0, y], [4, y]] for name, y in curves.items()},
+        "second": {"sqnr": [[0, "inf"], [4, 30.0]]},
+    }
+    page.write(tmp_path / "logs.html", "logs", "report", figures)
+    opened.open(tmp_path / "logs.html")
+    captions = '[...document.querySelectorAll("tr.detail .chart p")].map((x) => x.innerText)'
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    opened.wait_for_charts("tr.detail .chart", 7)
+    # A SQNR that is infinite throughout is no curve.
+    assert [x for x in opened.run(captions) if "training" in x] == [
+        "The range over training \u25a0 low \u25a0 high \u25a0 weights",
+        "Clipped over training",
+    ]
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    opened.run("document.querySelector('tr[data-name=second] button').click()")
+    opened.wait_for_charts("tr.detail .chart", 6)
+    assert opened.run(captions)[-1] == "SQNR over training, of all layers up to it"
+    assert is_clean(opened), opened.problems
+
+
 def test_347_layers_are_small_and_quick(opened, made, tmp_path):
     figures = copy.deepcopy(made[1].figures)
     rows = figures["layers"]
