@@ -16,7 +16,7 @@ from kerasq.litert.contents import Tensor
 from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
-from kerasq.litert.tflite_metadata import check_labels
+from kerasq.litert.tflite_metadata import check_labels, class_count
 from kerasq.support.files import check_writable, write_whole
 
 
@@ -75,7 +75,7 @@ def deploy(
     labels = [*labels] if not isinstance(labels, str) else labels
     _check(lite, count)
     _check_name(name)
-    check_labels(labels, [x.shape[-1] if x.shape and _is_score(x) else None for x in lite.outputs])
+    check_labels(labels, [class_count(x.shape, _is_score(x)) for x in lite.outputs])
     columns = [column[:count] for column in lite.columns(x)]
     if not len(columns[0]):
         raise ValueError("`x` must hold at least one sample. Received: none.")

@@ -1,6 +1,7 @@
 """The export report: what a .tflite file holds, in words."""
 
 import collections
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from kerasq.support import tables
 
 # Whose packed weights are rounded otherwise on each processor.
 _BY_PROCESSOR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+# So many labels are told.
+_LABELS = 10
 
 
 def report(contents: Contents) -> str:
@@ -64,6 +68,12 @@ def written_by(made: Made | None) -> str:
     if {*made.training} == {"optimizer", "steps"}:
         trained = f"; trained by {made.training['optimizer']}, {made.training['steps']} steps"
     return f"Written by kerasq {made.kerasq}; layers: {schemes}{trained}."
+
+
+def named(labels: Sequence[str]) -> str:
+    """The labels of a file, of many the first ones and the last."""
+    shown = [*labels] if len(labels) <= _LABELS else [*labels[: _LABELS - 1], "...", labels[-1]]
+    return f"Labels, {len(labels)}: {', '.join(shown)}."
 
 
 def _of_processors(contents: Contents) -> str:

@@ -14,6 +14,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from kerasq.litert import contents, evaluation, flatbuffer, metadata, micro, report, values
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtimes import RUNTIMES
+from kerasq.litert.tflite_metadata import read_labels
 from kerasq.litert.verify import verify
 from kerasq.support.files import write_whole
 from kerasq.support.progress import track
@@ -40,6 +41,7 @@ class TFLiteModel:
         ops, tensors: the file's operators and tensors.
         inputs, outputs: the tensors at its ends.
         input_names, output_names: what the signature calls them.
+        labels: names of the classes, where its TFLite Metadata have some.
 
     Raises:
         FileNotFoundError: where there is no file at the path.
@@ -91,6 +93,7 @@ class TFLiteModel:
         self.inputs, self.outputs = self._contents.inputs, self._contents.outputs
         self.input_names = self._contents.input_names
         self.output_names = self._contents.output_names
+        self.labels = read_labels(model, self.content)
         if other := self._made_for_another():
             warnings.warn(other, stacklevel=2)
 
@@ -163,6 +166,8 @@ class TFLiteModel:
         lines = [report.report(self._contents), f"{self.made_for()} {self._runs_on()}"]
         if written := report.written_by(self._contents.made):
             lines.append(written)
+        if self.labels:
+            lines.append(report.named(self.labels))
         return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
