@@ -17,7 +17,7 @@ from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.tflite_metadata import check_labels, class_count
-from kerasq.support.files import check_writable, write_whole
+from kerasq.support.files import check_writable, make_folder, write_whole
 
 
 def deploy(
@@ -153,7 +153,7 @@ def _is_score(tensor: Tensor) -> bool:
 
 
 def _write(folder: pathlib.Path, files: dict[str, str]) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # All that can fail is found before the first one is written.
     for name in files:
         check_writable(folder / name)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import kerasq
+from kerasq.litert import flatbuffer
 from kerasq.reporting import page
 from kerasq.reporting.png import data_uri
 from tools import browser
@@ -179,6 +180,45 @@ def test_a_difference_is_shown(opened, made, broken, tmp_path):
     assert shown == sum({*x} != {"along"} for x in found["layers"].values())
     assert opened.run('document.querySelectorAll("#sides .worse").length') > 0
     opened.wait_for_charts("#depth", 1)
+    assert is_clean(opened), opened.problems
+
+
+def test_networks_without_a_common_layer_are_compared(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    for layer in figures["layers"]:
+        layer["name"] = "other_" + layer["name"]
+    (tmp_path / "other.json").write_text(json.dumps(figures))
+    pair = (made[0] / "report.json", tmp_path / "other.json")
+    kerasq.compare_reports(*pair, tmp_path / "difference.html")
+    opened.open(tmp_path / "difference.html")
+    names = opened.run(
+        '[...document.querySelectorAll("#changes tbody td")].map((x) => x.innerText)'
+    )
+    assert len(names) == 12 and "only in one: other_head" in names
+    assert opened.run('byId("depth")') is None  # There is nothing to draw.
+    assert is_clean(opened), opened.problems
+
+
+EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
+
+
+def test_names_are_text_whatever_they_are(opened, tiny, samples, tmp_path):
+    _, _, lite = tiny
+    model = flatbuffer.read(lite.content)
+    for i, tensor in enumerate(model.subgraphs[0].tensors):
+        tensor.name = f"{i}{EVIL}<!--script-->`$& \u5c64 {'w' * 300}".encode()
+    model.signatureDefs = model.metadata = None
+    file = kerasq.TFLiteModel(flatbuffer.write(model))
+    verdict = kerasq.report(None, file, samples[:2], tmp_path / "evil.html")
+    opened.resize(390, 844)
+    opened.open(tmp_path / "evil.html")
+    assert opened.run(NAMES) == [x["name"] for x in verdict.figures["layers"]]
+    assert EVIL in opened.run(NAMES)[0]
+    opened.run("document.querySelectorAll('tr[data-name] button').forEach((x) => x.click())")
+    opened.wait_for_charts("tr.detail .chart", 12)
+    assert opened.run("document.documentElement.scrollWidth") <= 390
+    assert opened.run("window.evil") is None
+    opened.send("Emulation.clearDeviceMetricsOverride")
     assert is_clean(opened), opened.problems
 
 
