@@ -18,15 +18,15 @@ _LABELS = 10
 
 
 def report(contents: Contents) -> str:
-    """Operators with their types, inputs and outputs, and sizes."""
-    rows = [["output", "operator", "type", "weights", "bytes"]]
+    """Operators with the types and grids of their outputs, the model's ends, and sizes."""
+    rows = [["output", "operator", "type", "weights", "bytes", "scale", "zero point"]]
     for op in contents.ops:
         output, kernel = contents.by_name[op.outputs[0]], contents.kernel(op)
         stored = size = ""
         if kernel is not None:
             stored = f"{kernel.type}, {kernel.codes}" if kernel.codes else kernel.type
             size = f"{kernel.bytes:,}"
-        rows.append([output.name, op.name, output.type, stored, size])
+        rows.append([output.name, op.name, output.type, stored, size, *_grid(output)])
     total, constants = contents.byte_count, contents.constant_bytes
     lines = [
         tables.plain(rows, left=4),
@@ -122,6 +122,15 @@ def _unpacked(contents: Contents) -> list[str]:
             codes = f"{kernel.codes} as {kernel.type}"
             found.append(f"{op.outputs[0]} ({codes}, {op.name} on {data.type})")
     return found
+
+
+def _grid(tensor: Tensor) -> tuple[str, str]:
+    """Scale, rounded, and zero point of a tensor."""
+    if tensor.grid is None:
+        return "", ""
+    if tensor.grid.axis is not None:
+        return "by channel", "by channel"
+    return f"{float(tensor.grid.scale):.4g}", str(tensor.zero_point)
 
 
 def _end(tensor: Tensor) -> str:
