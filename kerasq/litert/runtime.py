@@ -85,7 +85,7 @@ class TFLiteModel:
             micro.verify(model)
             with self._accepted("load", self._way_out):
                 self._interpreter = micro.MicroInterpreter(self.content)
-        with self._accepted("load"):
+        with self._accepted("load", lambda: _free_shapes(model)):
             # Kernels check versions, types and shapes here, so that a bad file fails now.
             self._interpreter.allocate_tensors()
         self._contents = contents.read(model, len(self.content))
@@ -321,3 +321,16 @@ class TFLiteModel:
             ValueError: where there is no data, or `metrics` does not fit the outputs.
         """
         return evaluation.evaluate(self.predict, self.output_names, data=data, metrics=metrics)
+
+
+def _free_shapes(model: Any) -> str:
+    """That an input has no fixed shape, where a file is refused; "" where all have."""
+    graph = model.subgraphs[0]
+    for tensor in (graph.tensors[i] for i in graph.inputs):
+        signature = [] if tensor.shapeSignature is None else [*map(int, tensor.shapeSignature)]
+        if any(size < 0 for size in signature[1:]):
+            return (
+                f". Input {tensor.name.decode()!r} has no fixed shape, {signature}: convert a "
+                "model with fixed `keras.Input(shape=...)`"
+            )
+    return ""

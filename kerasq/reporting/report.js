@@ -261,6 +261,9 @@ function showSensitivity() {
   draw(front, byId("front"), "Allocations that no other one beats", [[FLOAT, "the chosen one"]]);
 }
 
+// The width of A4, landscape, within its margins, in pixels.
+const PAPER = 1040;
+
 function showGraph() {
   byId("scale").append(...STOPS.map(([end, c], i) => element("span", { style: `background:${c};color:${i === 2 ? "#000" : "#fff"}` }, end === Infinity ? `over ${STOPS[i - 1][0]} dB` : `to ${end}`)));
   const index = new Map(layers.map((x, i) => [x.name, i]));
@@ -292,6 +295,11 @@ function showGraph() {
     if (i !== undefined) table.open(layers[i]);
   });
   draw(made, byId("graph"));
+  // Paper does not scroll: what is wider is shrunk.
+  addEventListener("beforeprint", () => {
+    byId("graph").style.zoom = Math.min(1, PAPER / byId("graph").scrollWidth);
+  });
+  addEventListener("afterprint", () => (byId("graph").style.zoom = ""));
 }
 
 function filter() {

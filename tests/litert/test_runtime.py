@@ -255,6 +255,13 @@ def test_the_report_has_the_grid_of_every_output(mlp):
     assert last[2:] == ["float32"]  # It lies on no grid.
 
 
+def test_a_file_of_no_fixed_shape_says_so():
+    model = keras.Sequential([keras.Input((None, None, 3), name="image"), L.Conv2D(2, 3)])
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    with pytest.raises(ValueError, match=r"image.* has no fixed shape, \[-1, -1, -1, 3\]: convert"):
+        TFLiteModel(content)
+
+
 def test_a_float_model_has_float_ops(plain):
     lite = TFLiteModel(plain)
     assert "FULLY_CONNECTED" in {op.name for op in lite.float_ops}

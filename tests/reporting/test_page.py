@@ -143,6 +143,22 @@ def test_curves_over_training_are_drawn(opened, made, tmp_path):
     assert is_clean(opened), opened.problems
 
 
+def test_a_wide_graph_fits_paper(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    figures["layers"][-1]["column"] = 11
+    page.write(tmp_path / "wide.html", "wide", "report", figures)
+    opened.open(tmp_path / "wide.html")
+    opened.wait_for_charts("#graph", 1)
+    drawing = 'byId("graph").lastElementChild.firstElementChild'
+    width = f"{drawing}.getBoundingClientRect().width"
+    assert opened.run(width) > 2000
+    opened.run('window.dispatchEvent(new Event("beforeprint"))')
+    assert 1000 < opened.run(width) <= 1041
+    opened.run('window.dispatchEvent(new Event("afterprint"))')
+    assert opened.run(width) > 2000
+    assert is_clean(opened), opened.problems
+
+
 def test_347_layers_are_small_and_quick(opened, made, tmp_path):
     figures = copy.deepcopy(made[1].figures)
     rows = figures["layers"]
