@@ -54,7 +54,8 @@ function showAdvice() {
 function showDepth() {
   const finite = (key) => layers.map((x, i) => [i, number(x[key]), x.name]).filter(([, y]) => Number.isFinite(y));
   const [own, along] = [finite("own_sqnr"), finite("sqnr")];
-  if (!along.length) return byId("depth").closest("section").remove();
+  // Of a file alone only the input's is known.
+  if (along.length < 2) return byId("depth").closest("section").remove();
   const made = counted(chart({ height: 250, x_axis_label: "layer", y_axis_label: "SQNR (dB)" }));
   const source = (points) => new Bokeh.ColumnDataSource({
     data: { x: points.map((p) => p[0]), y: points.map((p) => p[1]), name: points.map((p) => p[2]) } });

@@ -234,6 +234,7 @@ def test_names_are_text_whatever_they_are(opened, tiny, samples, tmp_path):
     opened.wait_for_charts("tr.detail .chart", 12)
     assert opened.run("document.documentElement.scrollWidth") <= 390
     assert opened.run("window.evil") is None
+    assert opened.run('byId("depth")') is None  # Of a file alone there are no depths.
     opened.send("Emulation.clearDeviceMetricsOverride")
     assert is_clean(opened), opened.problems
 
