@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import keras
 from absl import flags
 
 from kerasq.calibration.calibrate import calibrate
@@ -31,7 +32,7 @@ from kerasq.probes.check import check_kernels
 from kerasq.quantize import quantize_model
 from kerasq.reporting.build import report
 from kerasq.reporting.page import check_path as check_page
-from kerasq.support.files import check_writable
+from kerasq.support.files import check_writable, make_folder, whole_file
 from kerasq.support.samples import load_labels, load_samples
 from kerasq.targets import DEFAULT, TARGETS
 from kerasq.wrappers import require_quantized, target_of
@@ -92,13 +93,16 @@ def _define_quantize(values: flags.FlagValues) -> None:
 def _quantize(values: flags.FlagValues, path: str) -> None:
     for written in filter(None, (values.out, values.keras)):
         check_writable(written)
+    if values.keras and pathlib.Path(values.keras).suffix != ".keras":
+        raise ValueError(f"--keras must name a .keras file. Received: {values.keras!r}.")
     model = load_model(path)
     x = _samples(values, model.inputs)
     quantized = quantize_model(model, values.scheme, target=values.target)
     calibrate(quantized, x, method=values.method)
     lite = export_tflite(quantized, values.out, labels=values.labels)
     if values.keras:
-        quantized.save(values.keras)
+        with whole_file(values.keras) as temporary:
+            quantized.save(temporary)
     print(lite)
     print(f"\nWritten: {values.out}, beside the simulation:\n")
     print(compare(quantized, lite, x=x))
@@ -132,17 +136,40 @@ def _labelled(values: flags.FlagValues, x: Any, lite: TFLiteModel) -> Any:
     return x, load_labels(values.labels, values.samples, lite.output_names)
 
 
+def _say_whether(values: flags.FlagValues, accuracy: Any) -> None:
+    """Says so where there were labels, but no accuracy."""
+    if values.labels is not None and not accuracy:
+        print("\nNo accuracy: the labels are no classes of an output.")
+
+
+def _quantized(path: str) -> keras.Model:
+    """A quantized model.
+
+    Raises:
+        ValueError: for another one.
+    """
+    model = load_model(path)
+    require_quantized(model)
+    return model
+
+
+def _simulated(model: keras.Model, path: str) -> TFLiteModel:
+    """An export on the interpreter that its model simulates."""
+    # What only an NPU computes runs as LiteRT would run it.
+    return TFLiteModel(path, target=target_of(model).runtime or DEFAULT)
+
+
 def _define_compare(values: flags.FlagValues) -> None:
     _data(values, "Samples to compare on")
     _labels(values)
 
 
 def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
-    model = load_model(quantized)
-    require_quantized(model)
-    # On what the model simulates; what only an NPU computes runs as LiteRT would run it.
-    lite = TFLiteModel(path, target=target_of(model).runtime or DEFAULT)
-    print(compare(model, lite, x=_labelled(values, _samples(values, model.inputs), lite)))
+    model = _quantized(quantized)
+    lite = _simulated(model, path)
+    found = compare(model, lite, x=_labelled(values, _samples(values, model.inputs), lite))
+    print(found)
+    _say_whether(values, found.accuracy)
 
 
 def _define_report(values: flags.FlagValues) -> None:
@@ -162,18 +189,22 @@ def _define_report(values: flags.FlagValues) -> None:
 
 def _report(values: flags.FlagValues, *paths: str) -> None:
     check_page(values.out)
-    lite = TFLiteModel(paths[-1])
-    model = load_model(paths[0]) if len(paths) > 1 else None
+    if values.model_explorer:
+        make_folder(values.model_explorer)
+    model = _quantized(paths[0]) if len(paths) > 1 else None
+    lite = TFLiteModel(paths[-1]) if model is None else _simulated(model, paths[-1])
     before = load_model(values.float) if values.float else None
     x = _samples(values, lite.inputs if model is None else model.inputs)
     data = _labelled(values, x, lite)
     verdict = report(model, lite, data, values.out, float_model=before)
     print(verdict)
+    found = verdict.figures["verdict"]
+    _say_whether(values, found["accuracy"] or found["accuracy_by_output"])
     print(f"\nWritten: {values.out}")
     if values.model_explorer:
         folder = pathlib.Path(values.model_explorer)
-        found = ",".join(str(folder / name) for name in verdict.save_node_data(folder))
-        print(f"Open by: model-explorer {paths[-1]} --node_data_paths={found}")
+        files = ",".join(str(folder / name) for name in verdict.save_node_data(folder))
+        print(f"Open by: model-explorer {paths[-1]} --node_data_paths={files}")
 
 
 def _define_deploy(values: flags.FlagValues) -> None:
@@ -312,7 +343,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         values, arguments = _parsed(name, command, rest)
     except flags.Error as error:
-        print(f"kerasq {name}: {error} See kerasq {name} --help.", file=sys.stderr)
+        print(
+            f"kerasq {name}: {str(error).rstrip('.')}. See kerasq {name} --help.", file=sys.stderr
+        )
         return 2
     return _run(name, lambda: command.run(values, *arguments))
 

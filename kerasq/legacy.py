@@ -120,8 +120,9 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             "`path` must be a model file that Keras reads. Received: "
-            f"{str(path)!r}: {type(error).__name__}: {error!s:.500}. Save the model again if the "
-            "file is damaged; give layers and functions of your own as `custom_objects`."
+            f"{str(path)!r}: {type(error).__name__}: {f'{error!s:.500}'.rstrip('.')}. Save the "
+            "model again if the file is damaged; give layers and functions of your own as "
+            "`custom_objects`."
         ) from error
 
 

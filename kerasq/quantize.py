@@ -217,7 +217,7 @@ def float_model(model: Any) -> Any:
     if isinstance(model, keras.Model) and ranged(model):
         raise ValueError(
             f"`model` must be a float model. Received: {model.name!r}, which is quantized already. "
-            "Quantize the model that it was made from."
+            "Take the model that it was made from."
         )
     return model
 

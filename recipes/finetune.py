@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from absl import flags
 
 import kerasq
@@ -68,6 +69,8 @@ BATCH_NORM = flags.DEFINE_enum(
 )
 # Training images that values and ranges are checked on after each epoch.
 _CHECKED = 128
+# And those that SQNR and histograms of TensorBoard are of: the network runs on them in float, too.
+_LOGGED = 32
 
 
 def set_defaults(epochs: int, learning_rate: float) -> None:
@@ -113,6 +116,13 @@ def _learner(student: keras.Model, teacher: keras.Model) -> keras.Model:
     return kerasq.distill(
         student, teacher, weight=_DISTILL_WEIGHT.value, temperature=_TEMPERATURE.value
     )
+
+
+def _drawn(run: Run, count: int) -> np.ndarray:
+    """Some training images, which the seed draws."""
+    images = run.data.parts[0].x
+    order = np.random.default_rng(run.fit.seed).permutation(len(images))
+    return images[np.sort(order[:count])]
 
 
 def train_float(
@@ -183,7 +193,7 @@ def finetune(
         watchers.append(kerasq.FreezeRanges(freeze))
     if run.is_chief:
         watchers.append(kerasq.CheckTraining(run.data.parts[0].x[:_CHECKED]))
-        watchers.append(kerasq.LogRanges(run.path("logs") / "finetune"))
+        watchers.append(kerasq.LogRanges(run.path("logs") / "finetune", _drawn(run, _LOGGED)))
 
     def make() -> keras.Model:
         return _learner(run.load("calibrated.keras"), run.load("float.keras"))

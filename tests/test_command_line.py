@@ -87,8 +87,7 @@ def test_report_writes_a_page_of_both_models(files, capsys):
     flags = [f"--data={files / 'data.npz'}", f"--labels={files / 'data.npz'}", "--samples=3"]
     flags += [f"--float={files / 'float.keras'}", f"--out={files / 'report.html'}"]
     flags += [f"--model_explorer={files / 'node_data'}"]
-    with pytest.warns(UserWarning, match="made for target 'tflm'"):
-        assert main(["report", *paths, *flags]) == 0
+    assert main(["report", *paths, *flags]) == 0
     printed = capsys.readouterr().out
     assert "What to try next" in printed and f"Written: {files / 'report.html'}" in printed
     node_data = files / "node_data" / "sqnr_db.json"
@@ -100,6 +99,22 @@ def test_report_writes_a_page_of_both_models(files, capsys):
     accuracy = np.mean(model.predict_on_batch(x[::2])[:3].argmax(-1) == y[::2])
     assert found["verdict"]["accuracy"]["float"] == pytest.approx(accuracy, rel=1e-4)
     assert found["samples"] == 3 and found["verdict"]["bytes"] == len(lite.content)
+    # On the interpreter that the model simulates.
+    assert found["verdict"]["runs_on"].startswith("tflm, portable kernels")
+    assert found["verdict"]["agreement"]["simulated file"] == 1 and found["labels"] == [
+        "cat",
+        "dog",
+    ]
+
+
+def test_labels_that_are_no_classes_give_no_accuracy(files, capsys):
+    x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
+    np.savez(files / "scores.npz", x=x, y=np.zeros((3, 5)))
+    paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
+    flags = [f"--data={files / 'scores.npz'}", f"--labels={files / 'scores.npz'}"]
+    for command in (["compare"], ["report", f"--out={files / 'scores.html'}"]):
+        assert main([command[0], *paths, *flags, *command[1:]]) == 0
+        assert "No accuracy: the labels are no classes" in capsys.readouterr().out
 
 
 def test_report_takes_a_file_alone(files, capsys):
@@ -134,7 +149,44 @@ def test_deploy_writes_sources_and_prints_their_names(files, capsys):
             ["deploy", "{folder}/model.tflite", "--data=x.npy", "--out=a", "--compiled=b.tflite"],
             "--quantized, the .keras model",
         ),
-        (["quantize", "{folder}/float.keras", "--data=x.txt", "--out={folder}/a"], "numpy.save"),
+        (
+            ["quantize", "{folder}/float.keras", "--data={folder}/float.keras", "--out={folder}/a"],
+            "numpy.save",
+        ),
+        (
+            ["quantize", "{folder}/float.keras", "--data=nowhere.npy", "--out={folder}/a"],
+            "must be a file or a folder. Received: 'nowhere.npy'",
+        ),
+        (
+            [
+                "quantize",
+                "{folder}/float.keras",
+                "--data=x.npy",
+                "--out={folder}/a",
+                "--keras=a.txt",
+            ],
+            "--keras must name a .keras file",
+        ),
+        (
+            [
+                "report",
+                "{folder}/model.tflite",
+                "--data=x.npy",
+                "--out={folder}/a.html",
+                "--model_explorer={folder}/float.keras",
+            ],
+            "must name a folder",
+        ),
+        (
+            [
+                "report",
+                "{folder}/float.keras",
+                "{folder}/model.tflite",
+                "--data=x.npy",
+                "--out={folder}/a.html",
+            ],
+            "must be a quantized model",
+        ),
         (
             ["quantize", "{folder}/float.keras", "--data=x.npy", "--out={folder}/no/a"],
             "directory",

@@ -21,11 +21,16 @@ class Accuracy:
         self._metrics: dict[tuple[str, str], keras.Metric] = {}
 
     def add(self, labels: Any, sides: dict[str, list[np.ndarray]]) -> None:
-        """Counts a batch: its labels, as `by_output` takes them, and by side all outputs."""
+        """Counts a batch: its labels, as `by_output` takes them, and by side all outputs.
+
+        Raises:
+            ValueError: for labels of classes that an output does not have.
+        """
         truth = by_output(labels, self._outputs)
         for side, outputs in sides.items():
             for name, y, z in zip(self._outputs, truth, outputs, strict=True):
                 if y is not None and _are_classes(y, z):
+                    _check_classes(name, y, z)
                     self._metric(name, side, y, z).update_state(y, z)
 
     def _metric(self, name: str, side: str, y: np.ndarray, z: np.ndarray) -> keras.Metric:
@@ -56,6 +61,19 @@ def by_output(labels: Any, outputs: Sequence[str]) -> list[np.ndarray | None]:
     if len(found) != len(outputs):
         return [None for _ in outputs]
     return [None if y is None else np.asarray(y) for y in found]
+
+
+def _check_classes(output: str, labels: np.ndarray, outputs: np.ndarray) -> None:
+    """Raises a ValueError for places of classes that there are none of: none would be right."""
+    count = outputs.shape[-1]
+    if labels.shape == outputs.shape or count == 1 or not labels.size:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"Labels of output {output!r} must be classes from 0 to {count - 1}. Received: labels "
+            f"from {low} to {high}. Number the classes from 0; without labels there is no accuracy."
+        )
 
 
 def _are_classes(labels: np.ndarray, outputs: np.ndarray) -> bool:

@@ -17,7 +17,7 @@ from kerasq.export.signature import Signature
 from kerasq.litert import tflite_metadata
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
-from kerasq.litert.tflite_metadata import Description
+from kerasq.litert.tflite_metadata import Description, class_count
 from kerasq.scheme import FLOAT_BITS
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
@@ -146,15 +146,11 @@ def _content(model: keras.Model, signature: Signature, batch_size: int) -> bytes
 
 def _check_description(model: keras.Model, about: Description) -> None:
     """Raises a ValueError unless labels and normalization fit a model."""
-    # Along the last axis; a sample may be one number.
-    last = [[1, *x.shape[1:]][-1] for x in (*model.inputs, *model.outputs)]
-    count = len(model.inputs)
-    classes = [
-        n if y.dtype.startswith("float") else None
-        for n, y in zip(last[count:], model.outputs, strict=True)
-    ]
+    classes = [class_count(y.shape, y.dtype.startswith("float")) for y in model.outputs]
     tflite_metadata.check_labels(about.labels, classes)
-    tflite_metadata.check_normalization(about.normalization, last[:count])
+    # A sample may be one number.
+    channels = [[1, *x.shape[1:]][-1] for x in model.inputs]
+    tflite_metadata.check_normalization(about.normalization, channels)
 
 
 def _runtime(target: Target) -> str:

@@ -16,9 +16,9 @@ from kerasq.litert.contents import Tensor
 from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
-from kerasq.litert.tflite_metadata import check_labels
+from kerasq.litert.tflite_metadata import check_labels, class_count
 from kerasq.requantization import Multipliers, multipliers
-from kerasq.support.files import check_writable, write_whole
+from kerasq.support.files import check_writable, make_folder, write_whole
 
 
 def deploy(
@@ -81,7 +81,7 @@ def deploy(
     labels = [*labels] if not isinstance(labels, str) else labels
     _check(lite, count)
     _check_name(name)
-    check_labels(labels, [x.shape[-1] if x.shape and _is_score(x) else None for x in lite.outputs])
+    check_labels(labels, [class_count(x.shape, _is_score(x)) for x in lite.outputs])
     own = _multipliers(lite, multiplier_bits)
     columns = [column[:count] for column in lite.columns(x)]
     if not len(columns[0]):
@@ -165,7 +165,7 @@ def _is_score(tensor: Tensor) -> bool:
 
 
 def _write(folder: pathlib.Path, files: dict[str, str]) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # All that can fail is found before the first one is written.
     for name in files:
         check_writable(folder / name)

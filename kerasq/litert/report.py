@@ -1,6 +1,7 @@
 """The export report: what a .tflite file holds, in words."""
 
 import collections
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,17 +13,20 @@ from kerasq.support import tables
 # Whose packed weights are rounded otherwise on each processor.
 _BY_PROCESSOR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
+# So many labels are told.
+_LABELS = 10
+
 
 def report(contents: Contents) -> str:
-    """Operators with their types, inputs and outputs, and sizes."""
-    rows = [["output", "operator", "type", "weights", "bytes"]]
+    """Operators with the types and grids of their outputs, the model's ends, and sizes."""
+    rows = [["output", "operator", "type", "weights", "bytes", "scale", "zero point"]]
     for op in contents.ops:
         output, kernel = contents.by_name[op.outputs[0]], contents.kernel(op)
         stored = size = ""
         if kernel is not None:
             stored = f"{kernel.type}, {kernel.codes}" if kernel.codes else kernel.type
             size = f"{kernel.bytes:,}"
-        rows.append([output.name, op.name, output.type, stored, size])
+        rows.append([output.name, op.name, output.type, stored, size, *_grid(output)])
     total, constants = contents.byte_count, contents.constant_bytes
     lines = [
         tables.plain(rows, left=4),
@@ -64,6 +68,12 @@ def written_by(made: Made | None) -> str:
     if {*made.training} == {"optimizer", "steps"}:
         trained = f"; trained by {made.training['optimizer']}, {made.training['steps']} steps"
     return f"Written by kerasq {made.kerasq}; layers: {schemes}{trained}."
+
+
+def named(labels: Sequence[str]) -> str:
+    """The labels of a file, of many the first ones and the last."""
+    shown = [*labels] if len(labels) <= _LABELS else [*labels[: _LABELS - 1], "...", labels[-1]]
+    return f"Labels, {len(labels)}: {', '.join(shown)}."
 
 
 def _of_processors(contents: Contents) -> str:
@@ -112,6 +122,15 @@ def _unpacked(contents: Contents) -> list[str]:
             codes = f"{kernel.codes} as {kernel.type}"
             found.append(f"{op.outputs[0]} ({codes}, {op.name} on {data.type})")
     return found
+
+
+def _grid(tensor: Tensor) -> tuple[str, str]:
+    """Scale, rounded, and zero point of a tensor."""
+    if tensor.grid is None:
+        return "", ""
+    if tensor.grid.axis is not None:
+        return "by channel", "by channel"
+    return f"{float(tensor.grid.scale):.4g}", str(tensor.zero_point)
 
 
 def _end(tensor: Tensor) -> str:

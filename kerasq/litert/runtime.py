@@ -14,6 +14,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from kerasq.litert import contents, evaluation, flatbuffer, metadata, micro, report, values
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtimes import RUNTIMES
+from kerasq.litert.tflite_metadata import read_labels
 from kerasq.litert.verify import verify
 from kerasq.support.files import write_whole
 from kerasq.support.progress import track
@@ -40,6 +41,7 @@ class TFLiteModel:
         ops, tensors: the file's operators and tensors.
         inputs, outputs: the tensors at its ends.
         input_names, output_names: what the signature calls them.
+        labels: names of the classes, where its TFLite Metadata have some.
 
     Raises:
         FileNotFoundError: where there is no file at the path.
@@ -83,7 +85,7 @@ class TFLiteModel:
             micro.verify(model)
             with self._accepted("load", self._way_out):
                 self._interpreter = micro.MicroInterpreter(self.content)
-        with self._accepted("load"):
+        with self._accepted("load", lambda: _free_shapes(model)):
             # Kernels check versions, types and shapes here, so that a bad file fails now.
             self._interpreter.allocate_tensors()
         self._contents = contents.read(model, len(self.content))
@@ -91,6 +93,7 @@ class TFLiteModel:
         self.inputs, self.outputs = self._contents.inputs, self._contents.outputs
         self.input_names = self._contents.input_names
         self.output_names = self._contents.output_names
+        self.labels = read_labels(model, self.content)
         if other := self._made_for_another():
             warnings.warn(other, stacklevel=2)
 
@@ -163,6 +166,8 @@ class TFLiteModel:
         lines = [report.report(self._contents), f"{self.made_for()} {self._runs_on()}"]
         if written := report.written_by(self._contents.made):
             lines.append(written)
+        if self.labels:
+            lines.append(report.named(self.labels))
         return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
@@ -316,3 +321,16 @@ class TFLiteModel:
             ValueError: where there is no data, or `metrics` does not fit the outputs.
         """
         return evaluation.evaluate(self.predict, self.output_names, data=data, metrics=metrics)
+
+
+def _free_shapes(model: Any) -> str:
+    """That an input has no fixed shape, where a file is refused; "" where all have."""
+    graph = model.subgraphs[0]
+    for tensor in (graph.tensors[i] for i in graph.inputs):
+        signature = [] if tensor.shapeSignature is None else [*map(int, tensor.shapeSignature)]
+        if any(size < 0 for size in signature[1:]):
+            return (
+                f". Input {tensor.name.decode()!r} has no fixed shape, {signature}: convert a "
+                "model with fixed `keras.Input(shape=...)`"
+            )
+    return ""

@@ -6,13 +6,17 @@ ships with MediaPipe); the file of labels that it names lies in a zip archive be
 
 import dataclasses
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from flatbuffers.number_types import Int8Flags
+from flatbuffers.table import Table
 
 from kerasq.litert import flatbuffer, preprocessing
 from kerasq.litert.flatbuffer import Type
@@ -29,6 +33,11 @@ _COLOURS = {3: 1, 1: 2}  # By number of channels: RGB, grayscale.
 _NORMALIZATION = 1
 _AXIS_LABELS, _VALUE_LABELS = 2, 3
 _INTEGERS = (Type.INT32, Type.INT64)
+# What reading metadata and an archive raises where these are damaged.
+_UNREADABLE = (
+    *(EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,27 +56,34 @@ class Description:
     normalization: tuple[Any, Any] | None = None
 
 
+def class_count(shape: Sequence[int | None], is_score: bool) -> int | None:
+    """How many classes an output has: the values of a sample, along the last axis.
+
+    None of places of classes, which an argmax gives: of them nobody says how many there are.
+    """
+    return [1, *shape[1:]][-1] if is_score else None
+
+
 def check_labels(labels: Any, classes: Sequence[int | None]) -> None:
     """Raises a ValueError unless labels fit a model.
 
     Args:
         labels: names of the classes, or none.
-        classes: by output, how many values it has of a sample, along the last axis; None for
-            places of classes, which an argmax gives: of them nobody says how many there are.
+        classes: of each output, as `class_count` says.
     """
     scores = [count for count in classes if count is not None]
     is_free = None in classes or (_are_names(labels) and not labels)
     if not _are_names(labels) or not (is_free or any(_fits(len(labels), n) for n in scores)):
         raise ValueError(
-            "`labels` must be a list of names, one for each class of an output, two where that is "
-            f"one value. Received: {labels!r} for outputs of {scores}."
+            "`labels` must be a list of names, of a line each, one for each class of an output, "
+            f"two where that is one value. Received: {labels!r} for outputs of {scores}."
         )
 
 
 def _are_names(labels: Any) -> bool:
     """Whether labels are a list of names, each of which takes a line of a file."""
     is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
-    return is_list and all(isinstance(x, str) and len(x.splitlines()) < 2 for x in labels)
+    return is_list and all(isinstance(x, str) and x.splitlines() == [x] for x in labels)
 
 
 def _fits(count: int, values: int) -> bool:
@@ -117,9 +133,56 @@ def described(content: bytes, description: Description) -> bytes:
     return _with_labels(content, description.labels) if description.labels else content
 
 
-def _classes(output: schema.TensorT) -> int | None:
-    """How many values an output has of a sample, along its last axis; None of places."""
-    return None if output.type in _INTEGERS else int([1, *output.shape[1:]][-1])
+def read_labels(model: schema.ModelT, content: bytes) -> tuple[str, ...]:
+    """Names of the classes, of the first output that has some; none where a file says none.
+
+    Nor where it says what cannot be read: that is no part of the model, which runs all the same.
+
+    Args:
+        model: the file in object form.
+        content: the file.
+    """
+    for entry in model.metadata or []:
+        if entry.name == _NAME.encode():
+            try:
+                name = _labels_file(bytes(model.buffers[entry.buffer].data))
+                return _lines(content, name) if name else ()
+            except _UNREADABLE:
+                return ()
+    return ()
+
+
+def _labels_file(data: bytes) -> str:
+    """What the metadata call the file of labels; "" where there is none."""
+    root = Table(bytearray(data), int.from_bytes(data[:4], "little"))
+    for graph in _tables(root, 3)[:1]:
+        for output in _tables(graph, 3):
+            for file in _tables(output, 6):
+                kind = file.Offset(_slot(2))
+                if kind and file.Get(Int8Flags, file.Pos + kind) in (_AXIS_LABELS, _VALUE_LABELS):
+                    return file.String(file.Pos + file.Offset(_slot(0))).decode()
+    return ""
+
+
+def _lines(content: bytes, name: str) -> tuple[str, ...]:
+    """The lines of a file in the archive behind a model."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return tuple(archive.read(name).decode().splitlines())
+
+
+def _tables(table: Table, field: int) -> list[Table]:
+    """The tables of a vector, which is a field of a table."""
+    offset = table.Offset(_slot(field))
+    if not offset:
+        return []
+    start = table.Vector(offset)
+    places = range(start, start + 4 * table.VectorLen(offset), 4)
+    return [Table(table.Bytes, table.Indirect(place)) for place in places]
+
+
+def _slot(field: int) -> int:
+    """Where a table keeps the offset of a field, by its number in the schema."""
+    return 4 + 2 * field
 
 
 def _with_labels(content: bytes, labels: Sequence[str]) -> bytes:
@@ -186,7 +249,7 @@ def _output(found: "_Tables", tensor: schema.TensorT, labels: Sequence[str]) -> 
         0: found.text(tensor.name.decode()),
         3: found.union(_FEATURES, found.table({})),
     }
-    classes = _classes(tensor)
+    classes = class_count(tensor.shape, tensor.type not in _INTEGERS)
     if labels and (classes is None or _fits(len(labels), classes)):
         # A value says which label it is, or each has a value of its own.
         kind = _AXIS_LABELS if classes == len(labels) else _VALUE_LABELS

@@ -53,7 +53,7 @@ def advise(
     layers: list[LayerFigures],
     floats: dict[str, str],
     sqnr: float | None,
-    target: str = "litert",
+    target: str | None = "litert",
 ) -> list[Advice]:
     """What to try next, the gravest first.
 
@@ -61,18 +61,19 @@ def advise(
         layers: the figures.
         floats: by name of a layer that stays float, why.
         sqnr: of the file's outputs beside the float model's, in dB; None where it is not known.
-        target: what the model runs on.
+        target: what the model runs on; None where that is not what runs it here.
     """
     found = _named(layers, _of_input)
     for rule in _rules(layers, bool(found)):
         # A layer is named once, for its gravest fault.
         done = {x.layer for x in found}
         found += _named([x for x in layers if x.name not in done], rule)
-    found += _named(layers, lambda x: _differs(x, target))
+    if target is not None:
+        found += _named(layers, lambda x: _differs(x, target))
     found += _stay_float(floats)[:NAMED]
     # That of a wrong input says nothing of the model.
     if sqnr is not None and sqnr < GOOD and "normalization" not in {x.rule for x in found}:
-        found.append(_of_all(sqnr, bool(found)))
+        found.append(_of_all(sqnr, _own(layers), bool(found)))
     return found
 
 
@@ -121,7 +122,7 @@ def _of_input(x: LayerFigures) -> tuple[float, Advice] | None:
     is_clipped = x.clipped is not None and x.clipped > MOST_CLIPPED[(x.codes or 0) >= 256]
     if not is_clipped and x.used >= LEAST_USED:
         return None
-    ends = f"the data reach from {x.value_low:.3g} to {x.value_high:.3g}"
+    ends = f"the data reach from {x.value_low:z.3g} to {x.value_high:z.3g}"
     what = f"its range, {_range(x)}, is not that of the data: {ends}"
     if is_clipped:
         what += f", {100 * (x.clipped or 0):.1f} % of them beyond it"
@@ -258,8 +259,24 @@ def _stay_float(floats: dict[str, str]) -> list[Advice]:
     ]
 
 
-def _of_all(sqnr: float, has_faults: bool) -> Advice:
+def _own(layers: list[LayerFigures]) -> float | None:
+    """The least SQNR of what no layer reads, beside the model's own weights in float."""
+    read = {name for x in layers for name in x.inputs}
+    return min((x.sqnr for x in layers if x.name not in read and x.sqnr is not None), default=None)
+
+
+def _of_all(sqnr: float, own: float | None, has_faults: bool) -> Advice:
     what = f"its outputs have {sqnr:.1f} dB"
+    if own is not None and own >= GOOD:
+        return Advice(
+            layer="",
+            rule="trained",
+            what=f"{what} beside the float model, but {own:.1f} dB beside its own weights in float",
+            way_out=(
+                "Training has changed it, not quantization: judge it by its accuracy. Where "
+                "nothing was trained, that is another float model: give the one that it is from."
+            ),
+        )
     return Advice(
         layer="",
         rule="all layers",

@@ -2,13 +2,13 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+import types
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasq import graph, unsupported
+from kerasq import graph, quantize, unsupported
 from kerasq.analysis.allocate import Allocation
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.analysis.summary import Summary, summary
@@ -18,11 +18,11 @@ from kerasq.reporting import layer_figures, page
 from kerasq.reporting.advice import ASKED, Advice, advise
 from kerasq.reporting.ends import Ends
 from kerasq.reporting.layer_figures import LayerFigures
-from kerasq.reporting.logs import ranges_over_training
-from kerasq.reporting.measure import Batch, FileMeasurement, Measurement, cut
+from kerasq.reporting.logs import curves_over_training
+from kerasq.reporting.measure import Batch, FileMeasurement, Measurement
 from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
-from kerasq.support.data import label_batches, labelled_count, with_labels
+from kerasq.support.data import labelled_count, with_labels
 from kerasq.support.progress import track
 from kerasq.support.shared import FEW
 
@@ -59,7 +59,7 @@ def report(
         path: of the page, a name that ends in .html.
         float_model: the float model before quantization.
         sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
-        logs: the folder of `kerasq.LogRanges`, to show each range over training.
+        logs: the folder of `kerasq.LogRanges`: ranges, clipped shares and SQNR over training.
 
     Returns:
         The verdict, which prints as text; its `figures` are those of the `.json` file.
@@ -86,8 +86,8 @@ def report(
             "`lite` must be a TFLiteModel. "
             f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
         )
-    curves = None if logs is None else ranges_over_training(logs)
-    found = _Found(model, lite, float_model)
+    curves = None if logs is None else curves_over_training(logs)
+    found = _Found(model, lite, None if float_model is None else quantize.float_model(float_model))
     if model is None:
         found.measure_file(data)
     else:
@@ -138,8 +138,8 @@ class _Found:
 
     def measure_file(self, data: Any) -> None:
         """Measures a file alone."""
-        measured = FileMeasurement(self._lite)
-        for x, labels in _file_batches(self._lite, data, measured.chunk):
+        measured, ends = FileMeasurement(self._lite), _ends_of(self._lite)
+        for x, labels in with_labels(ends, data, measured.chunk):
             batch = self._referred(measured.add(x), x if len(x) > 1 else x[0])
             self._add(x, labels, batch)
         self._layers = layer_figures.of_file(self._lite, measured)
@@ -170,13 +170,24 @@ class _Found:
         first = by_output(labels, self._lite.output_names)[0]
         self._shown.add(np.asarray(keras.tree.flatten(x)[0]), first, batch)
 
+    def _target(self) -> str | None:
+        """What the file was made for; None where another interpreter runs it here."""
+        made = self._lite.made
+        if made is None:
+            return self._lite.target
+        return made.target if made.runtime == self._lite.target else None
+
+    def _class_names(self) -> list[str]:
+        """The file's names for the values of the first output, of which samples are shown."""
+        names, first = self._lite.labels, self._lite.outputs[0]
+        return [*names] if len(names) == first.shape[-1] else []
+
     def figures(self) -> dict[str, Any]:
         """All figures, for JSON."""
         from kerasq import __version__  # It is the last thing that kerasq defines.
 
         ends, file = self._ends.figures(), of_file(self._lite)
-        target = file["target"] or "litert"
-        self.advice = advise(self._layers, self._floats, ends["sqnr"].get("file"), target)
+        self.advice = advise(self._layers, self._floats, ends["sqnr"].get("file"), self._target())
         verdict = {**ends, **file, "stays_float": self._floats}
         if self._costs is not None:
             verdict["activation_bytes"] = self._costs.peak_activation_bytes
@@ -192,32 +203,19 @@ class _Found:
             "verdict": verdict,
             "advice": [vars(x) for x in self.advice],
             "layers": rows(self._layers),
+            "labels": self._class_names(),
             "shown": self._shown.figures(),
         }
 
 
-def _file_batches(
-    lite: TFLiteModel, data: Any, size: int
-) -> Iterator[tuple[list[np.ndarray], Any]]:
-    """Batches of arrays, or of a dataset, with their labels."""
-    is_pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape")
-    x, labels = data if is_pair else (data, None)
-    if not hasattr(x, "shape") and not isinstance(x, (dict, list)):
-        yield from _batches_of(lite, x)
-        return
-    columns = lite.columns(x)
-    found: Iterator[Any] = itertools.repeat(None)
-    if labels is not None:
-        found = label_batches(labels, len(columns[0]), size)
-    # Not strict: there is no end of what is None.
-    yield from zip(cut(columns, size), found, strict=False)
-
-
-def _batches_of(lite: TFLiteModel, data: Any) -> Iterator[tuple[list[np.ndarray], Any]]:
-    """The batches of a dataset, `x` or `(x, y)`."""
-    for batch in data:
-        x, *labels = batch if isinstance(batch, tuple) else (batch,)
-        yield lite.columns(x), keras.tree.map_structure(np.asarray, labels[0]) if labels else None
+def _ends_of(lite: TFLiteModel) -> Any:
+    """What samples are read and checked by, as for a Keras model: the inputs of a file."""
+    inputs = [
+        # Any number of samples is cut, or filled up, to what a call takes.
+        keras.KerasTensor((None, *tensor.shape[1:]), "float32", name=name)
+        for tensor, name in zip(lite.inputs, lite.input_names, strict=True)
+    ]
+    return types.SimpleNamespace(inputs=inputs, input=inputs)
 
 
 def _floats(model: keras.Model, float_model: keras.Model | None) -> dict[str, str]:

@@ -45,15 +45,18 @@ for (const [kind, title] of [["gone", "Gone"], ["new", "New"], ["left", "Left"]]
 }
 
 const named = Object.entries(figures.layers);
-const made = chart({ height: 250, x_axis_label: "layer", y_axis_label: "SQNR (dB)" });
+const depths = [0, 1].map((side) => named.map(([name, found], i) => [i, found ? number(found.along[side]) : NaN, name]).filter(([, y]) => Number.isFinite(y)));
+const made = counted(chart({ height: 250, x_axis_label: "layer", y_axis_label: "SQNR (dB)" }));
 [FLOAT, INT].forEach((c, side) => {
-  const points = named.map(([name, found], i) => [i, found ? number(found.along[side]) : NaN, name]).filter(([, y]) => Number.isFinite(y));
+  const points = depths[side];
   const data = { x: points.map((p) => p[0]), y: points.map((p) => p[1]), name: points.map((p) => p[2]) };
   const at = { x: { field: "x" }, y: { field: "y" }, source: new Bokeh.ColumnDataSource({ data }), color: c };
   made.line({ ...at, line_width: 2 });
   hover(made, made.scatter({ ...at, size: 6 }), [["", "@name"], ["dB", "@y{0.0}"]]);
 });
-draw(made, byId("depth"), "", [[FLOAT, before], [INT, after]]);
+// Different networks have no layer in common, and files alone no SQNR.
+if (depths.flat().length) draw(made, byId("depth"), "", [[FLOAT, before], [INT, after]]);
+else byId("depth").closest("section").remove();
 
 const rows = named.filter(([, found]) => !found || Object.keys(found).some((key) => key !== "along"))
   .map(([name, found]) => ({ name, found }));
@@ -61,7 +64,7 @@ const gained = (key) => (x) => (x.found?.[key] ? number(x.found[key][1]) - numbe
 const column = (title, key) => ({ title, value: gained(key), text: (x) => (x.found?.[key] ? change(key, x.found[key]) : "") });
 const words = (title, key) => ({ title, left: true, value: (x) => x.found?.[key]?.[1], text: (x) => (x.found?.[key] ? change(key, x.found[key]) : "") });
 const COLUMNS = [
-  { title: "Layer", left: true, value: (x) => x.name, text: (x) => x.name + (x.found ? "" : " (only in one of them)") },
+  { title: "Layer", left: true, value: (x) => x.name, text: (x) => (x.found ? x.name : element("span", { title: x.name }, `only in one: ${x.name}`)) },
   words("Operator", "op"), words("Scheme", "scheme"), words("Range", "range"),
   column("Clipped", "clipped"), column("Codes", "codes_used"), column("Own SQNR", "own_sqnr"), column("SQNR", "sqnr"),
   column("LSB", "max_lsb"), column("Weights (B)", "weight_bytes"),

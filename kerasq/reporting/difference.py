@@ -29,7 +29,7 @@ def compare_reports(
         FileNotFoundError: where there is no such file.
         ImportError: where Bokeh, which draws, is not installed.
         OSError: where the page cannot be written.
-        ValueError: for a file that is no report.
+        ValueError: for a file that is no report, and for a page whose figures would replace one.
 
     Example:
         >>> import tempfile
@@ -47,6 +47,11 @@ def compare_reports(
         ['w8a8', 'w4a8']
     """
     page.check_path(path)
+    if {pathlib.Path(x).resolve() for x in (one, other)} & {page.twin_of(path).resolve()}:
+        raise ValueError(
+            "`path` must not be the page of a report that is compared: its figures would be "
+            f"replaced. Received: path={os.fspath(path)!r}. Give it another name."
+        )
     pair = [_read(one), _read(other)]
     figures = {
         "names": [pathlib.Path(x).stem for x in (one, other)],

@@ -1,7 +1,6 @@
 """What every layer computes, batch by batch: the integer model beside the float network."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -216,9 +215,3 @@ class FileMeasurement:
         for values in self._computed:
             values.add_codes(self._probe.codes(values.name))
         return Batch(reference=None, simulated=None, computed=self._probe.outputs())
-
-
-def cut(arrays: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Batches of arrays, for files that no Keras model is known of."""
-    for start in range(0, len(arrays[0]), size):
-        yield [x[start : start + size] for x in arrays]

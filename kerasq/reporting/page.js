@@ -135,6 +135,12 @@ function chart(options) {
   return made;
 }
 
+/** A chart whose x are whole numbers. */
+function counted(made) {
+  made.xaxes[0].ticker.min_interval = 1;
+  return made;
+}
+
 /** Puts a chart with a caption into a place; `keys` are [colour, text] of its legend. */
 function draw(made, place, caption = "", keys = []) {
   const legend = keys.flatMap(([c, text]) => [element("span", { style: `color:${c}` }, " \u25a0 "), text]);

@@ -9,7 +9,7 @@ byId("about").textContent = `kerasq ${figures.kerasq}, ${whole(figures.samples)}
 function showVerdict() {
   // Of several outputs a column for each.
   const several = Object.entries(verdict.accuracy_by_output).map(([name, found]) => [`accuracy of ${name}`, found]);
-  const accuracies = several.length ? several : [["accuracy", verdict.accuracy]];
+  const accuracies = several.length ? several : Object.keys(verdict.accuracy).length ? [["accuracy", verdict.accuracy]] : [];
   const sides = ["float", "simulated", "file"].filter((side) =>
     [...accuracies.map(([, found]) => found[side]), verdict.sqnr[side], verdict.agreement[`float ${side}`]].some(isKnown));
   const heads = ["", ...accuracies.map(([head]) => head), "same class as float", "SQNR of outputs (dB)"];
@@ -54,8 +54,9 @@ function showAdvice() {
 function showDepth() {
   const finite = (key) => layers.map((x, i) => [i, number(x[key]), x.name]).filter(([, y]) => Number.isFinite(y));
   const [own, along] = [finite("own_sqnr"), finite("sqnr")];
-  if (!along.length) return byId("depth").closest("section").remove();
-  const made = chart({ height: 250, x_axis_label: "layer", y_axis_label: "SQNR (dB)" });
+  // Of a file alone only the input's is known.
+  if (along.length < 2) return byId("depth").closest("section").remove();
+  const made = counted(chart({ height: 250, x_axis_label: "layer", y_axis_label: "SQNR (dB)" }));
   const source = (points) => new Bokeh.ColumnDataSource({
     data: { x: points.map((p) => p[0]), y: points.map((p) => p[1]), name: points.map((p) => p[2]) } });
   const at = { x: { field: "x" }, y: { field: "y" } };
@@ -113,7 +114,7 @@ function detail(x, place) {
     drawn.push(boxChart(w.channels, panel("chart whole")));
   }
   const curves = figures.logs?.[x.name];
-  if (curves) drawn.push(trainingChart(curves, panel("chart whole")));
+  if (curves) drawn.push(...trainingCharts(curves, panel));
   return Promise.all(drawn);
 }
 
@@ -195,25 +196,39 @@ function boxChart(channels, place) {
   return draw(made, place, "Weights by channel: least, quartiles, greatest", [...keys, ["#1c2733", "ends of the grid"]]);
 }
 
-function trainingChart(curves, place) {
-  const made = chart({ x_axis_label: "epoch", y_axis_label: "value" });
-  const colours = { low: INT, high: FLOAT, weights: "#228833" };
-  const known = Object.keys(colours).filter((name) => curves[name]);
-  for (const name of known) {
-    const [x, y] = [0, 1].map((i) => curves[name].map((point) => point[i]));
-    made.line({ x, y, color: colours[name], line_width: 2 });
-    made.scatter({ x, y, color: colours[name], size: 5 });
-  }
-  return draw(made, place, "The range over training", known.map((name) => [colours[name], name]));
+// Over training: caption, axis, what is drawn with its colour, unit, and where the axis begins.
+const OVER_TRAINING = [
+  ["The range over training", "value", { low: INT, high: FLOAT, weights: "#228833" }, 1],
+  ["Clipped over training", "values (%)", { clipped: INT }, 100, 0],
+  ["SQNR over training, of all layers up to it", "SQNR (dB)", { sqnr: INT }, 1],
+];
+
+function trainingCharts(curves, panel) {
+  // A SQNR without any noise is infinite.
+  const finite = (name) => (curves[name] ?? []).filter(([, y]) => Number.isFinite(y));
+  return OVER_TRAINING.map(([caption, axis, colours, unit, start]) => {
+    const known = Object.keys(colours).filter((name) => finite(name).length);
+    if (!known.length) return null;
+    const made = counted(chart({ x_axis_label: "epoch", y_axis_label: axis }));
+    if (start !== undefined) made.y_range.start = start;
+    for (const name of known) {
+      const x = finite(name).map(([epoch]) => epoch), y = finite(name).map(([, value]) => unit * value);
+      made.line({ x, y, color: colours[name], line_width: 2 });
+      made.scatter({ x, y, color: colours[name], size: 5 });
+    }
+    return draw(made, panel(), caption, known.length > 1 ? known.map((name) => [colours[name], name]) : []);
+  }).filter(Boolean);
 }
 
 function showShown() {
   if (!figures.shown.length) return byId("shown-section").remove();
   if (figures.disagreeing) byId("differ").textContent = `disagree (${whole(figures.disagreeing)} of ${whole(figures.samples)})`;
+  // Of reports of before, and files without labels, the number of a class.
+  const named = (i) => figures.labels?.[i] ?? i;
   byId("shown").append(...figures.shown.map((x) => {
-    const head = [`Sample ${x.index}`, isKnown(x.label) ? `, label ${x.label}` : ""].join("");
+    const head = [`Sample ${x.index}`, isKnown(x.label) ? `, label ${named(x.label)}` : ""].join("");
     const sides = Object.entries(x.outputs).map(([side, top]) =>
-      element("div", {}, element("b", {}, `${side}: `), top.slice(0, 3).map(([i, y]) => `${i} (${digits(y)})`).join(", ")));
+      element("div", {}, element("b", {}, `${side}: `), top.slice(0, 3).map(([i, y]) => `${named(i)} (${digits(y)})`).join(", ")));
     const kind = x.disagrees ? null : element("small", {}, `same class, differs by ${digits(x.error)}`);
     const image = x.image ? element("img", { src: x.image, alt: head }) : null;
     const values = x.values ? element("small", {}, `${x.values.map((v) => digits(v)).join(", ")}, \u2026`) : null;
@@ -247,6 +262,9 @@ function showSensitivity() {
   draw(front, byId("front"), "Allocations that no other one beats", [[FLOAT, "the chosen one"]]);
 }
 
+// The width of A4, landscape, within its margins, in pixels.
+const PAPER = 1040;
+
 function showGraph() {
   byId("scale").append(...STOPS.map(([end, c], i) => element("span", { style: `background:${c};color:${i === 2 ? "#000" : "#fff"}` }, end === Infinity ? `over ${STOPS[i - 1][0]} dB` : `to ${end}`)));
   const index = new Map(layers.map((x, i) => [x.name, i]));
@@ -278,6 +296,11 @@ function showGraph() {
     if (i !== undefined) table.open(layers[i]);
   });
   draw(made, byId("graph"));
+  // Paper does not scroll: what is wider is shrunk.
+  addEventListener("beforeprint", () => {
+    byId("graph").style.zoom = Math.min(1, PAPER / byId("graph").scrollWidth);
+  });
+  addEventListener("afterprint", () => (byId("graph").style.zoom = ""));
 }
 
 function filter() {

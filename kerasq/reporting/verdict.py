@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import math
 import os
-import pathlib
 import platform
 from typing import Any
 
@@ -18,7 +17,7 @@ from kerasq.reporting.advice import Advice
 from kerasq.reporting.layer_figures import LayerFigures
 from kerasq.reporting.layout import places
 from kerasq.support import tables
-from kerasq.support.files import write_whole
+from kerasq.support.files import make_folder, write_whole
 
 # What is said where no rule fires, by whether there is a float network to compare with.
 NOTHING = {
@@ -66,8 +65,7 @@ class Verdict:
             `node_data_builder.py` of the package ai-edge-model-explorer, class GraphNodeData.
         """
         files = node_data.files(self.figures["layers"])
-        path = pathlib.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        path = make_folder(folder)
         for name, text in files.items():
             write_whole(path / name, text.encode())
         return [*files]

@@ -161,6 +161,8 @@ def _is_all_inputs(model: keras.Model, data: Any) -> bool:
         isinstance(data, (list, tuple))
         and isinstance(model.input, (list, tuple))
         and len(data) == len(model.inputs)
+        # Dicts of inputs are batches.
+        and not any(isinstance(x, dict) for x in data)
     )
 
 

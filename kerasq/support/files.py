@@ -26,6 +26,22 @@ def check_writable(path: str | os.PathLike) -> None:
         )
 
 
+def make_folder(path: str | os.PathLike) -> pathlib.Path:
+    """Makes a folder, where it is not there.
+
+    Raises:
+        NotADirectoryError: where a file is called so.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"The path must name a folder. Received: {str(path)!r}, where a file is."
+        ) from error
+    return path
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A temporary path beside `path` that takes its place if the block succeeds.

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def load_samples(
         ValueError: where it holds no samples.
     """
     path, shape = pathlib.Path(path), next(iter(inputs.values()))
+    if not path.exists():
+        raise FileNotFoundError(f"Samples must be a file or a folder. Received: {str(path)!r}.")
     if len(inputs) > 1:
         return {name: _spread(x, count) for name, x in _by_name(path, inputs).items()}
     if path.is_dir():
@@ -54,7 +57,7 @@ def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()
         ValueError: where it holds no labels.
     """
     arrays = _arrays(pathlib.Path(path))
-    known = {name: _spread(arrays[name], count) for name in outputs if name in arrays}
+    known = {n: _spread(_real(path, arrays[n]), count) for n in outputs if n in arrays}
     if len(outputs) > 1 and known:
         return known
     if "y" not in arrays and len(arrays) != 1:
@@ -62,7 +65,8 @@ def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()
             "A file of labels must hold an array 'y', or one alone. "
             f"Received: {os.fspath(path)} with {[*arrays]}."
         )
-    return _spread(arrays["y"] if "y" in arrays else next(iter(arrays.values())), count)
+    y = arrays["y"] if "y" in arrays else next(iter(arrays.values()))
+    return _spread(_real(path, y), count)
 
 
 def _array(path: pathlib.Path) -> np.ndarray:
@@ -76,7 +80,7 @@ def _array(path: pathlib.Path) -> np.ndarray:
     x = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
     if not x.ndim or not len(x):
         raise ValueError(f"A file must hold samples. Received: {path} of shape {x.shape}.")
-    return x
+    return _real(path, x)
 
 
 def _by_name(path: pathlib.Path, inputs: Iterable[str]) -> dict[str, np.ndarray]:
@@ -87,7 +91,7 @@ def _by_name(path: pathlib.Path, inputs: Iterable[str]) -> dict[str, np.ndarray]
             "Samples of a model of several inputs must be an .npz file of arrays by their names. "
             f"Received: {path} with {[*arrays]}, without {missing}."
         )
-    return {name: arrays[name] for name in inputs}
+    return {name: _real(path, arrays[name]) for name in inputs}
 
 
 def _spread(items: Any, count: int) -> Any:
@@ -102,8 +106,26 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             "Samples must be a .npy or .npz file, or a folder of images. "
             f"Received: {str(path)!r}. Write arrays by numpy.save."
         )
-    found = np.load(path, allow_pickle=False)
-    return {"x": found} if isinstance(found, np.ndarray) else {x: found[x] for x in found.files}
+    try:
+        found = np.load(path, allow_pickle=False)
+        is_one = isinstance(found, np.ndarray)
+        arrays = {"x": found} if is_one else {x: found[x] for x in found.files}
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        # Its own error says how to run what is in the file.
+        raise ValueError(
+            f"A file must hold arrays as numpy.save writes them. Received: {path}, which is "
+            "damaged, or holds Python objects."
+        ) from error
+    return arrays
+
+
+def _real(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
+    """An array, checked to be of real numbers."""
+    if x.dtype.kind not in "biuf":
+        raise ValueError(
+            f"A file must hold real numbers. Received: {os.fspath(path)} with {x.dtype.name}."
+        )
+    return x
 
 
 def _image(path: pathlib.Path, shape: Sequence[int | None]) -> np.ndarray:
@@ -115,5 +137,11 @@ def _image(path: pathlib.Path, shape: Sequence[int | None]) -> np.ndarray:
         )
     mode = "grayscale" if shape[-1] == 1 else "rgb"
     size = (shape[1], shape[2])
-    image = keras.utils.load_img(path, color_mode=mode, target_size=size, interpolation="bilinear")
+    try:
+        image = keras.utils.load_img(
+            path, color_mode=mode, target_size=size, interpolation="bilinear"
+        )
+    except OSError as error:
+        # Its own error names a buffer, or no file at all.
+        raise ValueError(f"An image must be one that Pillow reads. Received: {path}.") from error
     return keras.utils.img_to_array(image)

@@ -5,7 +5,8 @@ import numpy as np
 
 def sqnr(noise: float) -> float:
     """`-10 log10` of the power of the noise over that of the signal; infinite without noise."""
-    return float(-10 * np.log10(noise)) if noise > 0 else np.inf
+    # NaN stays NaN: what is not known is not perfect.
+    return np.inf if noise <= 0 else float(-10 * np.log10(noise))
 
 
 class Noise:
@@ -18,8 +19,13 @@ class Noise:
         """Adds the values of a batch."""
         wanted = np.ravel(wanted).astype(np.float32, copy=False)
         error = np.ravel(found) - wanted
-        # A batch in float32, which BLAS sums in parts, batches in float64.
-        self.add_powers(float(np.dot(wanted, wanted)), float(np.dot(error, error)))
+        # A batch in float32, which BLAS sums in parts, batches in float64; and all, where it
+        # overflows.
+        with np.errstate(over="ignore", invalid="ignore"):
+            powers = [np.dot(x, x) for x in (wanted, error)]
+        if not np.isfinite(powers).all():
+            powers = [np.square(x, dtype=np.float64).sum() for x in (wanted, error)]
+        self.add_powers(*map(float, powers))
 
     def add_powers(self, signal: float, noise: float) -> None:
         """Adds a batch by its sums of squares: of the values, and of their difference."""
@@ -28,7 +34,7 @@ class Noise:
 
     @property
     def sqnr(self) -> float | None:
-        """In dB, infinite without noise; None where there is neither noise nor signal."""
-        if not self._signal:
+        """In dB, infinite without noise; None where there is no signal, or no finite one."""
+        if not self._signal or not np.isfinite(self._signal):
             return None
         return sqnr(self._noise / self._signal)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from kerasq.analysis import beside_float, trouble
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.uniform import Uniform
+from kerasq.support import optional
 from kerasq.wrappers import ranged, require_quantized
 
 
@@ -36,6 +37,7 @@ class LogRanges(keras.callbacks.Callback):
             Keras's callback.
 
     Raises:
+        ImportError: where TensorBoard, which writes, is not installed.
         ValueError: where `every` is no positive integer.
 
     Example:
@@ -55,6 +57,8 @@ class LogRanges(keras.callbacks.Callback):
             raise ValueError(
                 f"`every` must be an integer of at least 1, in epochs. Received: every={every!r}."
             )
+        # Before training, not after its first epoch.
+        optional.load("tensorboard", "tensorboard")
         self._log_dir = os.fspath(log_dir)
         self._data, self._every = data, every
 

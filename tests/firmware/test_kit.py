@@ -357,5 +357,5 @@ def test_bad_arguments(tmp_path):
         kerasq.deploy(lite, tmp_path, x=x[:, :-1])
     assert not [*tmp_path.iterdir()]
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError, match=r"must name a folder.*where a file is"):
         kerasq.deploy(lite, tmp_path / "file", x=x)

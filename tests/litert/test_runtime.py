@@ -245,6 +245,23 @@ def test_the_report_says_how_inputs_are_quantized(mlp, dtype, shift):
     assert f"Output {lite.outputs[0].name}: float32." in str(lite)
 
 
+def test_the_report_has_the_grid_of_every_output(mlp):
+    lite = kerasq.export_tflite(mlp[0], output_dtype="float32")
+    rows = [line.split() for line in str(lite).splitlines()]
+    for tensor in (x for x in lite.tensors if x.grid is not None and not x.constant):
+        wanted = [f"{float(tensor.grid.scale):.4g}", str(tensor.zero_point)]
+        assert tensor in lite.inputs or wanted in [x[-2:] for x in rows if x[:1] == [tensor.name]]
+    (last,) = [x for x in rows if x[:2] == [lite.outputs[0].name, "DEQUANTIZE"]]
+    assert last[2:] == ["float32"]  # It lies on no grid.
+
+
+def test_a_file_of_no_fixed_shape_says_so():
+    model = keras.Sequential([keras.Input((None, None, 3), name="image"), L.Conv2D(2, 3)])
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    with pytest.raises(ValueError, match=r"image.* has no fixed shape, \[-1, -1, -1, 3\]: convert"):
+        TFLiteModel(content)
+
+
 def test_a_float_model_has_float_ops(plain):
     lite = TFLiteModel(plain)
     assert "FULLY_CONNECTED" in {op.name for op in lite.float_ops}

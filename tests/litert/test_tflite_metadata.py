@@ -10,7 +10,7 @@ import pytest
 from flatbuffers.number_types import Float32Flags, Int8Flags, Uint8Flags
 
 import kerasq
-from kerasq.litert import flatbuffer, preprocessing, tflite_metadata
+from kerasq.litert import flatbuffer, preprocessing, report, tflite_metadata
 from kerasq.litert.preprocessing import Preprocessing
 
 L = keras.layers
@@ -106,6 +106,57 @@ def test_labels_are_a_file_that_the_output_names(exported):
     assert output.table(3).union(0)[0] == 1  # FeatureProperties.
 
 
+def test_a_file_says_its_labels(exported):
+    q, lite, path, _ = exported
+    found = kerasq.TFLiteModel(path)
+    assert found.labels == lite.labels == tuple(LABELS)
+    assert "Labels, 3: cat, dog, Bär, grün." in str(found).splitlines()
+    plain = kerasq.export_tflite(q, normalization=(0, 1))
+    assert plain.labels == () and "Labels" not in str(plain)
+    many = [f"class {i}" for i in range(1000)]
+    said = report.named(many)
+    assert said.startswith("Labels, 1000: class 0, ") and said.endswith("class 8, ..., class 999.")
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+def test_labels_are_found_by_the_metadata(exported, kind):
+    # As another program calls them, beside a file of another purpose.
+    made = tflite_metadata._Tables()
+    files = [
+        made.table({0: made.text(name), 2: np.int8(x)}) for name, x in [("notes", 1), ("x", kind)]
+    ]
+    outputs = [made.table({}), made.table({6: made.vector(files)})]
+    root = {3: made.vector([made.table({3: made.vector(outputs)})])}
+    model = flatbuffer.read(exported[1].content)
+    (entry,) = [x for x in model.metadata if x.name == b"TFLITE_METADATA"]
+    model.buffers[entry.buffer].data = np.frombuffer(made.finish(made.table(root)), np.uint8)
+    file = io.BytesIO(flatbuffer.write(model))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("notes", "none")
+        archive.writestr("x", "one\r\ntwo\r\n")
+    assert kerasq.TFLiteModel(file.getvalue()).labels == ("one", "two")
+
+
+def test_a_file_whose_labels_are_damaged_has_none_and_runs(exported):
+    _, lite, _, pixels = exported
+    start = lite.content.index(b"M001") - 4
+    end = lite.content.index(b"PK", start)
+    rng = np.random.default_rng(0)
+    cut = kerasq.TFLiteModel(lite.content[:end])  # Without the archive.
+    assert cut.labels == ()
+    np.testing.assert_array_equal(cut.predict(pixels), lite.predict(pixels))
+    model = flatbuffer.read(lite.content)
+    (entry,) = [x for x in model.metadata if x.name == b"TFLITE_METADATA"]
+    whole = model.buffers[entry.buffer].data
+    for _ in range(200):
+        model.buffers[entry.buffer].data = np.where(
+            rng.uniform(size=whole.size) < 0.05, rng.integers(0, 256, whole.size), whole
+        ).astype(np.uint8)
+        damaged = bytearray(lite.content)
+        damaged[rng.integers(end, len(damaged))] ^= 255
+        assert isinstance(tflite_metadata.read_labels(model, bytes(damaged)), tuple)
+
+
 def test_an_image_is_one_that_takes_pixels(exported):
     (graph,) = read(exported[1].content).tables(3)
     (image,) = graph.tables(2)
@@ -172,7 +223,9 @@ def test_what_does_not_fit_is_refused(exported):
         with pytest.raises(ValueError, match=match):
             kerasq.export_tflite(exported[0], **arguments)
 
-    for labels in (["a", "b"], "abc", ["a", "b", 3], ["a", "b", "c\nd"], None):
+    wrong = (["a", "b"], "abc", ["a", "b", 3], None)
+    # Lines of a file, as `readlines` gives them, would be two lines each.
+    for labels in (*wrong, ["a", "b", "c\nd"], ["a", "b", ""], ["a\n", "b\n", "c\n"]):
         refused(r"`labels` must be a list of names.*for outputs of \[3\]", labels=labels)
     for given in ((1, 0), (1, [1, 2]), 5, (1, 2, 3), ("a", 1), (np.nan, 1)):
         refused(r"`normalization` must be \(mean, std\).*of \[3\] channels", normalization=given)

@@ -300,7 +300,10 @@ def test_all_of_fine_tuning(network, tmp_path):
     assert max(history["val_accuracy"]) == pytest.approx(right.mean(), abs=1e-6)
     curves = logged(tmp_path / "logs" / "finetune")
     assert any("kernel" in tag for tag in curves["histograms"])
-    ends = {tag: values for tag, values in curves["scalars"].items() if tag.startswith("ranges")}
+    assert any(tag.startswith("activations/") for tag in curves["histograms"])
+    # Of a few images, after each epoch.
+    assert [len(x) for tag, x in curves["scalars"].items() if tag.startswith("sqnr/")] == 8 * [3]
+    ends = {tag: x for tag, x in curves["scalars"].items() if tag.endswith(("/low", "/high"))}
     assert any(values[0] != values[1] for values in ends.values())
     assert all(values[1] == values[2] for values in ends.values())  # frozen
     assert results["replicas"] == 2 and "--strategy=mirrored: replicas=2" in text

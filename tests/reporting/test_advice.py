@@ -108,16 +108,32 @@ def test_what_follows_from_a_wrong_input_is_not_named():
     assert [x.layer for x in advise([wrong, changed(clipped=0.5)], {}, None)] == ["image"]
 
 
+def test_what_training_has_changed_is_no_fault_of_quantization():
+    # What no layer reads, beside the weights as they were trained.
+    layers = [changed(name="before", sqnr=20.0), changed(name="head", inputs=("before",))]
+    (found,) = advise(layers, {}, 15.0)
+    assert found.rule == "trained" and "15.0 dB beside the float model, but 35.0" in found.what
+    (found,) = advise([layers[0], changed(name="head", inputs=("before",), sqnr=24.0)], {}, 15.0)
+    assert found.rule == "all layers"
+
+
+def test_files_that_run_on_another_interpreter_differ():
+    (found,) = advise([changed(max_lsb=2)], {}, None, "tflm")
+    assert 'check_kernels("tflm")' in found.way_out
+    assert advise([changed(max_lsb=2)], {}, None, None) == []
+
+
 def test_what_stays_float_is_named_unless_it_was_asked_for():
     found = advise([GOOD], {"a": "Conv3D: no kernel", "b": f"Conv2D, {ASKED}"}, None)
     assert [(x.layer, x.rule) for x in found] == [("a", "float")]
 
 
 def test_noise_that_is_everywhere_has_a_way_out_too():
-    (found,) = advise([GOOD], {}, 15.0)
+    noisy = changed(sqnr=15.0)
+    (found,) = advise([noisy], {}, 15.0)
     assert found.layer == "" and "no layer stands out" in found.what
-    assert "kerasq.sensitivity" in str(found) and advise([GOOD], {}, 30.0) == []
-    one, other = advise([changed(clipped=0.5)], {}, 15.0)
+    assert "kerasq.sensitivity" in str(found) and advise([noisy], {}, 30.0) == []
+    one, other = advise([changed(clipped=0.5, sqnr=15.0)], {}, 15.0)
     assert one.rule == "clipped" and other.what == "its outputs have 15.0 dB"
     wrong = changed(is_input=True, used=0.004)
     assert [x.rule for x in advise([wrong], {}, 15.0)] == ["normalization"]

@@ -8,7 +8,9 @@ import pytest
 
 import kerasq
 from kerasq.comparison.probe import Probe
+from kerasq.reporting import page
 from kerasq.reporting.counts import BINS
+from kerasq.support.sqnr import Noise
 from tests import networks
 
 
@@ -168,6 +170,76 @@ def test_a_file_alone_shows_what_it_holds(tiny, samples, labels, tmp_path):
     assert named.figures["verdict"]["sqnr"]["file"] == pytest.approx(wanted, rel=1e-3)
 
 
+def test_a_file_alone_takes_data_as_a_model_does(tiny, samples, labels, tmp_path):
+    _, _, lite = tiny
+    path = tmp_path / "file.html"
+    wanted = kerasq.report(None, lite, (samples, labels), path).figures
+    halves = [(samples[rows], labels[rows]) for rows in (slice(24), slice(24, 48))]
+    for data in (halves, lambda: iter(halves)):
+        found = kerasq.report(None, lite, data, path).figures
+        assert found["verdict"]["accuracy"] == wanted["verdict"]["accuracy"]
+        assert found["samples"] == 48
+    assert kerasq.report(None, lite, {"image": samples[:3]}, path).figures["samples"] == 3
+    assert kerasq.report(None, lite, [samples[:2], samples[2:3]], path).figures["samples"] == 3
+    for data, match in [
+        (None, "must be an array or an iterable of batches. Received: data=None"),
+        ("x.npy", "Load the file first"),
+        (samples[:0], "at least one sample"),
+        (iter([]), "at least one sample"),
+        (5, "must be an array, an iterable of batches"),
+        (samples[:, :4], r"shape of model input 'image', \(None, 8, 8, 3\)"),
+        (np.where(samples > 0.99, np.nan, samples), "must be finite"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            kerasq.report(None, lite, data, path)
+
+
+def test_a_file_alone_takes_batches_of_several_inputs(tmp_path):
+    inputs = [keras.Input((2,), name="b"), keras.Input((3,), name="a")]
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()(inputs)))
+    q, rng = kerasq.quantize_model(model), np.random.default_rng(0)
+    x = {"a": rng.normal(size=(6, 3)), "b": rng.normal(size=(6, 2))}
+    kerasq.calibrate(q, x)
+    lite = kerasq.export_tflite(q)
+    # As many batches as inputs: being dicts, they are no inputs.
+    halves = [{name: y[rows] for name, y in x.items()} for rows in (slice(3), slice(3, 6))]
+    found = [kerasq.report(None, lite, data, tmp_path / "f.html").figures for data in (x, halves)]
+    for one, other in zip(*(y["layers"] for y in found), strict=True):
+        assert one["codes_used"] == other["codes_used"], one["name"]
+
+
+def test_labels_must_be_classes_that_there_are(tiny, samples, labels, tmp_path):
+    _, q, lite = tiny
+    path = tmp_path / "report.html"
+    for data, match in [((samples, labels + 1), "from 1 to 4"), ((samples, labels - 1), "-1 to 2")]:
+        with pytest.raises(ValueError, match=f"'head' must be classes from 0 to 3.*{match}"):
+            kerasq.report(q, lite, data, path)
+        with pytest.raises(ValueError, match=f"'head' must be classes from 0 to 3.*{match}"):
+            kerasq.compare(q, lite, x=data)
+
+
+def test_noise_that_overflows_is_not_none():
+    noise = Noise()
+    noise.add(np.float32([1e30, 2e30]), np.float32([0, 0]))
+    assert noise.sqnr == pytest.approx(0)
+    for wanted in ([np.nan, 1.0], [np.inf, 1.0]):
+        strange = Noise()
+        strange.add(np.float32(wanted), np.float32([1, 1]))
+        assert strange.sqnr is None
+    lost = Noise()
+    lost.add(np.float32([1, 1]), np.float32([np.nan, 1]))
+    assert np.isnan(lost.sqnr) and page.plain(lost.sqnr) is None
+
+
+def test_names_of_classes_are_those_of_the_file(tiny, samples, tmp_path):
+    _, q, lite = tiny
+    named = kerasq.export_tflite(q, labels=["a", "b", "c", "d"])
+    found = kerasq.report(q, named, samples[:2], tmp_path / "named.html").figures
+    assert found["labels"] == ["a", "b", "c", "d"]
+    plain = kerasq.report(q, lite, samples[:2], tmp_path / "plain.html").figures
+    assert plain["labels"] == []
+
+
 def test_bad_input_is_refused_before_any_work(tiny, samples, tmp_path):
     _, q, lite = tiny
     with pytest.raises(ValueError, match=r"must be an .html file.*Received: 'report.txt'"):
@@ -179,8 +251,13 @@ def test_bad_input_is_refused_before_any_work(tiny, samples, tmp_path):
     other = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
     with pytest.raises(ValueError, match="`float_model` must be the model before quantization"):
         kerasq.report(q, lite, samples[:2], tmp_path / "report.html", float_model=other)
+    with pytest.raises(ValueError, match=r"must be a float model.*quantized already"):
+        kerasq.report(q, lite, samples[:2], tmp_path / "report.html", float_model=q)
     with pytest.raises(ValueError, match=r"as many labels as samples.*48 samples, labels \[3\]"):
         kerasq.report(None, lite, (samples, np.zeros(3, int)), tmp_path / "report.html")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"must be the .json file that `kerasq.report` wrote"):
         kerasq.compare_reports(*[tmp_path / "other.json"] * 2, tmp_path / "difference.html")
+    with pytest.raises(ValueError, match="must not be the page of a report that is compared"):
+        kerasq.compare_reports(*[tmp_path / "other.json"] * 2, tmp_path / "other.html")
+    assert (tmp_path / "other.json").read_text() == "[]"

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import kerasq
+from kerasq.litert import flatbuffer
 from kerasq.reporting import page
 from kerasq.reporting.png import data_uri
 from tools import browser
@@ -118,6 +119,46 @@ def test_several_outputs_have_a_column_each(opened, made, tmp_path):
     assert is_clean(opened), opened.problems
 
 
+def test_curves_over_training_are_drawn(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    curves = {"low": 0.0, "high": 3.0, "weights": 0.5, "clipped": 0.02, "sqnr": "inf"}
+    figures["logs"] = {
+        "first": {name: [[0, y], [4, y]] for name, y in curves.items()},
+        "second": {"sqnr": [[0, "inf"], [4, 30.0]]},
+    }
+    page.write(tmp_path / "logs.html", "logs", "report", figures)
+    opened.open(tmp_path / "logs.html")
+    captions = '[...document.querySelectorAll("tr.detail .chart p")].map((x) => x.innerText)'
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    opened.wait_for_charts("tr.detail .chart", 7)
+    # A SQNR that is infinite throughout is no curve.
+    assert [x for x in opened.run(captions) if "training" in x] == [
+        "The range over training \u25a0 low \u25a0 high \u25a0 weights",
+        "Clipped over training",
+    ]
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    opened.run("document.querySelector('tr[data-name=second] button').click()")
+    opened.wait_for_charts("tr.detail .chart", 6)
+    assert opened.run(captions)[-1] == "SQNR over training, of all layers up to it"
+    assert is_clean(opened), opened.problems
+
+
+def test_a_wide_graph_fits_paper(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    figures["layers"][-1]["column"] = 11
+    page.write(tmp_path / "wide.html", "wide", "report", figures)
+    opened.open(tmp_path / "wide.html")
+    opened.wait_for_charts("#graph", 1)
+    drawing = 'byId("graph").lastElementChild.firstElementChild'
+    width = f"{drawing}.getBoundingClientRect().width"
+    assert opened.run(width) > 2000
+    opened.run('window.dispatchEvent(new Event("beforeprint"))')
+    assert 1000 < opened.run(width) <= 1041
+    opened.run('window.dispatchEvent(new Event("afterprint"))')
+    assert opened.run(width) > 2000
+    assert is_clean(opened), opened.problems
+
+
 def test_347_layers_are_small_and_quick(opened, made, tmp_path):
     figures = copy.deepcopy(made[1].figures)
     rows = figures["layers"]
@@ -155,6 +196,46 @@ def test_a_difference_is_shown(opened, made, broken, tmp_path):
     assert shown == sum({*x} != {"along"} for x in found["layers"].values())
     assert opened.run('document.querySelectorAll("#sides .worse").length') > 0
     opened.wait_for_charts("#depth", 1)
+    assert is_clean(opened), opened.problems
+
+
+def test_networks_without_a_common_layer_are_compared(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    for layer in figures["layers"]:
+        layer["name"] = "other_" + layer["name"]
+    (tmp_path / "other.json").write_text(json.dumps(figures))
+    pair = (made[0] / "report.json", tmp_path / "other.json")
+    kerasq.compare_reports(*pair, tmp_path / "difference.html")
+    opened.open(tmp_path / "difference.html")
+    names = opened.run(
+        '[...document.querySelectorAll("#changes tbody td")].map((x) => x.innerText)'
+    )
+    assert len(names) == 12 and "only in one: other_head" in names
+    assert opened.run('byId("depth")') is None  # There is nothing to draw.
+    assert is_clean(opened), opened.problems
+
+
+EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
+
+
+def test_names_are_text_whatever_they_are(opened, tiny, samples, tmp_path):
+    _, _, lite = tiny
+    model = flatbuffer.read(lite.content)
+    for i, tensor in enumerate(model.subgraphs[0].tensors):
+        tensor.name = f"{i}{EVIL}<!--script-->`$& \u5c64 {'w' * 300}".encode()
+    model.signatureDefs = model.metadata = None
+    file = kerasq.TFLiteModel(flatbuffer.write(model))
+    verdict = kerasq.report(None, file, samples[:2], tmp_path / "evil.html")
+    opened.resize(390, 844)
+    opened.open(tmp_path / "evil.html")
+    assert opened.run(NAMES) == [x["name"] for x in verdict.figures["layers"]]
+    assert EVIL in opened.run(NAMES)[0]
+    opened.run("document.querySelectorAll('tr[data-name] button').forEach((x) => x.click())")
+    opened.wait_for_charts("tr.detail .chart", 12)
+    assert opened.run("document.documentElement.scrollWidth") <= 390
+    assert opened.run("window.evil") is None
+    assert opened.run('byId("depth")') is None  # Of a file alone there are no depths.
+    opened.send("Emulation.clearDeviceMetricsOverride")
     assert is_clean(opened), opened.problems
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq.analysis import beside_float
 from kerasq.reporting.layer_figures import short_names
 from kerasq.reporting.layout import places
-from kerasq.reporting.logs import ranges_over_training
+from kerasq.reporting.logs import _thinned, curves_over_training
 from kerasq.reporting.page import plain
 from kerasq.reporting.verdict import sensitivity_figures
 from tests import networks
@@ -43,20 +44,34 @@ def test_a_front_is_shown_with_the_chosen_point():
     assert found["front"] == [(0, 20.0), (1, 21.0), (2, 22.0)] and found["chosen"] == (1, 21.0)
 
 
-def test_ranges_over_training_are_those_that_were_logged(tmp_path):
+def test_curves_over_training_are_those_that_were_logged(tmp_path):
     q = kerasq.quantize_model(networks.mlp())
     q.compile("sgd", "mse")
     x = networks.data(q, 8)
     for first in (0, 1):  # The second run goes on behind the first epoch.
-        logger = kerasq.LogRanges(tmp_path)
+        logger = kerasq.LogRanges(tmp_path, x)
         q.fit(x, np.zeros((8, 3)), initial_epoch=first, epochs=2, callbacks=[logger], verbose=0)
-    found = ranges_over_training(tmp_path)
+    found = curves_over_training(tmp_path)
     assert [epoch for epoch, _ in found["head"]["high"]] == [0, 1]
     low, high = (float(x) for x in q.get_layer("head").output_quantizer.range())
     assert [found["head"][x][-1][1] for x in ("low", "high")] == [low, high]
+    assert [epoch for epoch, _ in found["head"]["sqnr"]] == [0, 1]
+    wanted = beside_float.observer(q)(x)["head"].sqnr
+    assert found["head"]["sqnr"][-1][1] == pytest.approx(wanted, rel=1e-5)
+    assert {"low", "high", "weights", "clipped", "sqnr"} == {*found["head"]}
+    # A run that was killed while it wrote has left a part of a record.
+    newest = max(tmp_path.glob("*tfevents*"), key=lambda x: x.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-5])
+    assert [*curves_over_training(tmp_path)] == [*found]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"`logs` must be the folder .*empty', without ranges"):
-        ranges_over_training(tmp_path / "empty")
+        curves_over_training(tmp_path / "empty")
+
+
+def test_of_many_epochs_some_are_drawn_and_the_last():
+    found = _thinned({epoch: 2.0 * epoch for epoch in reversed(range(1000))})
+    assert found[:2] == [[0, 0.0], [5, 10.0]] and found[-1] == [999, 1998.0] and len(found) == 201
+    assert _thinned({1: 3.0, 0: 2.0}) == [[0, 2.0], [1, 3.0]]
 
 
 def test_names_of_other_converters_are_shortened():

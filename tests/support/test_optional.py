@@ -18,6 +18,7 @@ def test_load_imports():
         ("scipy", "allocate", lambda q, path: kerasq.allocate(q, None, budget={"bytes": 9})),
         ("tf_keras", "legacy", lambda q, path: kerasq.load_model(path)),
         ("matplotlib", "plot", lambda q, path: sensitivity().plot()),
+        ("tensorboard", "tensorboard", lambda q, path: kerasq.LogRanges(path)),
     ],
 )
 def test_what_is_missing_is_named(package, extra, use, tmp_path, monkeypatch):

@@ -19,6 +19,31 @@ def test_labels_are_those_of_the_samples_that_are_taken(tmp_path):
     np.testing.assert_array_equal(found["two"], -taken[:, 0] / 3)
 
 
+def test_what_is_not_read_is_named(tmp_path):
+    inputs = {"x": (None, 2, 2, 3)}
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "garbage.npz").write_bytes(b"garbage")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name in ("objects.npy", "garbage.npz", "empty.npy"):
+        with pytest.raises(ValueError, match=f"as numpy.save writes them. Received: .*{name}"):
+            load_samples(tmp_path / name, inputs, 2)
+    np.save(tmp_path / "text.npy", np.array(["a"]))
+    np.save(tmp_path / "complex.npy", np.ones((1, 2, 2, 3), np.complex64))
+    for name in ("text", "complex"):
+        for load in (load_samples, lambda path, _, count: load_labels(path, count)):
+            with pytest.raises(ValueError, match=f"must hold real numbers.*{name}.npy with"):
+                load(tmp_path / f"{name}.npy", inputs, 2)
+    # What is not asked for may be of any kind.
+    np.savez(tmp_path / "named.npz", x=np.ones((1, 2)), names=np.array(["a"]))
+    assert load_samples(tmp_path / "named.npz", {"x": (None, 2)}, 2).shape == (1, 2)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"that Pillow reads. Received: .*a\.png"):
+        load_samples(tmp_path / "images", inputs, 2)
+    with pytest.raises(FileNotFoundError, match=r"must be a file or a folder. Received: .*nowhere"):
+        load_samples(tmp_path / "nowhere", inputs, 2)
+
+
 def test_a_file_must_hold_labels(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(2), b=np.zeros(2))
     with pytest.raises(ValueError, match=r"must hold an array 'y', or one alone.*\['a', 'b'\]"):
