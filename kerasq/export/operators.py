@@ -79,7 +79,8 @@ def _constant_code(builder: Builder, tensor: int, mark: Computed) -> int:
     values = builder.constant(tensor)
     if values is None or values.dtype != np.float32:
         return tensor
-    return builder.add(f"{mark.name}/constant", values.shape, mark.grid, mark.grid.quantize(values))
+    codes = mark.grid.quantize(values, builder.target.away)
+    return builder.add(f"{mark.name}/constant", values.shape, mark.grid, codes)
 
 
 def _on_one_grid(builder: Builder, inputs: list[int], mark: Computed) -> list[int]:

@@ -357,6 +357,24 @@ def test_inputs_on_ties(dtype):
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
 
 
+def test_constants_on_ties():
+    """Files hold constants and rows of an Embedding as QUANTIZE would round them."""
+    halves = np.append(np.arange(126) - 62.5, 100.0).astype("float32")  # Of steps of 1.
+    x, words = keras.Input((127,)), keras.Input((7,), dtype="int32")
+    rows = L.Embedding(127, 2, name="rows")
+    outputs = [keras.ops.maximum(x, halves), L.Dense(2)(rows(words))]
+    rows.set_weights([np.stack([halves, halves], -1)])
+    model = keras.Model([x, words], outputs)
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(32, 127)), rng.integers(0, 127, (32, 7)).astype("int32")]
+    lite = assert_exact(networks.quantized(model, data, scales="power_of_two", target="tflm"), data)
+    away = np.sign(halves) * np.floor(np.abs(halves) + 0.5)
+    held = {t.name: lite.constant(t.name) for t in lite.tensors if t.constant and t.grid}
+    (table,) = (codes for name, codes in held.items() if name.endswith("/table"))
+    np.testing.assert_array_equal(table, np.stack([away, away], -1))
+    assert any(np.array_equal(codes.ravel(), away) for codes in held.values())
+
+
 def test_a_file_says_what_it_was_made_for(recwarn):
     q = networks.quantized(networks.mlp(), target="tflm")
     lite = kerasq.export_tflite(q)
