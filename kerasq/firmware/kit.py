@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -72,7 +72,9 @@ def deploy(
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'model_test_vectors.cc', ...]
     """
     lite = _file(lite, compiled, model)
-    labels = [*labels] if not isinstance(labels, str) else labels
+    labels = (
+        list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else labels
+    )
     _check(lite, count)
     _check_name(name)
     check_labels(labels, [x.shape[-1] if x.shape and _is_score(x) else None for x in lite.outputs])
