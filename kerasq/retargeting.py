@@ -96,7 +96,7 @@ class _Copies:
 
 def _missing(target: Target, model: keras.Model) -> list[str]:
     """The layers of the user's model that a target has no kernel of, with their operators."""
-    found = {}
+    found: dict[str, None] = {}
     for layer in wrapped(model):
         operator = layer.rule.operator_at(layer.bits.code_bits, target)
         if lacks(target, operator, layer.bits) is not None:

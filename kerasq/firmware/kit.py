@@ -72,9 +72,7 @@ def deploy(
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'model_test_vectors.cc', ...]
     """
     lite = _file(lite, compiled, model)
-    labels = (
-        list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else labels
-    )
+    labels = _listed(labels)
     _check(lite, count)
     _check_name(name)
     check_labels(labels, [x.shape[-1] if x.shape and _is_score(x) else None for x in lite.outputs])
@@ -115,6 +113,12 @@ def _file(
     if compiled is None and lite.target != "tflm":
         return TFLiteModel(lite.content, target="tflm")
     return lite
+
+
+def _listed(labels: Any) -> Any:
+    """Labels as a list; what is none, which `check_labels` refuses, as it is."""
+    is_list = isinstance(labels, Iterable) and not isinstance(labels, str)
+    return list(labels) if is_list else labels
 
 
 def _portable(micro: TFLiteModel, given: list[np.ndarray]) -> Program:

@@ -291,6 +291,40 @@ def test_slices_of_five_axes(scheme):
         kerasq.export_tflite(q)
 
 
+def many_axes():
+    """By operator, layers of more axes than it takes."""
+    x, one = keras.Input((2, 1, 2, 3, 2)), keras.Input((1, 1, 2, 3, 2))
+    return {
+        "ADD": keras.Model([x, one], L.Dense(2)(x + one)),
+        "MUL": keras.Model([x, one], L.Dense(2)(x * one)),
+        "SLICE": keras.Model(x, L.Dense(2)(x[:, 1:])),
+        "TRANSPOSE": keras.Model(x, L.Dense(2)(L.Permute((5, 1, 2, 3, 4))(x))),
+    }
+
+
+@pytest.mark.parametrize("operator", sorted(many_axes()))
+def test_more_axes_than_an_operator_takes(operator):
+    """Which would end the process."""
+    model = many_axes()[operator]
+    q = networks.quantized(model, target="tflm")
+    with pytest.raises(ValueError, match=rf"What {operator} reads must have 5 axes.*Reshape that"):
+        kerasq.export_tflite(q)
+    content = kerasq.export_tflite(networks.quantized(model)).content
+    kind = "STRIDED_SLICE" if operator == "SLICE" else operator
+    with pytest.raises(ValueError, match=rf"TFLite Micro .*{kind}"):
+        kerasq.TFLiteModel(content, target="tflm")
+
+
+def test_rows_of_more_axes_than_an_operator_takes():
+    x = keras.Input((2, 3, 2, 4))
+    model = keras.Model(x, [L.UnitNormalization()(x), L.UnitNormalization(axis=2)(x)])
+    data = networks.data(model, 16)
+    lite = assert_exact(networks.quantized(model, data, target="tflm"), data)
+    shapes = {t.name: t.shape for t in lite.tensors}
+    found = [shapes[op.inputs[0]] for op in lite.ops if op.name == "L2_NORMALIZATION"]
+    assert found == [(12, 4), (16, 3)]
+
+
 def test_labels_of_int16_are_those_of_floats():
     x = keras.Input((7,))
     data = np.random.default_rng(0).normal(size=(64, 7)).astype("float32")
