@@ -42,11 +42,12 @@ def retarget(model: keras.Model, target: str | Target) -> keras.Model:
     """
     require_quantized(model)
     found = targets.find(target)
-    if missing := [layer.name for layer in wrapped(model) if _lacks(found, layer)]:
+    if missing := _missing(found, model):
         raise ValueError(
             "A target must have a kernel of every layer at its width. Received: target "
-            f"{found.name!r}, which has none of {missing}. Quantize the float model for it: "
-            "quantize_model(model, target=...) gives such layers another width, or says what to do."
+            f"{found.name!r}, which has none of {', '.join(missing)}. Quantize the float model for "
+            'it: quantize_model(model, target=...), with recurrence="unrolled" for an LSTM, gives '
+            "such layers other operators or another width, or says what to do."
         )
 
     moved = keras.models.clone_model(model, clone_function=_Copies(found).of)
@@ -93,6 +94,11 @@ class _Copies:
         return self._quantizers[id(original)]
 
 
-def _lacks(target: Target, layer: QuantizeWrapper) -> bool:
-    operator = layer.rule.operator_at(layer.bits.code_bits, target)
-    return lacks(target, operator, layer.bits) is not None
+def _missing(target: Target, model: keras.Model) -> list[str]:
+    """The layers of the user's model that a target has no kernel of, with their operators."""
+    found: dict[str, None] = {}
+    for layer in wrapped(model):
+        operator = layer.rule.operator_at(layer.bits.code_bits, target)
+        if lacks(target, operator, layer.bits) is not None:
+            found[f"{layer.source!r} ({operator} on int{layer.bits.code_bits})"] = None
+    return [*found]

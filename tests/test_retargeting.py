@@ -72,8 +72,14 @@ def test_layers_that_the_target_has_no_kernel_of_are_named():
     x = keras.Input((4,))
     model = keras.Model(x, L.Activation("gelu", name="curve")(L.Dense(3, name="head")(x)))
     q = networks.quantized(model, scheme="w8a16")
-    with pytest.raises(ValueError, match=r"target 'tflm', which has none of \['curve'\]. Quantize"):
+    wanted = r"target 'tflm', which has none of 'curve' \(GATHER on int16\). Quantize"
+    with pytest.raises(ValueError, match=wanted):
         kerasq.retarget(q, "tflm")
+    x = keras.Input((3, 2))
+    fused = networks.quantized(keras.Model(x, L.LSTM(2, name="memory")(x)), recurrence="fused")
+    wanted = r"none of 'memory' \(UNIDIR.* on int8\).*recurrence=\"unrolled\" for an LSTM"
+    with pytest.raises(ValueError, match=wanted):
+        kerasq.retarget(fused, "tflm")
     with pytest.raises(ValueError, match=r"must be a quantized model"):
         kerasq.retarget(model, "tflm")
     with pytest.raises(ValueError, match=r"`target` must be one of"):

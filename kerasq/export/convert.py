@@ -203,7 +203,7 @@ def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:
     """The mark of a layer that the lowering makes, not the converter; None for any other."""
     if isinstance(wrapper.layer, Constant):
         with tf.init_scope():
-            codes = grid.quantize(wrapper.layer.value.numpy()[None])
+            codes = grid.quantize(wrapper.layer.value.numpy()[None], wrapper.target.away)
         return marks.Constant(name=wrapper.name, grid=grid, codes=codes)
     operator = wrapper.rule.operator_at(grid.bits, wrapper.target)
     if operator == "GATHER":

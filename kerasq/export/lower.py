@@ -12,7 +12,7 @@ from typing import assert_never
 
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq.export import operators, recurrence, signature, weights
+from kerasq.export import operators, recurrence, signature, substitutes, weights
 from kerasq.export.builder import Builder
 from kerasq.export.convert import MARKER, Converted
 from kerasq.export.lookup import look_up
@@ -97,6 +97,7 @@ class _Lowering:
         signature.set_outputs(builder, wanted, builder.reals | builder.codes)
         # The ends have taken QUANTIZE away by now, and given tensors their last names.
         drop_unread(builder)
+        operators.check_axes(builder)
         builder.graph.operators = builder.ops
         signature.distinct_names(builder)
         flatbuffer.prune(builder.model)
@@ -217,12 +218,13 @@ class _Lowering:
                 f"Layer {mark.name!r} must read integer codes. Received: the float tensor "
                 f"{builder.name(source)!r}. Quantize the layer before it, or keep both in float."
             )
-        code = builder.add(mark.name, builder.tensor(source).shape, mark.grid)
+        read = builder.codes[source]
         match mark:
             case LookedUp():
-                look_up(builder, builder.codes[source], code, mark.table)
+                code = builder.add(mark.name, builder.tensor(source).shape, mark.grid)
+                look_up(builder, read, code, mark.table)
+                return code
             case Emitted():
-                builder.emit(mark.op, [builder.codes[source]], [code], options=mark.options)
+                return substitutes.emit(builder, read, mark)
             case _:
                 assert_never(mark)
-        return code

@@ -12,6 +12,7 @@ from kerasq.export.marks import Computed, Weighted
 from kerasq.export.substitutes import FORMS, SUBSTITUTES, gathered
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
+from kerasq.litert.micro import most_axes, shapes_of
 from kerasq.litert.operators import OPERATORS as ALL
 from kerasq.litert.operators import Operator
 
@@ -80,7 +81,8 @@ def _constant_code(builder: Builder, tensor: int, mark: Computed) -> int:
     values = builder.constant(tensor)
     if values is None or values.dtype != np.float32:
         return tensor
-    return builder.add(f"{mark.name}/constant", values.shape, mark.grid, mark.grid.quantize(values))
+    codes = mark.grid.quantize(values, builder.target.away)
+    return builder.add(f"{mark.name}/constant", values.shape, mark.grid, codes)
 
 
 def _requantized(builder: Builder, inputs: list[int], mark: Computed, known: Operator) -> list[int]:
@@ -108,7 +110,7 @@ def move(builder: Builder, op: schema.OperatorT) -> str | None:
     read = _values(builder, op)[0]
     grid, axes = builder.grids[builder.codes[read]], len(builder.tensor(read).shape)
     mark = Computed(name=_moved_name(builder, op), grid=grid)
-    if known is not None and (known.axes or axes) < axes:
+    if known is not None and (known.axes or axes) < axes and kind in SUBSTITUTES:
         lacking = f"{axes} axes"
     elif known is not None and (grid.bits <= 8 or known.int16 is not None):
         return compute(builder, op, mark)
@@ -265,6 +267,22 @@ def data_input(builder: Builder, op: schema.OperatorT) -> int:
 def data_grid(builder: Builder, op: schema.OperatorT) -> Grid:
     """The grid of the values that an operator takes."""
     return builder.grids[builder.codes[data_input(builder, op)]]
+
+
+def check_axes(builder: Builder) -> None:
+    """Raises a ValueError where an operator has more axes than its target takes."""
+    for op in builder.ops:
+        kind, shapes = builder.op(op), shapes_of(builder.graph, op)
+        known = builder.target.operators.get(kind)
+        most = known and most_axes(known.axes, known.broadcast_axes, shapes)
+        if most and len(shapes[0]) > most:
+            # Of what stands for a layer, names begin with its own.
+            layer = builder.layer(int(op.outputs[0])).partition("/")[0]
+            raise ValueError(
+                f"What {kind} reads must have {most} axes or fewer on target "
+                f"{builder.target.name!r}. Received: layer {layer!r}, where it reads shape "
+                f"{shapes[0]}. Reshape that to fewer axes."
+            )
 
 
 def no_integer_form(builder: Builder, op: schema.OperatorT) -> str | None:

@@ -49,7 +49,8 @@ def _pick(builder: Builder, real: int, code: int) -> str | None:
     if table is None or table.dtype != np.float32:
         return "the table is no constant of floats"
     grid = builder.grids[code]
-    codes = builder.add(f"{builder.name(code)}/table", table.shape, grid, grid.quantize(table))
+    values = grid.quantize(table, builder.target.away)
+    codes = builder.add(f"{builder.name(code)}/table", table.shape, grid, values)
     options = type(made.builtinOptions).__name__.removesuffix("T"), vars(made.builtinOptions)
     builder.emit("GATHER", [codes, int(made.inputs[1])], [code], options=options)
     return None

@@ -7,7 +7,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kerasq.export.builder import Builder
-from kerasq.export.marks import Computed, Weighted
+from kerasq.export.marks import Computed, Emitted, Weighted
 from kerasq.grid import Grid
 from kerasq.kernels.ethos_u import products
 from kerasq.kernels.int8 import equal_weights, quantize_cuts
@@ -171,6 +171,18 @@ def part(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
     wanted = tuple(int(n) for n in builder.tensor(output).shape)
     is_less = len(wanted) < len(shape)
     builder.codes[output] = _reshaped(builder, found, wanted, mark.name) if is_less else found
+
+
+def emit(builder: Builder, source: int, mark: Emitted) -> int:
+    """An operator of one tensor; of more axes than it takes, on rows along the last one."""
+    shape = [int(n) for n in builder.tensor(source).shape]
+    is_rows = len(shape) > (builder.target.operators[mark.op].axes or len(shape))
+    if is_rows:
+        source = _reshaped(builder, source, (-1, shape[-1]), f"{mark.name}/rows")
+    name = f"{mark.name}/of_rows" if is_rows else mark.name
+    found = builder.add(name, builder.tensor(source).shape, mark.grid)
+    builder.emit(mark.op, [source], [found], options=mark.options)
+    return _reshaped(builder, found, (-1, *shape[1:]), mark.name) if is_rows else found
 
 
 def _place(options: Any, axis: int, begin: int, end: int, count: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -78,7 +78,7 @@ def deploy(
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'model_test_vectors.cc', ...]
     """
     lite = _file(lite, compiled, model)
-    labels = [*labels] if not isinstance(labels, str) else labels
+    labels = _listed(labels)
     _check(lite, count)
     _check_name(name)
     check_labels(labels, [class_count(x.shape, _is_score(x)) for x in lite.outputs])
@@ -125,6 +125,12 @@ def _file(
 
 def _multipliers(lite: TFLiteModel, bits: int | None) -> Multipliers | None:
     return None if bits is None else multipliers(lite, bits)
+
+
+def _listed(labels: Any) -> Any:
+    """Labels as a list; what is none, which `check_labels` refuses, as it is."""
+    is_list = isinstance(labels, Iterable) and not isinstance(labels, str)
+    return list(labels) if is_list else labels
 
 
 def _portable(micro: TFLiteModel, given: list[np.ndarray]) -> Program:

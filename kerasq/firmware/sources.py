@@ -147,7 +147,8 @@ inline float Dequantize(int code, const Grid& grid) {{
 def _describe(end: str, index: int, tensor: Tensor) -> str:
     """The constants of an input or output."""
     name, shape = f"k{end}{index}", ", ".join(map(str, tensor.shape))
-    lines = [f'// {end} {index}, "{tensor.name}": {tensor.type}, shape ({shape}).']
+    # Names may hold anything, such as the end of a line.
+    lines = [f"// {end} {index}, {_text(tensor.name)}: {tensor.type}, shape ({shape})."]
     lines.append(f"using {end}{index} = {_type(tensor.dtype)};")
     lines.append(f"inline constexpr int {name}Shape[] = {{{shape}}};")
     lines.append(f"inline constexpr std::size_t {name}Size = {int(np.prod(tensor.shape))};")

@@ -16,6 +16,17 @@ from kerasq.support import optional
 # Bytes of the memory for activations and what kernels need besides; the second where the first
 # is not enough.
 ARENAS = (2**24, 2**28)
+# The most axes that kernels take, which for more of them are refused, or end the process; and those
+# of two tensors of different shapes.
+AXES = {
+    "BROADCAST_TO": 5,
+    "CONCATENATION": 6,
+    "L2_NORMALIZATION": 4,
+    "SLICE": 5,
+    "STRIDED_SLICE": 4,
+    "TRANSPOSE": 5,
+}
+BROADCAST_AXES = {"ADD": 5, "MUL": 5, "SUB": 5}
 # Standard error is the process's: two threads must not exchange it.
 _LOCK = threading.RLock()
 
@@ -93,26 +104,57 @@ class MicroInterpreter:
 
 
 def verify(model: Any) -> None:
-    """Raises a ValueError for a whole file, in object form, that would end the process.
+    """Raises a ValueError for a whole file, in object form, that would end the process."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
+            if kind in ("SOFTMAX", "LOG_SOFTMAX"):
+                _check_softmax(graph.tensors[op.inputs[0]])
+            if kind == "SLICE" or kind in BROADCAST_AXES:
+                _check_axes(graph, op, kind)
 
-    TFLite Micro multiplies what an int8 softmax reads by 2^26 times its scale, and takes no number
-    of 1 or less there (`QuantizeMultiplierGreaterThanOne`).
+
+def _check_softmax(source: Any) -> None:
+    """What an int8 softmax reads is multiplied by 2^26 times its scale, which must be above 1.
+
+    So `QuantizeMultiplierGreaterThanOne` asks.
     """
-    graph = model.subgraphs[0]
-    for op in graph.operators:
-        kind = flatbuffer.op_name(flatbuffer.op_code(model, op))
-        if kind not in ("SOFTMAX", "LOG_SOFTMAX"):
-            continue
-        source = graph.tensors[op.inputs[0]]
-        if source.type != flatbuffer.Type.INT8:
-            continue
-        grid = flatbuffer.grid_of(source)
-        assert grid is not None
-        if grid.scale < 2.0**-25:
-            raise ValueError(
-                "TFLite Micro takes no int8 softmax whose input has steps below 2^-25. Received: "
-                f"{source.name.decode()!r} with {grid.scale:.3g}. Widen its range."
-            )
+    if source.type != flatbuffer.Type.INT8:
+        return
+    grid = flatbuffer.grid_of(source)
+    assert grid is not None
+    if grid.scale < 2.0**-25:
+        raise ValueError(
+            "TFLite Micro takes no int8 softmax whose input has steps below 2^-25. Received: "
+            f"{source.name.decode()!r} with {grid.scale:.3g}. Widen its range."
+        )
+
+
+def _check_axes(graph: Any, op: Any, kind: str) -> None:
+    """A kernel's loops have so many axes, and no more."""
+    shapes = shapes_of(graph, op)
+    most = most_axes(AXES.get(kind), BROADCAST_AXES.get(kind), shapes)
+    if most is not None and len(shapes[0]) > most:
+        name = graph.tensors[op.outputs[0]].name.decode()
+        raise ValueError(
+            f"TFLite Micro takes no {kind} of more than {most} axes. Received: {shapes[0]} in "
+            f"front of {name!r}. Reshape that to fewer axes."
+        )
+
+
+def shapes_of(graph: Any, op: Any) -> list[tuple[int, ...]]:
+    """The shapes that an operator reads, those of most axes first."""
+    shapes = [graph.tensors[i].shape for i in op.inputs if i >= 0]
+    found = [() if shape is None else tuple(map(int, shape)) for shape in shapes]
+    return sorted(found, key=len, reverse=True)
+
+
+def most_axes(
+    most: int | None, of_different: int | None, shapes: list[tuple[int, ...]]
+) -> int | None:
+    """The most axes that an operator takes of some shapes; None for any number."""
+    is_broadcast = of_different is not None and len({*shapes}) > 1
+    return of_different if is_broadcast else most
 
 
 def least_arena(content: bytes, inputs: list[np.ndarray]) -> int:

@@ -26,6 +26,7 @@ class Operator:
             onto a common one differently.
         inputs: the most tensors that one takes; None for any number.
         axes: the most that what it reads may have; None for as many as there are.
+        broadcast_axes: the same where it reads two tensors of different shapes.
         compares: whether its output is no code, but hangs on which of the input's codes are larger,
             among themselves or than a constant.
         fuses_relu: whether a ReLU behind it becomes part of it. Any operator that computes on all
@@ -48,6 +49,7 @@ class Operator:
     one_scale: bool = False
     inputs: int | None = None
     axes: int | None = None
+    broadcast_axes: int | None = None
     compares: bool = False
     fuses_relu: bool = False
     parameter: str = ""

@@ -8,6 +8,7 @@ import dataclasses
 
 from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16, tflm
 from kerasq.kernels import accumulators as sums
+from kerasq.litert import micro
 from kerasq.litert.operators import OPERATORS as ALL
 from kerasq.litert.operators import Operator
 from kerasq.scheme import FLOAT_BITS
@@ -34,7 +35,12 @@ def _operator(name: str, known: Operator) -> Operator:
     int4 = {8: known.int4[8]} if name in _INT4 else {}
     is_narrow = name in _ONLY_INT8
     return dataclasses.replace(
-        known, int4=int4, int4_groups=True, int16=None if is_narrow else known.int16
+        known,
+        int4=int4,
+        int4_groups=True,
+        int16=None if is_narrow else known.int16,
+        axes=micro.AXES.get(name),
+        broadcast_axes=micro.BROADCAST_AXES.get(name),
     )
 
 
@@ -45,7 +51,6 @@ OPERATORS["RSQRT"] = dataclasses.replace(
 # Which takes no packed weights, and is a convolution of one pixel.
 OPERATORS["FULLY_CONNECTED"] = dataclasses.replace(OPERATORS["FULLY_CONNECTED"], int4_by="CONV_2D")
 OPERATORS["CONCATENATION"] = dataclasses.replace(OPERATORS["CONCATENATION"], inputs=10)
-OPERATORS["STRIDED_SLICE"] = dataclasses.replace(OPERATORS["STRIDED_SLICE"], axes=4)
 
 KERNELS: dict[tuple[str, int], Kernel] = {
     ("ADD", 8): tflm.add,

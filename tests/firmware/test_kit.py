@@ -314,10 +314,11 @@ def test_a_file_for_litert_is_deployed_with_the_codes_that_the_device_gives(tmp_
 
 
 def test_one_value_has_two_labels(tmp_path):
-    x = keras.Input((5,))
+    x = keras.Input((5,), name='a\n"b"\\')  # A comment of the header has it.
     model = keras.Model(x, L.Dense(1, activation="sigmoid")(x))
     deployed(model, networks.data(model, 4), tmp_path, labels=["no", "yes"])
     assert 'kLabels[] = {"no", "yes"};' in (tmp_path / "model.h").read_text()
+    assert compiled(tmp_path, tmp_path)[0] == 0
     deployed(model, networks.data(model, 4), tmp_path, labels=["volts"])
     with pytest.raises(ValueError, match="two where that is one value"):
         deployed(model, networks.data(model, 4), tmp_path, labels=["a", "b", "c"])
@@ -338,7 +339,7 @@ def test_values_that_are_no_numbers():
 def test_bad_arguments(tmp_path):
     q = networks.quantized(networks.mlp(), target="tflm")
     lite, x = kerasq.export_tflite(q), networks.data(q, 4)
-    for labels in (["a", "b"], np.array(["a", "b"]), [1, 2, 3], "abc"):
+    for labels in (["a", "b"], np.array(["a", "b"]), [1, 2, 3], "abc", None):
         with pytest.raises(ValueError, match=r"`labels` must be a list of names.*outputs of \[3\]"):
             kerasq.deploy(lite, tmp_path, x=x, labels=labels)
     for count in (0, 1.5):

@@ -301,6 +301,40 @@ def test_slices_of_five_axes(scheme):
         kerasq.export_tflite(q)
 
 
+def many_axes():
+    """By operator, layers of more axes than it takes."""
+    x, one = keras.Input((2, 1, 2, 3, 2)), keras.Input((1, 1, 2, 3, 2))
+    return {
+        "ADD": keras.Model([x, one], L.Dense(2)(x + one)),
+        "MUL": keras.Model([x, one], L.Dense(2)(x * one)),
+        "SLICE": keras.Model(x, L.Dense(2)(x[:, 1:])),
+        "TRANSPOSE": keras.Model(x, L.Dense(2)(L.Permute((5, 1, 2, 3, 4))(x))),
+    }
+
+
+@pytest.mark.parametrize("operator", sorted(many_axes()))
+def test_more_axes_than_an_operator_takes(operator):
+    """Which would end the process."""
+    model = many_axes()[operator]
+    q = networks.quantized(model, target="tflm")
+    with pytest.raises(ValueError, match=rf"What {operator} reads must have 5 axes.*Reshape that"):
+        kerasq.export_tflite(q)
+    content = kerasq.export_tflite(networks.quantized(model)).content
+    kind = "STRIDED_SLICE" if operator == "SLICE" else operator
+    with pytest.raises(ValueError, match=rf"TFLite Micro .*{kind}"):
+        kerasq.TFLiteModel(content, target="tflm")
+
+
+def test_rows_of_more_axes_than_an_operator_takes():
+    x = keras.Input((2, 3, 2, 4))
+    model = keras.Model(x, [L.UnitNormalization()(x), L.UnitNormalization(axis=2)(x)])
+    data = networks.data(model, 16)
+    lite = assert_exact(networks.quantized(model, data, target="tflm"), data)
+    shapes = {t.name: t.shape for t in lite.tensors}
+    found = [shapes[op.inputs[0]] for op in lite.ops if op.name == "L2_NORMALIZATION"]
+    assert found == [(12, 4), (16, 3)]
+
+
 def test_labels_of_int16_are_those_of_floats():
     x = keras.Input((7,))
     data = np.random.default_rng(0).normal(size=(64, 7)).astype("float32")
@@ -365,6 +399,24 @@ def test_inputs_on_ties(dtype):
     lite = kerasq.export_tflite(q, input_dtype=dtype)
     assert (grid.quantize(x) != grid.quantize(x, away=True)).mean() > 0.2
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+
+
+def test_constants_on_ties():
+    """Files hold constants and rows of an Embedding as QUANTIZE would round them."""
+    halves = np.append(np.arange(126) - 62.5, 100.0).astype("float32")  # Of steps of 1.
+    x, words = keras.Input((127,)), keras.Input((7,), dtype="int32")
+    rows = L.Embedding(127, 2, name="rows")
+    outputs = [keras.ops.maximum(x, halves), L.Dense(2)(rows(words))]
+    rows.set_weights([np.stack([halves, halves], -1)])
+    model = keras.Model([x, words], outputs)
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(32, 127)), rng.integers(0, 127, (32, 7)).astype("int32")]
+    lite = assert_exact(networks.quantized(model, data, scales="power_of_two", target="tflm"), data)
+    away = np.sign(halves) * np.floor(np.abs(halves) + 0.5)
+    held = {t.name: lite.constant(t.name) for t in lite.tensors if t.constant and t.grid}
+    (table,) = (codes for name, codes in held.items() if name.endswith("/table"))
+    np.testing.assert_array_equal(table, np.stack([away, away], -1))
+    assert any(np.array_equal(codes.ravel(), away) for codes in held.values())
 
 
 def test_a_file_says_what_it_was_made_for(recwarn):
