@@ -104,22 +104,27 @@ def _requantized(builder: Builder, inputs: list[int], mark: Computed, known: Ope
 def move(builder: Builder, op: schema.OperatorT) -> str | None:
     """An operator that only moves codes, or picks among them: its output has its input's grid."""
     kind = builder.op(op)
-    known = builder.target.operators.get(kind)
     if reason := _not_to_move(builder, op):
         return reason
     read = _values(builder, op)[0]
     grid, axes = builder.grids[builder.codes[read]], len(builder.tensor(read).shape)
     mark = Computed(name=_moved_name(builder, op), grid=grid)
-    if known is not None and (known.axes or axes) < axes and kind in SUBSTITUTES:
-        lacking = f"{axes} axes"
-    elif known is not None and (grid.bits <= 8 or known.int16 is not None):
-        return compute(builder, op, mark)
-    else:
-        lacking = "int8" if known is None else "int16"
-    if kind not in SUBSTITUTES:
+    lacking = _missing(builder.target.operators.get(kind), grid.bits, axes)
+    if lacking and kind in SUBSTITUTES:
+        SUBSTITUTES[kind](builder, op, mark)
+        return None
+    if lacking in ("int8", "int16"):
         raise ValueError(_lacking(builder, op, f"{kind} of {lacking}"))
-    SUBSTITUTES[kind](builder, op, mark)
-    return None
+    return compute(builder, op, mark)  # Of axes too many `check_axes` tells.
+
+
+def _missing(known: Operator | None, bits: int, axes: int) -> str:
+    """What a target has no kernel of an operator for; "" where it has one."""
+    if known is None:
+        return "int8"
+    if bits > 8 and known.int16 is None:
+        return "int16"
+    return f"{axes} axes" if known.axes is not None and axes > known.axes else ""
 
 
 def _not_to_move(builder: Builder, op: schema.OperatorT) -> str | None:
