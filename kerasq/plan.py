@@ -181,7 +181,13 @@ class Plan:
     def _asked(self, node: graphs.Node) -> str:
         """The scheme of the user's layer; of a part with wider codes, that with 16 bits."""
         name = self.schemes[node.source.name]
-        return widened(name) if node.source.is_wide else name
+        return widened(name) if node.source.is_wide or self._is_long(node) else name
+
+    def _is_long(self, node: graphs.Node) -> bool:
+        """Whether a softmax is over more values than the target's kernel on int8 takes."""
+        rule, most = registry.find(node.layer), self.target.limits.softmax_values
+        is_softmax = rule is not None and rule.op == "SOFTMAX"
+        return is_softmax and most is not None and (node.inputs[0].shape[-1] or 0) > most
 
     def _scheme_name(self, node: graphs.Node) -> str:
         """What is asked of a call, at int8 where the operator has no int16 kernel."""

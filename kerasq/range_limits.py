@@ -4,12 +4,14 @@ import math
 
 import keras
 
+from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.wrappers import QuantizeWrapper
 
 # Grids are rounded to float32: the limit itself must not be reached by that.
 _MARGIN = 1.0 + 2.0**-20
+_FEW = "or more. It was (almost) constant in the data, or its inputs have too few codes for it"
 
 
 def widen(model: keras.Model) -> list[str]:
@@ -88,20 +90,14 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
     """The least output scale that the kernel of a layer takes, and what asks for it, in words."""
     limits, grids = layer.target.limits, layer.input_grids()
     scales = [float(grid.scale) for grid in grids]
-    few = "or more. It was (almost) constant in the data, or its inputs have too few codes for it"
     if isinstance(layer, KernelWrapper):
-        most = limits.sums[layer.bits.code_bits]
-        sums = float(keras.ops.max(layer.largest_sums(grids[0]))) / most
-        step = float(layer.largest_step()) / limits.multiplier
-        if sums > step:
-            return sums, (
-                f"kernels take no sums of more than {most:.3g} steps of it, which its inputs and "
-                "weights could add up to"
-            )
-        return step, (
-            f"kernels take no multiplier (s_in * s_w / s_out) of {limits.multiplier:g} {few}"
-        )
+        sums = float(keras.ops.max(layer.largest_sums(grids[0])))
+        return _least_of_products(layer, sums, float(layer.largest_step()), "s_in * s_w / s_out")
     match layer.rule.operator:
+        case "BATCH_MATMUL":
+            step = math.prod(scales)
+            sums = step * layer.input[0].shape[-1] * math.prod(map(_farthest, grids))
+            return _least_of_products(layer, sums, step, "s_a * s_b / s_out")
         case "ADD" | "SUB":
             most, step, name = _most_added(layer, scales), max(scales), "s_in / s_out"
         case "SUM" | "MEAN" if layer.output_bits == 16:
@@ -117,7 +113,35 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
             )
         case _:
             return 0.0, ""
-    return step / most, f"kernels take no multiplier ({name}) of {most:g} {few}"
+    return step / most, f"kernels take no multiplier ({name}) of {most:g} {_FEW}"
+
+
+def _least_of_products(
+    layer: QuantizeWrapper, sums: float, step: float, name: str
+) -> tuple[float, str]:
+    """As `_least_scale`, of products that are added up.
+
+    Args:
+        layer: the layer.
+        sums: what they add up to at most, in real units.
+        step: the least product that is not 0.
+        name: that of the multiplier.
+    """
+    limits = layer.target.limits
+    most = limits.sums[layer.bits.code_bits]
+    if sums / most > step / limits.multiplier:
+        return sums / most, (
+            f"kernels take no sums of more than {most:.3g} steps of it, which what it multiplies "
+            "could add up to"
+        )
+    few = f"kernels take no multiplier ({name}) of {limits.multiplier:g} {_FEW}"
+    return step / limits.multiplier, few
+
+
+def _farthest(grid: Grid) -> float:
+    """How far codes of a grid lie from its zero point at most."""
+    zero = float(grid.zero_point)
+    return max(grid.qmax - zero, zero - grid.qmin)
 
 
 def _most_added(layer: QuantizeWrapper, scales: list[float]) -> float:

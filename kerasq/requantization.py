@@ -16,7 +16,7 @@ from kerasq.litert.operators import OPERATORS
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.support import tables
 
-WIDEST = 31
+WIDEST_MULTIPLIER = 31
 FORMULA = "real = multiplier * 2^(shift - bits)"
 
 
@@ -94,17 +94,18 @@ class Multipliers:
         return f"{tables.plain(rows, left=3)}\n\n{formula}"
 
 
-def multipliers(lite: TFLiteModel, bits: int = WIDEST) -> Multipliers:
+def multipliers(lite: TFLiteModel, bits: int = WIDEST_MULTIPLIER) -> Multipliers:
     """The multiplier and shift of every operator of a file that rescales, at a chosen width.
 
     `real = multiplier * 2^(shift - bits)`, with a mantissa in [2^(bits - 1), 2^bits), rounded half
-    up. At 31 bits these are LiteRT's and TFLite Micro's own `quantized_multiplier` and `shift`.
-    With s the scales, `real` is
+    up; those below 2^-32 are 0, as no sum of int32 makes half a step by them. At 31 bits these are
+    LiteRT's and TFLite Micro's own `quantized_multiplier` and `shift`, but of ADD and SUB, which
+    rescale inputs and sum apart, of MEAN, which divides a mantissa by the number of values, rounded
+    down, and on LiteRT of MUL and slopes, which are of float32. With s the scales, `real` is
 
     - of operators with weights `s_in * s_w[c] / s_out` for each output channel c, or one;
     - of MUL and BATCH_MATMUL `s_a * s_b / s_out`;
-    - of ADD and SUB `s_i / s_out` for each input i (LiteRT's kernels split it in two: see
-      `kerasq.kernels`);
+    - of ADD and SUB `s_i / s_out` for each input i;
     - of QUANTIZE, RELU and SUM `s_in / s_out`, of MEAN that over the number of values, and of
       LEAKY_RELU `s_in / s_out` and that times the slope.
 
@@ -149,9 +150,10 @@ def multipliers(lite: TFLiteModel, bits: int = WIDEST) -> Multipliers:
 
 def check_bits(bits: int) -> None:
     """Raises a ValueError for a width that mantissas cannot have."""
-    if not isinstance(bits, int) or not 2 <= bits <= WIDEST:
+    if not isinstance(bits, int) or not 2 <= bits <= WIDEST_MULTIPLIER:
         raise ValueError(
-            f"Multipliers must have an integer width in [2, {WIDEST}]. Received: {bits!r} bits."
+            f"Multipliers must have an integer width in [2, {WIDEST_MULTIPLIER}]. "
+            f"Received: {bits!r} bits."
         )
 
 
@@ -170,8 +172,11 @@ def fixed(multiplier: np.ndarray, shift: np.ndarray, bits: int) -> np.ndarray:
 
 def relative_errors(real: np.ndarray, bits: int) -> np.ndarray:
     """By how large a share of themselves multipliers of a width are off; 0 for those that are 0."""
-    sizes = np.where(real == 0.0, 1.0, np.abs(real))
-    return np.abs(fixed(*split(real, bits), bits) - real) / sizes
+    multiplier, shift = split(real, bits)
+    # Of those below 2^-32, too, by which no sum of int32 makes half a step.
+    is_none = multiplier == 0
+    sizes = np.where(is_none, 1.0, np.abs(real))
+    return np.where(is_none, 0.0, np.abs(fixed(multiplier, shift, bits) - real) / sizes)
 
 
 def most_steps(real: np.ndarray, bits: int, out: Grid) -> int:

@@ -238,3 +238,22 @@ def test_a_sum_beside_a_dead_branch_is_not_wider_than_its_kernel(other, capsys):
     printed = capsys.readouterr().out
     assert ("of 127 or more" in printed) == (other < 1)
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_products_of_tensors_that_nearly_cancel_in_the_data(scheme, target, capsys):
+    """Kernels would wrap around where ordinary values are multiplied."""
+    rng = np.random.default_rng(0)
+    ends = [keras.Input((3, 64), name=name) for name in "ab"]
+    q = kerasq.quantize_model(
+        keras.Model(ends, layers.Matmul(transpose=True, name="y")(ends)), scheme, target=target
+    )
+    a, b = rng.normal(size=(2, 32, 3, 64)).astype("float32")
+    # Orthogonal to all rows of `a`, but for a millionth.
+    rows = np.linalg.qr(np.swapaxes(a, 1, 2))[0]
+    cancelling = b - b @ rows @ np.swapaxes(rows, 1, 2) + 1e-6 * b
+    kerasq.calibrate(q, [[a, cancelling.astype("float32")]], method="minmax")
+    assert "'y' is now" in capsys.readouterr().out
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict([a, b]), networks.run(q, [a, b]))

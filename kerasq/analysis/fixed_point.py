@@ -17,6 +17,7 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.kernels.accumulators import double_multiplier
 from kerasq.kernels.fixed_point import int64, multiply_rounding_once
 from kerasq.kernels.floats import float64
+from kerasq.quantizers.a2q import NARROWEST_SUMS, WIDEST_SUMS
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, labelled_count, with_labels
 from kerasq.support.progress import track
@@ -24,7 +25,6 @@ from kerasq.support.shared import traced_if_often
 
 # Samples at once.
 CHUNK = 64
-NARROWEST, WIDEST = 8, 32
 
 
 def _saturated(total: tf.Tensor, bits: int) -> tf.Tensor:
@@ -128,8 +128,8 @@ def fixed_point(
     model: keras.Model,
     x: Any,
     *,
-    multiplier_bits: int = requantization.WIDEST,
-    accumulator_bits: int = WIDEST,
+    multiplier_bits: int = requantization.WIDEST_MULTIPLIER,
+    accumulator_bits: int = WIDEST_SUMS,
     overflow: str = "saturate",
 ) -> FixedPoint:
     """Simulates a quantized model on multipliers and accumulators of chosen widths.
@@ -196,9 +196,12 @@ def fixed_point(
 
 
 def _check(accumulator_bits: int, overflow: str) -> None:
-    if not isinstance(accumulator_bits, int) or not NARROWEST <= accumulator_bits <= WIDEST:
+    if (
+        not isinstance(accumulator_bits, int)
+        or not NARROWEST_SUMS <= accumulator_bits <= WIDEST_SUMS
+    ):
         raise ValueError(
-            f"`accumulator_bits` must be an integer in [{NARROWEST}, {WIDEST}]. "
+            f"`accumulator_bits` must be an integer in [{NARROWEST_SUMS}, {WIDEST_SUMS}]. "
             f"Received: accumulator_bits={accumulator_bits!r}."
         )
     if overflow not in OVERFLOWS:

@@ -78,8 +78,15 @@ def average_pool(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) 
     `(sum * scale + 2^(shift - 1)) >> shift` with a scale that is rounded up takes negative ties
     down, too. Where windows are padded the NPU divides by itself, ties up.
     """
-    if layer.padding == "valid":
+    if not _is_padded(layer, codes[0].shape[1:3]):
         return any_width.average_pool(layer, codes, grids, out)
     stored = float64(codes[0] + out.zero_point)
     average = tf.nn.avg_pool(stored, layer.pool_size, layer.strides, layer.padding.upper())
     return float32(tf.floor(average + 0.5)) - out.zero_point
+
+
+def _is_padded(layer: keras.Layer, size: tf.TensorShape) -> bool:
+    """Whether windows of a pooling reach beyond an image."""
+    windows = zip(size, layer.pool_size, layer.strides, strict=True)
+    reached = [(-(-n // step) - 1) * step + pool > n for n, pool, step in windows]
+    return layer.padding == "same" and any(reached)

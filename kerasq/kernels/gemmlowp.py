@@ -19,7 +19,6 @@ from kerasq.kernels.fixed_point import (
 )
 from kerasq.kernels.floats import float64
 
-ONE = 2**31 - 1
 # exp(-2^k) for k from -2 on, in steps of 2^-31.
 _EXPONENTIALS = {
     -2: 1672461947,

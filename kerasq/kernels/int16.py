@@ -1,6 +1,6 @@
 """The operators on int16, where LiteRT's default and reference kernels are (nearly) the same code.
 
-They work on tables of 16-bit numbers with linear interpolation between the entries. Grids are
+Curves are tables of 16-bit numbers with linear interpolation between the entries. Grids are
 symmetric, so codes and centred codes are the same.
 """
 

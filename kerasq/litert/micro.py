@@ -27,6 +27,8 @@ AXES = {
     "TRANSPOSE": 5,
 }
 BROADCAST_AXES = {"ADD": 5, "MUL": 5, "SUB": 5}
+# The least scale that an int8 softmax reads: just above 2^-26.
+SOFTMAX_SCALE = 2.0**-26 * (1.0 + 2.0**-20)
 # Standard error is the process's: two threads must not exchange it.
 _LOCK = threading.RLock()
 
@@ -55,7 +57,7 @@ class MicroInterpreter:
                     return self._runtime.Interpreter.from_bytes(self._content, arena_size=arena)
                 except RuntimeError:
                     pass
-        raise RuntimeError(" ".join(text))
+        raise RuntimeError(" ".join(text) or "TFLite Micro gives no reason")
 
     def allocate_tensors(self) -> None:
         """Nothing: it has done so when it was made."""
@@ -117,15 +119,15 @@ def verify(model: Any) -> None:
 def _check_softmax(source: Any) -> None:
     """What an int8 softmax reads is multiplied by 2^26 times its scale, which must be above 1.
 
-    So `QuantizeMultiplierGreaterThanOne` asks.
+    So `QuantizeMultiplierGreaterThanOne` asks: else it ends the process.
     """
     if source.type != flatbuffer.Type.INT8:
         return
     grid = flatbuffer.grid_of(source)
     assert grid is not None
-    if grid.scale < 2.0**-25:
+    if grid.scale < SOFTMAX_SCALE:
         raise ValueError(
-            "TFLite Micro takes no int8 softmax whose input has steps below 2^-25. Received: "
+            "TFLite Micro takes no int8 softmax whose input has steps of 2^-26 or less. Received: "
             f"{source.name.decode()!r} with {grid.scale:.3g}. Widen its range."
         )
 

@@ -182,23 +182,30 @@ def _of_known(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if -1 in [*op.inputs[: 1 if kind == "RESHAPE" else 2]]:
         yield f"{kind}, which lacks an input"
     elif not OPERATORS[kind].pass_through:
-        yield from _without_grid(model, graph, kind, _ends(op))
+        yield from _without_grid(model, graph, kind, op)
 
 
-def _without_grid(model: Any, graph: Any, kind: str, ends: list[int]) -> Iterator[str]:
+def _without_grid(model: Any, graph: Any, kind: str, op: Any) -> Iterator[str]:
     """The codes without a grid that an operator computes on."""
-    tensors = [graph.tensors[i] for i in ends]
-    codes = (flatbuffer.Type.INT8, flatbuffer.Type.INT16)
-    if kind in ("CAST", "GATHER", "DEQUANTIZE") or tensors[0].type not in codes:
+    place = OPERATORS[kind].data
+    if len(op.inputs) <= place:
+        yield f"{kind}, which lacks an input"
         return
-    for tensor in tensors:
-        if tensor.type not in codes:
-            continue
-        grid = flatbuffer.grid_of(tensor)
-        # Weights may be all 0, and their scales.
-        is_constant = flatbuffer.byte_count(model, tensor) > 0
-        if grid is None or not (is_constant or np.all(grid.scale >= _LEAST)):
+    # What it computes on decides, of QUANTIZE what it makes: a condition, or a shape, has no grid.
+    values = graph.tensors[op.outputs[0] if kind == "QUANTIZE" else op.inputs[place]]
+    codes = (flatbuffer.Type.INT8, flatbuffer.Type.INT16)
+    if kind in ("CAST", "GATHER", "DEQUANTIZE") or values.type not in codes:
+        return
+    for tensor in (graph.tensors[i] for i in _ends(op)):
+        if tensor.type in codes and not _has_grid(model, tensor):
             yield f"{kind}, which computes on {tensor.name.decode()!r}, whose grid is not there"
+
+
+def _has_grid(model: Any, tensor: Any) -> bool:
+    grid = flatbuffer.grid_of(tensor)
+    # Weights may be all 0, and their scales.
+    is_constant = flatbuffer.byte_count(model, tensor) > 0
+    return grid is not None and bool(is_constant or np.all(grid.scale >= _LEAST))
 
 
 def _in_range(graph: Any, indices: Any) -> bool:

@@ -81,7 +81,7 @@ def check(probe: Probe, load: Loader) -> Found:
         found = [np.array(interpreter.get_tensor(index)) for index in ends]
         apart = [_steps(x, y) for x, y in zip(probe.outputs, found, strict=True)]
     except (RuntimeError, ValueError) as error:
-        return Found(probe.operator, probe.type, refused=str(error))
+        return Found(probe.operator, probe.type, refused=str(error) or type(error).__name__)
     return Found(
         probe.operator,
         probe.type,

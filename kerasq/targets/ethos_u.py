@@ -37,6 +37,7 @@ ETHOS_U = dataclasses.replace(
         **TFLM.kernels,
         **_FUNCTIONS,
         ("AVERAGE_POOL_2D", 8): ethos_u.average_pool,
+        ("AVERAGE_POOL_2D", 16): ethos_u.average_pool,
         ("BATCH_MATMUL", 16): ethos_u.matmul,
         ("RSQRT", 16): ethos_u.inverse_root,
         ("MEAN", 8): ethos_u.mean,
@@ -44,7 +45,7 @@ ETHOS_U = dataclasses.replace(
         ("SUM", 8): ethos_u.total,
         ("SUM", 16): ethos_u.total,
     },
-    # Where the first chord of a table ends.
-    limits=dataclasses.replace(TFLM.limits, least_root=128),
+    # Where the first chord of a table ends. Softmax is operators of the NPU's own.
+    limits=dataclasses.replace(TFLM.limits, least_root=128, softmax_values=None),
     accumulator_kernels={k: v for k, v in TFLM.accumulator_kernels.items() if k[2] != 4},
 )

@@ -33,6 +33,7 @@ class Limits:
         curve_scale: what the scale of an int16 input of LOGISTIC, TANH and SOFTMAX stays below.
         least_root: the least code of an int16 input of RSQRT that is told from smaller ones.
         softmax_scale: the least scale of an int8 input of SOFTMAX and LOG_SOFTMAX.
+        softmax_values: the most values that SOFTMAX on int8 is over; longer ones are on int16.
     """
 
     bias: Mapping[tuple[int, int], float]
@@ -44,6 +45,7 @@ class Limits:
     curve_scale: float
     least_root: int = 1
     softmax_scale: float = 0.0
+    softmax_values: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,11 @@ TFLM = Target(
     operators=OPERATORS,
     kernels=KERNELS,
     accumulator_kernels=ACCUMULATOR_KERNELS,
-    # SOFTMAX multiplies by 2^26 times the scale, and ends the process where that is not above 1.
-    limits=dataclasses.replace(LITERT.limits, added={8: 256.0, 16: 256.0}, softmax_scale=2.0**-25),
+    limits=dataclasses.replace(
+        LITERT.limits,
+        added={8: 256.0, 16: 256.0},
+        softmax_scale=micro.SOFTMAX_SCALE,
+        # Where exponentials add up to 512, SOFTMAX shifts by 32 bits, which ends the process.
+        softmax_values=511,
+    ),
 )

@@ -8,12 +8,12 @@ import pytest
 
 import kerasq
 from kerasq.kernels.fixed_point import decompose
-from kerasq.layers import Sum
+from kerasq.layers import Matmul, Mean, Sum
 from kerasq.litert import flatbuffer
 from kerasq.targets import ETHOS_U
 from tests import networks
 from tests.firmware import test_kit
-from tests.test_kernels import CODES, simulate
+from tests.test_kernels import CODES, grid, simulate
 
 pytest.importorskip("ethosu")
 from tools import vela
@@ -97,15 +97,13 @@ def commands(text, name, field):
     return re.findall(rf"{name} .*{field} = (\w+)", text)
 
 
-@pytest.mark.parametrize(
-    ("layer", "count"), [(L.Conv2D(4, 3), 1), (L.DepthwiseConv2D(3), 1), (L.Dense(4), 1)]
-)
-def test_weights_are_rounded_twice(layer, count, tmp_path):
+@pytest.mark.parametrize("layer", [L.Conv2D(4, 3), L.DepthwiseConv2D(3), L.Dense(4)])
+def test_weights_are_rounded_twice(layer, tmp_path):
     x = keras.Input((6, 6, 3))
     _, lite = exported(keras.Model(x, layer(x)))
     text = placed(lite, tmp_path / "model.tflite").commands
     modes = commands(text, "NPU_SET_OFM_PRECISION", "round_mode")
-    assert modes == ["ROUND_MODE_DBL"] * count
+    assert modes == ["ROUND_MODE_DBL"]
 
 
 def test_codes_for_another_grid_are_rounded_twice(tmp_path):
@@ -131,8 +129,18 @@ def test_means_are_sums_by_one_multiplier(scheme, tmp_path):
     text = placed(lite, tmp_path / "model.tflite", "ethos-u85-256").commands
     ratio = np.float64(lite.inputs[0].grid.scale) / np.float64(lite.outputs[0].grid.scale) / 35
     (scalar,) = commands(text, "NPU_SET_OP_SCALAR", "scalar")
-    assert int(scalar) == int(decompose(ratio)[0])
+    mantissa, exponent = (int(x) for x in decompose(ratio))
+    assert int(scalar) == mantissa
     assert "NPU_OP_DEPTHWISE" in text and "ELEMENTWISE_MODE_MUL" in text
+    source, out = lite.inputs[0].grid, lite.outputs[0].grid
+    codes = np.random.default_rng(0).integers(-128, 128, (500, 7, 5, 3)).astype(source.dtype)
+    found = simulate("MEAN", Mean([1, 2]), [codes], [source], out, ETHOS_U)
+    total = (codes.astype(np.int64) - int(source.zero_point)).sum(axis=(1, 2))
+    # A doubling high multiplication, ties up, then a shift, ties away from zero.
+    high = (total * mantissa + (1 << 30)) >> 31
+    half = (1 << -exponent) >> 1
+    wanted = np.sign(high) * ((np.abs(high) + half) >> -exponent) + int(out.zero_point)
+    np.testing.assert_array_equal(found, np.clip(wanted, out.qmin, out.qmax))
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
@@ -151,6 +159,23 @@ def test_sums_are_rounded_once(processor, scheme, tmp_path):
     wanted = np.floor((codes - np.float64(source.grid.zero_point)).sum(-1) * ratio + 0.5)
     wanted = np.clip(wanted + out.grid.zero_point, out.grid.qmin, out.grid.qmax)
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_products_of_vectors_are_sums_of_products():
+    """MUL onto the least grid of all products, and SUM by one multiplier, half up."""
+    rng = np.random.default_rng(0)
+    a, b, out = (grid(scale, bits=16) for scale in (0.001, 0.0005, 0.02))
+    codes = [rng.integers(-(2**15), 2**15, (200, 1, 24)).astype(np.int16) for _ in range(2)]
+    found = simulate("BATCH_MATMUL", Matmul(transpose=True), codes, [a, b], out, ETHOS_U)
+    x, y = (values.astype(np.int64) for values in codes)
+    # By 2^-15 in two steps: one bit, ties up, and 14 bits, ties away from zero.
+    high = (x * y + 1) >> 1
+    products = np.sign(high) * ((np.abs(high) + 2**13) >> 14)
+    products = np.clip(products, -(2**15), 2**15 - 1)
+    # The scales are float32, whose products are rounded.
+    ratio = np.float64(np.float32(0.001) * np.float32(0.0005)) * 2.0**15 / np.float64(out.scale)
+    wanted = np.clip(np.floor(products.sum(-1) * ratio + 0.5), out.qmin, out.qmax)
+    np.testing.assert_array_equal(found[:, 0], wanted)
 
 
 @pytest.mark.parametrize("size", [2, 3, (2, 3), 5])
@@ -175,18 +200,22 @@ def test_averages_without_padding(size, tmp_path):
     np.testing.assert_array_equal(found, (total * scale + (1 << (shift - 1))) >> shift)
 
 
-def test_averages_with_padding_are_the_npus_own(tmp_path):
-    x = keras.Input((5, 5, 1))
-    layer = L.AveragePooling2D(2, strides=1, padding="same")
-    _, lite = exported(keras.Model(x, layer(x)))
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+@pytest.mark.parametrize(("count", "strides"), [(5, 1), (5, 2), (4, 2)])
+def test_averages_with_padding_are_the_npus_own(count, strides, scheme, tmp_path):
+    x = keras.Input((count, count, 1))
+    layer = L.AveragePooling2D(2, strides=strides, padding="same")
+    _, lite = exported(keras.Model(x, layer(x)), scheme=scheme)
     text = placed(lite, tmp_path / "model.tflite").commands
     assert commands(text, "NPU_SET_OFM_PRECISION", "round_mode") == ["ROUND_MODE_NATURAL"]
-    assert commands(text, "NPU_SET_OFM_SCALE", "scale") == ["1"]
+    is_padded = commands(text, "NPU_SET_OFM_SCALE", "scale") == ["1"]
+    assert is_padded == (count == 5)  # "same" pads nothing that windows do not reach beyond.
     grid = lite.inputs[0].grid
-    codes = np.full((1, 5, 5, 1), -3, np.int8)
+    codes = np.full((1, count, count, 1), -3, grid.dtype)
     codes[:, ::2] = -2
     found = simulate("AVERAGE_POOL_2D", layer, [codes], [grid], grid, ETHOS_U)
-    assert found[0, 0, 0, 0] == -2  # -2.5, ties up; away from zero it would be -3.
+    # -2.5, ties up where the NPU divides; away from zero it would be -3.
+    assert found[0, 0, 0, 0] == (-2 if is_padded else -3)
 
 
 def test_a_file_is_not_checked_and_says_so(capsys):

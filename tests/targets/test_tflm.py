@@ -243,6 +243,19 @@ def test_layers(scheme, other, shapes, makes):
     assert_exact(q, data, keras.Model.predict_on_batch if scheme == "w8a8" else networks.run)
 
 
+@pytest.mark.parametrize("count", [511, 512, 1000])
+def test_long_softmaxes_are_on_int16(count):
+    """On int8 those that add up to 512 end the process."""
+    x = keras.Input((count,))
+    flat = np.zeros((4, count), "float32")
+    data = np.concatenate([flat, np.random.default_rng(0).normal(0, 3, (8, count))]).astype("f")
+    q = networks.quantized(keras.Model(x, L.Softmax(name="probs")(x)), data, target="tflm")
+    lite = assert_exact(q, data)
+    assert lite.outputs[0].dtype == (np.int8 if count < 512 else np.int16)
+    step = lite.outputs[0].grid.scale
+    np.testing.assert_allclose(lite.predict(flat)[:, 0], 1 / count, rtol=0, atol=2 * step)
+
+
 @pytest.mark.parametrize("count", [1, 7, 10, 23, 130])
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
 def test_repeats_are_concatenations(count, scheme):
@@ -374,7 +387,7 @@ def test_logits_that_are_almost_constant(activation):
     lite = assert_exact(q, networks.data(model, 32))
     (logits,) = [op.inputs[0] for op in lite.ops if op.name == activation.upper()]
     (scale,) = [t.grid.scale for t in lite.tensors if t.name == logits]
-    assert 2.0**-25 <= scale < 1.01 * 2.0**-25
+    assert 2.0**-26 < scale < 1.01 * 2.0**-26
     other = kerasq.export_tflite(networks.quantized(model))
     with pytest.raises(ValueError, match=r"no int8 softmax whose input has steps below 2\^-25"):
         kerasq.TFLiteModel(other.content, target="tflm")
