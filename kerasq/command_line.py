@@ -14,10 +14,12 @@ that there are none of in exit code 2. Files are written whole or not at all.
 import dataclasses
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from absl import flags
 
 from kerasq.calibration.calibrate import calibrate
@@ -26,6 +28,7 @@ from kerasq.comparison.compare import compare
 from kerasq.export.tflite import export_tflite
 from kerasq.firmware.kit import deploy
 from kerasq.legacy import load_model
+from kerasq.litert.micro import least_arena
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.probes.check import check_kernels
@@ -109,14 +112,24 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
 
 
 def _define_inspect(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum("target", "litert", [*RUNTIMES], "Whose interpreter.", flag_values=values)
+    text = "Whose interpreter; by default that which the file was made for."
+    flags.DEFINE_enum("target", None, [*RUNTIMES], text, flag_values=values)
 
 
 def _inspect(values: flags.FlagValues, path: str) -> None:
-    lite = TFLiteModel(path, target=values.target)
+    lite = TFLiteModel(path, target=values.target or _runtime_of(path))
     print(lite)
-    if values.target == "tflm":
-        print(f"Arena: {lite.arena_bytes():,} bytes.")
+    if lite.target == "tflm":
+        zeros = [np.zeros(tensor.shape, tensor.dtype) for tensor in lite.inputs]
+        print(f"Arena: {least_arena(lite.content, zeros):,} bytes are the least that it runs in.")
+
+
+def _runtime_of(path: str) -> str:
+    """The interpreter that a file was made for; LiteRT's where it does not say."""
+    with warnings.catch_warnings():  # That it was made for another one.
+        warnings.simplefilter("ignore")
+        made = TFLiteModel(path).made
+    return made.runtime if made is not None and made.runtime in RUNTIMES else DEFAULT
 
 
 def _labels(values: flags.FlagValues) -> None:
@@ -229,8 +242,10 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
             "exported from, go together: nothing here computes as an NPU does but the simulation. "
             f"Received: --compiled={values.compiled} --quantized={values.quantized}."
         )
-    # What is for the NPU runs nowhere here, but as LiteRT would run it.
-    lite = TFLiteModel(path, target="litert" if values.compiled else "tflm")
+    with warnings.catch_warnings():
+        # What is for the NPU runs nowhere here, but as LiteRT would run it: its codes go unused.
+        warnings.simplefilter("ignore" if values.compiled else "default")
+        lite = TFLiteModel(path, target="litert" if values.compiled else "tflm")
     names = deploy(
         lite,
         values.out,

@@ -159,7 +159,9 @@ def test_shifts_of_values_and_sums(target, bits):
         check("RELU", [one], [n])
         for m in (-7, -2, 1):
             check("MUL", pair, [n - m, m + 6 - bits], kind="MulOptions")
-            check("ADD", pair, [min(n, 6), m], kind="AddOptions", potScaleInt16=False)
+            # LiteRT's on int16 has inputs of one scale.
+            first = m if bits == 16 and target is LITERT else min(n, 6)
+            check("ADD", pair, [first, m], kind="AddOptions", potScaleInt16=False)
             check("SUB", pair, [m, min(n, 6)], kind="SubOptions", potScaleInt16=False)
 
 

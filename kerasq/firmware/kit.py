@@ -19,6 +19,7 @@ from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.tflite_metadata import check_labels, class_count
 from kerasq.requantization import Multipliers, multipliers
 from kerasq.support.files import check_writable, make_folder, write_whole
+from kerasq.targets import ETHOS_U
 
 
 def deploy(
@@ -51,7 +52,7 @@ def deploy(
         lite: what `export_tflite` returned for target "tflm", or any file that TFLite Micro runs.
         path: the folder, which is made where it is not there; files of these names are replaced.
         x: real samples, as for `predict`.
-        labels: names of the classes: two for an output of one value.
+        labels: names of the classes: two for an output of one value. By default those of the file.
         count: how many of the samples become test vectors.
         name: of the network. The C++ namespace is then `<name>_model`, and so do the files' names
             begin: kits of several networks go into one program.
@@ -78,7 +79,7 @@ def deploy(
         ['main.cc', 'model.cc', 'model.h', 'model_ops.h', 'model_test_vectors.cc', ...]
     """
     lite = _file(lite, compiled, model)
-    labels = _listed(labels)
+    labels = _listed(labels) or list(lite.labels)
     _check(lite, count)
     _check_name(name)
     check_labels(labels, [class_count(x.shape, _is_score(x)) for x in lite.outputs])
@@ -117,6 +118,12 @@ def _file(
         raise ValueError(
             "`model` goes with `compiled`, what Vela made of the file: others run here. Received: "
             "`model` alone. Leave it out, or run `vela` on the file and pass `compiled`, too."
+        )
+    if compiled is None and lite.made is not None and lite.made.target == ETHOS_U.name:
+        raise ValueError(
+            "A file of target 'ethos-u' needs what Vela made of it, which the NPU runs. Received: "
+            "such a file alone. Run `vela` on it, and pass `compiled` and `model`; or export for "
+            "target 'tflm', whose codes are those of the processor beside the NPU."
         )
     if compiled is None and lite.target != "tflm":
         return TFLiteModel(lite.content, target="tflm")

@@ -60,6 +60,7 @@ def program(
         operators=sorted(kinds),
         arena=_arena(file),
         outputs=_simulated(model, lite, columns),
+        is_compiled=True,
     )
 
 

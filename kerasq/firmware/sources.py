@@ -23,6 +23,7 @@ class Program:
         operators: its operators.
         arena: the bytes that its interpreter takes.
         outputs: for each output, an array of what it gives for some samples.
+        is_compiled: whether it is what Vela made, whose arena is an estimate.
     """
 
     origin: str
@@ -30,6 +31,7 @@ class Program:
     operators: Sequence[str]
     arena: int
     outputs: Sequence[np.ndarray]
+    is_compiled: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,14 @@ def method(operator: str) -> str:
     return _METHODS.get(operator, "Add" + "".join(words).replace("2d", "2D"))
 
 
+_ARENA = """\
+// The least that TFLite Micro's interpreter ran in on a 64-bit machine, where pointers are largest:
+// an upper bound for its portable kernels. Kernels of a vendor may need more. It is more than
+// `MicroInterpreter::arena_used_bytes()`, as kernels are prepared in memory that is free later."""
+_COMPILED_ARENA = """\
+// An estimate from above, of all tensors that Vela left in the file: nothing here has the NPU."""
+
+
 def sources(kit: Kit) -> dict[str, str]:
     """The files of a kit, by name."""
     head = f"// {kit.program.origin}\n// Written by kerasq; do not edit.\n"
@@ -98,8 +108,8 @@ def _model_header(kit: Kit) -> str:
     lines = [_describe("Input", i, tensor) for i, tensor in enumerate(kit.inputs)]
     lines += [_describe("Output", i, tensor) for i, tensor in enumerate(kit.outputs)]
     return f"""\
-#ifndef KERASQ_{kit.name}_H_
-#define KERASQ_{kit.name}_H_
+#ifndef KERASQ_{kit.name.upper()}_H_
+#define KERASQ_{kit.name.upper()}_H_
 
 #include <cmath>
 #include <cstddef>
@@ -112,10 +122,7 @@ namespace {kit.name} {{
 extern const unsigned char kData[];
 inline constexpr std::size_t kDataSize = {len(kit.program.content)};
 
-// What TFLite Micro's interpreter took on a 64-bit machine, where pointers are largest: an upper
-// bound for its portable kernels. Kernels of a vendor may need more. It is more than
-// `MicroInterpreter::arena_used_bytes()`, since kernels are prepared in memory that is free later.
-// Of what Vela compiled, it is an estimate from above.
+{_COMPILED_ARENA if kit.program.is_compiled else _ARENA}
 inline constexpr std::size_t kArenaSize = {kit.program.arena};
 
 // How integers stand for real values: scale * (code - zero_point).
@@ -140,7 +147,7 @@ inline float Dequantize(int code, const Grid& grid) {{
 
 }}  // namespace {kit.name}
 
-#endif  // KERASQ_{kit.name}_H_
+#endif  // KERASQ_{kit.name.upper()}_H_
 """
 
 
@@ -200,8 +207,13 @@ def _operators(kit: Kit) -> str:
     names = sorted({*kit.program.operators})
     calls = "".join(f"  TF_LITE_ENSURE_STATUS(resolver.{method(name)}());\n" for name in names)
     return f"""\
-#ifndef KERASQ_{kit.name}_OPS_H_
-#define KERASQ_{kit.name}_OPS_H_
+#ifndef KERASQ_{kit.name.upper()}_OPS_H_
+#define KERASQ_{kit.name.upper()}_OPS_H_
+
+// Tensors have fewer fields with it: compiled apart, both sides read each other's memory wrongly.
+#ifndef TF_LITE_STATIC_MEMORY
+#error "Compile this with -DTF_LITE_STATIC_MEMORY, as TFLite Micro's library is."
+#endif
 
 #include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 
@@ -216,7 +228,7 @@ inline TfLiteStatus AddOperators(Resolver& resolver) {{
 
 }}  // namespace {kit.name}
 
-#endif  // KERASQ_{kit.name}_OPS_H_
+#endif  // KERASQ_{kit.name.upper()}_OPS_H_
 """
 
 
@@ -227,8 +239,8 @@ def _multipliers(name: str, found: Multipliers) -> str:
         for i, x in enumerate(found.rows)
     )
     return f"""\
-#ifndef KERASQ_{name}_MULTIPLIERS_H_
-#define KERASQ_{name}_MULTIPLIERS_H_
+#ifndef KERASQ_{name.upper()}_MULTIPLIERS_H_
+#define KERASQ_{name.upper()}_MULTIPLIERS_H_
 
 #include <cstdint>
 
@@ -254,7 +266,7 @@ inline constexpr Requantization kRequantizations[] = {{
 
 }}  // namespace {name}
 
-#endif  // KERASQ_{name}_MULTIPLIERS_H_
+#endif  // KERASQ_{name.upper()}_MULTIPLIERS_H_
 """
 
 
@@ -276,8 +288,8 @@ def _mantissa_type(bits: int) -> str:
 def _vectors_header(kit: Kit) -> str:
     declared = "".join(f"extern const {line};\n" for line in _declarations(kit))
     return f"""\
-#ifndef KERASQ_{kit.name}_TEST_VECTORS_H_
-#define KERASQ_{kit.name}_TEST_VECTORS_H_
+#ifndef KERASQ_{kit.name.upper()}_TEST_VECTORS_H_
+#define KERASQ_{kit.name.upper()}_TEST_VECTORS_H_
 
 #include "{kit.name}.h"
 
@@ -297,7 +309,7 @@ inline constexpr Vectors kOutputs[] = {{{_pointers("Output", kit.outputs)}}};
 
 }}  // namespace {kit.name}
 
-#endif  // KERASQ_{kit.name}_TEST_VECTORS_H_
+#endif  // KERASQ_{kit.name.upper()}_TEST_VECTORS_H_
 """
 
 

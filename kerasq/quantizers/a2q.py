@@ -25,15 +25,15 @@ class A2Q(WeightQuantizer):
 
     With codes x of the input, their zero point z, the farthest code `m = max |x - z|`, codes w of
     the weights and b of the bias, no sum overflows, in whatever order it is taken, where each
-    channel has
+    channel has, where norm(w) is the sum of magnitudes, `|w|_1`,
 
-        |w|_1 <= T = (2^(P-1) - 1 - |b|) / m
+        norm(w) <= T = (2^(P-1) - 1 - abs(b)) / m
 
     Colbert et al. 2023 (arXiv 2308.13504) have 2^N as m for unsigned inputs of N bits and 2^(N-1)
     for signed ones, and no bias; here m is that of the grid, up to 255 at 8 bits. As there, weights
     are a direction v (the kernel), a norm g and a scale s of each channel,
 
-        w = clip(trunc(g v / |v|_1 / s), -n, n),  w_q = s w,  g <= s T,  n = 2^(bits-1) - 1
+        w = clip(trunc(g v / norm(v) / s), -n, n),  w_q = s w,  g <= s T,  n = 2^(bits-1) - 1
 
     rounded towards zero, so that rounding adds to no norm. The bias counts as it is at the moment,
     with BatchNormalization folded, and takes half of the accumulator at most: s grows with it.

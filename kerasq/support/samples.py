@@ -32,7 +32,9 @@ def load_samples(
     """
     path, shape = pathlib.Path(path), next(iter(inputs.values()))
     if not path.exists():
-        raise FileNotFoundError(f"Samples must be a file or a folder. Received: {str(path)!r}.")
+        raise FileNotFoundError(
+            f"Samples must be a file or a folder that exists. Received: {str(path)!r}."
+        )
     if len(inputs) > 1:
         return {name: _spread(x, count) for name, x in _by_name(path, inputs).items()}
     if path.is_dir():

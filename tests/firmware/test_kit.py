@@ -116,10 +116,19 @@ def compiled(folder, tmp_path, *flags):
         (root / header).write_text(f'#pragma once\n#include "{tmp_path}/stub.h"\n')
     (tmp_path / "stub.h").write_text(STUB.replace("METHODS", methods))
     strict = ["-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
-    includes = [f"-I{folder}", f"-I{tmp_path / 'stub'}"]
+    includes = ["-DTF_LITE_STATIC_MEMORY", f"-I{folder}", f"-I{tmp_path / 'stub'}"]
     program = tmp_path / "program"
     subprocess.run(
-        ["g++", *strict, *flags, *includes, *sorted(map(str, folder.glob("*.cc"))), "-o", program],
+        [
+            "g++",
+            "-DTF_LITE_STATIC_MEMORY",
+            *strict,
+            *flags,
+            *includes,
+            *sorted(map(str, folder.glob("*.cc"))),
+            "-o",
+            program,
+        ],
         check=True,
         timeout=600,
     )
@@ -331,6 +340,13 @@ def test_of_labels_there_are_as_many_as_one_says(tmp_path):
     assert 'kLabels[] = {"a", "b", "c"};' in (tmp_path / "model.h").read_text()
 
 
+def test_a_kit_has_the_labels_of_its_file(tmp_path):
+    q = networks.quantized(networks.mlp(), target="tflm")
+    lite = kerasq.export_tflite(q, labels=["a", "b", "c"])
+    kerasq.deploy(lite, tmp_path, x=networks.data(q, 4))
+    assert 'kLabels[] = {"a", "b", "c"};' in (tmp_path / "model.h").read_text()
+
+
 def test_values_that_are_no_numbers():
     wanted = {np.inf: "INFINITY", -np.inf: "-INFINITY", np.nan: "NAN"}
     assert [_number(np.float32(value)) for value in wanted] == [*wanted.values()]
@@ -339,7 +355,7 @@ def test_values_that_are_no_numbers():
 def test_bad_arguments(tmp_path):
     q = networks.quantized(networks.mlp(), target="tflm")
     lite, x = kerasq.export_tflite(q), networks.data(q, 4)
-    for labels in (["a", "b"], np.array(["a", "b"]), [1, 2, 3], "abc", None):
+    for labels in (["a", "b"], np.array(["a", "b"]), [1, 2, 3], "abc"):
         with pytest.raises(ValueError, match=r"`labels` must be a list of names.*outputs of \[3\]"):
             kerasq.deploy(lite, tmp_path, x=x, labels=labels)
     for count in (0, 1.5):

@@ -274,7 +274,7 @@ def test_an_autoencoder_has_no_classes_to_report(tmp_path):
     flags = ("--model=autoencoder", "--float_epochs=2", "--epochs=1")
     results, text = finished("qat", tmp_path, *flags)
     assert results["exact"] == 1.0 and "agreement" not in results
-    assert abs(results["tflite_accuracy"] - results["float_accuracy"]) < 0.1
+    assert results["tflite_accuracy"] > results["float_accuracy"] - 0.1
     figures = json.loads((tmp_path / "stages" / "float.json").read_text())["figures"]
     losses = figures["history"]["val_loss"]
     assert losses[figures["best_epoch"] - 1] == min(losses) and "accuracy" not in figures["history"]

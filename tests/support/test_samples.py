@@ -40,7 +40,9 @@ def test_what_is_not_read_is_named(tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"that Pillow reads. Received: .*a\.png"):
         load_samples(tmp_path / "images", inputs, 2)
-    with pytest.raises(FileNotFoundError, match=r"must be a file or a folder. Received: .*nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must be a file or a folder that exists. Received: .*nowhere"
+    ):
         load_samples(tmp_path / "nowhere", inputs, 2)
 
 

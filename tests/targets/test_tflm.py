@@ -389,7 +389,9 @@ def test_logits_that_are_almost_constant(activation):
     (scale,) = [t.grid.scale for t in lite.tensors if t.name == logits]
     assert 2.0**-26 < scale < 1.01 * 2.0**-26
     other = kerasq.export_tflite(networks.quantized(model))
-    with pytest.raises(ValueError, match=r"no int8 softmax whose input has steps below 2\^-25"):
+    with pytest.raises(
+        ValueError, match=r"no int8 softmax whose input has steps of 2\^-26 or less"
+    ):
         kerasq.TFLiteModel(other.content, target="tflm")
 
 
