@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq.export.tflite import content_of
 from kerasq.firmware.sources import Program
 from kerasq.litert import contents, flatbuffer, values
 from kerasq.litert.contents import Tensor
@@ -88,10 +89,28 @@ def _simulated(
             f"{target_of(model).name!r}. Call kerasq.retarget(model, {ETHOS_U.name!r}), and export "
             "that for Vela."
         )
+    found, given = (_parts(flatbuffer.read(x)) for x in (content_of(model, 1), lite.content))
+    if changed := [name for name, part in found.items() if given.get(name, part) != part]:
+        raise ValueError(
+            "`model` must be what `lite` was exported from, as it is now. Received: one of other "
+            f"weights or ranges, in {changed[:3]}. Export it again, and run `vela` on that."
+        )
     predicted = keras.tree.flatten(
         model.predict_on_batch(keras.tree.pack_sequence_as(model.input, columns))
     )
     return [values.codes(y, tensor) for y, tensor in zip(predicted, lite.outputs, strict=True)]
+
+
+def _parts(model: Any) -> dict[str, tuple]:
+    """By name of a tensor on a grid, its scales and its constant values, as bytes."""
+    found = {}
+    for tensor in model.subgraphs[0].tensors:
+        grid, data = flatbuffer.grid_of(tensor), model.buffers[tensor.buffer].data
+        # Ends of another type than codes have none.
+        if grid is not None:
+            constant = b"" if data is None else bytes(data)
+            found[tensor.name.decode()] = np.asarray(grid.scale).tobytes(), constant
+    return found
 
 
 def _format(tensor: Tensor) -> tuple:

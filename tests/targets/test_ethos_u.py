@@ -271,6 +271,12 @@ def test_a_kit_of_what_vela_has_compiled(tmp_path):
     refused("must be a file that Vela has written", compiled=tmp_path / "model.tflite", model=q)
     refused("must be what Vela made of `lite`", compiled=other, model=q)
     refused(r"`model` goes with `compiled`.*run `vela` on the file", model=q)
+    refused("needs what Vela made of it")
+    stem = next(layer for layer in q.layers if hasattr(layer, "kernel"))
+    stem.kernel.assign(-stem.kernel)
+    refused(
+        "`model` must be what `lite` was exported from, as it is now", compiled=compiled, model=q
+    )
 
 
 def test_what_vela_does_not_compile_is_its_error(tmp_path):
