@@ -78,8 +78,9 @@ ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
     ("TRANSPOSE_CONV", 16, 8): sums.rescale_15_bits,
 }
 
-# XNNPACK has no integer averages, RELU onto no other grid, and CONCATENATION of a few.
-_OWN = {
+# Where the processor is known. XNNPACK has no integer averages, RELU onto no other grid, and
+# CONCATENATION of five at most.
+_ON_ONE = {
     **OPERATORS,
     "ADD": dataclasses.replace(OPERATORS["ADD"], one_scale=True),
     "AVERAGE_POOL_2D": dataclasses.replace(OPERATORS["AVERAGE_POOL_2D"], by_others=True),
@@ -89,8 +90,8 @@ _OWN = {
 
 # What of packed weights on int8 XNNPACK leaves to LiteRT's own kernels, those round otherwise on
 # each processor: weights are stored as int8 there.
-_EVERYWHERE = {
-    **_OWN,
+_ON_ANY = {
+    **_ON_ONE,
     "CONV_2D": dataclasses.replace(OPERATORS["CONV_2D"], int4={16: 8}),
     # Whose ties hang on the number of channels: not measured on Arm for sums of few codes.
     "DEPTHWISE_CONV_2D": dataclasses.replace(OPERATORS["DEPTHWISE_CONV_2D"], int4={}),
@@ -100,7 +101,7 @@ _EVERYWHERE = {
 LITERT = Target(
     name="litert",
     runtime="litert",
-    operators=_EVERYWHERE,
+    operators=_ON_ANY,
     kernels=KERNELS,
     accumulator_kernels=ACCUMULATOR_KERNELS,
     limits=Limits(
@@ -138,7 +139,7 @@ X86_64 = dataclasses.replace(
     LITERT,
     name="litert-x86-64",
     machines=("x86_64", "AMD64"),
-    operators=_OWN,
+    operators=_ON_ONE,
     accumulator_kernels={
         **_with_packed(sums.rescale_twice),
         ("DEPTHWISE_CONV_2D", 8, 4): sums.rescale_by_eights,
@@ -150,6 +151,6 @@ ARM64 = dataclasses.replace(
     name="litert-arm64",
     machines=("aarch64", "arm64"),
     # Packed depthwise convolutions round there as on x86-64 in what was tried (docs/parity.md).
-    operators={**_OWN, "DEPTHWISE_CONV_2D": _EVERYWHERE["DEPTHWISE_CONV_2D"]},
+    operators={**_ON_ONE, "DEPTHWISE_CONV_2D": _ON_ANY["DEPTHWISE_CONV_2D"]},
     accumulator_kernels=_with_packed(sums.rescale_once),
 )

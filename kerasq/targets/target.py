@@ -186,12 +186,15 @@ class Target:
         Raises:
             ValueError: where there is no kernel for them.
         """
-        known = self.operators[operator]
-        if self.packs(operator, weight_bits, activation_bits):
+        known = self.operators.get(operator)
+        if known is not None and self.packs(operator, weight_bits, activation_bits):
             return self.operators[self._packed_by(operator)].int4[activation_bits]
-        found = known.int8 if activation_bits <= 8 else known.int16
+        found = None
+        if known is not None:
+            found = known.int8 if activation_bits <= 8 else known.int16
         if found is None:
             raise ValueError(
-                f"{operator} must have a kernel for int{activation_bits}. Received: none."
+                f"{operator} must have a kernel for int{activation_bits}. Received: target "
+                f"{self.name!r}, which has none. Add it to the target, or replace the layer."
             )
         return found

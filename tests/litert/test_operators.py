@@ -415,11 +415,13 @@ def test_packed_weights_that_processors_round_otherwise():
 
 @pytest.mark.parametrize("weight_bits", [4, 8])
 def test_version_of_a_kernel_that_there_is_not(weight_bits):
-    with pytest.raises(ValueError, match=r"ELU must have a kernel for int16. Received: none"):
+    text = "ELU must have a kernel for int16. Received: target 'litert', which has none"
+    with pytest.raises(ValueError, match=text):
         LITERT.version("ELU", weight_bits, 16)
 
 
-@pytest.mark.parametrize("function", [LITERT.packs, LITERT.version])
-def test_an_operator_that_is_not_in_the_table(function):
+def test_an_operator_that_is_not_in_the_table():
     with pytest.raises(KeyError, match="CONV_3D"):
-        function("CONV_3D", 4, 8)
+        LITERT.packs("CONV_3D", 4, 8)
+    with pytest.raises(ValueError, match="CONV_3D must have a kernel for int8"):
+        LITERT.version("CONV_3D", 4, 8)
