@@ -9,7 +9,7 @@ import tensorflow as tf
 from kerasq.grid import Grid
 from kerasq.kernels import codes as real_codes
 from kerasq.kernels.codes import clip
-from kerasq.kernels.fixed_point import multiply_rounding_twice
+from kerasq.kernels.fixed_point import int64, multiply_rounding_twice
 from kerasq.kernels.floats import float32, float64, product, quotient, round_away
 from kerasq.layers import Function, Gelu, InverseRoot
 
@@ -81,11 +81,12 @@ def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) ->
 
 
 def with_slopes(codes: tf.Tensor, ratio: tf.Tensor, slope: tf.Tensor, out: Grid) -> tf.Tensor:
-    """Codes by a multiplier from zero on, and by another one, at least 0, below."""
+    """Codes by a multiplier from zero on, and by another one, of any sign, below."""
     x = float64(codes)
-    # Multipliers must be positive: 1e-300 stands for a slope of 0.
-    multiplier = tf.maximum(tf.where(x >= 0.0, ratio, slope), 1e-300)
-    return clip(multiply_rounding_twice(x, multiplier), out)
+    # Multipliers must be positive: the sign goes around, and 1e-300 stands for a slope of 0.
+    multiplier = tf.where(x >= 0.0, ratio, tf.abs(slope))
+    size = multiply_rounding_twice(x, tf.maximum(multiplier, 1e-300))
+    return clip(tf.where(x >= 0.0, size, size * int64(tf.sign(slope))), out)
 
 
 def lookup(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
