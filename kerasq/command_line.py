@@ -124,11 +124,16 @@ def _inspect(values: flags.FlagValues, path: str) -> None:
         print(f"Arena: {least_arena(lite.content, zeros):,} bytes are the least that it runs in.")
 
 
+def _on_litert(path: str) -> TFLiteModel:
+    """A file as LiteRT runs it, without a warning that it was made for another interpreter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TFLiteModel(path)
+
+
 def _runtime_of(path: str) -> str:
     """The interpreter that a file was made for; LiteRT's where it does not say."""
-    with warnings.catch_warnings():  # That it was made for another one.
-        warnings.simplefilter("ignore")
-        made = TFLiteModel(path).made
+    made = _on_litert(path).made
     return made.runtime if made is not None and made.runtime in RUNTIMES else DEFAULT
 
 
@@ -242,10 +247,8 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
             "exported from, go together: nothing here computes as an NPU does but the simulation. "
             f"Received: --compiled={values.compiled} --quantized={values.quantized}."
         )
-    with warnings.catch_warnings():
-        # What is for the NPU runs nowhere here, but as LiteRT would run it: its codes go unused.
-        warnings.simplefilter("ignore" if values.compiled else "default")
-        lite = TFLiteModel(path, target="litert" if values.compiled else "tflm")
+    # What is for the NPU runs nowhere here, but as LiteRT would run it: its codes go unused.
+    lite = _on_litert(path) if values.compiled else TFLiteModel(path, target="tflm")
     names = deploy(
         lite,
         values.out,

@@ -126,6 +126,12 @@ class Grid:
         """The real value of the highest code."""
         return self._real(self.qmax)
 
+    @property
+    def farthest(self) -> Any:
+        """How far codes lie from the zero point at most; a tensor where that is one."""
+        middle = (self.qmin + self.qmax) / 2
+        return (self.qmax - self.qmin) / 2 + abs(self.zero_point - middle)
+
     def _real(self, code: int) -> np.ndarray:
         # In float32, for the ends to be values that `dequantize` gives.
         return np.asarray(np.float32(self.scale) * np.float32(code - np.asarray(self.zero_point)))

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,7 +20,7 @@ from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
 from kerasq.scheme import Scheme
 from kerasq.support.shared import shared
-from kerasq.wrappers import QuantizeWrapper, current_config, shared_config, with_quantizer
+from kerasq.wrappers import QuantizeWrapper, Wrappers, current_config, shared_config, with_quantizer
 
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
 # thread that predicts must not see that of one that trains.
@@ -97,7 +97,7 @@ class KernelWrapper(QuantizeWrapper):
         # Keras files what a wrapper holds under the names of attributes, in their order, this one
         # too: under another, models that were saved with a shared layer would not load.
         self.leader = leader
-        self._calls = _Calls(self)
+        self._calls = Wrappers([self])
         # Whether the same holds for now: `kerasq.FreezeRanges`.
         self.fixed_statistics = False
         if leader is None:
@@ -115,7 +115,7 @@ class KernelWrapper(QuantizeWrapper):
             # None, and nothing of it in any trace, where there is nothing to keep.
             self._structure = Structure(keep_zeros, clusters) if keep_zeros or clusters else None
         else:
-            leader._calls.add(self)
+            leader._calls = Wrappers([*leader._calls, self])
 
     @classmethod
     def sharing(cls, first: "KernelWrapper", **kwargs: Any) -> "KernelWrapper":
@@ -273,12 +273,7 @@ class KernelWrapper(QuantizeWrapper):
             bits = self.bits.activation_bits
             most = 2.0**bits - 1.0 if bits <= 8 else 2.0 ** (bits - 1)
             return tf.constant(most), tf.zeros(channels)
-        zeros = [tf.cast(grid.zero_point, tf.float32) for grid in grids]
-        ends = [
-            tf.maximum(grid.qmax - zero, zero - grid.qmin)
-            for grid, zero in zip(grids, zeros, strict=True)
-        ]
-        farthest = tf.stop_gradient(tf.reduce_max(tf.stack(ends)))
+        farthest = tf.stop_gradient(tf.reduce_max(tf.stack([grid.farthest for grid in grids])))
         if bias is None:
             return farthest, tf.zeros(channels)
         least = tf.reduce_min(tf.stack([grid.scale for grid in grids]))
@@ -626,20 +621,6 @@ def _weigh(
 
 
 _weigh_shared = shared(_weigh)
-
-
-class _Calls:
-    """The wrappers of all calls of a layer, which Keras would track in a plain list."""
-
-    def __init__(self, first: KernelWrapper) -> None:
-        self._wrappers = [first]
-
-    def add(self, wrapper: KernelWrapper) -> None:
-        """Adds a further call."""
-        self._wrappers.append(wrapper)
-
-    def __iter__(self) -> Iterator[KernelWrapper]:
-        return iter(self._wrappers)
 
 
 class _Keep(keras.constraints.Constraint):

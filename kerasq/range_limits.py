@@ -4,14 +4,12 @@ import math
 
 import keras
 
-from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.wrappers import QuantizeWrapper
 
 # Grids are rounded to float32: the limit itself must not be reached by that.
 _MARGIN = 1.0 + 2.0**-20
-_FEW = "or more. It was (almost) constant in the data, or its inputs have too few codes for it"
 
 
 def widen(model: keras.Model) -> list[str]:
@@ -96,7 +94,7 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
     match layer.rule.operator:
         case "BATCH_MATMUL":
             step = math.prod(scales)
-            sums = step * layer.input[0].shape[-1] * math.prod(map(_farthest, grids))
+            sums = step * layer.input[0].shape[-1] * math.prod(float(x.farthest) for x in grids)
             return _least_of_products(layer, sums, step, "s_a * s_b / s_out")
         case "ADD" | "SUB":
             most, step, name = _most_added(layer, scales), max(scales), "s_in / s_out"
@@ -113,7 +111,15 @@ def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:
             )
         case _:
             return 0.0, ""
-    return step / most, f"kernels take no multiplier ({name}) of {most:g} {_FEW}"
+    return _least_of_multiplier(step, most, name)
+
+
+def _least_of_multiplier(step: float, most: float, name: str) -> tuple[float, str]:
+    """As `_least_scale`, of values of that step, by a multiplier that stays below `most`."""
+    return step / most, (
+        f"kernels take no multiplier ({name}) of {most:g} or more. It was (almost) constant in the "
+        "data, or its inputs have too few codes for it"
+    )
 
 
 def _least_of_products(
@@ -134,14 +140,7 @@ def _least_of_products(
             f"kernels take no sums of more than {most:.3g} steps of it, which what it multiplies "
             "could add up to"
         )
-    few = f"kernels take no multiplier ({name}) of {limits.multiplier:g} {_FEW}"
-    return step / limits.multiplier, few
-
-
-def _farthest(grid: Grid) -> float:
-    """How far codes of a grid lie from its zero point at most."""
-    zero = float(grid.zero_point)
-    return max(grid.qmax - zero, zero - grid.qmin)
+    return _least_of_multiplier(step, limits.multiplier, name)
 
 
 def _most_added(layer: QuantizeWrapper, scales: list[float]) -> float:

@@ -185,13 +185,7 @@ def most_steps(real: np.ndarray, bits: int, out: Grid) -> int:
     With e the relative error and r the farthest code from the zero point, `ceil(e * r)`: beyond r
     both are cut, up to there products differ by `e * r`, and rounding adds less than a step.
     """
-    return math.ceil(relative_errors(real, bits).max() * farthest(out))
-
-
-def farthest(grid: Grid) -> int:
-    """How far codes lie from the zero point at most."""
-    zero = int(grid.zero_point)
-    return max(grid.qmax - zero, zero - grid.qmin)
+    return math.ceil(relative_errors(real, bits).max() * out.farthest)
 
 
 def _row(op: Op, named: Mapping[str, Tensor], options: Any, bits: int) -> Multiplier | None:
@@ -237,7 +231,7 @@ def _double(grid: Grid) -> np.ndarray:
 
 def _sum_steps(real: np.ndarray, bits: int, grids: list[Grid]) -> int:
     """As `most_steps`, of a sum, which is cut at its end alone: its inputs' errors add up."""
-    reach = np.array([farthest(grid) for grid in grids]) * real
+    reach = np.array([grid.farthest for grid in grids]) * real
     return math.ceil(float(np.sum(relative_errors(real, bits) * reach)))
 
 

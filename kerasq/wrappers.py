@@ -84,7 +84,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.range_gradient = range_gradient
         self.scales = scales
         self._check_limit()
-        self._producers = _Producers()
+        self._producers = Wrappers()
         self.output_quantizer = output_quantizer
         if output_quantizer is None and self.rule.output == registry.Output.LEARNED:
             bits = output_bits or plan.written_bits(self.bits, self.is_cut, True)
@@ -156,7 +156,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         inputs = on_grids(graph.symbolic((args, kwargs)))
         # Only symbolic tensors know; those of a step or of eager calls must come from the same.
         if inputs:
-            self._producers = _Producers(quantized_by(x) for x in inputs)
+            self._producers = Wrappers(quantized_by(x) for x in inputs)
             if not self.reads_float and None in self._producers:
                 names = [graph.origin(x)[0].name for x in inputs]
                 raise ValueError(
@@ -456,8 +456,8 @@ def with_quantizer(config: dict, custom_objects: dict | None) -> dict:
     return {**config, "output_quantizer": found}
 
 
-class _Producers:
-    """The wrappers that made a wrapper's inputs.
+class Wrappers:
+    """Wrappers that another one holds, such as those that made its inputs.
 
     Keras would track layers held in a plain list, and save their variables twice.
     """

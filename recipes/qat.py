@@ -28,6 +28,7 @@ import keras
 from absl import flags
 
 import kerasq
+from kerasq.support.samples import spread
 from kerasq.training.pruning import PATTERNS
 from recipes import finetune, run, schemes, stages, training
 
@@ -64,7 +65,7 @@ _PRUNE_EPOCHS = flags.DEFINE_integer(
     "prune_epochs", None, "Epochs until all are 0. Default: half of --epochs.", 1
 )
 _PRUNE_SKIP = flags.DEFINE_list("prune_skip", [], "Layers, or patterns of names, not to prune.")
-# Test images, about so many, that narrow accumulators are simulated on.
+# Test images, at most, that narrow accumulators are simulated on.
 _SIMULATED = 1000
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
@@ -121,10 +122,9 @@ def overflowing(job: run.Run) -> dict[str, float]:
         return {}
     # Of an image folder the first ones are all of one class.
     test = job.data.test
-    every = max(1, len(test.x) // _SIMULATED)
     found = kerasq.fixed_point(
         job.load("finetuned.keras"),
-        (test.x[::every], test.y[::every]),
+        (spread(test.x, _SIMULATED), spread(test.y, _SIMULATED)),
         accumulator_bits=_ACCUMULATOR_BITS.value,
         overflow="wrap",
     )

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 
 import kerasq
-from kerasq.support.samples import load_samples
+from kerasq.support.samples import load_samples, spread
 from tools import broken, browser
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -67,9 +67,9 @@ def _lite1(page: pathlib.Path, path: pathlib.Path, data: pathlib.Path) -> None:
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, load_samples(data / "calibration", shape, _LITE1_CALIBRATED))
     x = load_samples(data / "test", shape, _LITE1_MEASURED)
-    every = sorted((data / "test").iterdir())
-    # In the order, and at the distances, of `load_samples`.
-    y = np.array([int(file.stem) for file in every[:: -(-len(every) // _LITE1_MEASURED)]])
+    # In the order of `load_samples`.
+    files = spread(sorted((data / "test").iterdir()), _LITE1_MEASURED)
+    y = np.array([int(file.stem) for file in files])
     print(kerasq.report(q, kerasq.export_tflite(q), (x, y), page, float_model=model))
 
 

@@ -17,7 +17,7 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.kernels.accumulators import double_multiplier
 from kerasq.kernels.fixed_point import int64, multiply_rounding_once
 from kerasq.kernels.floats import float64
-from kerasq.quantizers.a2q import NARROWEST_SUMS, WIDEST_SUMS
+from kerasq.quantizers.a2q import WIDEST_SUMS, check_accumulator_bits
 from kerasq.support import tables
 from kerasq.support.data import batch_spec, labelled_count, with_labels
 from kerasq.support.progress import track
@@ -173,7 +173,11 @@ def fixed_point(
     """
     wrappers.require_quantized(model)
     requantization.check_bits(multiplier_bits)
-    _check(accumulator_bits, overflow)
+    check_accumulator_bits(accumulator_bits)
+    if overflow not in OVERFLOWS:
+        raise ValueError(
+            f"`overflow` must be one of {list(OVERFLOWS)}. Received: overflow={overflow!r}."
+        )
     simulation = _Simulation(model, multiplier_bits, accumulator_bits, overflow)
     count = labelled_count(model, x)
     total = None if count is None else -(-count // CHUNK)
@@ -193,21 +197,6 @@ def fixed_point(
         exact=counts.equal / counts.values,
         accuracy=accuracy.result(),
     )
-
-
-def _check(accumulator_bits: int, overflow: str) -> None:
-    if (
-        not isinstance(accumulator_bits, int)
-        or not NARROWEST_SUMS <= accumulator_bits <= WIDEST_SUMS
-    ):
-        raise ValueError(
-            f"`accumulator_bits` must be an integer in [{NARROWEST_SUMS}, {WIDEST_SUMS}]. "
-            f"Received: accumulator_bits={accumulator_bits!r}."
-        )
-    if overflow not in OVERFLOWS:
-        raise ValueError(
-            f"`overflow` must be one of {list(OVERFLOWS)}. Received: overflow={overflow!r}."
-        )
 
 
 class _Counts:

@@ -12,7 +12,7 @@ from kerasq.export.marks import Computed, Weighted
 from kerasq.export.substitutes import FORMS, SUBSTITUTES, gathered
 from kerasq.grid import Grid
 from kerasq.litert import flatbuffer
-from kerasq.litert.micro import most_axes, shapes_of
+from kerasq.litert.micro import axes_beyond
 from kerasq.litert.operators import OPERATORS as ALL
 from kerasq.litert.operators import Operator
 
@@ -277,16 +277,18 @@ def data_grid(builder: Builder, op: schema.OperatorT) -> Grid:
 def check_axes(builder: Builder) -> None:
     """Raises a ValueError where an operator has more axes than its target takes."""
     for op in builder.ops:
-        kind, shapes = builder.op(op), shapes_of(builder.graph, op)
+        kind = builder.op(op)
         known = builder.target.operators.get(kind)
-        most = known and most_axes(known.axes, known.broadcast_axes, shapes)
-        if most and len(shapes[0]) > most:
+        if known is None:  # It stays float.
+            continue
+        if found := axes_beyond(builder.graph, op, known.axes, known.broadcast_axes):
+            shape, most = found
             # Of what stands for a layer, names begin with its own.
             layer = builder.layer(int(op.outputs[0])).partition("/")[0]
             raise ValueError(
                 f"What {kind} reads must have {most} axes or fewer on target "
                 f"{builder.target.name!r}. Received: layer {layer!r}, where it reads shape "
-                f"{shapes[0]}. Reshape that to fewer axes."
+                f"{shape}. Reshape that to fewer axes."
             )
 
 

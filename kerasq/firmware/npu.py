@@ -8,15 +8,13 @@ import keras
 import numpy as np
 
 from kerasq.export.tflite import content_of
-from kerasq.firmware.sources import Program
+from kerasq.firmware.sources import NPU, Program
 from kerasq.litert import contents, flatbuffer, values
 from kerasq.litert.contents import Tensor
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.targets import ETHOS_U
 from kerasq.wrappers import require_quantized, target_of
 
-# The operator that is the NPU, as the resolver of TFLite Micro calls it.
-OPERATOR = "ETHOS_U"
 # Bytes that TFLite Micro's interpreter takes beside the tensors: once, and for each of them.
 _FIXED, _EACH = 2**13, 2**8
 
@@ -54,14 +52,13 @@ def program(
             f"{os.fspath(path)!r}, made for {found.made.target!r}, whose rounding the NPU does not "
             f"have. Export kerasq.retarget(model, {ETHOS_U.name!r}) for Vela."
         )
-    kinds = {OPERATOR if kind == "CUSTOM" else kind for kind in flatbuffer.op_kinds(file)}
+    kinds = {NPU if kind == "CUSTOM" else kind for kind in flatbuffer.op_kinds(file)}
     return Program(
         origin=f"{lite.made_for()} Compiled by Vela. Codes are those of kerasq's simulation.",
         content=content,
         operators=sorted(kinds),
         arena=_arena(file),
         outputs=_simulated(model, lite, columns),
-        is_compiled=True,
     )
 
 
@@ -105,11 +102,11 @@ def _parts(model: Any) -> dict[str, tuple]:
     """By name of a tensor on a grid, its scales and its constant values, as bytes."""
     found = {}
     for tensor in model.subgraphs[0].tensors:
-        grid, data = flatbuffer.grid_of(tensor), model.buffers[tensor.buffer].data
+        grid, constant = flatbuffer.grid_of(tensor), flatbuffer.constant(model, tensor)
         # Ends of another type than codes have none.
         if grid is not None:
-            constant = b"" if data is None else bytes(data)
-            found[tensor.name.decode()] = np.asarray(grid.scale).tobytes(), constant
+            values = b"" if constant is None else constant.tobytes()
+            found[tensor.name.decode()] = np.asarray(grid.scale).tobytes(), values
     return found
 
 

@@ -10,6 +10,8 @@ from kerasq.requantization import FORMULA, Multiplier, Multipliers
 
 # Bytes, or numbers, a line.
 _PER_LINE = 16
+# The operator that is the NPU of an Ethos-U.
+NPU = "ETHOS_U"
 _TYPES = {"f": "float", "b": "bool", "i": "int{bits}_t", "u": "uint{bits}_t"}
 
 
@@ -23,7 +25,6 @@ class Program:
         operators: its operators.
         arena: the bytes that its interpreter takes.
         outputs: for each output, an array of what it gives for some samples.
-        is_compiled: whether it is what Vela made, whose arena is an estimate.
     """
 
     origin: str
@@ -31,7 +32,11 @@ class Program:
     operators: Sequence[str]
     arena: int
     outputs: Sequence[np.ndarray]
-    is_compiled: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is what Vela made, whose arena is an estimate."""
+        return NPU in self.operators
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,7 @@ class Kit:
 _METHODS = {
     "BATCH_MATMUL": "AddBatchMatMul",
     "CUMSUM": "AddCumSum",
-    "ETHOS_U": "AddEthosU",
+    NPU: "AddEthosU",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
 

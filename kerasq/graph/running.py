@@ -111,14 +111,14 @@ def run(
     """
     symbols, outputs = keras.tree.flatten(model.inputs), keras.tree.flatten(model.outputs)
     values = {id(x): y for x, y in zip(symbols, keras.tree.flatten(inputs), strict=True)}
-    nodes = order(model)
-    readers = collections.Counter(id(x) for node in nodes for x in node.inputs)
+    steps = [(node, [*map(id, node.inputs)]) for node in order(model)]
+    readers = collections.Counter(x for _, read in steps for x in read)
     readers.update(map(id, outputs))
-    for node in nodes:
+    for node, read in steps:
         compute(node, values, call)
         # Where the values are numbers, they must not all be in memory until the end.
-        for x in map(id, node.inputs):
-            readers[x] -= 1
+        readers.subtract(read)
+        for x in {*read}:
             if not readers[x]:
                 del values[x]
     return [values[id(y)] for y in outputs]

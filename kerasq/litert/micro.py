@@ -134,29 +134,32 @@ def _check_softmax(source: Any) -> None:
 
 def _check_axes(graph: Any, op: Any, kind: str) -> None:
     """A kernel's loops have so many axes, and no more."""
-    shapes = shapes_of(graph, op)
-    most = most_axes(AXES.get(kind), BROADCAST_AXES.get(kind), shapes)
-    if most is not None and len(shapes[0]) > most:
+    if found := axes_beyond(graph, op, AXES.get(kind), BROADCAST_AXES.get(kind)):
+        shape, most = found
         name = graph.tensors[op.outputs[0]].name.decode()
         raise ValueError(
-            f"TFLite Micro takes no {kind} of more than {most} axes. Received: {shapes[0]} in "
-            f"front of {name!r}. Reshape that to fewer axes."
+            f"TFLite Micro takes no {kind} of more than {most} axes. Received: {shape} in front of "
+            f"{name!r}. Reshape that to fewer axes."
         )
 
 
-def shapes_of(graph: Any, op: Any) -> list[tuple[int, ...]]:
-    """The shapes that an operator reads, those of most axes first."""
+def axes_beyond(
+    graph: Any, op: Any, most: int | None, of_different: int | None
+) -> tuple[tuple[int, ...], int] | None:
+    """The shape of too many axes that an operator reads, and how many it takes; None for none.
+
+    Args:
+        graph: the subgraph, in object form.
+        op: the operator.
+        most: the most axes that it takes; None for any number.
+        of_different: the same where it reads tensors of different shapes, if that is another.
+    """
     shapes = [graph.tensors[i].shape for i in op.inputs if i >= 0]
-    found = [() if shape is None else tuple(map(int, shape)) for shape in shapes]
-    return sorted(found, key=len, reverse=True)
-
-
-def most_axes(
-    most: int | None, of_different: int | None, shapes: list[tuple[int, ...]]
-) -> int | None:
-    """The most axes that an operator takes of some shapes; None for any number."""
-    is_broadcast = of_different is not None and len({*shapes}) > 1
-    return of_different if is_broadcast else most
+    known = [() if shape is None else tuple(map(int, shape)) for shape in shapes]
+    if of_different is not None and len({*known}) > 1:
+        most = of_different
+    longest = max(known, key=len, default=())
+    return None if most is None or len(longest) <= most else (longest, most)
 
 
 def least_arena(content: bytes, inputs: list[np.ndarray]) -> int:

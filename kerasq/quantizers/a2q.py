@@ -19,6 +19,15 @@ SEARCH = 10
 FARTHEST = 255.0
 
 
+def check_accumulator_bits(bits: int) -> None:
+    """Raises a ValueError for a width that accumulators cannot have."""
+    if not isinstance(bits, int) or not NARROWEST_SUMS <= bits <= WIDEST_SUMS:
+        raise ValueError(
+            f"`accumulator_bits` must be an integer in [{NARROWEST_SUMS}, {WIDEST_SUMS}]. "
+            f"Received: accumulator_bits={bits!r}."
+        )
+
+
 @keras.saving.register_keras_serializable("kerasq")
 class A2Q(WeightQuantizer):
     """Weights whose sums fit accumulators of P bits, whatever the input.
@@ -71,12 +80,7 @@ class A2Q(WeightQuantizer):
 
     def __init__(self, accumulator_bits: int = 16, penalty: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        whole = isinstance(accumulator_bits, int)
-        if not whole or not NARROWEST_SUMS <= accumulator_bits <= WIDEST_SUMS:
-            raise ValueError(
-                "`accumulator_bits` must be an integer in "
-                f"[{NARROWEST_SUMS}, {WIDEST_SUMS}]. Received: {accumulator_bits!r}."
-            )
+        check_accumulator_bits(accumulator_bits)
         if penalty < 0.0:
             raise ValueError(f"`penalty` must be at least 0. Received: penalty={penalty!r}.")
         self.accumulator_bits, self.penalty = accumulator_bits, penalty

@@ -1,6 +1,6 @@
 """`report`: measures a quantized model and its file, and writes the page."""
 
-import itertools
+import functools
 import os
 import types
 from typing import Any
@@ -24,7 +24,7 @@ from kerasq.reporting.shown_samples import ShownSamples
 from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
 from kerasq.support.data import labelled_count, with_labels
 from kerasq.support.progress import track
-from kerasq.support.shared import FEW
+from kerasq.support.shared import few_then
 
 
 def report(
@@ -115,7 +115,10 @@ class _Found:
         self, model: keras.Model | None, lite: TFLiteModel, float_model: keras.Model | None
     ) -> None:
         self._lite, self._float_model = lite, float_model
-        self._calls = itertools.count()
+        self._predict = None
+        if float_model is not None:
+            first = functools.partial(float_model, training=False)
+            self._predict = few_then(first, float_model.predict_on_batch)
         self._name = "The file" if model is None else model.name
         self._ends, self._shown = Ends(lite.output_names), ShownSamples()
         self._layers: list[LayerFigures] = []
@@ -150,12 +153,9 @@ class _Found:
         Raises:
             ValueError: for a model of other outputs.
         """
-        model = self._float_model
-        if model is None:
+        if self._predict is None:
             return batch
-        is_often = next(self._calls) >= FEW
-        predicted = model.predict_on_batch(x) if is_often else model(x, training=False)
-        outputs = [np.asarray(y) for y in keras.tree.flatten(predicted)]
+        outputs = [np.asarray(y) for y in keras.tree.flatten(self._predict(x))]
         shapes = [y.shape for y in outputs], [y.shape for y in batch.computed]
         if shapes[0] != shapes[1]:
             raise ValueError(

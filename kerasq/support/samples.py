@@ -36,13 +36,13 @@ def load_samples(
             f"Samples must be a file or a folder that exists. Received: {str(path)!r}."
         )
     if len(inputs) > 1:
-        return {name: _spread(x, count) for name, x in _by_name(path, inputs).items()}
+        return {name: spread(x, count) for name, x in _by_name(path, inputs).items()}
     if path.is_dir():
         found = sorted(x for x in path.rglob("*") if x.suffix.lower() in _IMAGES)
         if not found:
             raise ValueError(f"A folder of samples must hold images, {_IMAGES}. Received: {path}.")
-        return np.stack([_image(x, shape) for x in _spread(found, count)])
-    return _spread(_array(path), count)
+        return np.stack([_image(x, shape) for x in spread(found, count)])
+    return spread(_array(path), count)
 
 
 def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()) -> Any:
@@ -59,7 +59,7 @@ def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()
         ValueError: where it holds no labels.
     """
     arrays = _arrays(pathlib.Path(path))
-    known = {n: _spread(_real(path, arrays[n]), count) for n in outputs if n in arrays}
+    known = {n: spread(_real(path, arrays[n]), count) for n in outputs if n in arrays}
     if len(outputs) > 1 and known:
         return known
     if "y" not in arrays and len(arrays) != 1:
@@ -68,7 +68,7 @@ def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()
             f"Received: {os.fspath(path)} with {[*arrays]}."
         )
     y = arrays["y"] if "y" in arrays else next(iter(arrays.values()))
-    return _spread(_real(path, y), count)
+    return spread(_real(path, y), count)
 
 
 def _array(path: pathlib.Path) -> np.ndarray:
@@ -96,7 +96,7 @@ def _by_name(path: pathlib.Path, inputs: Iterable[str]) -> dict[str, np.ndarray]
     return {name: _real(path, arrays[name]) for name in inputs}
 
 
-def _spread(items: Any, count: int) -> Any:
+def spread(items: Any, count: int) -> Any:
     """At most `count` of the items, at equal distances."""
     return items[:: max(1, -(-len(items) // count))]
 

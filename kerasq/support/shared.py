@@ -22,17 +22,17 @@ def traced_if_often(*signature: Any) -> Callable[[Callable[..., Any]], Callable[
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         traced = tf.function(function, input_signature=signature, autograph=False)
-        calls = itertools.count()
-
-        @functools.wraps(function)
-        def call(*args: Any) -> Any:
-            if next(calls) >= FEW:
-                return traced(*args)
-            return function(*keras.tree.map_structure(_cast, signature, args))
-
-        return call
+        return few_then(
+            lambda *args: function(*keras.tree.map_structure(_cast, signature, args)), traced
+        )
 
     return decorate
+
+
+def few_then(first: Callable[..., Any], often: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is `first` in its first `FEW` calls, and `often`, which is traced, behind."""
+    calls = itertools.count()
+    return lambda *args: (first if next(calls) < FEW else often)(*args)
 
 
 def _cast(spec: tf.TensorSpec, x: Any) -> tf.Tensor:
