@@ -185,9 +185,9 @@ class Plan:
 
     def _is_long(self, node: graphs.Node) -> bool:
         """Whether a softmax is over more values than the target's kernel on int8 takes."""
-        rule, most = registry.find(node.layer), self.target.limits.softmax_values
+        rule = registry.find(node.layer)
         is_softmax = rule is not None and rule.op == "SOFTMAX"
-        return is_softmax and most is not None and (node.inputs[0].shape[-1] or 0) > most
+        return is_softmax and not self.target.limits.takes_softmax(node.inputs[0].shape[-1])
 
     def _scheme_name(self, node: graphs.Node) -> str:
         """What is asked of a call, at int8 where the operator has no int16 kernel."""

@@ -99,6 +99,9 @@ def _missing(target: Target, model: keras.Model) -> list[str]:
     found: dict[str, None] = {}
     for layer in wrapped(model):
         operator = layer.rule.operator_at(layer.bits.code_bits, target)
-        if lacks(target, operator, layer.bits) is not None:
+        is_long = operator == "SOFTMAX" and not (
+            layer.bits.code_bits > 8 or target.limits.takes_softmax(layer.input.shape[-1])
+        )
+        if is_long or lacks(target, operator, layer.bits) is not None:
             found[f"{layer.source!r} ({operator} on int{layer.bits.code_bits})"] = None
     return [*found]

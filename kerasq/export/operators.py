@@ -25,6 +25,7 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Computed) -> str | Non
     kind = builder.op(op)
     known = builder.target.operators[kind]
     _check_curve(builder, op, mark)
+    _check_softmax(builder, op, mark)
     if known.channels is not None:
         return f"{kind} has weights, and the layer gives no grid for them"
     if known.by_others and FORMS[kind](builder, op, mark):
@@ -60,6 +61,22 @@ def _check_curve(builder: Builder, op: schema.OperatorT, mark: Computed) -> None
             f"The int16 input of layer {mark.name!r} must have a range below {2**15 * limit:,.0f}, "
             f"where kernels wrap around. Received: one of scale {grid.scale:.3g}. Scale the data, "
             "or give the layer 8 bits or 'float' with `overrides`."
+        )
+
+
+def _check_softmax(builder: Builder, op: schema.OperatorT, mark: Computed) -> None:
+    """Raises a ValueError where an int8 softmax is over more values than the target takes.
+
+    Of models that were quantized before there was a limit, or put together by hand.
+    """
+    if builder.op(op) != "SOFTMAX" or data_grid(builder, op).bits > 8:
+        return
+    values, target = int(builder.tensor(data_input(builder, op)).shape[-1]), builder.target
+    if not target.limits.takes_softmax(values):
+        raise ValueError(
+            f"An int8 softmax on target {target.name!r} must be over "
+            f"{target.limits.softmax_values} values or fewer. Received: layer {mark.name!r}, over "
+            f"{values}. Quantize the float model again, which gives it 16 bits."
         )
 
 

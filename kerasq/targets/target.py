@@ -47,6 +47,10 @@ class Limits:
     softmax_scale: float = 0.0
     softmax_values: int | None = None
 
+    def takes_softmax(self, values: int | None) -> bool:
+        """Whether SOFTMAX on int8 may be over so many values; None where that is not known."""
+        return self.softmax_values is None or (values or 0) <= self.softmax_values
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:

@@ -13,6 +13,7 @@ from kerasq import layers, registry
 from kerasq.kernels import gemmlowp
 from kerasq.kernels.int16 import inverse_root_grid
 from kerasq.litert.micro import MicroInterpreter
+from kerasq.plan import Plan
 from kerasq.targets import TFLM
 from tests import networks
 from tests.single_op import Op, Tensor, build
@@ -260,6 +261,19 @@ def test_long_softmaxes_are_on_int16(count):
     assert lite.outputs[0].dtype == (np.int8 if count < 512 else np.int16)
     step = lite.outputs[0].grid.scale
     np.testing.assert_allclose(lite.predict(flat)[:, 0], 1 / count, rtol=0, atol=2 * step)
+
+
+def test_models_whose_long_softmax_is_on_int8(monkeypatch):
+    """Such as those that were quantized for LiteRT, or before there was a limit."""
+    x = keras.Input((512,))
+    model = keras.Model(x, L.Softmax(name="probs")(x))
+    with pytest.raises(ValueError, match=r"none of 'probs' \(SOFTMAX on int8\)"):
+        kerasq.retarget(networks.quantized(model), "tflm")
+    with monkeypatch.context() as patched:
+        patched.setattr(Plan, "_is_long", lambda *_: False)
+        q = networks.quantized(model, target="tflm")
+    with pytest.raises(ValueError, match=r"must be over 511 values or fewer.*'probs', over 512"):
+        kerasq.export_tflite(q)
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 23, 130])
