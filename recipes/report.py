@@ -81,7 +81,7 @@ def text(summary: dict[str, Any]) -> str:
         reference = summary["reference_kernels"]
         lines.append(
             f"Both find the same class on {100 * summary['agreement']:.2f} % of the test images; "
-            f"with the reference kernels (TFLite Micro's rounding) on "
+            f"with LiteRT's reference kernels on "
             f"{100 * reference['argmax_agreement']:.2f} % of {reference['samples']:,} of them."
         )
     lines += _weights(summary)
