@@ -1,11 +1,13 @@
-"""Garbage collection and Grappler while tests run, their order, and how many of a kind."""
+"""Garbage collection, Grappler and names while tests run, their order, and how many of a kind."""
 
 import collections
 import gc
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 # Files in which tests take long. They go first: the last one to start may keep a core busy alone.
 LONG = ("tools", "recipes", "training", "analysis", "probes", "targets")
@@ -19,6 +21,18 @@ def grappler(request: pytest.FixtureRequest) -> None:
     """Leaves functions as they are traced where they run once: to rewrite them takes longer."""
     is_kept = {request.path.stem, request.path.parent.name} & {*GRAPHS}
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not is_kept})
+
+
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """Has Keras count on behind a test that had names counted anew.
+
+    Layers in the arguments of tests have theirs since before, and a model takes each name once.
+    """
+    before = global_state.get_global_attribute("object_name_uids")
+    yield
+    if before and global_state.get_global_attribute("object_name_uids") is not before:
+        global_state.set_global_attribute("object_name_uids", before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
