@@ -377,6 +377,14 @@ class KernelWrapper(QuantizeWrapper):
 
     def integer_weights(self) -> kernels.IntegerWeights:
         """The kernel and bias that the device gets."""
+        # Once for calls of the layer between the same grids, as all steps of a recurrent one.
+        source = self._producers[0]
+        # A fixed grid is that of a rule at a width.
+        read = (id(source.quantizer or source.rule), source.output_bits)
+        name = f"weights between {read} and {id(self.quantizer)} at {self.scheme}"
+        return graph.once(self.leader or self, name, self._integer_weights)
+
+    def _integer_weights(self) -> kernels.IntegerWeights:
         return self._weights_at(
             self.bits, self.weight_quantizer, self.input_grids()[0], self.grid(), self.limit
         )
@@ -510,12 +518,7 @@ class KernelWrapper(QuantizeWrapper):
         """
         (grid,) = grids
         if bits is None:
-            # Once for calls of the layer between the same grids, as all steps of a recurrent one.
-            source = self._producers[0]
-            # A fixed grid is that of a rule at a width.
-            read = (id(source.quantizer or source.rule), source.output_bits)
-            name = f"weights between {read} and {id(self.quantizer)} at {self.scheme}"
-            weights = graph.once(self.leader or self, name, self.integer_weights)
+            weights = self.integer_weights()
         else:
             kind = ThresholdWeights if self.powers.weights else Uniform
             quantizer = kind(bits.weight_bits, range_gradient="none")

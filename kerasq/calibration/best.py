@@ -65,4 +65,4 @@ class Best(Observer):
         ranges = [by_type[kind].range(bits=bits, symmetric=symmetric) for kind in CANDIDATES]
         # Squares of the largest numbers are infinite.
         ranges = [x for x in ranges if np.isfinite(x).all()]
-        return min(ranges, key=lambda x: histogram.squared_error(x, bits=bits, symmetric=symmetric))
+        return histogram.best_of(ranges, bits=bits, symmetric=symmetric)

@@ -73,7 +73,7 @@ def calibrate(
     widths = {name: [quantizer.bits] for name, quantizer in quantizers.items()}
     shared = sharing_ranges(model)
     found, batch = observe(model, data, widths, method=method, shared=shared, steps=steps)
-    with restored_on_error(range_variables(model)):
+    with restored_on_error(range_variables(model)), graph.remembering():
         for (name, _), ends in found.items():
             quantizers[name].assign_range(*ends)
         few = samples.first(batch)

@@ -1,7 +1,5 @@
 """Ranges from a histogram: percentiles, and the least squared error."""
 
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,19 +77,27 @@ class Histogram(MinMax):
         bound = 2.0**self.exponent
         return (np.arange(self.BINS) + 0.5) * (2 * bound / self.BINS) - bound
 
-    def squared_error(self, ends: tuple[float, float], *, bits: int, symmetric: bool) -> float:
-        """`sum counts * (x - Q(x))^2`, Q the grid that the tensor gets over a range."""
+    def best_of(
+        self, ranges: Sequence[tuple[float, float]], *, bits: int, symmetric: bool
+    ) -> tuple[float, float]:
+        """The first range of the least `sum counts * (x - Q(x))^2`, Q the tensor's grid over it."""
         used = self.counts > 0
         x, weights = self.centres[used], self.counts[used]
         # What a grid is over: it holds 0 and is not empty, of zeros alone either.
-        low, high = min(ends[0], 0.0), max(ends[1], 1e-6)
+        low, high = (
+            np.minimum([x[0] for x in ranges], 0.0),
+            np.maximum([x[1] for x in ranges], 1e-6),
+        )
         if self.power_of_two:
-            step = 2.0 ** (math.ceil(math.log2(max(-low, high))) - (bits - 1))
+            step = 2.0 ** (np.ceil(np.log2(np.maximum(-low, high))) - (bits - 1))
             low, high = -(2.0 ** (bits - 1)) * step, (2.0 ** (bits - 1) - 1.0) * step
         elif symmetric:
-            low, high = activations.symmetric(max(-low, high), bits)
-        grid = Grid.from_range(low, high, bits=bits)
-        return float(np.sum(weights * (x - grid.dequantize(grid.quantize(x))) ** 2))
+            low, high = activations.symmetric(np.maximum(-low, high), bits)
+        # A grid for each range: on one at a time, a network takes seconds.
+        grids = Grid.from_range(low, high, bits=bits, axis=0)
+        every = np.broadcast_to(x, (len(ranges), x.size))
+        errors = np.sum(weights * (every - grids.dequantize(grids.quantize(every))) ** 2, axis=1)
+        return ranges[int(np.argmin(errors))]
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -160,9 +166,8 @@ class MeanSquaredError(Histogram):
             return self.low, self.high
         low, high = min(self.low, 0.0), max(self.high, 1e-6)
         shrunk = [(low * k, high * k) for k in np.linspace(1.0, 0.2, self.steps)]
-        error = functools.partial(self.squared_error, bits=bits, symmetric=symmetric)
         # Of equal errors the widest range, which comes first: new values may lie beyond these.
-        return min(shrunk, key=error)
+        return self.best_of(shrunk, bits=bits, symmetric=symmetric)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -91,11 +91,14 @@ class Comparison:
         self.total = None if samples is None else -(-samples // self.chunk)
         self._ends = _Ends(model)
         self._simulate = _simulation(model, self.layers)
+        self._memory: dict[Any, Any] = {}
 
     def add(self, data: Any) -> None:
         """Compares the sides on a batch, as `batches` yields it."""
         self.probe.run(data)
-        outputs, values = self._simulate(data, [layer.fed() for layer in self.layers])
+        # Weights of a layer are the same for all batches.
+        with graphs.remembering(self._memory):
+            outputs, values = self._simulate(data, [layer.fed() for layer in self.layers])
         self.outputs = [y.numpy() for y in outputs]
         for layer, y in zip(self.layers, values, strict=True):
             layer.check(y.numpy())

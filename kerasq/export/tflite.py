@@ -100,7 +100,7 @@ def export_tflite(
         check_writable(path)
     _check_observed(model)
     check_finite(model)
-    with restored_on_error(range_variables(model)):
+    with restored_on_error(range_variables(model)), graph.remembering():
         lite = _written(model, path, signature, int(batch_size), check, about)
     for line in lite.remarks():
         print(line)

@@ -11,6 +11,7 @@ from kerasq.graph.internals import (
     is_of_keras,
     once,
     projections,
+    remembering,
     replaced,
     without_masks,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "own_activation",
     "projections",
     "read",
+    "remembering",
     "replaced",
     "rewrite",
     "run",

@@ -12,6 +12,9 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
+# Where what layers keep is among what Keras keeps for each thread.
+_MEMORY = "kerasq_memory"
+
 # A class without a public name.
 CONV_CELL: type[keras.Layer] = ConvLSTMCell
 
@@ -68,8 +71,26 @@ def is_of_keras(x: Any, part: str = "") -> bool:
     return x.__module__.startswith(f"keras.src.{part}")
 
 
+@contextlib.contextmanager
+def remembering(memory: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Lets layers keep things outside of calls of models too, while no variable changes.
+
+    Args:
+        memory: what they have kept before, in which they go on.
+    """
+    outer = global_state.get_global_attribute(_MEMORY)
+    kept = outer if memory is None else memory
+    global_state.set_global_attribute(_MEMORY, {} if kept is None else kept)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_MEMORY, outer)
+
+
 def call_memory() -> dict[Any, Any] | None:
-    """What layers may keep while a call runs, the outermost one; None where none does."""
+    """What layers may keep: by `remembering`, or while a call runs, the outermost one; or None."""
+    if (memory := global_state.get_global_attribute(_MEMORY)) is not None:
+        return memory
     context = global_state.get_global_attribute("current_call_ctx")
     if context is None:
         return None
@@ -79,7 +100,7 @@ def call_memory() -> dict[Any, Any] | None:
 
 
 def once(owner: Any, name: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` returns, computed once in a call of a model, whoever asks for it."""
+    """What `compute` returns, computed once, whoever asks for it: see `call_memory`."""
     memory = call_memory()
     if memory is None:
         return compute()

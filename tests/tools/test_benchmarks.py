@@ -3,6 +3,7 @@ import json
 import keras
 import pytest
 
+import kerasq
 from tests.processes import ROOT, python, script
 from tools.benchmarks import comparison, contestants
 from tools.benchmarks.worker import Failed, Worker
@@ -89,6 +90,21 @@ def test_a_step_is_a_step(name, policy, monkeypatch):
         assert int(made[-1].optimizer.iterations) == 2
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def test_what_is_traced_is_timed_once():
+    calls = []
+    seconds = contestants._once(lambda: calls.append(sum(range(10**6))))
+    assert seconds() == seconds() > 0.0 and len(calls) == 1
+
+
+@pytest.mark.parametrize("road", [contestants.road, contestants.converter_road])
+def test_the_road_leaves_its_file_and_peak_of_memory(road, tmp_path):
+    path = tmp_path / "model.tflite"
+    assert road("chain1", str(path))() > 0.0
+    lite = kerasq.TFLiteModel(str(path))
+    assert not lite.float_ops and lite.inputs[0].grid is not None
+    assert int(path.with_name("model.tflite.peak").read_text()) > 0
 
 
 def test_peak_memory_of_steps_is_measured():

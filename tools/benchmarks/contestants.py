@@ -31,9 +31,29 @@ def _seconds(call: Callable[[], Any]) -> Call:
     return run
 
 
+def _once(call: Callable[[], Any]) -> Call:
+    """CPU seconds of the first call, which traces.
+
+    Of the CPU: what else runs on a machine does not count, and a single call has no median.
+    """
+    start = time.process_time()
+    call()
+    seconds = time.process_time() - start
+    return lambda: seconds
+
+
 def _images(count: int, shape: tuple = networks.SHAPE) -> np.ndarray:
     """Random pixels: no kernel here takes another time for other values."""
     return np.random.default_rng(0).normal(size=(count, *shape)).astype("float32")
+
+
+def _inputs(model: Any, count: int) -> np.ndarray:
+    """Samples for a model; those of keras.applications take pixels of 0..255."""
+    shape = model.input_shape[1:]
+    if shape == networks.APPLICATION_SHAPE:
+        pixels = np.random.default_rng(0).uniform(0, 255, (count, *shape))
+        return pixels.astype("float32")
+    return _images(count, shape)
 
 
 def _keras(policy: str = "float32") -> Any:
@@ -53,11 +73,16 @@ def _tf_keras(policy: str) -> Any:
 def _model(keras: Any, network: str, batch_norm: bool = True) -> Any:
     """A float model whose BatchNormalization has seen data; without, deep networks output 0."""
     model = networks.build(keras, network, batch_norm)
+    if network in networks.APPLICATIONS:
+        from tools import zoo
+
+        zoo.shake(model, [_inputs(model, 32)])
+        return model
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    model(_images(32, model.input_shape[1:]), training=True)
+    model(_inputs(model, 32), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model
@@ -67,7 +92,7 @@ def _quantized(model: Any, **options: Any) -> Any:
     import kerasq
 
     quantized = kerasq.quantize_model(model, **options)
-    kerasq.calibrate(quantized, _images(64, model.input_shape[1:]))
+    kerasq.calibrate(quantized, _inputs(model, 64))
     return quantized
 
 
@@ -170,7 +195,7 @@ def calibration(network: str, samples: int) -> Call:
     import kerasq
 
     quantized = kerasq.quantize_model(_model(_keras(), network))
-    data = _images(samples, quantized.input_shape[1:])
+    data = _inputs(quantized, samples)
     return _seconds(lambda: kerasq.calibrate(quantized, data))
 
 
@@ -178,7 +203,7 @@ def prediction(network: str, samples: int) -> Call:
     """`model.predict` of the float model, traced anew each time, as calibration is."""
     model = _model(_keras(), network)
     model.compile(jit_compile=False)  # As calibration, which would otherwise be compared to XLA.
-    data = _images(samples, model.input_shape[1:])
+    data = _inputs(model, samples)
 
     def run() -> None:
         model.predict_function = None
@@ -213,10 +238,13 @@ def bare_converter(network: str, path: str) -> Call:
 
 def converter_int8(network: str, path: str) -> Call:
     """TFLiteConverter's own post-training quantization to int8."""
-    import tensorflow as tf
-
     model = _model(_keras(), network)
-    data = _images(16, model.input_shape[1:])
+    return _seconds(_post_training(model, _inputs(model, 16), path))
+
+
+def _post_training(model: Any, data: np.ndarray, path: str) -> Callable[[], None]:
+    """TFLiteConverter's own post-training quantization, still to be run."""
+    import tensorflow as tf
 
     def run() -> None:
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
@@ -226,7 +254,7 @@ def converter_int8(network: str, path: str) -> Call:
         converter.inference_input_type = converter.inference_output_type = tf.int8
         pathlib.Path(path).write_bytes(converter.convert())
 
-    return _seconds(run)
+    return run
 
 
 def ai_edge_int8(network: str, path: str) -> Call:
@@ -236,7 +264,7 @@ def ai_edge_int8(network: str, path: str) -> Call:
     from ai_edge_quantizer import quantizer, recipe
 
     model = _model(_keras(), network)
-    data = _images(16, model.input_shape[1:])
+    data = _inputs(model, 16)
 
     def run() -> None:
         content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
@@ -249,6 +277,40 @@ def ai_edge_int8(network: str, path: str) -> Call:
         pathlib.Path(path).write_bytes(result.quantized_model)
 
     return _seconds(run)
+
+
+# The road from a float model and a hundred samples to a file: once in each process, in seconds of
+# the CPU. Leaves the file behind, and its peak of memory as PATH.peak, in bytes.
+
+ROAD = 100  # samples
+
+
+def road(network: str, path: str) -> Call:
+    """`kerasq.quantize_model`, `calibrate` and `export_tflite`."""
+    import kerasq
+
+    model = _model(_keras(), network)
+    data = _inputs(model, ROAD)
+
+    def run() -> None:
+        quantized = kerasq.quantize_model(model)
+        kerasq.calibrate(quantized, data)
+        kerasq.export_tflite(quantized, path)
+
+    return _road(run, path)
+
+
+def converter_road(network: str, path: str) -> Call:
+    """TFLiteConverter's own post-training quantization to int8."""
+    model = _model(_keras(), network)
+    return _road(_post_training(model, _inputs(model, ROAD), path), path)
+
+
+def _road(run: Callable[[], Any], path: str) -> Call:
+    before = _reset_peak(gpu=False)
+    seconds = _once(run)
+    pathlib.Path(f"{path}.peak").write_text(str(_resident("VmHWM") - before))
+    return seconds
 
 
 def latency(path: str, threads: int) -> Call:
@@ -281,17 +343,29 @@ TRACED = 32  # samples
 
 def first_prediction(contestant: str, network: str) -> Call:
     """The first `predict` of a model."""
+    return _once(_prediction(contestant, network))
+
+
+def later_prediction(contestant: str, network: str) -> Call:
+    """`predict` of a model that has predicted before: of a quantized one, the simulation."""
+    predict = _prediction(contestant, network)
+    predict()
+    return _seconds(predict)
+
+
+def _prediction(contestant: str, network: str) -> Callable[[], Any]:
     model = STEPS[contestant](_model(_keras(), network))
-    return _seconds(lambda: model.predict(_images(TRACED, model.input_shape[1:]), verbose=0))
+    data = _inputs(model, TRACED)
+    return lambda: model.predict(data, verbose=0)
 
 
 def first_step(contestant: str, network: str) -> Call:
     """The first `fit` of a model, of one step."""
     model = STEPS[contestant](_model(_keras(), network))
     model.compile("sgd", "sparse_categorical_crossentropy")
-    images = _images(TRACED, model.input_shape[1:])
+    images = _inputs(model, TRACED)
     labels = np.arange(TRACED) % networks.CLASSES
-    return _seconds(lambda: model.fit(images, labels, batch_size=TRACED, verbose=0))
+    return _once(lambda: model.fit(images, labels, batch_size=TRACED, verbose=0))
 
 
 def first_comparison(network: str) -> Call:
@@ -300,8 +374,8 @@ def first_comparison(network: str) -> Call:
 
     quantized = _quantized(_model(_keras(), network))
     lite = kerasq.export_tflite(quantized)
-    images = _images(TRACED, quantized.input_shape[1:])
-    return _seconds(lambda: kerasq.compare(quantized, lite, x=images))
+    images = _inputs(quantized, TRACED)
+    return _once(lambda: kerasq.compare(quantized, lite, x=images))
 
 
 # Growth: what takes a model of many layers

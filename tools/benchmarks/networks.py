@@ -78,14 +78,24 @@ def chain(layers: Any, depth: int) -> Any:
 
 
 NETWORKS = {"resnet8": resnet8, "mobilenet": mobilenet}
+# Those of keras.applications that docs/coverage.md has, on small images.
+APPLICATIONS = (
+    *("MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large", "EfficientNetB0"),
+    *("EfficientNetV2B0", "ResNet50", "ResNet50V2", "ResNet101", "DenseNet121", "InceptionV3"),
+    *("InceptionResNetV2", "Xception", "NASNetMobile", "VGG16", "ConvNeXtTiny"),
+)
+APPLICATION_SHAPE = (96, 96, 3)
 
 
 def build(keras: Any, name: str, batch_norm: bool = True) -> Any:
     """A network by name.
 
-    One of `NETWORKS`, "mobilenet_v2" (keras.applications, at 224x224), or "chain8" for a chain of
-    8 convolutions.
+    One of `NETWORKS` or `APPLICATIONS`, "mobilenet_v2" (keras.applications, at 224x224), or
+    "chain8" for a chain of 8 convolutions.
     """
+    if name in APPLICATIONS:
+        make = getattr(keras.applications, name)
+        return make(weights=None, input_shape=APPLICATION_SHAPE, classes=CLASSES)
     if name == "mobilenet_v2":
         return keras.applications.MobileNetV2(weights=None)
     if name.startswith("chain"):

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from absl import app, flags
 from kerasq.support import files, tables
 from tools.benchmarks.comparison import Benchmark, Figures, Row
 from tools.benchmarks.contestants import STEPS
+from tools.benchmarks.networks import APPLICATIONS
 
 NETWORKS, BATCHES = ("resnet8", "mobilenet"), (32, 128)
-_SECTIONS = ("steps", "memory", "calibration", "files", "import", "tracing", "growth")
+_SECTIONS = ("steps", "memory", "calibration", "files", "import", "tracing", "growth", "zoo")
 _POLICY_NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -41,7 +43,12 @@ def _list_flag(name: str, default: list | None, legal: Sequence, text: str) -> f
     return found
 
 
-_ONLY = _list_flag("only", list(_SECTIONS), _SECTIONS, "Sections to run.")
+_ONLY = _list_flag(
+    "only",
+    [name for name in _SECTIONS if name != "zoo"],
+    _SECTIONS,
+    "Sections to run; by default all but zoo, which takes hours.",
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of each comparison.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File for all figures and ratios.")
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where models are trained.")
@@ -55,6 +62,9 @@ _XLA = flags.DEFINE_multi_enum(
     "xla", None, ["false", "true"], "Whether steps are compiled; on a GPU by default both"
 )
 _NETWORKS = _list_flag("networks", list(NETWORKS), NETWORKS, "Networks of steps and memory.")
+_ZOO = _list_flag(
+    "zoo", list(APPLICATIONS), APPLICATIONS, "Networks of keras.applications of the section zoo."
+)
 _BATCHES = _list_flag("batches", list(map(str, BATCHES)), BATCHES, "Batch sizes of the steps.")
 # The most that a step of kerasq may take, over one of each peer.
 STEP_TARGETS = {"tfmot": 1.0, "Keras 3": 0.9, "Keras 3, no BatchNorm": None, "tf_keras": None}
@@ -184,25 +194,94 @@ def imports(bench: Benchmark) -> None:
 
 
 def tracing(bench: Benchmark) -> None:
-    """Seconds before a model runs for the first time."""
-    both = ("kerasq", "Keras 3")
+    """CPU seconds before a model runs for the first time."""
     for network in _NETWORKS.value:
-        first = {name: {"contestant": name, "network": network} for name in both}
-        predictions = {name: ("first_prediction", first[name]) for name in both}
-        steps = {name: ("first_step", first[name]) for name in both}
-        comparisons = {
-            "compare": ("first_comparison", {"network": network}),
-            "predict": predictions["kerasq"],
-        }
-        for what, contestants, pair, target in (
-            ("first predict over Keras 3", predictions, both, 3.0),
-            ("first step of fit over Keras 3", steps, both, 1.5),
-            ("compare over the first predict", comparisons, ("compare", "predict"), 1.5),
-        ):
-            found = bench.compare(
-                f"{network}, {what}", contestants, fresh=True, rounds=min(bench.rounds, 3)
-            )
-            bench.rows.append(Row(what, network, found.ratios(*pair), target))
+        _tracing(bench, network)
+
+
+def _tracing(bench: Benchmark, network: str) -> None:
+    both = ("kerasq", "Keras 3")
+    options = {name: {"contestant": name, "network": network} for name in both}
+    first = {name: ("first_prediction", options[name]) for name in both}
+    first["compare"] = ("first_comparison", {"network": network})
+    steps = {name: ("first_step", options[name]) for name in both}
+    rounds = min(bench.rounds, 3)
+    found = bench.compare(f"{network}, first predict", first, fresh=True, rounds=rounds)
+    for what, pair, target in (
+        ("first predict over Keras 3", both, 3.0),
+        ("compare over the first predict", ("compare", "kerasq"), 1.5),
+    ):
+        bench.rows.append(Row(what, network, found.ratios(*pair), target))
+    found = bench.compare(f"{network}, first step of fit", steps, fresh=True, rounds=rounds)
+    what = "first step of fit over Keras 3"
+    bench.rows.append(Row(what, network, found.ratios(*both), 1.5))
+
+
+# The most that the latency of a network may be, over the converter's, where it is not 1.02.
+FASTER = dict.fromkeys(("Xception", "InceptionV3", "NASNetMobile"), 0.75)
+
+
+def zoo(bench: Benchmark) -> None:
+    """Networks of keras.applications, from a float model to a file and its latency."""
+    with tempfile.TemporaryDirectory() as folder:
+        for network in _ZOO.value:
+            _road(bench, network, pathlib.Path(folder))
+            _tracing(bench, network)
+            names = ("kerasq", "Keras 3")
+            later = {
+                name: ("later_prediction", {"contestant": name, "network": network})
+                for name in names
+            }
+            found = bench.compare(f"{network}, later predict", later, repetitions=3)
+            what = "later predict over Keras 3"
+            bench.rows.append(Row(what, network, found.ratios(*names), 1.5))
+    if len(_ZOO.value) < len(APPLICATIONS):
+        return  # The targets are for all of them.
+    for what, target in (
+        ("road over the converter, int8", 0.5),
+        ("latency over the converter, int8, 1 thread", 0.9),
+        ("latency over the converter, int8, 2 threads", 0.9),
+    ):
+        medians = [row.median for row in bench.rows if row.what == what]
+        mean = float(np.exp(np.mean(np.log(medians))))
+        bench.rows.append(Row(what, f"geometric mean of {len(medians)}", [mean], target))
+
+
+def _road(bench: Benchmark, network: str, folder: pathlib.Path) -> None:
+    """The road of one network, its peak of memory, and the bytes and latency of what comes out."""
+    ours, peer = names = ("kerasq", "converter, int8")
+    paths = {name: f"{folder}/{network}-{name}.tflite" for name in names}
+    contestants = {
+        name: (function, {"network": network, "path": paths[name]})
+        for name, function in zip(names, ("road", "converter_road"), strict=True)
+    }
+    rounds = min(bench.rounds, 2)
+    found = bench.compare(f"{network}, road", contestants, fresh=True, rounds=rounds)
+    rows = [Row(f"road over the {peer}", network, found.ratios(ours, peer), 0.8)]
+    if found.failures:
+        bench.rows += rows
+        return
+    for what, suffix, target in (
+        ("peak memory of the road", ".peak", 1.0),
+        ("size", "", 1.0),
+    ):
+        sizes = {name: [_bytes(path + suffix)] for name, path in paths.items()}
+        bench.figures.append(figures := Figures(f"{network}, {what}", "bytes", sizes, {}))
+        rows.append(Row(f"{what} over the {peer}", network, figures.ratios(ours, peer), target))
+    for threads in (1, 2):
+        what = f"latency over the {peer}, {threads} thread{'s'[: threads - 1]}"
+        calls = {n: ("latency", {"path": path, "threads": threads}) for n, path in paths.items()}
+        # Cheap, as files are there already; and noisy.
+        found = bench.compare(f"{network}, {what}", calls, 3, rounds=max(8, 2 * bench.rounds))
+        target = FASTER.get(network, 1.02)
+        rows.append(Row(what, network, found.ratios(ours, peer), target))
+    bench.rows += rows
+
+
+def _bytes(path: str) -> float:
+    """The peak of memory that a file of that name notes, or its size."""
+    file = pathlib.Path(path)
+    return float(file.read_text() if file.suffix == ".peak" else file.stat().st_size)
 
 
 def growth(bench: Benchmark) -> None:
@@ -298,7 +377,7 @@ def main(argv: list[str]) -> None:
             files.check_writable(_JSON.value)
         except OSError as error:
             raise app.UsageError(f"--json: {error}") from error
-    functions = (steps, memory, calibration, deployment, imports, tracing, growth)
+    functions = (steps, memory, calibration, deployment, imports, tracing, growth, zoo)
     sections = dict(zip(_SECTIONS, functions, strict=True))
     bench = Benchmark(_ROUNDS.value, _environment())
     try:
