@@ -234,10 +234,9 @@ def normalization_fits(layer: keras.layers.Layer, x: Any, **kwargs: Any) -> bool
 
 def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:
     """Whether a Dot contracts one axis of two sequences, or of two vectors."""
-    del kwargs
+    del layer, kwargs
     return (
-        not layer.normalize
-        and len(x) == 2
+        len(x) == 2
         and len(x[0].shape) == len(x[1].shape)
         and len(x[0].shape) in (2, 3)
         and None not in (*x[0].shape[1:], *x[1].shape[1:])

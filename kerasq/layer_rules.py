@@ -411,7 +411,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         operators=("BATCH_MATMUL",),
         output=Output.DECOMPOSED,
         fits=fits.dot_fits,
-        note="of sequences or vectors, not normalized; else float",
+        note="of sequences or vectors, normalized by UnitNormalization; else float",
     ),
     (Einsum,): Rule(
         operators=("BATCH_MATMUL",),

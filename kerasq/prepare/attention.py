@@ -133,20 +133,31 @@ def time_distributed(parts: Parts, layer: keras.layers.TimeDistributed, name: st
 
 
 def dot(parts: Parts, layer: keras.layers.Dot, name: str, x: list) -> Any:
-    """Matmul, behind Permute where the axes are not the last ones."""
+    """Matmul, behind Permute where the axes are not the last ones, and UnitNormalization."""
     first, second = x
     if len(first.shape) == 2:  # BATCH_MATMUL wants matrices: a vector is one row of one.
         size = first.shape[1]
         first = _reshape(parts, first, (1, size), parts.name(name, "row"))
         second = _reshape(parts, second, (1, size), parts.name(name, "other"))
-        y = _matmul(parts, [first, second], parts.name(name, "product"), transpose=True)
+        ends = _of_unit_length(parts, layer, name, [first, second])
+        y = _matmul(parts, ends, parts.name(name, "product"), transpose=True)
         return _reshape(parts, y, (1,), name)
     axes = layer.axes if isinstance(layer.axes, (list, tuple)) else (layer.axes, layer.axes)
     if axes[0] % 3 == 1:  # Axes may be negative: of three, -2 is 1.
         first = _permute(parts, first, (2, 1), parts.name(name, "first"))
     if axes[1] % 3 == 1:
         second = _permute(parts, second, (2, 1), parts.name(name, "second"))
-    return _matmul(parts, [first, second], name, transpose=True)
+    ends = _of_unit_length(parts, layer, name, [first, second])
+    return _matmul(parts, ends, name, transpose=True)
+
+
+def _of_unit_length(parts: Parts, layer: keras.layers.Dot, name: str, x: list) -> list:
+    """The operands, whose rows have unit length where a Dot is one of cosines."""
+    if not layer.normalize:
+        return x
+    names = [parts.name(name, suffix) for suffix in ("unit", "other_unit")]
+    units = [L.UnitNormalization(name=own, dtype="float32") for own in names]
+    return [parts.call(unit, y) for unit, y in zip(units, x, strict=True)]
 
 
 def attention(

@@ -1,4 +1,4 @@
-"""Attention in images: among all places, or along some of their axes."""
+"""Attention in images, among all places or along some of their axes, and products of cosines."""
 
 import keras
 import numpy as np
@@ -44,3 +44,18 @@ def test_under_a_mask_an_image_stays_float(capsys):
     y = L.MultiHeadAttention(2, 3, name="heads")(x, x, attention_mask=mask)
     kerasq.quantize_model(keras.Model([x, mask], L.Dense(2)(y)))
     assert "'heads' (MultiHeadAttention: integer only of sequences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("axes", "shapes", "scheme"),
+    [((1, 2), [(4, 6), (3, 4)], "w8a8"), (-1, [(9,), (9,)], "w8a16")],
+)
+def test_cosines_are_integer(axes, shapes, scheme):
+    inputs = [keras.Input(shape, name=name) for name, shape in zip("ab", shapes, strict=True)]
+    model = keras.Model(inputs, L.Dot(axes, normalize=True, name="cosines")(inputs))
+    x = networks.data(model, 64)
+    q = networks.quantized(model, x, scheme=scheme)
+    lite = kerasq.export_tflite(q, check=False)
+    assert lite.float_ops == [] and [op.name for op in lite.ops].count("L2_NORMALIZATION") == 2
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    assert networks.sqnr(model, q, x) > 25
