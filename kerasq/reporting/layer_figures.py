@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kerasq import graph, registry
+from kerasq.analysis.operator_latency import OperatorLatency
 from kerasq.analysis.summary import LayerSummary, Summary
 from kerasq.comparison.report import LayerReport
 from kerasq.grid import Grid
@@ -53,6 +54,7 @@ class LayerFigures:
         macs: multiply-accumulate operations a sample.
         weight_bytes, activation_bytes: of weights, and of the output of a sample.
         accumulator_bits, accumulator_limit: what sums need, and what they have.
+        ms: milliseconds of its operators, each timed alone, together.
         weights: of the kernel.
         float_values, code_values: the histograms.
     """
@@ -84,6 +86,7 @@ class LayerFigures:
     activation_bytes: int = 0
     accumulator_bits: int | None = None
     accumulator_limit: int | None = None
+    ms: float | None = None
     weights: Weights | None = None
     float_values: dict[str, Any] | None = None
     code_values: dict[str, Any] | None = None
@@ -295,6 +298,28 @@ def _file_weights(content: Any, name: str) -> Weights | None:
     bits, narrow = int(largest).bit_length() + 1, bool(codes.min() >= -largest)
     own = dataclasses.replace(grid, axis=-1, zero_point=0, bits=bits, narrow=narrow)
     return weights(codes, own, None, None)
+
+
+def timed(
+    layers: list[LayerFigures], lite: TFLiteModel, found: OperatorLatency
+) -> list[LayerFigures]:
+    """The rows, with the times of their operators.
+
+    An operator that no row has the name of, such as a QUANTIZE or a padding in front of it, counts
+    for the first that reads its output; what is behind the last row, for none.
+    """
+    by_tensor = {x.tensor or x.name: x.name for x in layers}
+    # What an operator is part of, by what it computes. Those behind it are known before it.
+    owners: dict[str, str | None] = {}
+    sums: dict[str, float] = {}
+    for op, time in reversed([*zip(lite.ops, found.operators, strict=True)]):
+        named = [by_tensor[y] for y in op.outputs if y in by_tensor]
+        # Of inputs that are read by several, the first reader comes last here.
+        owner = named[0] if named else next((owners[y] for y in op.outputs if y in owners), None)
+        owners |= dict.fromkeys(op.inputs, owner)
+        if owner is not None and time.ms is not None:
+            sums[owner] = sums.get(owner, 0.0) + time.ms
+    return [dataclasses.replace(x, ms=sums.get(x.name)) for x in layers]
 
 
 def operator_of(model: keras.Model) -> dict[str, str]:
