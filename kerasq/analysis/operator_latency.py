@@ -40,15 +40,17 @@ class OperatorTime:
 
 
 class KindTime(NamedTuple):
-    """All operators of one kind.
+    """All operators of one kind on the same kernels.
 
     Attributes:
         op: the kind, such as "CONV_2D".
+        runs_on: what runs them, as `OperatorTime.runs_on`.
         operators: how many there are.
         ms: milliseconds of those that could be timed, together.
     """
 
     op: str
+    runs_on: str
     operators: int
     ms: float
 
@@ -77,11 +79,10 @@ class OperatorLatency:
     @property
     def kinds(self) -> tuple[KindTime, ...]:
         """The kinds of operators, the slowest first."""
-        counts = collections.Counter(x.op for x in self.operators)
-        times: dict[str, float] = collections.defaultdict(float)
+        times: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
         for x in self.operators:
-            times[x.op] += x.ms or 0.0
-        found = [KindTime(op, count, times[op]) for op, count in counts.items()]
+            times[x.op, x.runs_on].append(x.ms or 0.0)
+        found = [KindTime(*kind, len(own), sum(own)) for kind, own in times.items()]
         return tuple(sorted(found, key=lambda x: -x.ms))
 
     def share(self, ms: float) -> float:
@@ -99,13 +100,13 @@ class OperatorLatency:
 
     def by_kind(self) -> str:
         """The table of kinds of operators, and what they take together."""
-        rows = [["kind", "operators", "ms", "share"]]
-        rows += [[x.op, str(x.operators), *self._figures(x.ms)] for x in self.kinds]
+        rows = [["kind", "runs on", "operators", "ms", "share"]]
+        rows += [[x.op, x.runs_on, str(x.operators), *self._figures(x.ms)] for x in self.kinds]
         calls = f"{self.rounds} calls each, threads: {self.num_threads}"
         total = f"Each alone: {self.sum_ms:.4f} ms together; the whole file: {self.whole_ms:.4f} ms"
         left = [f"{x.op} {x.output!r} {x.why_not}" for x in self.operators if x.ms is None]
         missing = [f"Not timed alone: {'; '.join(left)}."] if left else []
-        return "\n".join([tables.plain(rows), "", f"{total} ({calls}).", *missing])
+        return "\n".join([tables.plain(rows, left=2), "", f"{total} ({calls}).", *missing])
 
     def _figures(self, ms: float | None) -> list[str]:
         """A time, and its share, for a table."""

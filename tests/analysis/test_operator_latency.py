@@ -79,29 +79,33 @@ def test_tables_add_up():
         OperatorTime(op="SOFTMAX", output="b;c", runs_on="LiteRT", ms=0.25),
         OperatorTime(op="CONV_2D", output="d", runs_on="XNNPACK", ms=0.5),
         OperatorTime(op="ADD", output="e", runs_on="XNNPACK", ms=None, why_not="is text"),
+        OperatorTime(op="CONV_2D", output="f", runs_on="LiteRT", ms=1.0),
     ]
     found = OperatorLatency(operators=tuple(times), whole_ms=0.75, rounds=7, num_threads=2)
-    assert found.sum_ms == 1.0 and found.share(0.25) == 0.25
+    assert found.sum_ms == 2.0 and found.share(0.5) == 0.25
     assert found.kinds == (
-        KindTime("CONV_2D", 2, 0.75),
-        KindTime("SOFTMAX", 1, 0.25),
-        KindTime("ADD", 1, 0.0),
+        KindTime("CONV_2D", "LiteRT", 1, 1.0),
+        KindTime("CONV_2D", "XNNPACK", 2, 0.75),
+        KindTime("SOFTMAX", "LiteRT", 1, 0.25),
+        KindTime("ADD", "XNNPACK", 1, 0.0),
     )
     assert str(found).splitlines() == [
         "operator    output    runs on        ms    share",
         "----------  --------  ---------  ------  -------",
-        "CONV_2D     a         XNNPACK    0.2500   25.0 %",
-        "SOFTMAX     b         LiteRT     0.2500   25.0 %",
-        "CONV_2D     d         XNNPACK    0.5000   50.0 %",
+        "CONV_2D     a         XNNPACK    0.2500   12.5 %",
+        "SOFTMAX     b         LiteRT     0.2500   12.5 %",
+        "CONV_2D     d         XNNPACK    0.5000   25.0 %",
         "ADD         e         XNNPACK         -        -",
+        "CONV_2D     f         LiteRT     1.0000   50.0 %",
         "",
-        "kind       operators      ms    share",
-        "-------  -----------  ------  -------",
-        "CONV_2D            2  0.7500   75.0 %",
-        "SOFTMAX            1  0.2500   25.0 %",
-        "ADD                1  0.0000    0.0 %",
+        "kind     runs on      operators      ms    share",
+        "-------  ---------  -----------  ------  -------",
+        "CONV_2D  LiteRT               1  1.0000   50.0 %",
+        "CONV_2D  XNNPACK              2  0.7500   37.5 %",
+        "SOFTMAX  LiteRT               1  0.2500   12.5 %",
+        "ADD      XNNPACK              1  0.0000    0.0 %",
         "",
-        "Each alone: 1.0000 ms together; the whole file: 0.7500 ms (7 calls each, threads: 2).",
+        "Each alone: 2.0000 ms together; the whole file: 0.7500 ms (7 calls each, threads: 2).",
         "Not timed alone: ADD 'e' is text.",
     ]
     nothing = OperatorLatency(operators=(), whole_ms=0.0, rounds=1, num_threads=1)
