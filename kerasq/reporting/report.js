@@ -35,7 +35,7 @@ function showVerdict() {
 function latencies({ latency_ms: whole, operators_ms: alone }) {
   if (!isKnown(whole)) return "";
   // Of reports of before, that is not known.
-  return `${digits(whole)} ms` + (isKnown(alone) ? `; operators, each alone, ${digits(alone)} ms together` : "");
+  return `${digits(whole)} ms` + (isKnown(alone) ? `; operators alone ${digits(alone)} ms` : "");
 }
 
 function partitions(found) {
