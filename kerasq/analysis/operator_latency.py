@@ -1,7 +1,6 @@
 """`operator_latency`: where the time of a file goes, operator by operator."""
 
 import collections
-import contextlib
 import dataclasses
 import time
 from collections.abc import Hashable
@@ -257,11 +256,7 @@ def _values(lite: TFLiteModel, num_threads: int) -> dict[int, np.ndarray]:
     content = flatbuffer.with_outputs(lite.content)
     interpreter = loaded(content, KERNELS[lite.kernels], num_threads)
     interpreter.invoke()
-    found: dict[int, np.ndarray] = {}
-    for detail in interpreter.get_output_details():
-        # What has no elements, the interpreter does not hand out.
-        with contextlib.suppress(ValueError):
-            found[detail["index"]] = interpreter.get_tensor(detail["index"])
+    found = excerpt.computed(interpreter)
     # The memory of an input may hold something else by now.
     for detail in interpreter.get_input_details():
         found[detail["index"]] = np.zeros(detail["shape"], detail["dtype"])

@@ -1,5 +1,6 @@
 """`Excerpts`: operators of a .tflite file, each cut out of it as a file of its own."""
 
+import contextlib
 import copy
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
@@ -44,16 +45,14 @@ class Excerpts:
     def missing(self, index: int) -> str:
         """Why an operator cannot be cut out; "" where it can."""
         op = self._graph.operators[index]
-        ends = [int(i) for i in (*op.inputs, *op.outputs) if i >= 0]
-        kinds = [self._graph.tensors[i].type for i in ends]
+        kinds = [self._graph.tensors[i].type for i in (*op.inputs, *op.outputs) if i >= 0]
         unknown = [x for x in kinds if x not in flatbuffer.NUMPY_TYPES]
         if unknown:
             return f"works on {flatbuffer.type_name(unknown[0])} tensors"
         if not len(op.outputs):
             return "has no output"
-        # Interpreters do not hand out tensors without elements.
-        is_empty = any(self._is_fed(i) and i not in self._values for i in op.inputs)
-        return "reads a tensor without values" if is_empty else ""
+        is_known = {*self._values}.issuperset(self._fed(op))
+        return "" if is_known else "reads a tensor without values"
 
     def holds_subgraphs(self, index: int) -> bool:
         """Whether an operator has others within, as a loop has."""
@@ -99,50 +98,45 @@ class Excerpts:
         used = sorted({int(i) for i in ends if i >= 0})
         # -1 stands for an optional input that is absent.
         place = {old: new for new, old in enumerate(used)} | {-1: -1}
-        # Subgraphs, such as the body of a loop, count on the tables of the file.
-        is_whole = _holds_subgraphs(source)
-        model, op = _empty(self._model, source, is_whole), copy.copy(source)
-        op.opcodeIndex = source.opcodeIndex if is_whole else 0
+        model, op, fed = _frame(self._model, source), copy.copy(source), self._fed(source)
+        op.opcodeIndex = source.opcodeIndex if _holds_subgraphs(source) else 0
         op.inputs = flatbuffer.renumbered(source.inputs, place)
         op.outputs = flatbuffer.renumbered(source.outputs, place)
         if len(flatbuffer.intermediates(source)):
             op.intermediates = flatbuffer.renumbered(source.intermediates, place)
-        fed = tuple(dict.fromkeys(int(i) for i in source.inputs if self._is_fed(i)))
         graph = model.subgraphs[0]
         graph.operators, graph.outputs = [op], op.outputs
         graph.inputs = flatbuffer.renumbered(fed, place)
-        graph.tensors = [self._tensor(i) for i in used]
-        for i, tensor in zip(used, graph.tensors, strict=True):
-            held = None if i in source.outputs else self._buffer(i)
-            if held is not None:
-                model.buffers.append(held)
-                tensor.buffer = len(model.buffers) - 1
-            # The first values of a variable are written by an operator.
-            tensor.isVariable = tensor.isVariable and i not in source.outputs
+        graph.tensors = [self._tensor(model, i, i in source.outputs) for i in used]
         return Excerpt(flatbuffer.write(model), fed)
 
     def _is_constant(self, index: int) -> bool:
         tensor = self._graph.tensors[index]
         return index in self._fixed or flatbuffer.byte_count(self._model, tensor) > 0
 
-    def _is_fed(self, index: int) -> bool:
-        """Whether a tensor is an input: no constant, nor a variable, which begins as it does."""
-        if index < 0 or self._is_constant(index):
-            return False
-        return not self._graph.tensors[index].isVariable
+    def _fed(self, op: schema.OperatorT) -> tuple[int, ...]:
+        """What an operator is fed: no constants, nor variables, which begin as they do."""
+        inputs = dict.fromkeys(int(i) for i in op.inputs if i >= 0 and not self._is_constant(i))
+        return tuple(i for i in inputs if not self._graph.tensors[i].isVariable)
 
     def _values_of(self, index: int) -> np.ndarray:
         """The values of a constant, or of what is computed from constants alone."""
         found = flatbuffer.constant(self._model, self._graph.tensors[index])
         return self._values[index] if found is None else found
 
-    def _tensor(self, index: int) -> schema.TensorT:
-        """A tensor of the file for an excerpt, without values."""
+    def _tensor(self, model: schema.ModelT, index: int, is_output: bool) -> schema.TensorT:
+        """A tensor of the file for an excerpt, which gets the values of a constant."""
         tensor = copy.copy(self._graph.tensors[index])
         if index in self._values:
             # What the interpreter found: a file may say less than that.
             tensor.shape = np.array(self._values[index].shape, np.int32)
         tensor.shapeSignature, tensor.buffer = None, 0
+        held = None if is_output else self._buffer(index)
+        if held is not None:
+            model.buffers.append(held)
+            tensor.buffer = len(model.buffers) - 1
+        # The first values of a variable are written by an operator.
+        tensor.isVariable = tensor.isVariable and not is_output
         return tensor
 
     def _buffer(self, index: int) -> schema.BufferT | None:
@@ -166,19 +160,28 @@ def empty() -> bytes:
     return flatbuffer.write(model)
 
 
-def _empty(source: schema.ModelT, op: schema.OperatorT, is_whole: bool) -> schema.ModelT:
-    """A model without operators, for one of another's."""
+def computed(interpreter: Interpreter) -> dict[int, np.ndarray]:
+    """By index, the outputs of an interpreter that has run."""
+    found: dict[int, np.ndarray] = {}
+    for detail in interpreter.get_output_details():
+        # What has no elements, it does not hand out.
+        with contextlib.suppress(ValueError):
+            found[detail["index"]] = interpreter.get_tensor(detail["index"])
+    return found
+
+
+def _frame(source: schema.ModelT, op: schema.OperatorT) -> schema.ModelT:
+    """A model without operators, with the tables that one of another's counts on."""
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version, model.signatureDefs, model.metadata = source.version, [], []
-    model.subgraphs = [graph, *(source.subgraphs[1:] if is_whole else [])]
-    if is_whole:
+    if _holds_subgraphs(op):
+        # These count on the tables of the file.
+        model.subgraphs = [graph, *source.subgraphs[1:]]
         model.operatorCodes, model.buffers = source.operatorCodes, [*source.buffers]
     else:
         # Buffer 0 is that of tensors without data, by the schema's convention.
-        model.operatorCodes, model.buffers = (
-            [source.operatorCodes[op.opcodeIndex]],
-            [schema.BufferT()],
-        )
+        model.subgraphs, model.buffers = [graph], [schema.BufferT()]
+        model.operatorCodes = [source.operatorCodes[op.opcodeIndex]]
     return model
 
 
@@ -188,25 +191,32 @@ def _fixed(model: schema.ModelT) -> dict[int, np.ndarray]:
     What reads it has kernels for constants. XNNPACK computes it as it takes a file, and writes it
     nowhere, so that LiteRT's own kernels do here.
     """
+    ops = _constant_ops(model)
+    if not ops:
+        return {}
+    alone, graph = copy.copy(model), copy.copy(model.subgraphs[0])
+    graph.operators, graph.inputs = ops, []
+    graph.outputs = [int(i) for op in ops for i in op.outputs]
+    alone.subgraphs, alone.signatureDefs = [graph, *model.subgraphs[1:]], []
+    interpreter = Interpreter(
+        model_content=flatbuffer.write(alone), experimental_op_resolver_type=OWN_KERNELS
+    )
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+    return computed(interpreter)
+
+
+def _constant_ops(model: schema.ModelT) -> list[schema.OperatorT]:
+    """The operators that read constants, or what others of them compute, and write no variable."""
     graph = model.subgraphs[0]
     known = {i for i, x in enumerate(graph.tensors) if flatbuffer.byte_count(model, x)} | {-1}
-    ops = []
+    found = []
     for op in graph.operators:
         # What reads nothing, such as the handle of a variable, is no constant.
         if len(op.inputs) and known.issuperset(op.inputs) and _is_plain(graph, op):
-            ops.append(op)
+            found.append(op)
             known.update(op.outputs)
-    if not ops:
-        return {}
-    alone, own = copy.copy(model), copy.copy(graph)
-    own.operators, own.inputs = ops, []
-    own.outputs = [int(i) for op in ops for i in op.outputs]
-    alone.subgraphs, alone.signatureDefs = [own, *model.subgraphs[1:]], []
-    content = flatbuffer.write(alone)
-    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=OWN_KERNELS)
-    interpreter.allocate_tensors()
-    interpreter.invoke()
-    return {i: interpreter.get_tensor(i) for i in own.outputs}
+    return found
 
 
 def _is_plain(graph: schema.SubGraphT, op: schema.OperatorT) -> bool:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -308,18 +309,25 @@ def timed(
     An operator that no row has the name of, such as a QUANTIZE or a padding in front of it, counts
     for the first that reads its output; what is behind the last row, for none.
     """
-    by_tensor = {x.tensor or x.name: x.name for x in layers}
-    # What an operator is part of, by what it computes. Those behind it are known before it.
-    owners: dict[str, str | None] = {}
+    owners = _owners(lite.ops, {x.tensor or x.name: x.name for x in layers})
     sums: dict[str, float] = {}
-    for op, time in reversed([*zip(lite.ops, found.operators, strict=True)]):
-        named = [by_tensor[y] for y in op.outputs if y in by_tensor]
-        # Of inputs that are read by several, the first reader comes last here.
-        owner = named[0] if named else next((owners[y] for y in op.outputs if y in owners), None)
-        owners |= dict.fromkeys(op.inputs, owner)
+    for owner, time in zip(owners, found.operators, strict=True):
         if owner is not None and time.ms is not None:
             sums[owner] = sums.get(owner, 0.0) + time.ms
     return [dataclasses.replace(x, ms=sums.get(x.name)) for x in layers]
+
+
+def _owners(ops: Sequence[Op], rows: dict[str, str]) -> list[str | None]:
+    """The row that each operator counts for; `rows` are their names by tensor."""
+    # By tensor, the row of what reads it first. Readers are known before what they read.
+    readers: dict[str, str | None] = {}
+    found = []
+    for op in reversed(ops):
+        own = [rows[y] for y in op.outputs if y in rows]
+        own += [x for y in op.outputs if (x := readers.get(y)) is not None]
+        found.append(own[0] if own else None)
+        readers |= dict.fromkeys(op.inputs, found[-1])
+    return found[::-1]
 
 
 def operator_of(model: keras.Model) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import keras
 import pytest
+import tensorflow as tf
 
 import kerasq
 from kerasq.analysis import operator_latency as module
@@ -71,6 +72,20 @@ def test_a_loop_is_one_operator():
     found = kerasq.operator_latency(kerasq.export_float_tflite(model), rounds=3)
     (loop,) = [x for x in found.operators if x.op == "WHILE"]
     assert loop.runs_on == "LiteRT" and loop.ms == max(x.ms for x in found.operators)
+
+
+def test_what_is_empty_for_zeros_is_named():
+    @tf.function(input_signature=[tf.TensorSpec((4,), tf.float32)])
+    def positive(x):
+        return tf.boolean_mask(x * 2.0, x > 0) * 3.0
+
+    concrete = positive.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], positive)
+    found = kerasq.operator_latency(kerasq.TFLiteModel(converter.convert()), rounds=1)
+    without = {x.op: x.why_not for x in found.operators if x.ms is None}
+    # The places of what is positive; what is gathered has them by its own name, and no elements.
+    assert without == {"RESHAPE": "reads a tensor without values"}
+    assert {"GREATER", "WHERE", "MUL"} <= {x.op for x in found.operators}
 
 
 def test_tables_add_up():
