@@ -4,6 +4,12 @@ from kerasq.analysis.allocate import Allocation, allocate
 from kerasq.analysis.compression import Compression, LayerCompression, compression
 from kerasq.analysis.fixed_point import FixedPoint, LayerFixedPoint, fixed_point
 from kerasq.analysis.latency import latency
+from kerasq.analysis.operator_latency import (
+    KindTime,
+    OperatorLatency,
+    OperatorTime,
+    operator_latency,
+)
 from kerasq.analysis.search import Point
 from kerasq.analysis.sensitivity import Sensitivity, sensitivity
 from kerasq.analysis.summary import LayerSummary, Summary, summary
@@ -82,6 +88,7 @@ __all__ = [
     "Grid",
     "IncrementalQuantization",
     "KernelReport",
+    "KindTime",
     "LayerCompression",
     "LayerFixedPoint",
     "LayerReport",
@@ -96,6 +103,8 @@ __all__ = [
     "Multipliers",
     "Observer",
     "Op",
+    "OperatorLatency",
+    "OperatorTime",
     "Percentile",
     "Point",
     "PostTraining",
@@ -137,6 +146,7 @@ __all__ = [
     "load_encodings",
     "load_model",
     "multipliers",
+    "operator_latency",
     "plot_clipped",
     "plot_curves",
     "post_training",

@@ -2,6 +2,7 @@
 
     kerasq quantize model.keras --data=images --out=model.tflite
     kerasq inspect model.tflite --target=tflm
+    kerasq inspect model.tflite --latency
     kerasq compare quantized.keras model.tflite --data=images
     kerasq report quantized.keras model.tflite --data=images --out=report.html
     kerasq deploy model.tflite --data=images --out=firmware
@@ -22,6 +23,7 @@ import keras
 import numpy as np
 from absl import flags
 
+from kerasq.analysis.operator_latency import operator_latency
 from kerasq.calibration.calibrate import calibrate
 from kerasq.calibration.observers import OBSERVERS
 from kerasq.comparison.compare import compare
@@ -114,14 +116,24 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
 def _define_inspect(values: flags.FlagValues) -> None:
     text = "Whose interpreter; by default that which the file was made for."
     flags.DEFINE_enum("target", None, [*RUNTIMES], text, flag_values=values)
+    text = "Whether to time each operator, on LiteRT."
+    flags.DEFINE_boolean("latency", False, text, flag_values=values)
+    flags.DEFINE_integer("num_threads", 1, "Threads to time with.", 1, flag_values=values)
 
 
 def _inspect(values: flags.FlagValues, path: str) -> None:
     lite = TFLiteModel(path, target=values.target or _runtime_of(path))
+    if values.latency and lite.target != "litert":
+        raise ValueError(
+            "--latency is that of LiteRT's operators. Received: a file that TFLite Micro runs. Add "
+            "--target=litert, or leave it out."
+        )
     print(lite)
     if lite.target == "tflm":
         zeros = [np.zeros(tensor.shape, tensor.dtype) for tensor in lite.inputs]
         print(f"Arena: {least_arena(lite.content, zeros):,} bytes are the least that it runs in.")
+    if values.latency:
+        print(f"\n{operator_latency(lite, num_threads=values.num_threads)}")
 
 
 def _on_litert(path: str) -> TFLiteModel:
@@ -197,6 +209,7 @@ def _define_report(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "float", None, "The float model, .keras, to compare with.", flag_values=values
     )
+    flags.DEFINE_boolean("time_layers", True, "Whether to time each layer.", flag_values=values)
     flags.DEFINE_string(
         "model_explorer",
         None,
@@ -214,7 +227,9 @@ def _report(values: flags.FlagValues, *paths: str) -> None:
     before = load_model(values.float) if values.float else None
     x = _samples(values, lite.inputs if model is None else model.inputs)
     data = _labelled(values, x, lite)
-    verdict = report(model, lite, data, values.out, float_model=before)
+    verdict = report(
+        model, lite, data, values.out, float_model=before, time_layers=values.time_layers
+    )
     print(verdict)
     found = verdict.figures["verdict"]
     _say_whether(values, found["accuracy"] or found["accuracy_by_output"])
@@ -282,7 +297,7 @@ COMMANDS = {
         _inspect,
         _define_inspect,
         ("MODEL.tflite",),
-        "Prints the operators, grids and remarks of any .tflite file; on TFLite Micro its arena.",
+        "Prints operators, grids and remarks of any .tflite file, its latency or arena.",
     ),
     "compare": Command(
         _compare,

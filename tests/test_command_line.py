@@ -66,6 +66,17 @@ def test_inspect_prints_the_report_and_the_arena(files, capsys):
     assert printed.startswith(f"{lite}\n")
 
 
+@pytest.mark.filterwarnings("ignore:The file was made for target 'tflm'")
+def test_inspect_times_each_operator_on_litert(files, capsys):
+    path = str(files / "model.tflite")
+    assert main(["inspect", path, "--target=litert", "--latency", "--num_threads=2"]) == 0
+    printed = capsys.readouterr().out
+    timed = printed[printed.index("runs on") :].splitlines()
+    ops = [(op.name, op.outputs[0]) for op in kerasq.TFLiteModel(path).ops]
+    assert [tuple(x.split()[:2]) for x in timed[2 : 2 + len(ops)]] == ops
+    assert re.fullmatch(r"Each alone: [\d.]+ ms .* \(50 calls each, threads: 2\)\.", timed[-1])
+
+
 def test_compare_prints_the_comparison(files, capsys):
     x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
     np.savez(files / "x.npz", x=x, y=np.zeros(3, int))
@@ -149,6 +160,7 @@ def test_deploy_writes_sources_and_prints_their_names(files, capsys):
         (["inspect", "nowhere.tflite"], "nowhere.tflite"),
         (["compare", "nowhere.keras", "nowhere.tflite", "--data=x.npy"], "nowhere.keras"),
         (["inspect", "{folder}/float.keras"], "must load"),
+        (["inspect", "{folder}/model.tflite", "--latency"], "Add --target=litert"),
         (
             ["deploy", "{folder}/model.tflite", "--data=x.npy", "--out=a", "--compiled=b.tflite"],
             "--quantized, the .keras model",

@@ -97,7 +97,9 @@ class Result:
     seconds: float
 
 
-def _application(name: str, size: int = 64) -> Callable[[], keras.Model]:
+def application(name: str, size: int = 64) -> Callable[[], keras.Model]:
+    """What builds a network of `keras.applications`, for images of a size."""
+
     def make() -> keras.Model:
         build = getattr(keras.applications, name)
         return build(weights=None, input_shape=(size, size, 3), classes=10)
@@ -293,22 +295,22 @@ def _two_by_two() -> keras.Model:
 
 
 ROWS = {
-    "mobilenet": Row(make=_application("MobileNet")),
-    "mobilenetv2": Row(make=_application("MobileNetV2")),
-    "mobilenetv3small": Row(make=_application("MobileNetV3Small")),
-    "mobilenetv3large": Row(make=_application("MobileNetV3Large")),
-    "efficientnetb0": Row(make=_application("EfficientNetB0")),
-    "efficientnetv2b0": Row(make=_application("EfficientNetV2B0")),
-    "resnet50": Row(make=_application("ResNet50")),
-    "resnet50v2": Row(make=_application("ResNet50V2")),
-    "resnet101": Row(make=_application("ResNet101")),
-    "densenet121": Row(make=_application("DenseNet121")),
-    "inceptionv3": Row(make=_application("InceptionV3", 80)),
-    "inceptionresnetv2": Row(make=_application("InceptionResNetV2", 80)),
-    "xception": Row(make=_application("Xception", 80)),
-    "nasnetmobile": Row(make=_application("NASNetMobile")),
-    "vgg16": Row(make=_application("VGG16")),
-    "convnexttiny": Row(make=_application("ConvNeXtTiny")),
+    "mobilenet": Row(make=application("MobileNet")),
+    "mobilenetv2": Row(make=application("MobileNetV2")),
+    "mobilenetv3small": Row(make=application("MobileNetV3Small")),
+    "mobilenetv3large": Row(make=application("MobileNetV3Large")),
+    "efficientnetb0": Row(make=application("EfficientNetB0")),
+    "efficientnetv2b0": Row(make=application("EfficientNetV2B0")),
+    "resnet50": Row(make=application("ResNet50")),
+    "resnet50v2": Row(make=application("ResNet50V2")),
+    "resnet101": Row(make=application("ResNet101")),
+    "densenet121": Row(make=application("DenseNet121")),
+    "inceptionv3": Row(make=application("InceptionV3", 80)),
+    "inceptionresnetv2": Row(make=application("InceptionResNetV2", 80)),
+    "xception": Row(make=application("Xception", 80)),
+    "nasnetmobile": Row(make=application("NASNetMobile")),
+    "vgg16": Row(make=application("VGG16")),
+    "convnexttiny": Row(make=application("ConvNeXtTiny")),
     "ds_cnn": Row(make=_ds_cnn, quick=True),
     "autoencoder": Row(make=_autoencoder),
     "unet": Row(make=_unet),

@@ -2,10 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kerasq.litert.runtime import KERNELS, TFLiteModel
 
@@ -16,7 +16,8 @@ def latency(
     """Median milliseconds that one call of each model takes on this machine, on its kernels.
 
     The models take turns, so that a change of the machine's load or clock meets all of them. What
-    their inputs hold, zeros, makes no difference to the kernels.
+    their inputs hold, zeros, makes no difference to the kernels. `kerasq.operator_latency` says
+    where the time goes.
 
     Args:
         models: the models.
@@ -24,7 +25,7 @@ def latency(
         rounds: calls of each model, at least one.
 
     Raises:
-        ValueError: for `rounds` below 1.
+        ValueError: for `rounds` or `num_threads` below 1.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -32,28 +33,40 @@ def latency(
         >>> ms > 0
         True
     """
-    if rounds < 1:
-        raise ValueError(f"`rounds` must be at least 1. Received: rounds={rounds!r}.")
+    check(rounds, num_threads)
     # Not `TFLiteModel.predict`, which checks and quantizes what it is fed.
-    interpreters = [
-        Interpreter(
-            model_content=model.content,
-            num_threads=num_threads,
-            experimental_op_resolver_type=KERNELS[model.kernels],
-        )
-        for model in models
-    ]
-    for interpreter in interpreters:
-        interpreter.allocate_tensors()
-        # What happens to be in their memory may be no index, which kernels refuse.
-        for detail in interpreter.get_input_details():
-            zeros = np.zeros(detail["shape"], detail["dtype"])
-            interpreter.set_tensor(detail["index"], zeros)
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds):
+    interpreters = [loaded(x.content, KERNELS[x.kernels], num_threads) for x in models]
+    return medians(interpreters, range(rounds), time.perf_counter)
+
+
+def check(rounds: int, num_threads: int) -> None:
+    """Raises a ValueError for no rounds, and for no threads."""
+    for name, value in (("rounds", rounds), ("num_threads", num_threads)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value!r}.")
+
+
+def loaded(content: bytes, kernels: OpResolverType, num_threads: int) -> Interpreter:
+    """A file in an interpreter, fed zeros."""
+    interpreter = Interpreter(
+        model_content=content, num_threads=num_threads, experimental_op_resolver_type=kernels
+    )
+    interpreter.allocate_tensors()
+    # What happens to be in their memory may be no index, which kernels refuse.
+    for detail in interpreter.get_input_details():
+        interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+    return interpreter
+
+
+def medians(
+    interpreters: Sequence[Interpreter], rounds: Iterable[int], clock: Callable[[], float]
+) -> list[float]:
+    """Median milliseconds of a call of each interpreter, one call of each in every round."""
+    times: list[list[float]] = [[] for _ in interpreters]
+    for _ in rounds:
         for interpreter, measured in zip(interpreters, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             interpreter.invoke()
-            measured.append(1e3 * (time.perf_counter() - start))
+            measured.append(1e3 * (clock() - start))
     # Not the mean: a call that another process interrupts takes many times as long.
     return [statistics.median(measured) for measured in times]

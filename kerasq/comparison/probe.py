@@ -31,7 +31,7 @@ class Probe:
         self._own = len(lite.outputs)
         calls = graphs.calls(model) if model else []
         names = {graphs.tensor_name(y) for node in calls for y in node.outputs}
-        content = _with_outputs(lite.content, names if model else None)
+        content = flatbuffer.with_outputs(lite.content, names if model else None)
         self._lite = lite.reloaded(content)
         self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}
@@ -99,20 +99,3 @@ class Probe:
         else:  # A layer that the converter dropped, such as Dropout: what it read.
             found = self.value(inputs[0])
         return found.reshape(-1, *tensor.shape[1:])
-
-
-def _with_outputs(content: bytes, names: set[str] | None) -> bytes:
-    """A file whose outputs are its own and then every computed tensor of these names, or any.
-
-    An interpreter uses the memory of other tensors again, and those between two operators that
-    XNNPACK's delegate runs are never written.
-    """
-    model = flatbuffer.read(content)
-    graph = model.subgraphs[0]
-    computed = [int(i) for op in graph.operators for i in op.outputs]
-    found = [i for i in computed if names is None or graph.tensors[i].name.decode() in names]
-    extra = [i for i in found if i not in graph.outputs]
-    graph.outputs = np.array([*graph.outputs, *extra], np.int32)
-    # The signature has no names for the new outputs; without one, tensors go by their own.
-    model.signatureDefs = []
-    return flatbuffer.write(model)

@@ -240,6 +240,25 @@ def code_index(model: schema.ModelT, code: int, version: int) -> int:
     return len(model.operatorCodes) - 1
 
 
+def with_outputs(content: bytes, names: set[str] | None = None) -> bytes:
+    """A file whose outputs are its own and then every computed tensor of these names, or any.
+
+    An interpreter uses the memory of other tensors again, and those between two operators that
+    XNNPACK's delegate runs are never written.
+    """
+    model = read(content)
+    graph = model.subgraphs[0]
+    computed = [int(i) for op in graph.operators for i in op.outputs]
+    # No interpreter hands out resources, such as the handle of a variable.
+    computed = [i for i in computed if dtype(graph.tensors[i]) != np.object_]
+    found = [i for i in computed if names is None or graph.tensors[i].name.decode() in names]
+    extra = [i for i in found if i not in graph.outputs]
+    graph.outputs = np.array([*graph.outputs, *extra], np.int32)
+    # The signature has no names for the new outputs; without one, tensors go by their own.
+    model.signatureDefs = []
+    return write(model)
+
+
 def prune(model: schema.ModelT) -> None:
     """Drops tensors, buffers and operator codes that nothing uses, and the converter's metadata.
 
@@ -265,7 +284,7 @@ def _merge_constants(model: schema.ModelT) -> None:
     for i, tensor in enumerate(graph.tensors):
         place[i] = first.setdefault(_contents(model, tensor) or (i,), i)
     for op in graph.operators:
-        op.inputs = _renumbered(op.inputs, place)
+        op.inputs = renumbered(op.inputs, place)
 
 
 def _contents(model: schema.ModelT, tensor: schema.TensorT) -> tuple | None:
@@ -291,11 +310,11 @@ def _prune_tensors(model: schema.ModelT) -> None:
     place = {old: new for new, old in enumerate(kept)} | {-1: -1}
     graph.tensors = [graph.tensors[i] for i in kept]
     for ends in (graph, *graph.operators):
-        ends.inputs = _renumbered(ends.inputs, place)
-        ends.outputs = _renumbered(ends.outputs, place)
+        ends.inputs = renumbered(ends.inputs, place)
+        ends.outputs = renumbered(ends.outputs, place)
     # Where there are none the list stays as it is: an empty one has bytes in the file.
     for op in filter(lambda op: len(intermediates(op)), graph.operators):
-        op.intermediates = _renumbered(intermediates(op), place)
+        op.intermediates = renumbered(intermediates(op), place)
     _renumber_signatures(model, place)
 
 
@@ -310,7 +329,8 @@ def intermediates(op: schema.OperatorT) -> Any:
     return () if op.intermediates is None else op.intermediates
 
 
-def _renumbered(indices: Any, place: dict[int, int]) -> np.ndarray:
+def renumbered(indices: Any, place: dict[int, int]) -> np.ndarray:
+    """The new places of tensors."""
     return np.array([place[int(i)] for i in indices], np.int32)
 
 

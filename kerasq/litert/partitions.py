@@ -21,8 +21,7 @@ def partitions(content: bytes) -> Partitions | None:
     """The partitions of a file on LiteRT's default kernels; None where LiteRT does not tell."""
     interpreter = Interpreter(model_content=content)
     interpreter.allocate_tensors()
-    # Only this private method tells, in LiteRT 2.1 to 2.3; there is no profiler in its Python
-    # package at all, so that times of single operators are not to be had.
+    # Only this private method tells, in LiteRT 2.1 to 2.3.
     details = getattr(interpreter, "_get_ops_details", None)
     if details is None:
         return None
@@ -37,12 +36,14 @@ def _outside(ops: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[int
     own = [op for op in ops if op["op_name"] != "DELEGATE"]
     maker = {int(y): op for op in own for y in op["outputs"]}
     inside = {id(op) for part in parts for op in _inside(part, maker)}
-    return [int(op["outputs"][0]) for op in own if id(op) not in inside]
+    left = [op for op in own if id(op) not in inside and len(op["outputs"])]
+    return [int(op["outputs"][0]) for op in left]
 
 
 def _inside(part: dict[str, Any], maker: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """The operators between the inputs and the outputs of a part."""
-    known = {int(x) for x in part["inputs"]}
+    # -1 is an optional input that is absent, and an output of a loop that none reads.
+    known = {-1, *(int(x) for x in part["inputs"])}
     found, wanted = [], [int(y) for y in part["outputs"]]
     while wanted:
         tensor = wanted.pop()

@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasq import graph, quantize, unsupported
 from kerasq.analysis.allocate import Allocation
+from kerasq.analysis.operator_latency import OperatorLatency, operator_latency
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.analysis.summary import Summary, summary
 from kerasq.comparison.accuracy import by_output
@@ -21,7 +22,7 @@ from kerasq.reporting.layer_figures import LayerFigures
 from kerasq.reporting.logs import curves_over_training
 from kerasq.reporting.measure import Batch, FileMeasurement, Measurement
 from kerasq.reporting.shown_samples import ShownSamples
-from kerasq.reporting.verdict import NOTHING, Verdict, of_file, rows, sensitivity_figures
+from kerasq.reporting.verdict import NOTHING, ROUNDS, Verdict, of_file, rows, sensitivity_figures
 from kerasq.support.data import labelled_count, with_labels
 from kerasq.support.progress import track
 from kerasq.support.shared import few_then
@@ -36,6 +37,7 @@ def report(
     float_model: keras.Model | None = None,
     sensitivity: Sensitivity | Allocation | None = None,
     logs: str | os.PathLike | None = None,
+    time_layers: bool = True,
 ) -> Verdict:
     """Writes one page that says where accuracy went, and what to do about it.
 
@@ -48,8 +50,8 @@ def report(
 
     The float network is that of the quantized model, its weights before they are put on grids;
     `float_model` stands for it at the outputs. Histograms are of at most 2^17 values of a layer in
-    a batch, and only a batch is in memory. Times of single layers are missing: LiteRT's Python
-    package has no profiler of operators.
+    a batch, and only a batch is in memory. The milliseconds of a layer are those of its operators,
+    each timed alone (`kerasq.operator_latency`), together.
 
     Args:
         model: the quantized model; None for what a file alone tells.
@@ -60,6 +62,7 @@ def report(
         float_model: the float model before quantization.
         sensitivity: what `kerasq.sensitivity` or `kerasq.allocate` returned, to show as well.
         logs: the folder of `kerasq.LogRanges`: ranges, clipped shares and SQNR over training.
+        time_layers: whether to time layers, where LiteRT runs the file.
 
     Returns:
         The verdict, which prints as text; its `figures` are those of the `.json` file.
@@ -92,6 +95,8 @@ def report(
         found.measure_file(data)
     else:
         found.measure_model(model, data)
+    if time_layers and lite.target == "litert":
+        found.time_layers()
     figures = found.figures()
     figures["sensitivity"] = None if sensitivity is None else sensitivity_figures(sensitivity)
     figures["logs"] = curves
@@ -124,6 +129,7 @@ class _Found:
         self._layers: list[LayerFigures] = []
         self._floats: dict[str, str] = {}
         self._costs: Summary | None = None
+        self._times: OperatorLatency | None = None
         self.advice: list[Advice] = []
 
     def measure_model(self, model: keras.Model, data: Any) -> None:
@@ -146,6 +152,11 @@ class _Found:
             batch = self._referred(measured.add(x), x if len(x) > 1 else x[0])
             self._add(x, labels, batch)
         self._layers = layer_figures.of_file(self._lite, measured)
+
+    def time_layers(self) -> None:
+        """Times the operators of the file."""
+        self._times = operator_latency(self._lite, rounds=ROUNDS)
+        self._layers = layer_figures.timed(self._layers, self._lite, self._times)
 
     def _referred(self, batch: Batch, x: Any) -> Batch:
         """A batch whose reference is what the float model predicts, where there is one.
@@ -192,6 +203,8 @@ class _Found:
         if self._costs is not None:
             verdict["activation_bytes"] = self._costs.peak_activation_bytes
             verdict["troubles"] = [str(x) for x in self._costs.troubles]
+        if self._times is not None:
+            verdict["operators_ms"] = self._times.sum_ms
         if self._float_model is not None:
             verdict["float_bytes"] = 4 * self._float_model.count_params()
         return {

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from kerasq import graph, registry
+from kerasq.analysis.operator_latency import OperatorLatency
 from kerasq.analysis.summary import LayerSummary, Summary
 from kerasq.comparison.report import LayerReport
 from kerasq.grid import Grid
@@ -53,6 +55,7 @@ class LayerFigures:
         macs: multiply-accumulate operations a sample.
         weight_bytes, activation_bytes: of weights, and of the output of a sample.
         accumulator_bits, accumulator_limit: what sums need, and what they have.
+        ms: milliseconds of its operators, each timed alone, together.
         weights: of the kernel.
         float_values, code_values: the histograms.
     """
@@ -84,6 +87,7 @@ class LayerFigures:
     activation_bytes: int = 0
     accumulator_bits: int | None = None
     accumulator_limit: int | None = None
+    ms: float | None = None
     weights: Weights | None = None
     float_values: dict[str, Any] | None = None
     code_values: dict[str, Any] | None = None
@@ -295,6 +299,35 @@ def _file_weights(content: Any, name: str) -> Weights | None:
     bits, narrow = int(largest).bit_length() + 1, bool(codes.min() >= -largest)
     own = dataclasses.replace(grid, axis=-1, zero_point=0, bits=bits, narrow=narrow)
     return weights(codes, own, None, None)
+
+
+def timed(
+    layers: list[LayerFigures], lite: TFLiteModel, found: OperatorLatency
+) -> list[LayerFigures]:
+    """The rows, with the times of their operators.
+
+    An operator that no row has the name of, such as a QUANTIZE or a padding in front of it, counts
+    for the first that reads its output; what is behind the last row, for none.
+    """
+    owners = _owners(lite.ops, {x.tensor or x.name: x.name for x in layers})
+    sums: dict[str, float] = {}
+    for owner, time in zip(owners, found.operators, strict=True):
+        if owner is not None and time.ms is not None:
+            sums[owner] = sums.get(owner, 0.0) + time.ms
+    return [dataclasses.replace(x, ms=sums.get(x.name)) for x in layers]
+
+
+def _owners(ops: Sequence[Op], rows: dict[str, str]) -> list[str | None]:
+    """The row that each operator counts for; `rows` are their names by tensor."""
+    # By tensor, the row of what reads it first. Readers are known before what they read.
+    readers: dict[str, str | None] = {}
+    found = []
+    for op in reversed(ops):
+        own = [rows[y] for y in op.outputs if y in rows]
+        own += [x for y in op.outputs if (x := readers.get(y)) is not None]
+        found.append(own[0] if own else None)
+        readers |= dict.fromkeys(op.inputs, found[-1])
+    return found[::-1]
 
 
 def operator_of(model: keras.Model) -> dict[str, str]:

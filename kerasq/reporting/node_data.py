@@ -36,6 +36,7 @@ _FIGURES: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[float, str] | No
     "range_used_percent": (_percent("used"), _USED),
     "max_lsb": (_plain("max_lsb"), _STEPS),
     "macs": (_plain("macs"), None),
+    "ms": (_plain("ms"), None),
     "weight_bytes": (_plain("weight_bytes"), None),
     "activation_bytes": (_plain("activation_bytes"), None),
 }

@@ -20,7 +20,7 @@ function showVerdict() {
   const facts = [
     ["Simulation and file agree", percent(verdict.agreement["simulated file"])],
     ["Size", `${whole(verdict.bytes)} bytes` + (verdict.float_bytes ? `, float ${whole(verdict.float_bytes)}` : "")],
-    ["Latency here", isKnown(verdict.latency_ms) ? `${digits(verdict.latency_ms)} ms` : ""],
+    ["Latency here", latencies(verdict)],
     ["Activation memory", isKnown(verdict.activation_bytes) ? `${whole(verdict.activation_bytes)} bytes at the peak` : ""],
     ["Arena", isKnown(verdict.arena_bytes) ? `${whole(verdict.arena_bytes)} bytes` : ""],
     ["XNNPACK", partitions(verdict.partitions), verdict.partitions && Object.keys(verdict.partitions.outside).length > 0],
@@ -30,6 +30,12 @@ function showVerdict() {
   ];
   for (const [term, text, long] of facts.filter(([, text]) => text))
     byId("facts").append(element("div", { class: long ? "long" : null }, element("dt", {}, term), element("dd", {}, text)));
+}
+
+function latencies({ latency_ms: whole, operators_ms: alone }) {
+  if (!isKnown(whole)) return "";
+  // Of reports of before, that is not known.
+  return `${digits(whole)} ms` + (isKnown(alone) ? `; operators alone ${digits(alone)} ms` : "");
 }
 
 function partitions(found) {
@@ -80,6 +86,7 @@ const COLUMNS = [
   { title: "Exact", value: (x) => x.exact, text: (x) => percent(x.exact), hint: "Values that are equal in simulation and file" },
   { title: "Outlier", value: (x) => x.weights?.outlier, text: (x) => (x.weights ? `${digits(x.weights.outlier, 2)} x` : ""), fault: (x) => isHarmful(x.weights), hint: "The largest weight of a channel over its 99th percentile" },
   { title: "MACs", value: (x) => x.macs, text: (x) => whole(x.macs || null) },
+  { title: "ms", value: (x) => x.ms, text: (x) => (isKnown(x.ms) ? x.ms.toFixed(4) : ""), hint: "Its operators, each timed alone" },
   { title: "Weights (B)", value: (x) => x.weight_bytes, text: (x) => whole(x.weight_bytes || null) },
   { title: "Output (B)", value: (x) => x.activation_bytes, text: (x) => whole(x.activation_bytes) },
   { title: "Acc. bits", value: (x) => x.accumulator_bits, text: (x) => (isKnown(x.accumulator_bits) ? `${x.accumulator_bits} / ${x.accumulator_limit}` : ""), fault: (x) => x.accumulator_bits > x.accumulator_limit, hint: "What sums need, and have" },

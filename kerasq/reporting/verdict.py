@@ -24,7 +24,7 @@ NOTHING = {
     True: "Nothing stands out: there is nothing to mend.",
     False: "Nothing stands out in the file alone; its float or quantized model would tell more.",
 }
-# Calls that the latency is the median of.
+# Calls that latencies are medians of.
 ROUNDS = 20
 
 
@@ -45,7 +45,7 @@ class Verdict:
 
         A file for each figure, such as `sqnr_db.json`: SQNR (dB), share that is clipped and part of
         the range in use (percent), largest difference between simulation and file (steps),
-        multiplications and bytes. Open them by
+        multiplications, milliseconds and bytes. Open them by
 
             model-explorer model.tflite --node_data_paths=folder/sqnr_db.json,folder/macs.json
 

@@ -1,15 +1,19 @@
 """What a report finds, beside NumPy; and that it names faults, and the way out of them."""
 
 import json
+import types
 
 import keras
 import numpy as np
 import pytest
 
 import kerasq
+from kerasq.analysis.operator_latency import OperatorLatency, OperatorTime
 from kerasq.comparison.probe import Probe
+from kerasq.litert.contents import Op
 from kerasq.reporting import page
 from kerasq.reporting.counts import BINS
+from kerasq.reporting.layer_figures import LayerFigures, timed
 from kerasq.support.sqnr import Noise
 from tests import networks
 
@@ -52,6 +56,34 @@ def test_layers_have_the_figures_of_summary_and_compare(made, tiny, samples):
         keys = ("scheme", "macs", "weight_bytes", "activation_bytes", "accumulator_bits")
         assert {x: found[layer.name][x] for x in keys} == {x: getattr(layer, x) for x in keys}
     assert found["sum"]["inputs"] == ["first", "second"]
+
+
+def test_layers_have_the_times_of_their_operators(made, tiny):
+    found, verdict = rows(made[1]), made[1].figures["verdict"]
+    # Each has an operator of its name; what the file is fed has none.
+    times = {name: x["ms"] for name, x in found.items()}
+    assert times.pop("image_quantize") is None
+    assert sum(times.values()) == pytest.approx(verdict["operators_ms"], rel=1e-3)
+    assert times["second"] > 0
+
+
+def test_operators_without_a_layer_count_for_the_one_that_they_feed():
+    names = ["padded", "conv", "onto_0", "onto_1", "cat", "out"]
+    reads = [["in"], ["padded"], ["conv"], ["in"], ["onto_0", "onto_1"], ["cat"]]
+    ops = [Op("A", tuple(x), (name,)) for x, name in zip(reads, names, strict=True)]
+    times = [
+        OperatorTime(op="A", output=name, runs_on="", ms=ms)
+        for name, ms in zip(names, [1.0, 2.0, 4.0, 8.0, None, 32.0], strict=True)
+    ]
+    layers = [
+        LayerFigures(name="in", op="input"),
+        LayerFigures(name="layer", op="A", tensor="conv"),
+    ]
+    layers += [LayerFigures(name="cat", op="A"), LayerFigures(name="gone", op="A")]
+    latency = OperatorLatency(operators=tuple(times), whole_ms=1.0, rounds=1, num_threads=1)
+    found = timed(layers, types.SimpleNamespace(ops=ops), latency)
+    # The padding, the convolution; both QUANTIZE of the concatenation, which itself is not known.
+    assert [x.ms for x in found] == [None, 3.0, 12.0, None]
 
 
 def test_values_are_those_of_numpy(made, tiny, samples):
@@ -165,7 +197,12 @@ def test_a_file_alone_shows_what_it_holds(tiny, samples, labels, tmp_path):
     assert verdict.figures["verdict"]["accuracy"] == {"file": pytest.approx(accuracy, rel=1e-4)}
     # Beside its float model, the outputs can be compared.
     model = tiny[0]
-    named = kerasq.report(None, lite, samples, tmp_path / "file.html", float_model=model)
+    assert head["ms"] >= 0
+    named = kerasq.report(
+        None, lite, samples, tmp_path / "file.html", float_model=model, time_layers=False
+    )
+    assert {x["ms"] for x in rows(named).values()} == {None}
+    assert "operators_ms" not in named.figures["verdict"]
     wanted = ratio(networks.run(model, samples), lite.predict(samples))
     assert named.figures["verdict"]["sqnr"]["file"] == pytest.approx(wanted, rel=1e-3)
 

@@ -37,6 +37,7 @@ def test_values_are_those_of_the_report(made, written):
         "clipped_percent.json": 100 * second["clipped"],
         "range_used_percent.json": 100 * second["used"],
         "max_lsb.json": second["max_lsb"],
+        "ms.json": second["ms"],
         "macs.json": 6 * 6 * 8 * 9 * 8,
         "weight_bytes.json": 9 * 8 * 8 + 4 * 8,
         "activation_bytes.json": 6 * 6 * 8,
@@ -59,7 +60,7 @@ def test_files_have_what_is_documented_and_no_more(written):
 
 
 def test_what_is_no_number_has_no_value():
-    row = {"name": "pool", "tensor": "", "weights": None, "macs": None, "used": None}
+    row = {"name": "pool", "tensor": "", "weights": None, "macs": None, "ms": None, "used": None}
     row |= {"sqnr": 30.5, "own_sqnr": "inf", "clipped": None, "max_lsb": 0}
     files = node_data.files([row | {"weight_bytes": 0, "activation_bytes": 4}])
     assert sorted(files) == sorted(
