@@ -11,6 +11,7 @@ Each command prints its flags with `--help`. Bad input ends in one message and e
 that there are none of in exit code 2. Files are written whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from kerasq.calibration.calibrate import calibrate
 from kerasq.calibration.observers import OBSERVERS
@@ -35,6 +36,7 @@ from kerasq.probes.check import check_kernels
 from kerasq.quantize import quantize_model
 from kerasq.reporting.build import report
 from kerasq.reporting.page import check_path as check_page
+from kerasq.support import shell, stderr
 from kerasq.support.files import check_writable, make_folder, whole_file
 from kerasq.support.samples import load_labels, load_samples
 from kerasq.targets import DEFAULT, TARGETS
@@ -379,6 +381,22 @@ def _run(name: str, run: Callable[[], Any]) -> int:
     return 0
 
 
+def _warn(message: Warning | str, *place: Any, **kwargs: Any) -> None:
+    """A warning in a shell: what it says, not the line of code that it comes from."""
+    print(f"kerasq: {message}", file=sys.stderr)
+
+
 def script() -> None:
-    """What is installed as `kerasq`."""
-    sys.exit(main(sys.argv[1:]))
+    """What is installed as `kerasq`.
+
+    TensorFlow and LiteRT write nothing but what ends the process; they do where the environment has
+    TF_CPP_MIN_LOG_LEVEL.
+    """
+    warnings.showwarning = _warn
+    quiet: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if shell.IS_QUIET:
+        logging.set_verbosity(logging.ERROR)
+        quiet = stderr.aside()
+    with quiet:
+        code = main(sys.argv[1:])
+    sys.exit(code)

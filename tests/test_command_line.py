@@ -1,6 +1,7 @@
 """The command line: from a float model and a folder of images to a firmware's sources."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -248,7 +249,23 @@ def test_samples_of_several_inputs_go_by_name(tmp_path):
     ]
 
 
-def test_python_runs_it_as_a_module(files):
-    command = [sys.executable, "-m", "kerasq", "inspect", str(files / "model.tflite")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    assert "CONV_2D" in done.stdout
+def in_a_shell(*arguments):
+    """`python -m kerasq` where TensorFlow's log is as users have it."""
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "kerasq", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+
+
+def test_python_runs_it_as_a_module_and_an_error_is_one_sentence(files):
+    np.save(files / "narrow.npy", np.zeros((2, 4, 4, 3), np.float32))
+    # Behind the first call of LiteRT, which has a log of its own.
+    done = in_a_shell(
+        "report",
+        files / "model.tflite",
+        f"--data={files / 'narrow.npy'}",
+        f"--out={files / 'narrow.html'}",
+    )
+    assert done.returncode == 1 and not done.stdout
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("kerasq: The file was made for target 'tflm'")
+    assert error.startswith("kerasq report: `data` must have the shape of model input")

@@ -1,17 +1,13 @@
 """TFLite Micro's interpreter, behind the calls that LiteRT's has."""
 
 import contextlib
-import os
 import re
-import tempfile
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from kerasq.litert import flatbuffer
-from kerasq.support import optional
+from kerasq.support import optional, stderr
 
 # Bytes of the memory for activations and what kernels need besides; the second where the first
 # is not enough.
@@ -29,8 +25,6 @@ AXES = {
 BROADCAST_AXES = {"ADD": 5, "MUL": 5, "SUB": 5}
 # The least scale that an int8 softmax reads: just above 2^-26.
 SOFTMAX_SCALE = 2.0**-26 * (1.0 + 2.0**-20)
-# Standard error is the process's: two threads must not exchange it.
-_LOCK = threading.RLock()
 
 
 class MicroInterpreter:
@@ -52,7 +46,7 @@ class MicroInterpreter:
 
     def _loaded(self, arenas: tuple[int, ...]) -> Any:
         for arena in arenas:
-            with _said() as text:
+            with stderr.held() as text:
                 try:
                     return self._runtime.Interpreter.from_bytes(self._content, arena_size=arena)
                 except RuntimeError:
@@ -73,7 +67,7 @@ class MicroInterpreter:
     def _details(self, of: Any) -> list[dict[str, int]]:
         found: list[dict[str, int]] = []
         # It does not say how many there are.
-        with contextlib.suppress(IndexError, ValueError, RuntimeError), _said():
+        with contextlib.suppress(IndexError, ValueError, RuntimeError), stderr.held():
             while of(len(found)):
                 found.append({"index": len(found)})
         return found
@@ -89,7 +83,7 @@ class MicroInterpreter:
     def invoke(self) -> None:
         """Runs the file once."""
         failed = None
-        with _said() as text:
+        with stderr.held() as text:
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
@@ -99,7 +93,7 @@ class MicroInterpreter:
 
     def arena_bytes(self) -> int:
         """The memory that one call has taken, in bytes."""
-        with _said() as text:
+        with stderr.held() as text:
             self._interpreter.print_allocations()
         (total,) = re.findall(r"Arena allocation total (\d+) bytes", " ".join(text))
         return int(total)
@@ -190,25 +184,3 @@ def _run(content: bytes, inputs: list[np.ndarray], arenas: tuple[int, ...]) -> M
         interpreter.set_tensor(i, values[:1])
     interpreter.invoke()
     return interpreter
-
-
-@contextlib.contextmanager
-def _said() -> Iterator[list[str]]:
-    """The lines that the interpreter, which is C++, writes to standard error meanwhile."""
-    lines: list[str] = []
-    with _LOCK, _redirected(lines):
-        yield lines
-
-
-@contextlib.contextmanager
-def _redirected(lines: list[str]) -> Iterator[None]:
-    kept = os.dup(2)
-    with tempfile.TemporaryFile("w+", errors="replace") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines += file.read().splitlines()
