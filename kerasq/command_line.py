@@ -29,7 +29,10 @@ from kerasq.comparison.compare import compare
 from kerasq.export.tflite import export_tflite
 from kerasq.firmware.kit import deploy
 from kerasq.legacy import load_model
+from kerasq.litert import contents, flatbuffer
 from kerasq.litert.micro import least_arena
+from kerasq.litert.refusals import NPU, Refusal, beside_npu, refusals
+from kerasq.litert.report import report as operators
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.probes.check import check_kernels
@@ -39,7 +42,7 @@ from kerasq.reporting.page import check_path as check_page
 from kerasq.support import shell, stderr
 from kerasq.support.files import check_writable, make_folder, whole_file
 from kerasq.support.samples import load_labels, load_samples
-from kerasq.targets import DEFAULT, TARGETS
+from kerasq.targets import DEFAULT, ETHOS_U, TARGETS
 from kerasq.wrappers import require_quantized, target_of
 
 
@@ -114,16 +117,69 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
 
 
 def _define_inspect(values: flags.FlagValues) -> None:
-    text = "Whose interpreter; by default that which the file was made for."
-    flags.DEFINE_enum("target", None, [*RUNTIMES], text, flag_values=values)
+    text = (
+        "Whose operators; by default the interpreter that the file was made for. For ethos-u, "
+        "Vela says what the NPU leaves to the processor."
+    )
+    flags.DEFINE_enum("target", None, [*RUNTIMES, ETHOS_U.name], text, flag_values=values)
 
 
 def _inspect(values: flags.FlagValues, path: str) -> None:
-    lite = TFLiteModel(path, target=values.target or _runtime_of(path))
+    if values.target == ETHOS_U.name:
+        lite = _on_litert(path)
+        print(lite)
+        beside = beside_npu(lite.content)
+        print(f"The NPU, {NPU}, runs {len(lite.ops) - len(beside)} of {len(lite.ops)} operators.")
+        _list("The processor beside it runs", beside)
+        return
+    target = values.target or _runtime_of(path)
+    lite = _loaded(path, target)
     print(lite)
-    if lite.target == "tflm":
+    if target == "tflm":
+        _check_none(refusals(lite.content, target), target)
         zeros = [np.zeros(tensor.shape, tensor.dtype) for tensor in lite.inputs]
         print(f"Arena: {least_arena(lite.content, zeros):,} bytes are the least that it runs in.")
+
+
+def _loaded(path: str, target: str) -> TFLiteModel:
+    """A file on an interpreter.
+
+    Raises:
+        ValueError: where that refuses it; what it holds, and all that is refused, is printed.
+    """
+    try:
+        return TFLiteModel(path, target=target)
+    except ValueError as error:
+        content = pathlib.Path(path).read_bytes()
+        try:
+            found = refusals(content, target)
+        except ValueError:
+            raise error from None  # No interpreter reads it.
+        print(operators(contents.read(flatbuffer.read(content), len(content))))
+        _check_none(found, target)
+        raise
+
+
+def _check_none(found: Sequence[Refusal], target: str) -> None:
+    """Prints the operators that an interpreter refuses.
+
+    Raises:
+        ValueError: where there are some.
+    """
+    title = RUNTIMES[target].title
+    if found:
+        _list(f"{title} refuses", found)
+        raise ValueError(
+            f"{title} must run all operators of the file. Received: {len(found)} that it refuses, "
+            "which are listed. Replace the layers that they are from, or quantize the model for "
+            f"target {target!r}."
+        )
+
+
+def _list(head: str, found: Sequence[Refusal]) -> None:
+    """Prints operators, a line each."""
+    if found:
+        print("\n".join([f"{head}:", *(f"  {x}" for x in found)]))
 
 
 def _on_litert(path: str) -> TFLiteModel:
@@ -135,7 +191,10 @@ def _on_litert(path: str) -> TFLiteModel:
 
 def _runtime_of(path: str) -> str:
     """The interpreter that a file was made for; LiteRT's where it does not say."""
-    made = _on_litert(path).made
+    try:
+        made = _on_litert(path).made
+    except ValueError:
+        return DEFAULT  # LiteRT refuses it, and will say so.
     return made.runtime if made is not None and made.runtime in RUNTIMES else DEFAULT
 
 

@@ -67,6 +67,23 @@ def test_inspect_prints_the_report_and_the_arena(files, capsys):
     assert printed.startswith(f"{lite}\n")
 
 
+def test_inspect_lists_all_that_is_refused(tmp_path, capsys):
+    image = keras.Input((6, 4), name="image")
+    outputs = [keras.layers.Activation(x, name=x)(image) for x in ("gelu", "exponential")]
+    q = kerasq.quantize_model(keras.Model(image, outputs))
+    kerasq.calibrate(q, np.random.default_rng(0).normal(size=(4, 6, 4)))
+    kerasq.export_tflite(q, tmp_path / "model.tflite")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "model.tflite"), "--target=tflm"]) == 1
+    printed = capsys.readouterr()
+    listed = printed.out.partition("TFLite Micro refuses:\n")[2].splitlines()
+    assert [x.split()[0] for x in listed] == ["GELU", "EXP"]
+    assert printed.err.count("\n") == 1 and "Received: 2 that it refuses" in printed.err
+    # The NPU has tables of both.
+    assert main(["inspect", str(tmp_path / "model.tflite"), "--target=ethos-u"]) == 0
+    assert "runs 2 of 2 operators" in capsys.readouterr().out
+
+
 def test_compare_prints_the_comparison(files, capsys):
     x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
     np.savez(files / "x.npz", x=x, y=np.zeros(3, int))

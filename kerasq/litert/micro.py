@@ -25,6 +25,9 @@ AXES = {
 BROADCAST_AXES = {"ADD": 5, "MUL": 5, "SUB": 5}
 # The least scale that an int8 softmax reads: just above 2^-26.
 SOFTMAX_SCALE = 2.0**-26 * (1.0 + 2.0**-20)
+# The most values of an int8 softmax: where exponentials add up to 512, it shifts by 32 bits, which
+# ends the process.
+SOFTMAX_VALUES = 511
 
 
 class MicroInterpreter:
@@ -108,6 +111,26 @@ def verify(model: Any) -> None:
                 _check_softmax(graph.tensors[op.inputs[0]])
             if kind == "SLICE" or kind in BROADCAST_AXES:
                 _check_axes(graph, op, kind)
+
+
+def verify_softmax_values(model: Any) -> None:
+    """Raises a ValueError for a file that would end the process where values are much alike."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            source = graph.tensors[op.inputs[0]] if len(op.inputs) else None
+            is_int8 = source is not None and source.type == flatbuffer.Type.INT8
+            if is_int8 and flatbuffer.op_name(flatbuffer.op_code(model, op)) == "SOFTMAX":
+                _check_length(source)
+
+
+def _check_length(source: Any) -> None:
+    count = int(source.shape[-1])
+    if count > SOFTMAX_VALUES:
+        raise ValueError(
+            f"TFLite Micro takes no int8 softmax over more than {SOFTMAX_VALUES} values, and ends "
+            f"the process where many of them are alike. Received: {source.name.decode()!r} of "
+            f"{count}. Quantize the model for target 'tflm', which computes it on int16."
+        )
 
 
 def _check_softmax(source: Any) -> None:
