@@ -41,7 +41,7 @@ from kerasq.reporting.build import report
 from kerasq.reporting.page import check_path as check_page
 from kerasq.support import shell, stderr
 from kerasq.support.files import check_writable, make_folder, whole_file
-from kerasq.support.samples import load_labels, load_samples
+from kerasq.support.samples import has_labels, load_labels, load_samples
 from kerasq.targets import DEFAULT, ETHOS_U, TARGETS
 from kerasq.wrappers import require_quantized, target_of
 
@@ -203,16 +203,20 @@ def _labels(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "labels",
         None,
-        "Labels, one a sample of --data: a .npy file, or y of an .npz, or its arrays by output.",
+        "Labels, one a sample of --data: a .npy file, or y of an .npz, or its arrays by output. By "
+        "default y of --data, where that is an .npz file with one.",
         flag_values=values,
     )
 
 
 def _labelled(values: flags.FlagValues, x: Any, lite: TFLiteModel) -> Any:
-    """Samples with the labels of `_labels`, where there are any."""
-    if values.labels is None:
+    """Samples with the labels of `_labels`, or of the file that they are in, where it has some."""
+    path = values.labels
+    if path is None and has_labels(values.data, lite.input_names):
+        path = values.data
+    if path is None:
         return x
-    return x, load_labels(values.labels, values.samples, lite.output_names)
+    return x, load_labels(path, values.samples, lite.output_names)
 
 
 def _say_whether(values: flags.FlagValues, accuracy: Any) -> None:
@@ -287,8 +291,11 @@ def _report(values: flags.FlagValues, *paths: str) -> None:
 
 
 def _define_deploy(values: flags.FlagValues) -> None:
-    _data(values, "Samples that become test vectors")
+    _data(values, "Samples, of which the first become test vectors")
     _out(values, "The folder of the C++ sources.")
+    flags.DEFINE_integer(
+        "count", 4, "How many of these become test vectors.", 1, flag_values=values
+    )
     flags.DEFINE_list("labels", [], "Names of the classes.", flag_values=values)
     flags.DEFINE_string("name", None, "Of the network, in C++.", flag_values=values)
     flags.DEFINE_string(
@@ -315,6 +322,7 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
         values.out,
         x=_samples(values, lite.inputs),
         labels=values.labels,
+        count=values.count,
         name=values.name,
         compiled=values.compiled,
         model=values.quantized and load_model(values.quantized),

@@ -88,8 +88,8 @@ def test_compare_prints_the_comparison(files, capsys):
     x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
     np.savez(files / "x.npz", x=x, y=np.zeros(3, int))
     paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
-    flags = [f"--data={files / 'x.npz'}", f"--labels={files / 'x.npz'}"]
-    assert main(["compare", *paths, *flags]) == 0
+    # The labels are y of the samples' file.
+    assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
     printed = capsys.readouterr().out
     lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
     share = 100 * np.mean(lite.predict(x).argmax(-1) == 0)
@@ -153,11 +153,13 @@ def test_report_takes_a_file_alone(files, capsys):
 def test_deploy_writes_sources_and_prints_their_names(files, capsys):
     np.save(files / "x.npy", np.zeros((2, 8, 6, 3), np.float32))
     flags = [f"--data={files / 'x.npy'}", f"--out={files / 'firmware'}", "--labels=cat,dog"]
-    flags.append("--multiplier_bits=8")
+    flags += ["--multiplier_bits=8", "--count=1"]
     assert main(["deploy", str(files / "model.tflite"), *flags]) == 0
     names = capsys.readouterr().out.splitlines()
     assert sorted(names) == sorted(map(str, (files / "firmware").iterdir()))
     assert '"dog"' in (files / "firmware/model.h").read_text()
+    sources = "".join(x.read_text() for x in (files / "firmware").glob("*.h"))
+    assert "kVectors = 1;" in sources
     assert "kMultiplierBits = 8;" in (files / "firmware/model_multipliers.h").read_text()
 
 
