@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from kerasq.litert.runtime import KERNELS, TFLiteModel
+from kerasq.litert.runtime import KERNELS, TFLiteModel, require_lite
+from kerasq.support.numbers import check_integer
 
 
 def latency(
@@ -24,7 +25,7 @@ def latency(
         rounds: calls of each model, at least one.
 
     Raises:
-        ValueError: for `rounds` below 1.
+        ValueError: for `rounds` below 1, and for what is no list of models.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -32,8 +33,14 @@ def latency(
         >>> ms > 0
         True
     """
-    if rounds < 1:
-        raise ValueError(f"`rounds` must be at least 1. Received: rounds={rounds!r}.")
+    check_integer("rounds", rounds, 1)
+    if not isinstance(models, Sequence):
+        raise ValueError(
+            "`models` must be a list of TFLiteModels. "
+            f"Received: {models!r:.80}. Of one, give [model]."
+        )
+    for model in models:
+        require_lite(model, "models")
     # Not `TFLiteModel.predict`, which checks and quantizes what it is fed.
     interpreters = [
         Interpreter(
