@@ -1,5 +1,9 @@
 """kerasq: what you trained is what runs."""
 
+# First of all: in a shell it keeps TensorFlow quiet.
+from kerasq.support import shell as _shell  # noqa: F401
+
+# isort: split
 from kerasq.analysis.allocate import Allocation, allocate
 from kerasq.analysis.compression import Compression, LayerCompression, compression
 from kerasq.analysis.fixed_point import FixedPoint, LayerFixedPoint, fixed_point

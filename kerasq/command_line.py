@@ -12,6 +12,7 @@ Each command prints its flags with `--help`. Bad input ends in one message and e
 that there are none of in exit code 2. Files are written whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from kerasq.analysis.operator_latency import operator_latency
 from kerasq.calibration.calibrate import calibrate
@@ -30,16 +31,20 @@ from kerasq.comparison.compare import compare
 from kerasq.export.tflite import export_tflite
 from kerasq.firmware.kit import deploy
 from kerasq.legacy import load_model
+from kerasq.litert import contents, flatbuffer
 from kerasq.litert.micro import least_arena
+from kerasq.litert.refusals import NPU, Refusal, beside_npu, refusals
+from kerasq.litert.report import report as operators
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.probes.check import check_kernels
 from kerasq.quantize import quantize_model
 from kerasq.reporting.build import report
 from kerasq.reporting.page import check_path as check_page
+from kerasq.support import shell, stderr
 from kerasq.support.files import check_writable, make_folder, whole_file
-from kerasq.support.samples import load_labels, load_samples
-from kerasq.targets import DEFAULT, TARGETS
+from kerasq.support.samples import has_labels, load_labels, load_samples
+from kerasq.targets import DEFAULT, ETHOS_U, TARGETS
 from kerasq.wrappers import require_quantized, target_of
 
 
@@ -114,26 +119,79 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
 
 
 def _define_inspect(values: flags.FlagValues) -> None:
-    text = "Whose interpreter; by default that which the file was made for."
-    flags.DEFINE_enum("target", None, [*RUNTIMES], text, flag_values=values)
+    text = (
+        "Whose operators; by default the interpreter that the file was made for. For ethos-u, "
+        "Vela says what the NPU leaves to the processor."
+    )
+    flags.DEFINE_enum("target", None, [*RUNTIMES, ETHOS_U.name], text, flag_values=values)
     text = "Whether to time each operator, on LiteRT."
     flags.DEFINE_boolean("latency", False, text, flag_values=values)
     flags.DEFINE_integer("num_threads", 1, "Threads to time with.", 1, flag_values=values)
 
 
 def _inspect(values: flags.FlagValues, path: str) -> None:
-    lite = TFLiteModel(path, target=values.target or _runtime_of(path))
-    if values.latency and lite.target != "litert":
+    target = values.target or _runtime_of(path)
+    if values.latency and target != DEFAULT:
         raise ValueError(
-            "--latency is that of LiteRT's operators. Received: a file that TFLite Micro runs. Add "
-            "--target=litert, or leave it out."
+            "--latency is that of LiteRT's operators. Received: a file on target "
+            f"{target!r}. Add --target=litert, or leave it out."
         )
+    if target == ETHOS_U.name:
+        lite = _on_litert(path)
+        print(lite)
+        beside = beside_npu(lite.content)
+        print(f"The NPU, {NPU}, runs {len(lite.ops) - len(beside)} of {len(lite.ops)} operators.")
+        _list("The processor beside it runs", beside)
+        return
+    lite = _loaded(path, target)
     print(lite)
-    if lite.target == "tflm":
+    if target == "tflm":
+        _check_none(refusals(lite.content, target), target)
         zeros = [np.zeros(tensor.shape, tensor.dtype) for tensor in lite.inputs]
         print(f"Arena: {least_arena(lite.content, zeros):,} bytes are the least that it runs in.")
     if values.latency:
         print(f"\n{operator_latency(lite, num_threads=values.num_threads)}")
+
+
+def _loaded(path: str, target: str) -> TFLiteModel:
+    """A file on an interpreter.
+
+    Raises:
+        ValueError: where that refuses it; what it holds, and all that is refused, is printed.
+    """
+    try:
+        return TFLiteModel(path, target=target)
+    except ValueError as error:
+        content = pathlib.Path(path).read_bytes()
+        try:
+            found = refusals(content, target)
+        except ValueError:
+            raise error from None  # No interpreter reads it.
+        print(operators(contents.read(flatbuffer.read(content), len(content))))
+        _check_none(found, target)
+        raise
+
+
+def _check_none(found: Sequence[Refusal], target: str) -> None:
+    """Prints the operators that an interpreter refuses.
+
+    Raises:
+        ValueError: where there are some.
+    """
+    title = RUNTIMES[target].title
+    if found:
+        _list(f"{title} refuses", found)
+        raise ValueError(
+            f"{title} must run all operators of the file. Received: {len(found)} that it refuses, "
+            "which are listed. Replace the layers that they are from, or quantize the model for "
+            f"target {target!r}."
+        )
+
+
+def _list(head: str, found: Sequence[Refusal]) -> None:
+    """Prints operators, a line each."""
+    if found:
+        print("\n".join([f"{head}:", *(f"  {x}" for x in found)]))
 
 
 def _on_litert(path: str) -> TFLiteModel:
@@ -145,7 +203,10 @@ def _on_litert(path: str) -> TFLiteModel:
 
 def _runtime_of(path: str) -> str:
     """The interpreter that a file was made for; LiteRT's where it does not say."""
-    made = _on_litert(path).made
+    try:
+        made = _on_litert(path).made
+    except ValueError:
+        return DEFAULT  # LiteRT refuses it, and will say so.
     return made.runtime if made is not None and made.runtime in RUNTIMES else DEFAULT
 
 
@@ -154,16 +215,20 @@ def _labels(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "labels",
         None,
-        "Labels, one a sample of --data: a .npy file, or y of an .npz, or its arrays by output.",
+        "Labels, one a sample of --data: a .npy file, or y of an .npz, or its arrays by output. By "
+        "default y of --data, where that is an .npz file with one.",
         flag_values=values,
     )
 
 
 def _labelled(values: flags.FlagValues, x: Any, lite: TFLiteModel) -> Any:
-    """Samples with the labels of `_labels`, where there are any."""
-    if values.labels is None:
+    """Samples with the labels of `_labels`, or of the file that they are in, where it has some."""
+    path = values.labels
+    if path is None and has_labels(values.data, lite.input_names):
+        path = values.data
+    if path is None:
         return x
-    return x, load_labels(values.labels, values.samples, lite.output_names)
+    return x, load_labels(path, values.samples, lite.output_names)
 
 
 def _say_whether(values: flags.FlagValues, accuracy: Any) -> None:
@@ -241,8 +306,11 @@ def _report(values: flags.FlagValues, *paths: str) -> None:
 
 
 def _define_deploy(values: flags.FlagValues) -> None:
-    _data(values, "Samples that become test vectors")
+    _data(values, "Samples, of which the first become test vectors")
     _out(values, "The folder of the C++ sources.")
+    flags.DEFINE_integer(
+        "count", 4, "How many of these become test vectors.", 1, flag_values=values
+    )
     flags.DEFINE_list("labels", [], "Names of the classes.", flag_values=values)
     flags.DEFINE_string("name", None, "Of the network, in C++.", flag_values=values)
     flags.DEFINE_string(
@@ -269,6 +337,7 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
         values.out,
         x=_samples(values, lite.inputs),
         labels=values.labels,
+        count=values.count,
         name=values.name,
         compiled=values.compiled,
         model=values.quantized and load_model(values.quantized),
@@ -394,6 +463,22 @@ def _run(name: str, run: Callable[[], Any]) -> int:
     return 0
 
 
+def _warn(message: Warning | str, *place: Any, **kwargs: Any) -> None:
+    """A warning in a shell: what it says, not the line of code that it comes from."""
+    print(f"kerasq: {message}", file=sys.stderr)
+
+
 def script() -> None:
-    """What is installed as `kerasq`."""
-    sys.exit(main(sys.argv[1:]))
+    """What is installed as `kerasq`.
+
+    TensorFlow and LiteRT write nothing but what ends the process; they do where the environment has
+    TF_CPP_MIN_LOG_LEVEL.
+    """
+    warnings.showwarning = _warn
+    quiet: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if shell.IS_QUIET:
+        logging.set_verbosity(logging.ERROR)
+        quiet = stderr.aside()
+    with quiet:
+        code = main(sys.argv[1:])
+    sys.exit(code)

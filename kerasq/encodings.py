@@ -3,7 +3,6 @@
 import collections
 import json
 import os
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
 from kerasq.requantization import Multipliers
-from kerasq.support.files import write_whole
+from kerasq.support.files import existing_file, write_whole
 from kerasq.support.restore import restored_on_error
 from kerasq.wrappers import ranged, require_quantized, wrapped
 
@@ -142,8 +141,9 @@ def _encoding(name: str, grid: Grid, symmetric: bool = False) -> dict[str, Any]:
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
+    text = existing_file(path).read_text()
     try:
-        content = json.loads(pathlib.Path(path).read_text())
+        content = json.loads(text)
     except ValueError as error:
         raise ValueError(
             f"Encodings must be JSON. Received: {error} in {os.fspath(path)!r}."

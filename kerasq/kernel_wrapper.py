@@ -389,6 +389,15 @@ class KernelWrapper(QuantizeWrapper):
             self.bits, self.weight_quantizer, self.input_grids()[0], self.grid(), self.limit
         )
 
+    @property
+    def most_bias(self) -> float:
+        """What codes of biases stay below; wider scales of the weights keep larger ones there."""
+        return self._most_bias(self.bits, self.weight_quantizer)
+
+    def _most_bias(self, bits: Scheme, quantizer: weight_quantizers.WeightQuantizer) -> float:
+        stored = 4 if bits.weight_bits <= 4 else 8
+        return min(self.target.limits.bias[bits.code_bits, stored], quantizer.bias_limit)
+
     def largest_step(self) -> tf.Tensor:
         """The largest step of the sums, `s_in * s_w[c]`, that the kernel asks for."""
         grid = self.input_grids()[0]
@@ -412,7 +421,7 @@ class KernelWrapper(QuantizeWrapper):
         `cut` is the limit of a ReLU behind them, or None.
         """
         gain, bias = self.gain_and_bias()
-        limits, stored = self.target.limits, 4 if bits.weight_bits <= 4 else 8
+        limits = self.target.limits
         # Codes of one scale per tensor have one more axis, and no shape in common with the kernel.
         weigh = _weigh if self.is_per_tensor else _weigh_shared
         codes, scale, bias = weigh(
@@ -424,7 +433,7 @@ class KernelWrapper(QuantizeWrapper):
             out,
             fold=quantizer.fold,
             bits=quantizer.code_bits,
-            most_bias=min(limits.bias[bits.code_bits, stored], quantizer.bias_limit),
+            most_bias=self._most_bias(bits, quantizer),
             # Where a range is too narrow for them it is widened (`kerasq.range_limits`), but not
             # beyond the limit of a ReLU.
             held=None if cut is None else (limits.multiplier, limits.sums[out.bits]),

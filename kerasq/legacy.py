@@ -16,6 +16,7 @@ import keras
 from kerasq import graph
 from kerasq.graph import keras2
 from kerasq.support import hdf5, optional
+from kerasq.support.files import path_of
 
 ops = keras.ops
 
@@ -98,7 +99,7 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         ValueError: for a file that is damaged, or holds code (a Lambda), and for layers that Keras
             3 does not have.
     """
-    path = pathlib.Path(path)
+    path = path_of(path)
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
     with _reading(path):

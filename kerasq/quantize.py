@@ -17,7 +17,7 @@ from kerasq.prepare.preprocessing import MODES, scale_inputs
 from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scales import FREE, SCALES, Scales, is_power_of_two
-from kerasq.scheme import fitting, per_layer
+from kerasq.scheme import check_overrides, fitting, per_layer
 from kerasq.support.finite import check_finite
 from kerasq.wrap import Kernels, wrap
 from kerasq.wrappers import QuantizeWrapper, ranged, wrapped
@@ -152,6 +152,7 @@ def quantize_model(
     _check_option("recurrence", recurrence, fused_recurrence.MODES)
     _check_option("scales", scales, tuple(SCALES))
     _check_gradient(range_gradient, SCALES[scales])
+    check_overrides(overrides)
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))

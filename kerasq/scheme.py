@@ -134,6 +134,15 @@ def _by_name(
     return schemes
 
 
+def check_overrides(overrides: Any) -> None:
+    """Raises a ValueError unless `overrides` are a dict, or None."""
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ValueError(
+            "`overrides` must be a dict of schemes by the names, patterns of names or classes of "
+            f"layers. Received: overrides={overrides!r:.80}."
+        )
+
+
 def fitting(key: Any, layers: dict[str, keras.layers.Layer]) -> list[str]:
     """Names of the layers that a key of `overrides` stands for."""
     return [name for name, layer in layers.items() if _fits(key, name, layer)]

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import kerasq
+from kerasq.support.progress import is_interactive
 from kerasq.training.distill import ends_in_softmax
 from kerasq.training.distribute import is_chief
 from recipes import datasets, team
@@ -91,10 +92,15 @@ def ordered_batches(samples: datasets.Samples) -> tf.data.Dataset:
     return batches.map(lambda x, y: (tf.cast(x, tf.float32), y)).prefetch(2)
 
 
+def _verbose() -> str | int:
+    """A bar for each epoch in a terminal, a line in a log."""
+    return "auto" if is_interactive() else 2
+
+
 def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
-    """The model's outputs for all images, with a progress bar."""
+    """The model's outputs for all images, with a progress bar in a terminal."""
     samples = datasets.Samples(x, np.zeros(len(x)))
-    return model.predict(ordered_batches(samples), verbose="auto")
+    return model.predict(ordered_batches(samples), verbose="auto" if is_interactive() else 0)
 
 
 def is_autoencoder(model: keras.Model) -> bool:
@@ -156,7 +162,7 @@ def fit(
             validation_data=team.shared(ordered_batches(held_out).map(target)),
             callbacks=watchers,
             shuffle=False,  # The batches are.
-            verbose="auto" if chief else 0,
+            verbose=_verbose() if chief else 0,
         )
     team.wait(strategy)  # The chief may still be writing.
     with strategy.scope():

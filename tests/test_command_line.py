@@ -1,6 +1,7 @@
 """The command line: from a float model and a folder of images to a firmware's sources."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -77,12 +78,29 @@ def test_inspect_times_each_operator_on_litert(files, capsys):
     assert re.fullmatch(r"Each alone: [\d.]+ ms .* \(50 calls each, threads: 2\)\.", timed[-1])
 
 
+def test_inspect_lists_all_that_is_refused(tmp_path, capsys):
+    image = keras.Input((6, 4), name="image")
+    outputs = [keras.layers.Activation(x, name=x)(image) for x in ("gelu", "exponential")]
+    q = kerasq.quantize_model(keras.Model(image, outputs))
+    kerasq.calibrate(q, np.random.default_rng(0).normal(size=(4, 6, 4)))
+    kerasq.export_tflite(q, tmp_path / "model.tflite")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "model.tflite"), "--target=tflm"]) == 1
+    printed = capsys.readouterr()
+    listed = printed.out.partition("TFLite Micro refuses:\n")[2].splitlines()
+    assert [x.split()[0] for x in listed] == ["GELU", "EXP"]
+    assert printed.err.count("\n") == 1 and "Received: 2 that it refuses" in printed.err
+    # The NPU has tables of both.
+    assert main(["inspect", str(tmp_path / "model.tflite"), "--target=ethos-u"]) == 0
+    assert "runs 2 of 2 operators" in capsys.readouterr().out
+
+
 def test_compare_prints_the_comparison(files, capsys):
     x = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3)).astype(np.float32)
     np.savez(files / "x.npz", x=x, y=np.zeros(3, int))
     paths = [str(files / "quantized.keras"), str(files / "model.tflite")]
-    flags = [f"--data={files / 'x.npz'}", f"--labels={files / 'x.npz'}"]
-    assert main(["compare", *paths, *flags]) == 0
+    # The labels are y of the samples' file.
+    assert main(["compare", *paths, f"--data={files / 'x.npz'}"]) == 0
     printed = capsys.readouterr().out
     lite = kerasq.TFLiteModel(files / "model.tflite", target="tflm")
     share = 100 * np.mean(lite.predict(x).argmax(-1) == 0)
@@ -146,11 +164,13 @@ def test_report_takes_a_file_alone(files, capsys):
 def test_deploy_writes_sources_and_prints_their_names(files, capsys):
     np.save(files / "x.npy", np.zeros((2, 8, 6, 3), np.float32))
     flags = [f"--data={files / 'x.npy'}", f"--out={files / 'firmware'}", "--labels=cat,dog"]
-    flags.append("--multiplier_bits=8")
+    flags += ["--multiplier_bits=8", "--count=1"]
     assert main(["deploy", str(files / "model.tflite"), *flags]) == 0
     names = capsys.readouterr().out.splitlines()
     assert sorted(names) == sorted(map(str, (files / "firmware").iterdir()))
     assert '"dog"' in (files / "firmware/model.h").read_text()
+    sources = "".join(x.read_text() for x in (files / "firmware").glob("*.h"))
+    assert "kVectors = 1;" in sources
     assert "kMultiplierBits = 8;" in (files / "firmware/model_multipliers.h").read_text()
 
 
@@ -260,7 +280,23 @@ def test_samples_of_several_inputs_go_by_name(tmp_path):
     ]
 
 
-def test_python_runs_it_as_a_module(files):
-    command = [sys.executable, "-m", "kerasq", "inspect", str(files / "model.tflite")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    assert "CONV_2D" in done.stdout
+def in_a_shell(*arguments):
+    """`python -m kerasq` where TensorFlow's log is as users have it."""
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "kerasq", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+
+
+def test_python_runs_it_as_a_module_and_an_error_is_one_sentence(files):
+    np.save(files / "narrow.npy", np.zeros((2, 4, 4, 3), np.float32))
+    # Behind the first call of LiteRT, which has a log of its own.
+    done = in_a_shell(
+        "report",
+        files / "model.tflite",
+        f"--data={files / 'narrow.npy'}",
+        f"--out={files / 'narrow.html'}",
+    )
+    assert done.returncode == 1 and not done.stdout
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("kerasq: The file was made for target 'tflm'")
+    assert error.startswith("kerasq report: `data` must have the shape of model input")

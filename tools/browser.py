@@ -155,8 +155,8 @@ class Browser:
         if layer:
             row = f"document.querySelector('tr[data-name={json.dumps(layer)}]')"
             self.run(f"{row}.querySelector('button').click()")
-            # Values, codes, weights, their codes, and boxes.
-            self.wait_for_charts("tr.detail .chart", 5)
+            charts = "tr.detail .chart"
+            self.wait_for_charts(charts, self.run(f"document.querySelectorAll('{charts}').length"))
             self.run(f"{row}.scrollIntoView()")
         self.screenshot(file)
 

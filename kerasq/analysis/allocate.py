@@ -154,6 +154,7 @@ def allocate(
         >>> kerasq.allocate(model, x, budget={"bytes": 40}, candidates=("w8a8", "w4a8")).overrides
         {'d': 'w4a8', 'x': 'w8a8'}
     """
+    _check_table(sensitivity)
     optional.load("scipy.optimize", "allocate")  # Before the measurements, which take time.
     candidates, metric, target, granularity, scales = _settings(
         sensitivity, candidates, metric, target, granularity, scales
@@ -229,6 +230,15 @@ def _settings(
                 f"Received: {value!r}, sensitivity of {measured!r}."
             )
     return found
+
+
+def _check_table(found: Any) -> None:
+    """Raises a ValueError unless there is a table of sensitivities, or none."""
+    if found is not None and not isinstance(found, Sensitivity):
+        raise ValueError(
+            "`sensitivity` must be what kerasq.sensitivity returned, or None. "
+            f"Received: sensitivity={found!r:.80}."
+        )
 
 
 def _check_budget(budget: Any, unit: str, metric: Any) -> None:

@@ -1,6 +1,6 @@
 """`Bench`: a network, data and a metric, on which any choice of schemes is measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -107,7 +107,7 @@ class Bench:
         granularity: str,
         scales: str = FREE,
     ) -> None:
-        self.candidates = (candidates,) if isinstance(candidates, str) else tuple(candidates)
+        self.candidates = _names(candidates)
         self.schemes = _schemes(self.candidates)
         self.target = targets.find(target)
         self.granularity, self.scales = granularity, scales
@@ -170,6 +170,18 @@ class Bench:
         for y, z in pairs:
             metric.update_state(y, z)
         return float(metric.result())
+
+
+def _names(candidates: Any) -> tuple[str, ...]:
+    """The names of schemes: of one, or of several."""
+    if isinstance(candidates, Iterable) and not isinstance(candidates, str):
+        return tuple(candidates)
+    if isinstance(candidates, str):
+        return (candidates,)
+    raise ValueError(
+        "`candidates` must be names of schemes, such as ('w8a8', 'w4a8'). "
+        f"Received: candidates={candidates!r:.80}."
+    )
 
 
 def _schemes(candidates: tuple[str, ...]) -> list[Scheme]:

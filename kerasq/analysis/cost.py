@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from kerasq import registry, targets
+from kerasq.graph import functional
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.wrappers import QuantizeWrapper
@@ -101,7 +102,8 @@ def _channels(layer: keras.Layer) -> int:
 
 
 def require_known_shapes(model: keras.Model) -> None:
-    """Raises a ValueError for a model that takes samples of any size: costs depend on it."""
+    """Raises a ValueError for what is no model, or one whose samples, and costs, have any size."""
+    functional.check(model)
     for x in model.inputs:
         if None in x.shape[1:]:
             raise ValueError(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kerasq.litert.runtime import KERNELS, TFLiteModel
+from kerasq.litert.runtime import KERNELS, TFLiteModel, require_lite
+from kerasq.support.numbers import check_integer
 
 
 def latency(
@@ -25,7 +26,7 @@ def latency(
         rounds: calls of each model, at least one.
 
     Raises:
-        ValueError: for `rounds` or `num_threads` below 1.
+        ValueError: for `rounds` or `num_threads` below 1, and for what is no list of models.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -34,6 +35,13 @@ def latency(
         True
     """
     check(rounds, num_threads)
+    if not isinstance(models, Sequence):
+        raise ValueError(
+            "`models` must be a list of TFLiteModels. "
+            f"Received: {models!r:.80}. Of one, give [model]."
+        )
+    for model in models:
+        require_lite(model, "models")
     # Not `TFLiteModel.predict`, which checks and quantizes what it is fed.
     interpreters = [loaded(x.content, KERNELS[x.kernels], num_threads) for x in models]
     return medians(interpreters, range(rounds), time.perf_counter)
@@ -41,9 +49,8 @@ def latency(
 
 def check(rounds: int, num_threads: int) -> None:
     """Raises a ValueError for no rounds, and for no threads."""
-    for name, value in (("rounds", rounds), ("num_threads", num_threads)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value!r}.")
+    check_integer("rounds", rounds, 1)
+    check_integer("num_threads", num_threads, 1)
 
 
 def loaded(content: bytes, kernels: OpResolverType, num_threads: int) -> Interpreter:

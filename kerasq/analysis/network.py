@@ -16,7 +16,7 @@ from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.threshold import activation_quantizer
 from kerasq.rule import Output
 from kerasq.scales import FREE, SCALES
-from kerasq.scheme import FLOAT_BITS, Scheme, overridden
+from kerasq.scheme import FLOAT_BITS, Scheme, check_overrides, overridden
 from kerasq.targets import Target
 from kerasq.wrappers import (
     Boundary,
@@ -67,6 +67,7 @@ class Network:
         scales: str = FREE,
     ) -> None:
         self.schemes = schemes
+        check_overrides(overrides)
         self.overrides = _overridden(model, overrides)
         # Other schemes are for `allocate` to keep to; here a layer may have any.
         floats = {name: scheme for name, scheme in self.overrides.items() if scheme == "float"}

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.calibration.extremes import MinMax
+from kerasq.support.numbers import check_number
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -27,6 +28,7 @@ class StandardDeviations(MinMax):
 
     def __init__(self, count: float = 5.0) -> None:
         super().__init__()
+        check_number("count", count)
         if not 0.0 < count < np.inf:
             raise ValueError(f"`count` must be above 0 and finite. Received: count={count}.")
         self.count = count

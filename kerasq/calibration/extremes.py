@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasq.calibration.observer import Observer
+from kerasq.support.numbers import check_number
 
 # Share of a batch in a moving average (Jacob et al. 2018, section 3.1).
 MOVING_RATE = 0.01
@@ -53,6 +54,7 @@ class MovingAverage(MinMax):
 
     def __init__(self, rate: float = MOVING_RATE) -> None:
         super().__init__()
+        check_number("rate", rate)
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"`rate` must be above 0 and at most 1. Received: rate={rate}.")
         self.rate = rate

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kerasq.calibration.extremes import MinMax
 from kerasq.grid import Grid
 from kerasq.quantizers import activations
+from kerasq.support.numbers import check_number
 
 
 class Histogram(MinMax):
@@ -116,6 +117,7 @@ class Percentile(Histogram):
 
     def __init__(self, percent: float = 99.999) -> None:
         super().__init__()
+        check_number("percent", percent)
         if not 50.0 < percent <= 100.0:
             raise ValueError(
                 f"`percent` must be above 50 and at most 100. Received: percent={percent}."

@@ -16,7 +16,7 @@ from kerasq.comparison.probe import Probe
 from kerasq.comparison.report import LayerReport, Report, Tally
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.litert.runtime import TFLiteModel
+from kerasq.litert.runtime import TFLiteModel, require_lite
 from kerasq.support.data import batch_spec, labelled_count, with_labels
 from kerasq.support.progress import track
 from kerasq.support.shared import traced_if_often
@@ -77,11 +77,7 @@ class Comparison:
 
     def __init__(self, model: keras.Model, lite: TFLiteModel, samples: int | None) -> None:
         wrappers.require_quantized(model)
-        if not isinstance(lite, TFLiteModel):
-            raise ValueError(
-                "`lite` must be a TFLiteModel. "
-                f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
-            )
+        require_lite(lite)
         self.probe = Probe(model, lite)
         _check_export(model, self.probe)
         self.layers = _layers(model, self.probe)

@@ -10,8 +10,10 @@ import tensorflow as tf
 from kerasq.export.converter import converter
 from kerasq.export.signature import add
 from kerasq.export.tflite import check_shapes, output_names
+from kerasq.graph import functional
 from kerasq.litert import flatbuffer
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.quantize import float_model
 from kerasq.support.files import check_writable
 
 # Types of the weights that the converter is asked for; None for its own choice, int8.
@@ -39,7 +41,8 @@ def export_float_tflite(
         The converted model.
 
     Raises:
-        ValueError: for unknown `weights`, or an input whose shape is not known.
+        ValueError: for a model that is none, or quantized, unknown `weights`, or an input whose
+            shape is not known.
         OSError: where `path` cannot be written.
 
     Example:
@@ -53,6 +56,8 @@ def export_float_tflite(
         raise ValueError(
             f"`weights` must be one of {list(WEIGHTS)}. Received: weights={weights!r}."
         )
+    model = float_model(model)
+    functional.check(model)
     check_shapes(model, batch_size)
     if path is not None:
         check_writable(path)

@@ -18,7 +18,7 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.tflite_metadata import check_labels, class_count
 from kerasq.requantization import Multipliers, multipliers
-from kerasq.support.files import check_writable, make_folder, write_whole
+from kerasq.support.files import check_writable, make_folder, path_of, write_whole
 from kerasq.targets import ETHOS_U
 
 
@@ -81,6 +81,7 @@ def deploy(
     lite = _file(lite, compiled, model)
     labels = _listed(labels) or list(lite.labels)
     _check(lite, count)
+    folder = path_of(path)
     _check_name(name)
     check_labels(labels, [class_count(x.shape, _is_score(x)) for x in lite.outputs])
     own = _multipliers(lite, multiplier_bits)
@@ -102,7 +103,7 @@ def deploy(
         vectors=[*given, *program.outputs],
         multipliers=own,
     )
-    return _write(pathlib.Path(path), sources(kit))
+    return _write(folder, sources(kit))
 
 
 def _file(

@@ -1,7 +1,6 @@
 """What Vela, the compiler of Arm's Ethos-U NPUs, made of a file."""
 
 import os
-import pathlib
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ from kerasq.firmware.sources import NPU, Program
 from kerasq.litert import contents, flatbuffer, values
 from kerasq.litert.contents import Tensor
 from kerasq.litert.runtime import TFLiteModel
+from kerasq.support.files import existing_file
 from kerasq.targets import ETHOS_U
 from kerasq.wrappers import require_quantized, target_of
 
@@ -35,7 +35,7 @@ def program(
         ValueError: for one that Vela has not compiled, or has compiled from another file, and for
             a model that is none for the NPU.
     """
-    content = pathlib.Path(path).read_bytes()
+    content = existing_file(path, "compiled").read_bytes()
     file = flatbuffer.read(content)
     if not flatbuffer.is_for_npu(file):
         raise ValueError(

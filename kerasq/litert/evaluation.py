@@ -1,6 +1,6 @@
 """Keras metrics of what a .tflite model predicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -56,6 +56,11 @@ def _batches(data: Any) -> Any:
     """Batches `(x, y)`; arrays are one of them."""
     # A tuple of tuples is a sequence of batches, not one.
     is_arrays = isinstance(data, tuple) and not isinstance(data[0], tuple)
+    if not is_arrays and not isinstance(data, Iterable):
+        raise ValueError(
+            "`data` must be arrays `(x, y)`, or an iterable of such batches. "
+            f"Received: {data!r:.80}."
+        )
     return [data] if is_arrays else data
 
 
@@ -68,6 +73,11 @@ def _truth(y: Any, outputs: list[str]) -> dict[str, Any]:
 
 def _update(results: dict, prefix: str, metrics: Any, y: np.ndarray, predicted: np.ndarray) -> None:
     """Adds a batch to each metric; the first batch makes those that were given by name."""
+    if not y.ndim or len(y) != len(predicted):
+        raise ValueError(
+            "`data` must hold as many labels as samples. "
+            f"Received: {len(predicted)} samples, labels of shape {y.shape}."
+        )
     for metric in metrics:
         name = prefix + (metric if isinstance(metric, str) else metric.name)
         if name not in results:
@@ -78,7 +88,7 @@ def _update(results: dict, prefix: str, metrics: Any, y: np.ndarray, predicted: 
 def keras_metric(metric: Any, y: np.ndarray, predicted: np.ndarray) -> keras.Metric:
     """The metric object; "accuracy" is resolved by shapes, as `compile` does."""
     if metric not in ("accuracy", "acc"):
-        return keras.metrics.get(metric)
+        return _found(metric)
     if not np.issubdtype(predicted.dtype, np.floating):  # Labels, which an ARG_MAX gave.
         return keras.metrics.Accuracy()
     # Keras's own "accuracy" compares values, such as probabilities with labels.
@@ -87,3 +97,18 @@ def keras_metric(metric: Any, y: np.ndarray, predicted: np.ndarray) -> keras.Met
     if y.shape == predicted.shape:
         return keras.metrics.CategoricalAccuracy()
     return keras.metrics.SparseCategoricalAccuracy()
+
+
+def _found(metric: Any) -> keras.Metric:
+    """A metric of Keras.
+
+    Raises:
+        ValueError: for what is none.
+    """
+    try:
+        return keras.metrics.get(metric)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "A metric must be one of Keras's, or its name, such as 'accuracy'. "
+            f"Received: {metric!r:.80}."
+        ) from error

@@ -1,17 +1,13 @@
 """TFLite Micro's interpreter, behind the calls that LiteRT's has."""
 
 import contextlib
-import os
 import re
-import tempfile
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from kerasq.litert import flatbuffer
-from kerasq.support import optional
+from kerasq.support import optional, stderr
 
 # Bytes of the memory for activations and what kernels need besides; the second where the first
 # is not enough.
@@ -29,8 +25,9 @@ AXES = {
 BROADCAST_AXES = {"ADD": 5, "MUL": 5, "SUB": 5}
 # The least scale that an int8 softmax reads: just above 2^-26.
 SOFTMAX_SCALE = 2.0**-26 * (1.0 + 2.0**-20)
-# Standard error is the process's: two threads must not exchange it.
-_LOCK = threading.RLock()
+# The most values of an int8 softmax: where exponentials add up to 512, it shifts by 32 bits, which
+# ends the process.
+SOFTMAX_VALUES = 511
 
 
 class MicroInterpreter:
@@ -52,7 +49,7 @@ class MicroInterpreter:
 
     def _loaded(self, arenas: tuple[int, ...]) -> Any:
         for arena in arenas:
-            with _said() as text:
+            with stderr.held() as text:
                 try:
                     return self._runtime.Interpreter.from_bytes(self._content, arena_size=arena)
                 except RuntimeError:
@@ -73,7 +70,7 @@ class MicroInterpreter:
     def _details(self, of: Any) -> list[dict[str, int]]:
         found: list[dict[str, int]] = []
         # It does not say how many there are.
-        with contextlib.suppress(IndexError, ValueError, RuntimeError), _said():
+        with contextlib.suppress(IndexError, ValueError, RuntimeError), stderr.held():
             while of(len(found)):
                 found.append({"index": len(found)})
         return found
@@ -89,7 +86,7 @@ class MicroInterpreter:
     def invoke(self) -> None:
         """Runs the file once."""
         failed = None
-        with _said() as text:
+        with stderr.held() as text:
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
@@ -99,7 +96,7 @@ class MicroInterpreter:
 
     def arena_bytes(self) -> int:
         """The memory that one call has taken, in bytes."""
-        with _said() as text:
+        with stderr.held() as text:
             self._interpreter.print_allocations()
         (total,) = re.findall(r"Arena allocation total (\d+) bytes", " ".join(text))
         return int(total)
@@ -114,6 +111,26 @@ def verify(model: Any) -> None:
                 _check_softmax(graph.tensors[op.inputs[0]])
             if kind == "SLICE" or kind in BROADCAST_AXES:
                 _check_axes(graph, op, kind)
+
+
+def verify_softmax_values(model: Any) -> None:
+    """Raises a ValueError for a file that would end the process where values are much alike."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            source = graph.tensors[op.inputs[0]] if len(op.inputs) else None
+            is_int8 = source is not None and source.type == flatbuffer.Type.INT8
+            if is_int8 and flatbuffer.op_name(flatbuffer.op_code(model, op)) == "SOFTMAX":
+                _check_length(source)
+
+
+def _check_length(source: Any) -> None:
+    count = int(source.shape[-1])
+    if count > SOFTMAX_VALUES:
+        raise ValueError(
+            f"TFLite Micro takes no int8 softmax over more than {SOFTMAX_VALUES} values, and ends "
+            f"the process where many of them are alike. Received: {source.name.decode()!r} of "
+            f"{count}. Quantize the model for target 'tflm', which computes it on int16."
+        )
 
 
 def _check_softmax(source: Any) -> None:
@@ -190,25 +207,3 @@ def _run(content: bytes, inputs: list[np.ndarray], arenas: tuple[int, ...]) -> M
         interpreter.set_tensor(i, values[:1])
     interpreter.invoke()
     return interpreter
-
-
-@contextlib.contextmanager
-def _said() -> Iterator[list[str]]:
-    """The lines that the interpreter, which is C++, writes to standard error meanwhile."""
-    lines: list[str] = []
-    with _LOCK, _redirected(lines):
-        yield lines
-
-
-@contextlib.contextmanager
-def _redirected(lines: list[str]) -> Iterator[None]:
-    kept = os.dup(2)
-    with tempfile.TemporaryFile("w+", errors="replace") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines += file.read().splitlines()

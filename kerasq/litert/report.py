@@ -19,7 +19,8 @@ _LABELS = 10
 
 def report(contents: Contents) -> str:
     """Operators with the types and grids of their outputs, the model's ends, and sizes."""
-    rows = [["output", "operator", "type", "weights", "bytes", "scale", "zero point"]]
+    head = ["output", "operator", "type", "weights", "bytes", "scale", "zero point"]
+    rows: list[list[str]] = []
     for op in contents.ops:
         output, kernel = contents.by_name[op.outputs[0]], contents.kernel(op)
         stored = size = ""
@@ -29,7 +30,7 @@ def report(contents: Contents) -> str:
         rows.append([output.name, op.name, output.type, stored, size, *_grid(output)])
     total, constants = contents.byte_count, contents.constant_bytes
     lines = [
-        tables.plain(rows, left=4),
+        tables.plain([head, *tables.without_repeats(rows)], left=4),
         "",
         f"Input {', '.join(map(_end, contents.inputs))}.",
         f"Output {', '.join(map(_end, contents.outputs))}.",

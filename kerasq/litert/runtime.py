@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.tflite_metadata import read_labels
 from kerasq.litert.verify import verify
-from kerasq.support.files import write_whole
+from kerasq.support.files import existing_file, write_whole
 from kerasq.support.progress import track
 
 KERNELS = {"optimized": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
@@ -74,7 +73,7 @@ class TFLiteModel:
         if isinstance(path_or_bytes, (bytes, bytearray)):
             self.content = bytes(path_or_bytes)
         else:
-            self.content = pathlib.Path(path_or_bytes).read_bytes()
+            self.content = existing_file(path_or_bytes, "path_or_bytes").read_bytes()
         self.target, self.kernels = target, "portable" if target == "tflm" else kernels
         self.num_threads = num_threads
         # It verifies the flatbuffer, but trusts what is in it: kernels may end the process.
@@ -321,6 +320,15 @@ class TFLiteModel:
             ValueError: where there is no data, or `metrics` does not fit the outputs.
         """
         return evaluation.evaluate(self.predict, self.output_names, data=data, metrics=metrics)
+
+
+def require_lite(lite: Any, argument: str = "lite") -> None:
+    """Raises a ValueError unless an argument is a TFLiteModel."""
+    if not isinstance(lite, TFLiteModel):
+        raise ValueError(
+            f"`{argument}` must be a TFLiteModel. "
+            f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
+        )
 
 
 def _free_shapes(model: Any) -> str:

@@ -30,7 +30,7 @@ class Backup:
     """
 
     def __init__(self, path: str | os.PathLike | None, model: keras.Model, settings: Any) -> None:
-        self.path = None if path is None else pathlib.Path(path)
+        self.path = None if path is None else files.path_of(path, "backup")
         self.done: dict[str, Any] = {}
         self._kernels: dict[str, np.ndarray] = {}
         if self.path is None:

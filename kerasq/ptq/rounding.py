@@ -14,6 +14,7 @@ from kerasq.ptq.samples import Samples
 from kerasq.ptq.units import Unit
 from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
+from kerasq.support.numbers import check_number
 from kerasq.support.sqnr import sqnr
 from kerasq.wrappers import QuantizeWrapper
 
@@ -36,6 +37,8 @@ class Settings:
     def __post_init__(self) -> None:
         counts: dict[str, float] = {"iterations": self.iterations, "batch_size": self.batch_size}
         bad = {k: v for k, v in counts.items() if not isinstance(v, int) or v < 1}
+        check_number("learning_rate", self.learning_rate)
+        check_number("drop", self.drop)
         if not 0.0 < self.learning_rate < np.inf:
             bad["learning_rate"] = self.learning_rate
         if bad:

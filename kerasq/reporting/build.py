@@ -14,7 +14,8 @@ from kerasq.analysis.operator_latency import OperatorLatency, operator_latency
 from kerasq.analysis.sensitivity import Sensitivity
 from kerasq.analysis.summary import Summary, summary
 from kerasq.comparison.accuracy import by_output
-from kerasq.litert.runtime import TFLiteModel
+from kerasq.graph import functional
+from kerasq.litert.runtime import TFLiteModel, require_lite
 from kerasq.reporting import layer_figures, page
 from kerasq.reporting.advice import ASKED, Advice, advise
 from kerasq.reporting.ends import Ends
@@ -84,13 +85,10 @@ def report(
         1
     """
     page.check_path(path)
-    if not isinstance(lite, TFLiteModel):
-        raise ValueError(
-            "`lite` must be a TFLiteModel. "
-            f"Received: {lite!r:.80}. Load a file with kerasq.TFLiteModel(path)."
-        )
+    require_lite(lite)
+    _check_sensitivity(sensitivity)
     curves = None if logs is None else curves_over_training(logs)
-    found = _Found(model, lite, None if float_model is None else quantize.float_model(float_model))
+    found = _Found(model, lite, None if float_model is None else _checked(float_model))
     if model is None:
         found.measure_file(data)
     else:
@@ -102,6 +100,22 @@ def report(
     figures["logs"] = curves
     page.write(path, f"kerasq report: {figures['model']}", "report", figures)
     return Verdict(figures=page.plain(figures), advice=tuple(found.advice))
+
+
+def _checked(model: Any) -> keras.Model:
+    """The float model; a ValueError for what is none."""
+    found = quantize.float_model(model)
+    functional.check(found)
+    return found
+
+
+def _check_sensitivity(found: Any) -> None:
+    """Raises a ValueError unless there is a table of sensitivities, or none."""
+    if found is not None and not isinstance(found, (Sensitivity, Allocation)):
+        raise ValueError(
+            "`sensitivity` must be what kerasq.sensitivity or kerasq.allocate returned. "
+            f"Received: {found!r:.80}."
+        )
 
 
 class _Found:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from kerasq.reporting import page
+from kerasq.support.files import existing_file
 
 # What of each layer is set side by side.
 FIGURES = ("own_sqnr", "sqnr", "clipped", "codes_used", "max_lsb", "weight_bytes", "scheme", "op")
@@ -47,14 +48,15 @@ def compare_reports(
         ['w8a8', 'w4a8']
     """
     page.check_path(path)
-    if {pathlib.Path(x).resolve() for x in (one, other)} & {page.twin_of(path).resolve()}:
+    read = [existing_file(one, "one"), existing_file(other, "other")]
+    if {x.resolve() for x in read} & {page.twin_of(path).resolve()}:
         raise ValueError(
             "`path` must not be the page of a report that is compared: its figures would be "
             f"replaced. Received: path={os.fspath(path)!r}. Give it another name."
         )
-    pair = [_read(one), _read(other)]
+    pair = [*map(_read, read)]
     figures = {
-        "names": [pathlib.Path(x).stem for x in (one, other)],
+        "names": [x.stem for x in read],
         "models": [x["model"] for x in pair],
         "samples": [x["samples"] for x in pair],
         "verdict": _verdict(pair),

@@ -18,7 +18,7 @@ from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import InputScale
 from kerasq.litert import flatbuffer
 from kerasq.litert.contents import Op, Tensor
-from kerasq.litert.operators import KERNEL_OPS
+from kerasq.litert.operators import KERNEL_OPS, OPERATORS
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts
 from kerasq.reporting.measure import FileMeasurement, LayerValues, Measurement
@@ -209,7 +209,9 @@ def _weights(layer: Any, float_model: keras.Model | None) -> Weights | None:
     if bias is None:
         return found
     step = np.float64(layer.input_grids()[0].numpy().scale) * grid.scale
-    return with_bias(found, integer.bias.numpy(), step, bias.numpy())
+    out_step = float(layer.grid().numpy().scale)
+    codes = integer.bias.numpy()
+    return with_bias(found, codes, step, layer.most_bias, bias.numpy(), out_step)
 
 
 def _trained(layer: KernelWrapper, float_model: keras.Model | None) -> np.ndarray:
@@ -242,7 +244,7 @@ def of_file(lite: TFLiteModel, measured: FileMeasurement) -> list[LayerFigures]:
         row["name"] = names[values.name]
         row["inputs"] = tuple(names[x] for x in op.inputs if x in names)
         row["weight_bytes"] = sum(tensors[x].bytes for x in op.inputs)
-        row["weights"] = _file_weights(content, kernel)
+        row["weights"] = _with_file_bias(_file_weights(content, kernel), content, op, tensors)
         found.append(LayerFigures(**row, **_value_figures(values)))
     return found
 
@@ -282,12 +284,17 @@ def _file_scheme(kernel: Tensor | None, output: str) -> str:
     return output if kernel is None or not kernel.constant else f"{kernel.type}, {output}"
 
 
+def _named(content: Any, name: str) -> Any:
+    """The first tensor of a name; None where there is none."""
+    tensors = content.subgraphs[0].tensors
+    return next((x for x in tensors if name and x.name.decode() == name), None)
+
+
 def _file_weights(content: Any, name: str) -> Weights | None:
     """The figures of a constant kernel on a grid; None where there is no such."""
-    found = [x for x in content.subgraphs[0].tensors if x.name.decode() == name]
-    if not name or not found:
+    tensor = _named(content, name)
+    if tensor is None:
         return None
-    tensor = found[0]
     codes, grid = flatbuffer.constant(content, tensor), flatbuffer.grid_of(tensor)
     if codes is None or grid is None or codes.ndim < 2 or codes.dtype != np.int8:
         return None
@@ -299,6 +306,24 @@ def _file_weights(content: Any, name: str) -> Weights | None:
     bits, narrow = int(largest).bit_length() + 1, bool(codes.min() >= -largest)
     own = dataclasses.replace(grid, axis=-1, zero_point=0, bits=bits, narrow=narrow)
     return weights(codes, own, None, None)
+
+
+def _with_file_bias(
+    found: Weights | None, content: Any, op: Op, tensors: dict[str, Tensor]
+) -> Weights | None:
+    """The figures of a kernel with those of its biases, where the file has some."""
+    if found is None:
+        return None
+    known = OPERATORS[op.name]
+    source, kernel = tensors[op.inputs[known.data]], tensors[op.inputs[1]]
+    # They come last; of a transposed convolution behind the values.
+    names = op.inputs[1 + max(1, known.data) :]
+    tensor = _named(content, names[0]) if names else None
+    codes = None if tensor is None else flatbuffer.constant(content, tensor)
+    if codes is None or source.grid is None or kernel.grid is None:
+        return found
+    step = np.float64(source.grid.scale) * kernel.grid.scale
+    return with_bias(found, codes.ravel(), step, -float(np.iinfo(codes.dtype).min))
 
 
 def timed(

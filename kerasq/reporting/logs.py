@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from kerasq.support.files import path_of
+
 # At most about so many points of a curve are drawn: a screen shows no more, and the page is small.
 MOST = 200
 
@@ -25,7 +27,9 @@ def curves_over_training(folder: str | os.PathLike) -> dict[str, dict[str, list[
     """
     found: dict[str, dict[str, dict[int, float]]] = {}
     # A run that went on has a second file; of an epoch that both have, the later one counts.
-    for path in sorted(pathlib.Path(folder).glob("*tfevents*"), key=lambda x: x.stat().st_mtime_ns):
+    for path in sorted(
+        path_of(folder, "logs").glob("*tfevents*"), key=lambda x: x.stat().st_mtime_ns
+    ):
         for event in _events(path):
             for value in event.summary.value:
                 _add(found, event.step, value)

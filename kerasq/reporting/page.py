@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kerasq.support import optional
-from kerasq.support.files import check_writable, write_whole
+from kerasq.support.files import check_writable, path_of, write_whole
 
 _HERE = pathlib.Path(__file__).parent
 # Digits that figures are written with: more are noise, and would be most of the file.
@@ -30,7 +30,7 @@ def check_path(path: str | os.PathLike) -> None:
         OSError: for one that cannot be written.
         ImportError: without Bokeh.
     """
-    if pathlib.Path(path).suffix != ".html":
+    if path_of(path).suffix != ".html":
         raise ValueError(
             "A report must be an .html file; its figures go to a .json file beside it. "
             f"Received: {os.fspath(path)!r}."

@@ -107,7 +107,7 @@ function detail(x, place) {
   if (isKnown(x.value_low)) facts.push(`values from ${digits(x.value_low)} to ${digits(x.value_high)}`);
   if (isKnown(x.low)) facts.push(`range ${digits(x.low)} to ${digits(x.high)}`);
   if (x.weights && isKnown(x.weights.sqnr)) facts.push(`weights of ${x.weights.bits} bits, ${decibels(x.weights.sqnr)} dB, channel ${x.weights.outlier_channel} with the largest outlier`);
-  if (isKnown(x.weights?.bias_bits)) facts.push(`biases of ${x.weights.bias_bits} bits, ${decibels(x.weights.bias_sqnr)} dB`);
+  if (isKnown(x.weights?.bias_bits)) facts.push(biasFacts(x.weights));
   const charts = element("div", { class: "charts" });
   place.append(element("p", {}, `${facts.filter(Boolean).join("; ")}.`), charts);
   const panel = (kind = "chart") => charts.appendChild(element("div", { class: kind }));
@@ -119,10 +119,21 @@ function detail(x, place) {
     drawn.push(weightsChart(w, panel()));
     drawn.push(codesChart(w.codes, panel(), "Codes of the weights in use", false));
     drawn.push(boxChart(w.channels, panel("chart whole")));
+    if (w.biases) drawn.push(biasChart(w.biases, panel()));
+    if (w.biases?.error) drawn.push(biasErrorChart(w.biases, panel()));
   }
   const curves = figures.logs?.[x.name];
   if (curves) drawn.push(...trainingCharts(curves, panel));
   return Promise.all(drawn);
+}
+
+/** Whether the biases are the fault: how many bits, how far off, and whether they have room. */
+function biasFacts(w) {
+  const facts = [`biases of ${w.bias_bits} bits`];
+  if (isKnown(w.bias_sqnr)) facts.push(`${decibels(w.bias_sqnr)} dB`);
+  if (isKnown(w.bias_error)) facts.push(`off by at most ${digits(w.bias_error, 2)} steps of the output`);
+  if (w.bias_full) facts.push(`${whole(w.bias_full)} at the largest code`);
+  return facts.join(", ");
 }
 
 /** Densities of bins: {left, right, y}, without empty ones. */
@@ -198,9 +209,36 @@ function boxChart(channels, place) {
   }
   for (const sign of [1, -1])
     made.segment({ x0: place_of.map((i) => i - 0.45), x1: place_of.map((i) => i + 0.45), y0: channels.reach.map((r) => sign * r), y1: channels.reach.map((r) => sign * r), line_color: "#1c2733" });
-  made.xaxes[0].formatter = new Bokeh.CustomJSTickFormatter({ args: { names: channels.channel }, code: "return names[tick] ?? ''" });
+  byChannel(made, channels.channel);
   const keys = channels.before ? [["#ee9944", "before folding"], [INT, "as it is quantized"]] : [[INT, "as it is quantized"]];
   return draw(made, place, "Weights by channel: least, quartiles, greatest", [...keys, ["#1c2733", "ends of the grid"]]);
+}
+
+/** Channels by the number that they have, where some are left out. */
+function byChannel(made, channels) {
+  made.xaxes[0].formatter = new Bokeh.CustomJSTickFormatter({ args: { names: channels }, code: "return names[tick] ?? ''" });
+  return counted(made);
+}
+
+/** Sizes of biases in steps of the sums: few steps are coarse, and those at the limit have no room. */
+function biasChart(biases, place) {
+  const made = byChannel(chart({ y_axis_type: "log", x_axis_label: "channel", y_axis_label: "steps of the sums" }), biases.channel);
+  const floor = 0.1, points = (values) => values.map((y, i) => [i, Math.abs(y)]).filter(([, y]) => y > floor);
+  const codes = points(biases.codes), floats = points(biases.float ?? []), width = biases.codes.length;
+  made.quad({ left: codes.map(([i]) => i - 0.35), right: codes.map(([i]) => i + 0.35), top: codes.map(([, y]) => y), bottom: codes.map(() => floor), fill_color: INT, fill_alpha: 0.6, line_color: null });
+  made.scatter({ x: floats.map(([i]) => i), y: floats.map(([, y]) => y), size: 5, color: FLOAT });
+  made.line({ x: [-0.5, width - 0.5], y: [biases.limit, biases.limit], color: "#1c2733", line_dash: [4, 4] });
+  made.y_range = new Bokeh.Range1d({ start: floor, end: 4 * biases.limit });
+  return draw(made, place, "Sizes of biases", [biases.float && [FLOAT, "float"], [INT, "quantized"], ["#1c2733", "the largest code"]].filter(Boolean));
+}
+
+/** What rounding of biases moves the output by: within half a step it is not the fault. */
+function biasErrorChart(biases, place) {
+  const made = byChannel(chart({ x_axis_label: "channel", y_axis_label: "steps of the output" }), biases.channel);
+  const at = biases.error.map((_, i) => i), width = at.length, error = biases.error.map(number);
+  made.quad({ left: at.map((i) => i - 0.35), right: at.map((i) => i + 0.35), top: error.map((y) => Math.max(y, 0)), bottom: error.map((y) => Math.min(y, 0)), fill_color: INT, line_color: INT });
+  for (const end of [-0.5, 0.5]) made.line({ x: [-0.5, width - 0.5], y: [end, end], color: "#1c2733", line_dash: [4, 4] });
+  return draw(made, place, "Errors of biases", [[INT, "quantized, less float"], ["#1c2733", "half a step"]]);
 }
 
 // Over training: caption, axis, what is drawn with its colour, unit, and where the axis begins.

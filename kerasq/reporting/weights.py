@@ -1,4 +1,4 @@
-"""What there is to see of a kernel: histograms, codes, a box for each channel, outliers."""
+"""What there is to see of a kernel: histograms, codes, boxes of channels, outliers; its biases."""
 
 import dataclasses
 from typing import Any
@@ -14,6 +14,8 @@ CHANNELS = 48
 _WIDEST = 8
 # A weight so many times as large as the others of its channel takes the codes from them.
 OUTLIER = 5.0
+# A bias of such a share of the largest code has nowhere to go.
+_FULL = 0.99
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,9 @@ class Weights:
         per_tensor: whether all channels have one scale.
         bias_bits: what the largest code of the biases takes, sign included; None without biases.
         bias_sqnr: of the biases on their grid, that of the sums, in dB.
-        drawn: histograms and boxes, for JSON.
+        bias_error: the largest error of a bias on its grid, in steps of the output.
+        bias_full: how many biases have the largest code that there may be, or all but.
+        drawn: histograms, boxes and biases, for JSON.
     """
 
     bits: int
@@ -48,6 +52,8 @@ class Weights:
     drawn: dict[str, Any]
     bias_bits: int | None = None
     bias_sqnr: float | None = None
+    bias_error: float | None = None
+    bias_full: int = 0
 
 
 def weights(
@@ -92,14 +98,57 @@ def weights(
     )
 
 
-def with_bias(found: Weights, codes: np.ndarray, step: np.ndarray, bias: np.ndarray) -> Weights:
-    """The figures of a kernel, and of its biases: `codes` on steps `step` of real values `bias`."""
-    largest = int(np.abs(codes).max(initial=0))
+def with_bias(
+    found: Weights,
+    codes: np.ndarray,
+    step: np.ndarray,
+    limit: float,
+    bias: np.ndarray | None = None,
+    out_step: float | None = None,
+) -> Weights:
+    """The figures of a kernel, and of its biases.
+
+    Rounding moves an output by `bias - codes * step`, of which `bias_error` is in its steps: below
+    half a step, biases are not the fault.
+
+    Args:
+        found: the figures of the kernel.
+        codes: the integers, `(channels,)`.
+        step: of the sums, `s_in * s_w`, a number or `(channels,)`.
+        limit: what codes stay below.
+        bias: the real values that they stand for; None where only the file is known.
+        out_step: of the output; None where that is float.
+    """
+    codes = codes.astype(np.float64)
+    drawn, error = _drawn_biases(codes, step, limit, bias, out_step)
     return dataclasses.replace(
         found,
-        bias_bits=largest.bit_length() + 1,
-        bias_sqnr=_sqnr(bias, codes.astype(np.float64) * step),
+        bias_bits=int(np.abs(codes).max(initial=0)).bit_length() + 1,
+        bias_sqnr=None if bias is None else _sqnr(bias, codes * step),
+        bias_error=None if error is None else float(np.abs(error).max(initial=0)),
+        bias_full=int(np.count_nonzero(np.abs(codes) >= _FULL * limit)),
+        drawn={**found.drawn, "biases": drawn},
     )
+
+
+def _drawn_biases(
+    codes: np.ndarray,
+    step: np.ndarray,
+    limit: float,
+    bias: np.ndarray | None,
+    out_step: float | None,
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Biases in steps of their grid, and the errors of all in steps of the output."""
+    error = None if bias is None or out_step is None else (codes * step - bias) / out_step
+    # The largest errors, else the largest codes, are among what is drawn.
+    shown = _shown((codes if error is None else error)[None])
+    drawn: dict[str, Any] = {"channel": shown.tolist(), "limit": limit}
+    drawn["codes"] = codes[shown].tolist()
+    if bias is not None:
+        drawn["float"] = (bias / step)[shown].tolist()
+    if error is not None:
+        drawn["error"] = error[shown].tolist()
+    return drawn, error
 
 
 def outliers(kernel: np.ndarray, step: np.ndarray, per_tensor: bool) -> tuple[float, int, float]:

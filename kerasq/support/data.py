@@ -108,7 +108,8 @@ def label_batches(y: Any, samples: int, batch_size: int) -> Iterator[Any]:
     Raises:
         ValueError: where there are not as many as samples.
     """
-    lengths = [len(z) for z in keras.tree.flatten(y)]
+    leaves = keras.tree.flatten(y)
+    lengths = [len(z) if np.ndim(z) else 0 for z in leaves]
     if any(length != samples for length in lengths):
         raise ValueError(
             "`data` must hold as many labels as samples. "
@@ -223,7 +224,7 @@ def _checked(model: keras.Model, x: Any, index: int) -> Any:
     # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
     if isinstance(x, dict) and not isinstance(model.input, dict):
         x = _by_name(x, [symbol.name for symbol in expected])
-    leaves = [np.asarray(leaf, np.float32) for leaf in keras.tree.flatten(x)]
+    leaves = [_real(leaf) for leaf in keras.tree.flatten(x)]
     if len(leaves) != len(expected):
         raise ValueError(
             f"`data` must hold {len(expected)} input(s) a batch. Received: {len(leaves)}."
@@ -231,6 +232,22 @@ def _checked(model: keras.Model, x: Any, index: int) -> Any:
     for leaf, symbol in zip(leaves, expected, strict=True):
         _check_values(leaf, symbol, index)
     return keras.tree.pack_sequence_as(model.input, leaves)
+
+
+def _real(x: Any) -> np.ndarray:
+    """An array as float32.
+
+    Raises:
+        ValueError: for one of other things than real numbers.
+    """
+    try:
+        found = np.asarray(x)
+        if found.dtype.kind not in "cSU":
+            return np.asarray(found, np.float32)
+        name = found.dtype.name
+    except (TypeError, ValueError) as error:
+        name = str(error)
+    raise ValueError(f"`data` must be arrays of real numbers. Received: {name}.")
 
 
 def _check_values(leaf: np.ndarray, symbol: keras.KerasTensor, index: int) -> None:

@@ -7,9 +7,38 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def path_of(path: Any, argument: str = "path") -> pathlib.Path:
+    """The path that an argument is.
+
+    Raises:
+        ValueError: for what is none.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        return pathlib.Path(path)
+    raise ValueError(
+        f"`{argument}` must be a path: a string or a pathlib.Path. Received: {path!r:.80}."
+    )
+
+
+def existing_file(path: Any, argument: str = "path") -> pathlib.Path:
+    """The path of a file that is there.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for what is no path.
+    """
+    found = path_of(path, argument)
+    if not found.is_file():
+        kind = "a folder" if found.is_dir() else "where there is none"
+        raise FileNotFoundError(
+            f"`{argument}` must be a file that exists. Received: {str(found)!r}, {kind}."
+        )
+    return found
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Raises an OSError now, before hours of work, where `path` cannot be written later."""
-    path = pathlib.Path(path)
+    path = path_of(path)
     if path.is_dir():
         raise IsADirectoryError(f"The path must name a file. Received: directory {str(path)!r}.")
     # `os.replace` would put a file in the place of a device, such as /dev/null.
@@ -32,7 +61,7 @@ def make_folder(path: str | os.PathLike) -> pathlib.Path:
     Raises:
         NotADirectoryError: where a file is called so.
     """
-    path = pathlib.Path(path)
+    path = path_of(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

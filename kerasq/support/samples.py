@@ -71,6 +71,12 @@ def load_labels(path: str | os.PathLike, count: int, outputs: Sequence[str] = ()
     return spread(_real(path, y), count)
 
 
+def has_labels(path: str | os.PathLike, inputs: Iterable[str]) -> bool:
+    """Whether a file of samples has their labels as well: an array `y` that is no input."""
+    path = pathlib.Path(path)
+    return path.suffix == ".npz" and "y" not in inputs and "y" in _arrays(path)
+
+
 def _array(path: pathlib.Path) -> np.ndarray:
     """The one array of samples in a file."""
     arrays = _arrays(path)

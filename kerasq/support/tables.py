@@ -2,6 +2,9 @@
 
 from tabulate import tabulate
 
+# So many rows at most, so often at least, are shown once.
+_LONGEST, _OFTEN = 100, 3
+
 
 def plain(rows: list[list[str]], left: int = 1) -> str:
     """A table for a terminal; the first row is the header, the first `left` columns are text.
@@ -23,6 +26,42 @@ def markdown(rows: list[list[str]], left: int = 1) -> str:
     | conv    | CONV_2D |
     """
     return _table(rows, left, "pipe")
+
+
+def without_repeats(rows: list[list[str]]) -> list[list[str]]:
+    """Rows, of which some in a row that come three times or more, but for their names, come once.
+
+    A recurrent layer that is unrolled has the same operators in each step.
+
+    >>> steps = [[f"{name}_{i}", name.upper()] for i in range(4) for name in ("add", "tanh")]
+    >>> print(plain([["output", "operator"], *without_repeats(steps)], left=2))
+    output                              operator
+    ----------------------------------  ----------
+    add_0                               ADD
+    tanh_0                              TANH
+    ... these 2, 3 times more: to tanh_3
+    """
+    keys = [row[1:] for row in rows]
+    found, i = [], 0
+    while i < len(rows):
+        size, times = _repeated(keys[i:])
+        found += rows[i : i + size]
+        i += size * times
+        if times > 1:
+            text = f"... these {size}, {times - 1} times more: to {rows[i - 1][0]}"
+            found.append([text, *[""] * len(keys[0])])
+    return found
+
+
+def _repeated(keys: list[list[str]]) -> tuple[int, int]:
+    """How many of the first rows are repeated, and how often they are there; 1, 1 for none."""
+    for size in range(2, min(_LONGEST, len(keys) // _OFTEN) + 1):
+        times = 1
+        while keys[times * size : (times + 1) * size] == keys[:size]:
+            times += 1
+        if times >= _OFTEN:
+            return size, times
+    return 1, 1
 
 
 def _table(rows: list[list[str]], left: int, style: str) -> str:

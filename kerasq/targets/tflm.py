@@ -123,7 +123,6 @@ TFLM = Target(
         LITERT.limits,
         added={8: 256.0, 16: 256.0},
         softmax_scale=micro.SOFTMAX_SCALE,
-        # Where exponentials add up to 512, SOFTMAX shifts by 32 bits, which ends the process.
-        softmax_values=511,
+        softmax_values=micro.SOFTMAX_VALUES,
     ),
 )

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from kerasq.support.numbers import check_integer
+
 
 def epoch_batches(
     x: np.ndarray,
@@ -36,12 +38,17 @@ def epoch_batches(
     Returns:
         `(x, y)` batches for `fit(batches, steps_per_epoch=steps, shuffle=False)`, and `steps`.
 
+    Raises:
+        ValueError: for sizes below 1, and where there are no samples, or not as many of `x` as of
+            `y`.
+
     Example:
         >>> x, y = np.arange(10.0), np.arange(10)
         >>> batches, steps = kerasq.epoch_batches(x, y, batch_size=4, first_epoch=3)
         >>> steps, sorted(int(i) for _, labels in batches.take(steps) for i in labels)
         (3, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
+    _check(x, y, batch_size, multiple)
     steps = -(-len(x) // batch_size)
     # As tensors, since a data set of TensorFlow cannot be read by index.
     samples, targets = tf.constant(x), tf.constant(y)
@@ -64,3 +71,15 @@ def epoch_batches(
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max // (steps + 1))
     batches = epochs.flat_map(one_epoch).map(load, num_parallel_calls=tf.data.AUTOTUNE)
     return batches.prefetch(tf.data.AUTOTUNE), steps
+
+
+def _check(x: np.ndarray, y: np.ndarray, batch_size: int, multiple: int) -> None:
+    """Raises a ValueError where there is nothing to make batches of."""
+    check_integer("batch_size", batch_size, 1)
+    check_integer("multiple", multiple, 1)
+    shapes = [np.shape(z) for z in (x, y)]
+    if not all(shapes) or not shapes[0][0] or shapes[0][0] != shapes[1][0]:
+        raise ValueError(
+            "`x` and `y` must be arrays of equally many samples, at least one. "
+            f"Received: shapes {shapes[0]} and {shapes[1]}."
+        )

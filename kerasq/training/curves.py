@@ -24,7 +24,15 @@ def plot_curves(
 
     Raises:
         ImportError: where matplotlib is not installed.
+        ValueError: for histories that have no titles.
     """
+    if not isinstance(histories, Mapping) or not all(
+        isinstance(x, Mapping) for x in histories.values()
+    ):
+        raise ValueError(
+            "`histories` must be losses and accuracies by name, for each title. "
+            f"Received: {histories!r:.80}. Give {{title: fit(...).history}}."
+        )
     trained = {title: history for title, history in histories.items() if history.get("loss")}
     columns = max(1, len(trained))
 

@@ -6,6 +6,8 @@ import keras
 from keras import ops
 
 from kerasq import graph, registry
+from kerasq.graph import functional
+from kerasq.support.numbers import check_number
 from kerasq.unsupported import is_closed
 from kerasq.wrappers import QuantizeWrapper
 
@@ -42,12 +44,16 @@ def distill(
         >>> x = np.random.default_rng(0).normal(size=(32, 8))
         >>> _ = learner.fit(x, np.zeros(32), verbose=0)
     """
+    check_number("weight", weight)
+    check_number("temperature", temperature)
     if not 0.0 <= weight <= 1.0:
         raise ValueError(
             f"`weight`, the teacher's share, must be in [0, 1]. Received: weight={weight}."
         )
     if not temperature > 0.0:
         raise ValueError(f"`temperature` must be above 0. Received: temperature={temperature}.")
+    for model in (student, teacher):
+        functional.check(model)
     if (student.input_shape, student.output_shape) != (teacher.input_shape, teacher.output_shape):
         raise ValueError(
             "Teacher and student must have the same inputs and outputs. Received: "

@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from kerasq.support.files import whole_file, write_whole
+from kerasq.support.files import path_of, whole_file, write_whole
 from kerasq.training.distribute import is_chief
 
 
@@ -57,7 +57,7 @@ class EpochBackup(keras.callbacks.Callback):
         best_from: int = 0,
     ) -> None:
         super().__init__()
-        self._directory = pathlib.Path(directory)
+        self._directory = path_of(directory, "directory")
         self._monitor = monitor
         self._best_from = best_from
         self.history: dict[str, list[float]] = {}

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.support.numbers import check_integer
 from kerasq.wrappers import QuantizeWrapper, ranged, require_quantized
 
 
@@ -37,8 +38,7 @@ class FreezeRanges(keras.callbacks.Callback):
 
     def __init__(self, epoch: int) -> None:
         super().__init__()
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0, the first one. Received: epoch={epoch}.")
+        check_integer("epoch", epoch, 0, "the first one")
         self.epoch = epoch
         self._frozen = False
 

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,11 +11,20 @@ import tensorflow as tf
 
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.power_of_two import FREE, PowerOfTwo, highest_exponent
+from kerasq.support.numbers import check_number
 from kerasq.wrappers import require_quantized
 
 PARTITIONS = ("magnitude", "random")
 RULES = ("max", "mse")
 _TRIED = 5  # Exponents that "mse" tries, from that of "max" downwards.
+
+
+def _numbers(argument: str, values: Any, count: int) -> tuple[Any, ...]:
+    """Numbers, or one `count` times; a ValueError for what are none."""
+    found = tuple(values) if isinstance(values, Iterable) else (values,) * count
+    for value in found:
+        check_number(argument, value)
+    return found
 
 
 class IncrementalQuantization(keras.callbacks.Callback):
@@ -75,7 +85,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
         learning_rate: float | None = None,
     ) -> None:
         super().__init__()
-        portions = tuple(portions)
+        portions = _numbers("portions", portions, 1)
         grows = all(a < b for a, b in itertools.pairwise((0.0, *portions)))
         if not portions or not grows or portions[-1] != 1.0:
             raise ValueError(
@@ -91,7 +101,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 f"`highest_exponent` must be one of {list(RULES)}. "
                 f"Received: highest_exponent={highest_exponent!r}."
             )
-        spans = (epochs,) * len(portions) if isinstance(epochs, int) else tuple(epochs)
+        spans = _numbers("epochs", epochs, len(portions))
         if len(spans) != len(portions) or min(spans) < 1:
             raise ValueError(
                 "`epochs` must be a number above 0, or one for each portion. "

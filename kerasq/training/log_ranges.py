@@ -10,6 +10,8 @@ from kerasq.analysis import beside_float, trouble
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.uniform import Uniform
 from kerasq.support import optional
+from kerasq.support.files import path_of
+from kerasq.support.numbers import check_integer
 from kerasq.wrappers import ranged, require_quantized
 
 
@@ -53,13 +55,10 @@ class LogRanges(keras.callbacks.Callback):
 
     def __init__(self, log_dir: str | os.PathLike, data: Any = None, *, every: int = 1) -> None:
         super().__init__()
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(
-                f"`every` must be an integer of at least 1, in epochs. Received: every={every!r}."
-            )
+        check_integer("every", every, 1, "in epochs")
         # Before training, not after its first epoch.
         optional.load("tensorboard", "tensorboard")
-        self._log_dir = os.fspath(log_dir)
+        self._log_dir = str(path_of(log_dir, "log_dir"))
         self._data, self._every = data, every
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

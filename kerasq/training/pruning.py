@@ -8,6 +8,7 @@ import numpy as np
 
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.power_of_two import PowerOfTwo
+from kerasq.support.numbers import check_number
 from kerasq.wrappers import require_quantized
 
 PATTERNS = ("unstructured", "2:4", "channels")
@@ -77,6 +78,8 @@ class MagnitudePruning(keras.callbacks.Callback):
             raise ValueError(
                 f"`pattern` must be one of {list(PATTERNS)}. Received: pattern={pattern!r}."
             )
+        check_number("sparsity", sparsity)
+        check_number("initial_sparsity", initial_sparsity)
         if not 0.0 < sparsity < 1.0 or not 0.0 <= initial_sparsity < sparsity:
             raise ValueError(
                 "`sparsity` must be in (0, 1), such as 0.75, and `initial_sparsity` in "
@@ -93,7 +96,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self.sparsity, self.initial_sparsity = sparsity, initial_sparsity
         self.epochs = epochs
         self.pattern = pattern
-        self.skip = tuple(skip)
+        self.skip = (skip,) if isinstance(skip, str) else tuple(skip)
         self.left: tuple[str, ...] = ()
 
     @property

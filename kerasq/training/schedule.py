@@ -5,6 +5,8 @@ import math
 import keras
 from keras.optimizers import schedules
 
+from kerasq.support.numbers import check_integer, check_number
+
 SCHEDULES = ("cosine", "step")
 # Keras has no warm-up in front of steps down: a staircase of so many rates stands for it.
 _STAIRS = 10
@@ -29,14 +31,18 @@ def schedule(
         restarts: how often the cosine is gone through, as INQ does with each portion of weights.
 
     Raises:
-        ValueError: for an unknown kind, a warm-up that does not end before the rate falls, or
-            restarts of anything but a cosine without warm-up.
+        ValueError: for numbers that are none, an unknown kind, a warm-up that does not end before
+            the rate falls, or restarts of anything but a cosine without warm-up.
 
     Example:
         >>> rate = kerasq.schedule(0.1, steps=100, warmup_steps=10)
         >>> [round(float(rate(step)), 3) for step in (0, 5, 10, 55, 100)]
         [0.0, 0.05, 0.1, 0.05, 0.0]
     """
+    check_number("learning_rate", learning_rate)
+    check_integer("steps", steps, 1)
+    check_integer("warmup_steps", warmup_steps, 0)
+    check_integer("restarts", restarts, 1)
     if kind not in SCHEDULES:
         raise ValueError(f"`kind` must be one of {list(SCHEDULES)}. Received: kind={kind!r}.")
     if restarts > 1 and (kind == "step" or warmup_steps):
@@ -57,7 +63,7 @@ def schedule(
         # By default each period of Keras's is twice as long as the one before.
         return schedules.CosineDecayRestarts(learning_rate, period, t_mul=1.0, m_mul=1.0)
     if not warmup_steps:
-        return schedules.CosineDecay(learning_rate, max(1, steps))
+        return schedules.CosineDecay(learning_rate, steps)
     # Keras counts the steps of the decay from the end of the warm-up.
     rest = max(1, steps - warmup_steps)
     return schedules.CosineDecay(0.0, rest, warmup_target=learning_rate, warmup_steps=warmup_steps)

@@ -15,7 +15,9 @@ def test_more_work_takes_longer():
 
 
 def test_no_rounds():
-    with pytest.raises(ValueError, match=r"`rounds` must be at least 1. Received: rounds=0"):
+    with pytest.raises(
+        ValueError, match=r"`rounds` must be an integer of at least 1. Received: rounds=0"
+    ):
         kerasq.latency([], rounds=0)
 
 

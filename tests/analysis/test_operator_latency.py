@@ -128,11 +128,9 @@ def test_tables_add_up():
 
 
 def test_what_is_no_file_of_litert_is_refused(lite):
-    with pytest.raises(ValueError, match=r"`rounds` must be at least 1. Received: rounds=0"):
+    with pytest.raises(ValueError, match="`rounds` must be an integer of at least 1"):
         kerasq.operator_latency(lite, rounds=0)
-    with pytest.raises(
-        ValueError, match=r"`num_threads` must be at least 1. Received: num_threads=0"
-    ):
+    with pytest.raises(ValueError, match="`num_threads` must be an integer of at least 1"):
         kerasq.operator_latency(lite, num_threads=0)
     with pytest.raises(ValueError, match=r"that LiteRT runs. Received: 'model.tflite'. Load the"):
         kerasq.operator_latency("model.tflite")

@@ -128,10 +128,35 @@ def test_biases_are_measured_against_their_grid(made, tiny):
     integer = layer.integer_weights()
     codes = integer.bias.numpy()
     assert found["bias_bits"] == int(np.abs(codes).max()).bit_length() + 1
-    step = layer.input_grids()[0].numpy().scale * integer.grid.numpy().scale
+    step = np.float64(layer.input_grids()[0].numpy().scale) * integer.grid.numpy().scale
     wanted = layer.gain_and_bias()[1].numpy()
     assert found["bias_sqnr"] == pytest.approx(ratio(wanted, codes * step), rel=0.01)
     assert found["bias_sqnr"] > 40
+    error = (codes * step - wanted) / layer.grid().numpy().scale
+    assert (
+        found["bias_error"] == pytest.approx(np.abs(error).max(), rel=1e-3)
+        and found["bias_full"] == 0
+    )
+    drawn = found["drawn"]["biases"]
+    # The figures of a report have five digits.
+    np.testing.assert_allclose(drawn["codes"], codes, rtol=1e-4)
+    np.testing.assert_allclose(drawn["error"], error, rtol=1e-3)
+    np.testing.assert_allclose(drawn["float"], wanted / step, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Conv2DTranspose(2, 2), keras.layers.Dense(2)])
+def test_biases_of_a_file_alone_are_its_codes(layer, tmp_path):
+    q = kerasq.quantize_model(keras.Sequential([keras.Input((4, 4, 3)), layer]))
+    q.layers[-1].bias.assign([0.25, -1])
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 3))
+    kerasq.calibrate(q, x)
+    found = kerasq.report(None, kerasq.export_tflite(q), x, tmp_path / "file.html").figures
+    biases = found["layers"][-1]["weights"]["drawn"]["biases"]
+    wanted = q.layers[-1].integer_weights().bias.numpy()
+    np.testing.assert_allclose(biases["codes"], wanted, rtol=1e-4)
+    assert {*biases} == {"channel", "limit", "codes"} and biases["limit"] == pytest.approx(
+        2**31, rel=1e-4
+    )
 
 
 def test_samples_are_shown_as_images(made):

@@ -58,9 +58,10 @@ def test_the_page_sorts_filters_and_opens_layers(opened, made):
     assert opened.run(NAMES) == ["first", "second"]
     assert opened.run('byId("count").textContent') == "2 of 6"
     opened.run("document.querySelector('tr[data-name=first] button').click()")
-    # Values, codes, weights, their codes, and boxes.
-    opened.wait_for_charts("tr.detail .chart", 5)
-    assert opened.run('document.querySelectorAll("tr.detail .chart").length') == 5
+    # Values, codes, weights, their codes, boxes, biases and their errors.
+    opened.wait_for_charts("tr.detail .chart", 7)
+    assert opened.run('document.querySelectorAll("tr.detail .chart").length') == 7
+    assert "steps of the output" in opened.run('document.querySelector("tr.detail p").innerText')
     click(opened, "SQNR")  # What is open stays with its layer.
     assert opened.run('document.querySelector("tr.detail").previousSibling.dataset.name') == "first"
     opened.run("document.querySelector('tr[data-name=first] button').click()")
@@ -73,7 +74,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened, made):
     opened.resize(390, 844, 2)
     opened.open(made[0] / "report.html")
     opened.run("document.querySelector('tr[data-name=first] button').click()")
-    opened.wait_for_charts("tr.detail .chart", 5)
+    opened.wait_for_charts("tr.detail .chart", 7)
     assert opened.run("document.documentElement.scrollWidth") <= 390
     # And on paper.
     assert base64.b64decode(opened.send("Page.printToPDF")["data"])[:4] == b"%PDF"
@@ -130,7 +131,7 @@ def test_curves_over_training_are_drawn(opened, made, tmp_path):
     opened.open(tmp_path / "logs.html")
     captions = '[...document.querySelectorAll("tr.detail .chart p")].map((x) => x.innerText)'
     opened.run("document.querySelector('tr[data-name=first] button').click()")
-    opened.wait_for_charts("tr.detail .chart", 7)
+    opened.wait_for_charts("tr.detail .chart", 9)
     # A SQNR that is infinite throughout is no curve.
     assert [x for x in opened.run(captions) if "training" in x] == [
         "The range over training \u25a0 low \u25a0 high \u25a0 weights",
@@ -138,7 +139,7 @@ def test_curves_over_training_are_drawn(opened, made, tmp_path):
     ]
     opened.run("document.querySelector('tr[data-name=first] button').click()")
     opened.run("document.querySelector('tr[data-name=second] button').click()")
-    opened.wait_for_charts("tr.detail .chart", 6)
+    opened.wait_for_charts("tr.detail .chart", 8)
     assert opened.run(captions)[-1] == "SQNR over training, of all layers up to it"
     assert is_clean(opened), opened.problems
 
@@ -231,7 +232,7 @@ def test_names_are_text_whatever_they_are(opened, tiny, samples, tmp_path):
     assert opened.run(NAMES) == [x["name"] for x in verdict.figures["layers"]]
     assert EVIL in opened.run(NAMES)[0]
     opened.run("document.querySelectorAll('tr[data-name] button').forEach((x) => x.click())")
-    opened.wait_for_charts("tr.detail .chart", 12)
+    opened.wait_for_charts("tr.detail .chart", 15)
     assert opened.run("document.documentElement.scrollWidth") <= 390
     assert opened.run("window.evil") is None
     assert opened.run('byId("depth")') is None  # Of a file alone there are no depths.

@@ -5,7 +5,7 @@ import pytest
 
 from kerasq.grid import Grid
 from kerasq.reporting.counts import BINS
-from kerasq.reporting.weights import CHANNELS, outliers, weights
+from kerasq.reporting.weights import CHANNELS, outliers, weights, with_bias
 
 
 def quantized(kernel, axis=-1):
@@ -91,3 +91,31 @@ def test_of_a_file_alone_the_codes_are_known():
     found = weights(codes, grid, None, None)
     assert found.sqnr is None and found.drawn["float"] is None
     assert sum(found.drawn["quantized"]["counts"]) == codes.size
+
+
+def test_biases_are_drawn_beside_their_grid():
+    codes, grid = quantized(np.ones((4, 3), np.float32))
+    found = weights(codes, grid, None, None)
+    # In steps of 0.5: 3.2 is 3 of them, 0.1 is lost, and of 8 steps 7 is the most.
+    step, bias = np.array([0.5, 0.5, 2.0]), np.array([1.6, -0.05, 40.0])
+    own = with_bias(found, np.array([3, 0, 7]), step, 7, bias, 0.25)
+    assert own.drawn["biases"]["channel"] == [0, 1, 2] and own.drawn["biases"]["limit"] == 7
+    assert own.drawn["biases"]["codes"] == [3, 0, 7]
+    np.testing.assert_allclose(own.drawn["biases"]["float"], [3.2, -0.1, 20])
+    np.testing.assert_allclose(own.drawn["biases"]["error"], [-0.4, 0.2, -104])
+    assert own.bias_error == pytest.approx(104) and (own.bias_bits, own.bias_full) == (4, 1)
+    assert own.drawn["codes"] == found.drawn["codes"]
+    # Of a file alone only the codes are known.
+    alone = with_bias(found, np.array([3, 0, -6]), step, 7)
+    assert {*alone.drawn["biases"]} == {"channel", "limit", "codes"}
+    assert (alone.bias_error, alone.bias_sqnr, alone.bias_full) == (None, None, 0)
+
+
+def test_the_worst_biases_are_drawn():
+    codes, grid = quantized(np.ones((4, 500), np.float32))
+    bias = np.arange(500.0)
+    bias[321] += 0.4
+    own = with_bias(weights(codes, grid, None, None), np.arange(500), np.ones(500), 1e9, bias, 1.0)
+    drawn = own.drawn["biases"]
+    assert len(drawn["channel"]) <= CHANNELS
+    assert drawn["error"][drawn["channel"].index(321)] == pytest.approx(-0.4)

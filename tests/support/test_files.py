@@ -143,3 +143,18 @@ def test_checking_writes_nothing(tmp_path):
     path.write_bytes(b"old")
     files.check_writable(path)
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("value", [None, 3, b"a", ["a"]])
+def test_what_is_no_path_is_named(value):
+    for act in (files.path_of, files.check_writable, files.make_folder, files.existing_file):
+        with pytest.raises(ValueError, match=r"`path` must be a path: .* Received: "):
+            act(value)
+
+
+def test_a_file_must_be_there(tmp_path):
+    (tmp_path / "a").touch()
+    assert files.existing_file(str(tmp_path / "a")) == tmp_path / "a"
+    for name, kind in (("b", "where there is none"), (".", "a folder")):
+        with pytest.raises(FileNotFoundError, match=f"`logs` must be a file .*{kind}"):
+            files.existing_file(tmp_path / name, "logs")

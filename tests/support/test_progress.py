@@ -18,6 +18,7 @@ def bars(monkeypatch):
             self.updates.append(count)
 
     monkeypatch.setattr(keras.utils, "Progbar", Bar)
+    monkeypatch.setattr(progress, "is_interactive", lambda: True)
     return made
 
 
@@ -55,7 +56,8 @@ def test_a_bar_of_unknown_length_ends_its_line(capsys, bars):
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_real_bar_says_how_far_it_is(capsys):
+def test_the_real_bar_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "is_interactive", lambda: True)
     list(progress.track(range(5), 5, "batch"))
     assert "5/5" in capsys.readouterr().out
 
@@ -66,3 +68,32 @@ def test_items_are_taken_one_at_a_time():
     assert taken == []
     next(items)
     assert taken == [0]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_file_gets_a_line_for_each_tenth(capsys):
+    list(progress.track(range(400), 400, "batch"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [x.split(",")[0] for x in lines] == [f"batch {n}/400" for n in range(40, 401, 40)]
+    assert all(x.endswith(" s") and x.isascii() and x.isprintable() for x in lines)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_file_gets_the_end_of_a_run_whatever_its_length(capsys):
+    list(progress.track(range(3), 3, "batch"))
+    list(progress.track(range(9), None, "call"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [x.split(",")[0] for x in lines] == ["batch 3/3", "call 9"]
+
+
+def test_pipes_are_told_from_terminals_and_notebooks(monkeypatch):
+    monkeypatch.delenv("PYCHARM_HOSTED", raising=False)
+    for is_terminal in (False, True):
+        stream = type("Stream", (), {"isatty": lambda self, found=is_terminal: found})()
+        monkeypatch.setattr(progress.sys, "stdout", stream)
+        assert progress.is_interactive() == is_terminal
+    for stream in (None, object()):  # Of a program without a console.
+        monkeypatch.setattr(progress.sys, "stdout", stream)
+        assert not progress.is_interactive()
+    monkeypatch.setitem(progress.sys.modules, "ipykernel", progress)
+    assert progress.is_interactive()

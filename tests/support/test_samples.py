@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kerasq.support.samples import load_labels, load_samples
+from kerasq.support.samples import has_labels, load_labels, load_samples
 
 
 def test_labels_are_those_of_the_samples_that_are_taken(tmp_path):
@@ -17,6 +17,16 @@ def test_labels_are_those_of_the_samples_that_are_taken(tmp_path):
     found = load_labels(tmp_path / "several.npz", 4, ["two", "one", "three"])
     assert [*found] == ["two", "one"]
     np.testing.assert_array_equal(found["two"], -taken[:, 0] / 3)
+
+
+def test_labels_beside_samples_are_found(tmp_path):
+    np.savez(tmp_path / "both.npz", x=np.zeros(2), y=np.zeros(2))
+    np.savez(tmp_path / "x.npz", np.zeros(2))
+    np.save(tmp_path / "x.npy", np.zeros(2))
+    found = [has_labels(tmp_path / name, ["x"]) for name in ("both.npz", "x.npz", "x.npy", "")]
+    assert found == [True, False, False, False]
+    # Of a model that reads it, y is an input.
+    assert not has_labels(tmp_path / "both.npz", ["x", "y"])
 
 
 def test_what_is_not_read_is_named(tmp_path):

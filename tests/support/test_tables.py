@@ -59,3 +59,23 @@ def test_cells_that_look_like_numbers_stay_as_they_are(cell):
 def test_a_header_alone():
     lines = tables.markdown([["name", "value"]]).splitlines()
     assert len(lines) == 2 and lines[0].replace("|", " ").split() == ["name", "value"]
+
+
+def test_steps_that_repeat_come_once():
+    steps = [[f"{name}_{i}", name, "0.5"] for i in range(4) for name in ("a", "b", "c")]
+    rows = [["first", "a", "0.5"], *steps, ["last", "d", ""]]
+    # The step begins wherever it repeats from: "first" is an operator of the kind of "a".
+    assert tables.without_repeats(rows) == [
+        rows[0],
+        *steps[:3],
+        ["... these 3, 3 times more: to c_3", "", ""],
+        rows[-1],
+    ]
+
+
+def test_what_repeats_twice_or_has_another_scale_is_shown():
+    twice = [["a", "x"], ["b", "y"]] * 2
+    others = [[f"{name}", name, f"{i}"] for i in range(4) for name in "ab"]
+    alike = [[f"a_{i}", "x"] for i in range(3)]
+    for rows in (twice, others, alike, []):
+        assert tables.without_repeats(rows) == rows
