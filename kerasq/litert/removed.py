@@ -51,6 +51,7 @@ def read(model: schema.ModelT) -> dict[str, np.ndarray]:
         IndexError,
         KeyError,
         OverflowError,
+        RecursionError,
         TypeError,
         ValueError,
         zlib.error,
