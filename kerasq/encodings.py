@@ -77,13 +77,24 @@ def save_encodings(
 
 def _check_export(model: keras.Model, multipliers: Multipliers) -> None:
     """Raises a ValueError for multipliers of another model's file."""
-    given = {row.name for row in multipliers.rows}
-    kernels = [layer.name for layer in wrapped(model) if isinstance(layer, KernelWrapper)]
+    given = {row.name: row for row in multipliers.rows}
+    kernels = {layer.name: layer for layer in wrapped(model) if isinstance(layer, KernelWrapper)}
     if missing := [name for name in kernels if name not in given]:
         raise ValueError(
             f"`multipliers` must be those of an export of `model` {model.name!r}. Received: none "
             f"of its layers {missing[:5]}. Take kerasq.multipliers(kerasq.export_tflite(model))."
         )
+    if fewer := [name for name, x in kernels.items() if len(given[name].real) < _scales(x)]:
+        raise ValueError(
+            "`multipliers` must be those of all channels. Received: fewer of layers "
+            f"{fewer[:5]}, whose other channels the file goes without. Take those of "
+            "kerasq.export_tflite(model, remove_dead_channels=False)."
+        )
+
+
+def _scales(layer: KernelWrapper) -> int:
+    """How many scales a kernel has."""
+    return int(np.size(layer.integer_weights().grid.numpy().scale))
 
 
 def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:

@@ -1,5 +1,6 @@
 """`quantize_model`: from a float Keras model to one that trains and predicts on integer grids."""
 
+import math
 from typing import Any
 
 import keras
@@ -44,6 +45,7 @@ def quantize_model(
     target: str | targets.Target = targets.DEFAULT,
     recurrence: str = "unrolled",
     scales: str = FREE,
+    range_penalty: float = 0.0,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as the integer-only model on the device will.
 
@@ -118,6 +120,9 @@ def quantize_model(
             (Jain et al. 2020, arXiv 1903.08066), or follow the data with range_gradient="none".
             Kernels are quantized as BatchNormalization is folded into them, as per tensor. What
             cannot keep to it is printed.
+        range_penalty: the loss has this number times the squared ends of all ranges of activations
+            that learn: PACT's L2 regularizer of the clipping level (Choi et al. 2018, section 3),
+            which takes that of weights. Of ranges that follow the data there is none.
 
     Returns:
         The quantized model, of the class of `model` where that has a `train_step` of its own, and
@@ -153,6 +158,7 @@ def quantize_model(
     _check_option("scales", scales, tuple(SCALES))
     _check_gradient(range_gradient, SCALES[scales])
     check_overrides(overrides)
+    _check_penalty(range_penalty, range_gradient, SCALES[scales])
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
@@ -167,7 +173,7 @@ def quantize_model(
         keep_zeros=keep_zeros,
         keep_clusters=keep_clusters,
     )
-    quantized = of_class(model, wrap(plan, range_gradient, kernels, scales))
+    quantized = of_class(model, wrap(plan, range_gradient, kernels, scales, range_penalty))
     if not ranged(quantized):
         raise ValueError(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
@@ -334,6 +340,20 @@ def _is_free(layer: QuantizeWrapper) -> bool:
     return layer.rule.derive is not None or (
         fixed is not None and not is_power_of_two(float(fixed.scale))
     )
+
+
+def _check_penalty(penalty: float, range_gradient: str | None, powers: Scales) -> None:
+    if not 0.0 <= penalty < math.inf:
+        raise ValueError(
+            f"`range_penalty` must be at least 0, such as 1e-4. Received: range_penalty={penalty}."
+        )
+    if penalty and (range_gradient == "none" or powers.activations):
+        raise ValueError(
+            "A penalty is for ranges of activations that learn, of free scales. Received: "
+            f"range_penalty={penalty} where they "
+            f"{'are thresholds' if powers.activations else 'follow the data'}. Set "
+            "range_gradient='clip' and scales='free', or leave it out."
+        )
 
 
 def _check_gradient(range_gradient: str | None, powers: Scales) -> None:

@@ -37,7 +37,11 @@ class Kernels:
 
 
 def wrap(
-    plan: Plan, range_gradient: str | None, kernels: Kernels, scales: str = FREE
+    plan: Plan,
+    range_gradient: str | None,
+    kernels: Kernels,
+    scales: str = FREE,
+    range_penalty: float = 0.0,
 ) -> keras.Model:
     """Builds the quantized model that a plan describes.
 
@@ -46,21 +50,21 @@ def wrap(
         range_gradient: how ranges learn: "lsq", "clip", "none", or None: by width.
         kernels: how kernels are quantized.
         scales: which scales are powers of two, see `kerasq.scales`.
+        range_penalty: L2 penalty on the ends of ranges that learn.
     """
-    return graphs.rewrite(plan.graph, _Wrapping(plan, range_gradient, kernels, scales).call)
+    ranges = {"range_gradient": range_gradient, "range_penalty": range_penalty, "scales": scales}
+    return graphs.rewrite(plan.graph, _Wrapping(plan, ranges, kernels).call)
 
 
 class _Wrapping:
     """Copies of layers, in wrappers, and boundaries where widths change."""
 
-    def __init__(
-        self, plan: Plan, range_gradient: str | None, kernels: Kernels, scales: str
-    ) -> None:
+    def __init__(self, plan: Plan, ranges: dict[str, Any], kernels: Kernels) -> None:
         self.plan = plan
         self.graph = plan.graph
-        self.range_gradient = range_gradient
+        # What all wrappers are told of ranges.
+        self.ranges = ranges
         self.kernels = kernels
-        self.scales = scales
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
@@ -96,13 +100,12 @@ class _Wrapping:
             "scheme": call.scheme,
             "relu": relu,
             "limit": limit,
-            "range_gradient": self.range_gradient,
             "trainable": self.plan.trains(node),
             "source": node.source.name,
             "output_bits": call.writes,
             "target": self.plan.target,
             "output_quantizer": self.quantizers.get(key) if key else None,
-            "scales": self.scales,
+            **self.ranges,
         }
         if registry.rule(layer).kernel is None:
             kind: type[QuantizeWrapper] = QuantizeWrapper
@@ -147,11 +150,10 @@ class _Wrapping:
             wrapper = Boundary(
                 bits,
                 is_input=is_input,
-                range_gradient=self.range_gradient,
                 name=self.graph.free_name(name, taken),
                 target=self.plan.target,
                 trainable=_trains(x),
-                scales=self.scales,
+                **self.ranges,
             )
             self.boundaries[id(x), bits] = (wrapper, wrapper(x), x)
         return self.boundaries[id(x), bits][1]

@@ -51,6 +51,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         output_quantizer: the quantizer of the wrappers whose range the output shares, as steps of a
             recurrent layer do; by default one of its own.
         scales: which scales are powers of two, see `kerasq.scales`.
+        range_penalty: L2 penalty on the ends of the output's range, where it learns.
 
     Raises:
         ValueError: for a ReLU whose limit no grid of a power of two, and no operator, cuts at.
@@ -72,6 +73,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         target: str | targets.Target = targets.DEFAULT,
         output_quantizer: activations.ActivationQuantizer | None = None,
         scales: str = FREE,
+        range_penalty: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # float32 under any policy: bfloat16 does not hold an 8-bit code times a scale.
@@ -83,6 +85,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
         self.limit = limit
         self.range_gradient = range_gradient
         self.scales = scales
+        self.range_penalty = range_penalty
         self._check_limit()
         self._producers = Wrappers()
         self.output_quantizer = output_quantizer
@@ -95,6 +98,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
                 relu=relu,
                 limit=limit,
                 is_input=self.is_input,
+                range_penalty=range_penalty,
                 trainable=self.trainable,
                 name="output",
                 dtype="float32",
@@ -193,6 +197,7 @@ class QuantizeWrapper(keras.layers.Wrapper):
             "target": self.target.name,
             "output_quantizer": self._shared_quantizer(),
             "scales": self.scales,
+            "range_penalty": self.range_penalty,
         }
 
     def _shared_quantizer(self) -> dict | None:
@@ -391,6 +396,7 @@ class Boundary(QuantizeWrapper):
             "target",
             "output_quantizer",
             "scales",
+            "range_penalty",
         )
         own = {"bits": self.bits.activation_bits, "is_input": self.is_input}
         return {key: config[key] for key in kept} | own

@@ -58,6 +58,9 @@ _OVERRIDES = schemes.overrides_flag()
 _WIDEN = flags.DEFINE_float(
     "widen", 1.0, "Factor of the channels of --model (WRPN: Mishra et al. 2018).", 0.1
 )
+_PENALTY = flags.DEFINE_float(
+    "range_penalty", 0.0, "PACT's L2 penalty on learned ranges of activations, as of weights.", 0.0
+)
 for module in (finetune, run, schemes):
     flags.adopt_module_key_flags(module)
 finetune.set_defaults(epochs=8, learning_rate=0.03)
@@ -82,6 +85,7 @@ def main() -> None:
         "scheme": _SCHEME.value or default,
         "weights": weights,
         "range_gradient": range_gradient,
+        "range_penalty": _PENALTY.value,
         "batch_norm": finetune.BATCH_NORM.value,
         "target": schemes.TARGET.value,
         "granularity": schemes.GRANULARITY.value,

@@ -691,3 +691,29 @@ def test_what_a_training_step_reads_is_kept():
     model = Doubled(float_model.input, float_model.output)
     model.temperature = 2.0
     assert kerasq.quantize_model(model).temperature == 2.0
+
+
+def test_clipping_levels_are_penalized_where_they_learn():
+    model = networks.mlp()
+    options = {"overrides": {"head": "w8a8"}, "range_gradient": "clip"}
+    q = networks.quantized(model, scheme="w4a4", range_penalty=0.5, **options)
+    learned = [x for x in q.trainable_variables if x.name in ("range_min", "range_max")]
+    assert len(learned) >= 3
+    expected = 0.5 * sum(float(x.numpy()) ** 2 for x in learned)
+    assert float(sum(q.losses)) == pytest.approx(expected, rel=1e-6)
+    copy = type(q).from_config(q.get_config())
+    assert len(copy.losses) == len(q.losses)
+    assert not networks.quantized(model, scheme="w4a4", **options).losses
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"range_penalty": -1.0}, r"at least 0, such as 1e-4. Received: range_penalty=-1.0"),
+        ({"range_penalty": 1e-4, "range_gradient": "none"}, "where they follow the data"),
+        ({"range_penalty": 1e-4, "scales": "power_of_two"}, "where they are thresholds"),
+    ],
+)
+def test_penalties_that_do_not_fit(options, text):
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(networks.mlp(), **options)

@@ -6,7 +6,10 @@ the clusters of networks that k-means made here. tfmot's sparsity- and cluster-p
 with all their weights, so that its rows are trained twice as long. What is finished is not run
 again, and an interrupted run goes on.
 
+With --dead_channels it trains nothing, but says what files gain where channels are 0 as a whole.
+
 Example: python -m tools.compression --data_dir=cifar10 --out=runs/compression --jobs=2
+         python -m tools.compression --dead_channels=0.3 --model=mobilenet_v1
 """
 
 import dataclasses
@@ -35,9 +38,17 @@ from tools.keras2 import in_keras2
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 _DATASET = flags.DEFINE_string("dataset", "image_folder", "Images, by name: see recipes.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where they are.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder of the runs.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where they are: needed for training.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the runs: needed for training.")
 _MODEL = flags.DEFINE_string("model", str(_ROOT / "docs/resnet8.keras"), "A trained .keras file.")
+_DEAD = flags.DEFINE_float(
+    "dead_channels",
+    None,
+    "Set this share of each layer's channels to 0 and compare files with and without them. Of a "
+    "quantized --model 0: those that are. --model=mobilenet_v1 has random weights.",
+    lower_bound=0.0,
+    upper_bound=0.9,
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one run each.")
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each row.", 2)
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are shared among them.", 1)
@@ -274,13 +285,66 @@ def _run_all(names: list[str], threads: int) -> None:
             job.result()
 
 
+def _loaded(name: str) -> keras.Model:
+    """A float or quantized model from its file, or a MobileNetV1 that nobody has trained."""
+    if name == "mobilenet_v1":
+        return keras.applications.MobileNet(weights=None)
+    return keras.models.load_model(name)
+
+
+def kill(q: keras.Model, share: float) -> None:
+    """Sets channels of a quantized model to 0, bias included, but those of the last layer.
+
+    A share of each layer's, of the least sum of magnitudes; depthwise ones have those of what they
+    read.
+    """
+    layers = [x for x in q.layers if isinstance(x, KernelWrapper) and x.rule.channels == 1]
+    for wrapper in layers[:-1]:
+        kernel = wrapper.layer.kernel.numpy()
+        sizes = np.abs(kernel).sum(axis=tuple(range(kernel.ndim - 1)))
+        is_kept = np.argsort(np.argsort(sizes)) >= round(share * sizes.size)
+        wrapper.layer.kernel.assign(kernel * is_kept)
+        norm = wrapper.batch_norm
+        shifts = [wrapper.layer.bias] if norm is None else [norm.beta, norm.moving_mean]
+        for shift in filter(lambda x: x is not None, shifts):
+            shift.assign(shift.numpy() * is_kept)
+
+
+def dead_channels(name: str, share: float) -> list[list[str]]:
+    """Bytes and milliseconds of a model's file with all channels, and without dead ones."""
+    q = _loaded(name)
+    if not any(isinstance(x, KernelWrapper) for x in q.layers):
+        q = kerasq.quantize_model(q)
+        kill(q, share)
+        rng = np.random.default_rng(0)
+        kerasq.calibrate(q, rng.uniform(0.0, 255.0, (8, *q.inputs[0].shape[1:])))
+    files = [kerasq.export_tflite(q, remove_dead_channels=x) for x in (False, True)]
+    rows = [["", "weights", "bytes", "ms"]]
+    for label, lite, ms in zip(
+        ("all channels", "without dead ones"), files, kerasq.latency(files, rounds=100), strict=True
+    ):
+        kernels = (lite.constant(x.name) for x in lite.tensors if x.name.endswith("/kernel"))
+        weights = sum(x.size for x in kernels)
+        rows.append([label, f"{weights:,}", f"{len(lite.content):,}", f"{ms:.3f}"])
+    return rows
+
+
 def main(argv: list[str]) -> None:
-    """Runs what is missing and prints the table."""
+    """Prints the table of the rows, or that of dead channels."""
     if len(argv) > 1:
         raise app.UsageError(f"Takes flags only. Received: {argv[1:]}.")
-    if _ONE.value:
+    if _DEAD.value is not None:
+        print(tables.markdown(dead_channels(_MODEL.value, _DEAD.value)))
+    elif not _DATA_DIR.value or not _OUT.value:
+        raise app.UsageError("Set --data_dir and --out, or --dead_channels.")
+    elif _ONE.value:
         one(*_ONE.value.split(";"))
-        return
+    else:
+        _run_rows()
+
+
+def _run_rows() -> None:
+    """Runs what is missing of the rows and prints the table."""
     threads = max(1, (os.cpu_count() or 1) // _JOBS.value)
     needed = {*_ROWS.value, *(ROWS[name].sparse for name in _ROWS.value)}
     # Those first that find zeros for others.

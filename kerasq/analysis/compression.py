@@ -35,6 +35,8 @@ class LayerCompression:
             channel, in all of them together.
         channel_codes: how many there are at most in one channel.
         compressed: bytes of the codes, one each, in the order of the file, deflated as in a zip.
+        dead: how many output channels have codes of 0 alone, and so one value whatever the input:
+            `export_tflite` leaves those out that nothing needs.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LayerCompression:
     codes: int
     channel_codes: int
     compressed: int
+    dead: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,15 @@ class Compression:
         return sum(layer.compressed for layer in self.layers)
 
     def __str__(self) -> str:
-        header = ["layer", "pattern", "weights", "zeros (%)", "codes", "a channel", "deflated B"]
-        rows = [header]
+        header = ["layer", "pattern", "weights", "zeros (%)", "dead", "codes", "a channel"]
+        rows = [[*header, "deflated B"]]
         for x in self.layers:
-            counts = (f"{x.codes}", f"{x.channel_codes}", f"{x.compressed:,}")
+            counts = (f"{x.dead}", f"{x.codes}", f"{x.channel_codes}", f"{x.compressed:,}")
             rows.append([x.name, x.pattern, f"{x.weights:,}", f"{100 * x.zeros:.1f}", *counts])
         zeros = f"{100 * self.zeros:.1f}"
-        rows.append(["total", "", f"{self.weights:,}", zeros, "", "", f"{self.compressed:,}"])
+        dead = f"{sum(x.dead for x in self.layers)}"
+        total = ["total", "", f"{self.weights:,}", zeros, dead, "", "", f"{self.compressed:,}"]
+        rows.append(total)
         return tables.plain(rows, left=2)
 
 
@@ -154,6 +159,7 @@ def _layer(kernel: _Kernel) -> LayerCompression:
         codes=len(np.unique(codes)),
         channel_codes=max(len(np.unique(channel)) for channel in channels),
         compressed=len(zlib.compress(content.tobytes(), 9)),
+        dead=sum(not channel.any() for channel in channels),
     )
 
 

@@ -44,6 +44,13 @@ OVERFLOWS: dict[str, Callable[[tf.Tensor, int], tf.Tensor]] = {
 }
 
 
+# Where ties go: as `multiply_rounding_once` calls it, and what rounds real numbers so.
+ROUNDINGS: dict[str, tuple[str, Callable[[tf.Tensor], tf.Tensor]]] = {
+    "half_up": ("up", lambda x: tf.floor(x + 0.5)),
+    "half_even": ("even", tf.round),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerFixedPoint:
     """What integers of chosen widths cost one layer with weights.
@@ -77,7 +84,7 @@ class FixedPoint:
 
     Attributes:
         layers: each layer with weights, in order.
-        multiplier_bits, accumulator_bits, overflow: what was simulated.
+        multiplier_bits, accumulator_bits, overflow, rounding: what was simulated.
         samples: how many samples.
         exact: the share of the outputs' values that are what the target computes.
         accuracy: by output that has classes, the share of labels that are right, as the "target"
@@ -88,6 +95,7 @@ class FixedPoint:
     multiplier_bits: int
     accumulator_bits: int
     overflow: str
+    rounding: str
     samples: int
     exact: float
     accuracy: dict[str, dict[str, float]]
@@ -112,6 +120,7 @@ class FixedPoint:
         widths = f"Multipliers of {self.multiplier_bits} bits"
         lines = [
             f"{widths}, accumulators of {self.accumulator_bits} that {how}.",
+            f"Ties are rounded {self.rounding.removeprefix('half_')}.",
             f"Outputs: {_percent(self.exact)} % are as on the target, of {self.samples} samples.",
         ]
         for name, sides in self.accuracy.items():
@@ -131,6 +140,7 @@ def fixed_point(
     multiplier_bits: int = requantization.WIDEST_MULTIPLIER,
     accumulator_bits: int = WIDEST_SUMS,
     overflow: str = "saturate",
+    rounding: str = "half_up",
 ) -> FixedPoint:
     """Simulates a quantized model on multipliers and accumulators of chosen widths.
 
@@ -138,7 +148,10 @@ def fixed_point(
 
         a = overflow(sum of w (x - z) + b),   y = clip(floor(a m 2^(shift - bits) + 1/2))
 
-    with m and shift as `kerasq.multipliers` has them. `overflow` cuts sums at -2^(B-1) and
+    with m and shift as `kerasq.multipliers` has them; under "half_even" ties go to the even number
+    instead. Where scales are powers of two, `a m` is only shifted, and of 2^k sums one is a tie:
+    that is how ESP-DL rescales convolutions and products, half up on ESP32-S3 and in its portable
+    kernels, half to even on ESP32-P4. `overflow` cuts sums at -2^(B-1) and
     2^(B-1) - 1, or leaves them modulo 2^B, where B is the width of accumulators. What wraps around
     may do so at any step of the sum: the result is the same. Saturation is that of the whole
     sum; a device that saturates at every step gives other codes where one overflows on the way, in
@@ -153,6 +166,7 @@ def fixed_point(
         multiplier_bits: width of the multipliers' mantissas, in [2, 31].
         accumulator_bits: width of the accumulators, sign included, in [8, 32].
         overflow: "saturate" or "wrap".
+        rounding: "half_up" or "half_even".
 
     Raises:
         ValueError: for a model that is not quantized or has no layers with weights, for other
@@ -174,11 +188,13 @@ def fixed_point(
     wrappers.require_quantized(model)
     requantization.check_bits(multiplier_bits)
     check_accumulator_bits(accumulator_bits)
-    if overflow not in OVERFLOWS:
-        raise ValueError(
-            f"`overflow` must be one of {list(OVERFLOWS)}. Received: overflow={overflow!r}."
-        )
-    simulation = _Simulation(model, multiplier_bits, accumulator_bits, overflow)
+    for name, value, legal in (
+        ("overflow", overflow, OVERFLOWS),
+        ("rounding", rounding, ROUNDINGS),
+    ):
+        if value not in legal:
+            raise ValueError(f"`{name}` must be one of {list(legal)}. Received: {name}={value!r}.")
+    simulation = _Simulation(model, multiplier_bits, accumulator_bits, overflow, rounding)
     count = labelled_count(model, x)
     total = None if count is None else -(-count // CHUNK)
     step = traced_if_often(batch_spec(model.input))(simulation.step)
@@ -193,6 +209,7 @@ def fixed_point(
         multiplier_bits=multiplier_bits,
         accumulator_bits=accumulator_bits,
         overflow=overflow,
+        rounding=rounding,
         samples=counts.samples,
         exact=counts.equal / counts.values,
         accuracy=accuracy.result(),
@@ -229,8 +246,11 @@ class _Simulation:
         nodes: the calls of layers with weights.
     """
 
-    def __init__(self, model: keras.Model, multiplier: int, accumulator: int, how: str) -> None:
+    def __init__(
+        self, model: keras.Model, multiplier: int, accumulator: int, how: str, rounding: str
+    ) -> None:
         self._model, self._how = model, OVERFLOWS[how]
+        self._ties, self._round = ROUNDINGS[rounding]
         self._multiplier, self._accumulator = multiplier, accumulator
         self.nodes = [x for x in graphs.calls(model) if isinstance(x.layer, KernelWrapper)]
         if not self.nodes:
@@ -272,7 +292,7 @@ class _Simulation:
             total: tf.Tensor, grid: Grid, weights: kernels.IntegerWeights, out: Grid
         ) -> tf.Tensor:
             real = double_multiplier(grid, weights, out)
-            exact = kernels.clip(tf.floor(float64(total) * real + 0.5), out)
+            exact = kernels.clip(self._round(float64(total) * real), out)
             off = int64(tf.abs(self._rescaled(int64(total), real, out) - exact))
             ends = [tf.reduce_max(int64(total)), -tf.reduce_min(int64(total))]
             changed = tf.math.count_nonzero(off)
@@ -295,7 +315,8 @@ class _Simulation:
         return kernel
 
     def _rescaled(self, total: tf.Tensor, real: tf.Tensor, out: Grid) -> tf.Tensor:
-        return kernels.clip(multiply_rounding_once(total, real, bits=self._multiplier), out)
+        found = multiply_rounding_once(total, real, bits=self._multiplier, ties=self._ties)
+        return kernels.clip(found, out)
 
     def layer(self, node: graphs.Node, counts: np.ndarray) -> LayerFixedPoint:
         """The row of a layer."""

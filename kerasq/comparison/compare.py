@@ -245,7 +245,13 @@ class ComparedLayer:
 
     def check(self, y: np.ndarray) -> None:
         """Compares what the layer computed with the batch that the probe ran."""
-        self.tally.add(y, self.probe.value(self.output), self.step)
+        found = self.computed(self.probe.value(self.output))
+        self.tally.add(self.computed(y), found, self.step)
+
+    def computed(self, values: np.ndarray) -> np.ndarray:
+        """The values, or those of them that the file computes, where it lacks channels."""
+        kept = self.probe.kept(self.output)
+        return values if kept is None else values[:, kept]
 
     def report(self) -> LayerReport:
         """The result so far."""

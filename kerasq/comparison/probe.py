@@ -8,7 +8,8 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import registry
 from kerasq.grid import Grid
-from kerasq.litert import flatbuffer, values
+from kerasq.litert import flatbuffer, removed, values
+from kerasq.litert.removed import KEPT
 from kerasq.litert.runtime import TFLiteModel
 
 
@@ -36,6 +37,7 @@ class Probe:
         self.index = {tensor.name: i for i, tensor in enumerate(self._lite.outputs)}
         self.ops = {name: op.name for op in lite.ops for name in op.outputs}
         self.samples, self.kernels = 0, lite.kernels
+        self._removed = _lacking(model, lite)
         self._codes: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self._fed: list[np.ndarray] = []
@@ -58,7 +60,11 @@ class Probe:
         calls = list(self._lite.calls(fed))
         count = len(fed[0])
         # The last call was filled up to the file's batch size.
-        self._codes = [np.concatenate(column)[:count] for column in zip(*calls, strict=True)]
+        columns = [np.concatenate(column)[:count] for column in zip(*calls, strict=True)]
+        self._codes = [
+            self._filled(codes, tensor.name)
+            for codes, tensor in zip(columns, self._lite.outputs, strict=True)
+        ]
         self._values = [
             values.real(codes, tensor)
             for codes, tensor in zip(self._codes, self._lite.outputs, strict=True)
@@ -72,6 +78,18 @@ class Probe:
             for x, tensor in zip(fed, self._lite.inputs, strict=True)
         ]
         self.samples += count
+
+    def _filled(self, codes: np.ndarray, name: str) -> np.ndarray:
+        """The codes of a tensor with those of channels that the file lacks in their places."""
+        return removed.filled(codes, self._removed[name]) if name in self._removed else codes
+
+    def kept(self, tensor: keras.KerasTensor) -> np.ndarray | None:
+        """Which values of a sample the file computes of a layer's output; None where all."""
+        name = graphs.tensor_name(tensor)
+        if name not in self._removed:
+            return None
+        shape, kept = self._lite.outputs[self.index[name]].shape, self._removed[name] == KEPT
+        return np.broadcast_to(kept, (*shape[1:-1], len(kept))).reshape(tensor.shape[1:])
 
     def outputs(self) -> list[np.ndarray]:
         """The real values of the model's own outputs."""
@@ -99,3 +117,8 @@ class Probe:
         else:  # A layer that the converter dropped, such as Dropout: what it read.
             found = self.value(inputs[0])
         return found.reshape(-1, *tensor.shape[1:])
+
+
+def _lacking(model: keras.Model | None, lite: TFLiteModel) -> dict[str, np.ndarray]:
+    """By tensor the channels that a model has and its file lacks; without the model, none."""
+    return {} if model is None else lite.removed_channels

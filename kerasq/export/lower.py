@@ -8,11 +8,12 @@ values keep the grid of their input. All others stay float, behind DEQUANTIZE.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import assert_never
 
 from ai_edge_litert import schema_py_generated as schema
 
-from kerasq.export import operators, recurrence, signature, substitutes, weights
+from kerasq.export import dead_channels, operators, recurrence, signature, substitutes, weights
 from kerasq.export.builder import Builder
 from kerasq.export.convert import MARKER, Converted
 from kerasq.export.lookup import look_up
@@ -31,13 +32,17 @@ from kerasq.export.marks import (
     Weighted,
 )
 from kerasq.export.quantization import drop_unread, quantized
-from kerasq.litert import flatbuffer, metadata, preprocessing
+from kerasq.litert import flatbuffer, metadata, preprocessing, removed
 from kerasq.litert.runtimes import RUNTIMES
 
 _LOG = logging.getLogger(__name__)
 
 
-def lower(converted: Converted, wanted: signature.Signature) -> bytes:
+def lower(
+    converted: Converted,
+    wanted: signature.Signature,
+    values: Callable[[], dead_channels.Values] | None = None,
+) -> bytes:
     """Lowers a marked float flatbuffer.
 
     Why an operator stays in float is logged at level DEBUG.
@@ -45,13 +50,15 @@ def lower(converted: Converted, wanted: signature.Signature) -> bytes:
     Args:
         converted: what `convert` returned.
         wanted: types and names of inputs and outputs.
+        values: gives what constant channels are, so that those that change nothing can go; None to
+            keep all channels.
 
     Raises:
         ValueError: where an operator has no integer form.
     """
     model = flatbuffer.read(converted.content)
     signature.add(model)
-    return _Lowering(model, converted).run(wanted)
+    return _Lowering(model, converted).run(wanted, values)
 
 
 def _made(converted: Converted) -> metadata.Made:
@@ -85,7 +92,9 @@ class _Lowering:
         for op in reversed(self.builder.graph.operators):
             self._move_mark(op)
 
-    def run(self, wanted: signature.Signature) -> bytes:
+    def run(
+        self, wanted: signature.Signature, values: Callable[[], dead_channels.Values] | None
+    ) -> bytes:
         builder = self.builder
         # Operators stand in order of execution, so what one reads has been rewritten before.
         for op in builder.graph.operators:
@@ -101,9 +110,11 @@ class _Lowering:
         builder.graph.operators = builder.ops
         signature.distinct_names(builder)
         flatbuffer.prune(builder.model)
+        lacking = dead_channels.remove(builder.model, builder.target, values) if values else {}
         builder.model.description = b"kerasq"
         preprocessing.write(builder.model, signature.preprocessing(wanted))
         metadata.put_made(builder.model, _made(self.converted))
+        removed.write(builder.model, lacking)
         return flatbuffer.write(builder.model)
 
     def _is_marker(self, op: schema.OperatorT) -> bool:

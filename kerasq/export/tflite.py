@@ -1,5 +1,6 @@
 """`export_tflite`: from a quantized Keras model to an integer-only .tflite file."""
 
+import functools
 import os
 import platform
 import warnings
@@ -11,6 +12,7 @@ import numpy as np
 
 from kerasq import graph, range_limits, registry
 from kerasq.export.convert import convert
+from kerasq.export.dead_channels import values_of
 from kerasq.export.lower import lower
 from kerasq.export.proof import prove
 from kerasq.export.signature import Signature
@@ -46,6 +48,7 @@ def export_tflite(
     check: bool = True,
     labels: Sequence[str] = (),
     normalization: tuple[Any, Any] | None = None,
+    remove_dead_channels: bool = True,
 ) -> TFLiteModel:
     """Exports a quantized model to LiteRT's integer kernels.
 
@@ -71,6 +74,11 @@ def export_tflite(
         normalization: `(mean, std)`, numbers or one a channel, where whoever feeds the model
             computes `(pixel - mean) / std`: the metadata says so, nothing computes it. None where
             the model takes pixels as they are.
+        remove_dead_channels: whether the file goes without channels that change nothing: those
+            whose weights are all code 0, which have one value whatever the input, and those that
+            nothing reads with other weights. What constants add to sums goes into biases, so that
+            all codes of the outputs are the same. Where padding, a sum with other channels, or an
+            output of the model needs a channel, it stays.
 
     Returns:
         The exported model.
@@ -101,25 +109,32 @@ def export_tflite(
     _check_observed(model)
     check_finite(model)
     with restored_on_error(range_variables(model)), graph.remembering():
-        lite = _written(model, path, signature, int(batch_size), check, about)
+        content = _prepared(model, signature, int(batch_size), remove_dead_channels)
+        lite = _written(model, content, path, check, about)
     for line in lite.remarks():
         print(line)
     return lite
 
 
+def _prepared(
+    model: keras.Model, signature: Signature, batch_size: int, remove_dead_channels: bool
+) -> bytes:
+    """A file's content, of a model whose ranges kernels take."""
+    for remark in range_limits.widen(model):
+        print(remark)
+    range_limits.check(model)
+    return _content(model, signature, batch_size, remove_dead_channels)
+
+
 def _written(
     model: keras.Model,
+    content: bytes,
     path: str | os.PathLike | None,
-    signature: Signature,
-    batch_size: int,
     check: bool,
     about: Description,
 ) -> TFLiteModel:
     """The exported model, proved and in its file."""
-    for remark in range_limits.widen(model):
-        print(remark)
-    range_limits.check(model)
-    content, runtime = _content(model, signature, batch_size), _runtime(target_of(model))
+    runtime = _runtime(target_of(model))
     if about.labels or about.normalization is not None:
         content = tflite_metadata.described(content, about)
     with warnings.catch_warnings(action="ignore", category=UserWarning):
@@ -135,13 +150,21 @@ def _written(
     return lite
 
 
-def content_of(model: keras.Model, batch_size: int, dtype: str | None = None) -> bytes:
+def content_of(
+    model: keras.Model,
+    batch_size: int,
+    dtype: str | None = None,
+    remove_dead_channels: bool = True,
+) -> bytes:
     """A model's file, which is not loaded here, with both ends of a type."""
-    return _content(model, _signature(model, dtype, dtype), batch_size)
+    return _content(model, _signature(model, dtype, dtype), batch_size, remove_dead_channels)
 
 
-def _content(model: keras.Model, signature: Signature, batch_size: int) -> bytes:
-    return lower(convert(model, batch_size), signature)
+def _content(
+    model: keras.Model, signature: Signature, batch_size: int, remove_dead_channels: bool
+) -> bytes:
+    values = functools.partial(values_of, model) if remove_dead_channels else None
+    return lower(convert(model, batch_size), signature, values)
 
 
 def _check_description(model: keras.Model, about: Description) -> None:

@@ -86,7 +86,8 @@ def _simulated(
             f"{target_of(model).name!r}. Call kerasq.retarget(model, {ETHOS_U.name!r}), and export "
             "that for Vela."
         )
-    found, given = (_parts(flatbuffer.read(x)) for x in (content_of(model, 1), lite.content))
+    anew = content_of(model, 1, remove_dead_channels=bool(lite.removed_channels))
+    found, given = (_parts(flatbuffer.read(x)) for x in (anew, lite.content))
     if changed := [name for name, part in found.items() if given.get(name, part) != part]:
         raise ValueError(
             "`model` must be what `lite` was exported from, as it is now. Received: one of other "

@@ -109,16 +109,31 @@ def _by_mantissa(x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor, ties: s
 
 
 @shared
-def multiply_rounding_once(x: tf.Tensor, real: tf.Tensor, bits: int = 31) -> tf.Tensor:
-    """`floor(x * mantissa * 2^(exponent - bits) + 1/2)`, |x| below 2^47 and real below 2^16."""
+def multiply_rounding_once(
+    x: tf.Tensor, real: tf.Tensor, bits: int = 31, ties: str = "up"
+) -> tf.Tensor:
+    """`x * mantissa * 2^(exponent - bits)`, rounded; |x| below 2^47 and real below 2^16.
+
+    Args:
+        x: integers, of any type.
+        real: positive multiplier, float64.
+        bits: width of the mantissa.
+        ties: where they go: "up", `floor(product + 1/2)`, or to the "even" number.
+    """
     mantissa, exponent = decompose(real, bits)
     mantissa *= 2 ** (31 - bits)
     # The product has up to 78 bits: x is cut in two at bit 15, below which nothing can carry.
     high = shift_right(int64(x), 15)
     low = tf.bitwise.bitwise_and(int64(x), int64(2**15 - 1))
     half = power_of_two(30 - exponent)
-    carried = shift_right(low * mantissa + half, 15)
-    return shift_right(high * mantissa + carried, 16 - exponent)
+    lower = low * mantissa + half
+    upper = high * mantissa + shift_right(lower, 15)
+    found = shift_right(upper, 16 - exponent)
+    if ties == "up":
+        return found
+    # What is shifted out of a tie and a half is 0.
+    is_tie = (lower % 2**15 == 0) & (upper % power_of_two(16 - exponent) == 0)
+    return found - tf.where(is_tie, found % 2, int64(0))
 
 
 @shared

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasq.grid import Grid
-from kerasq.litert import flatbuffer, metadata, preprocessing
+from kerasq.litert import flatbuffer, metadata, preprocessing, removed
 from kerasq.litert.metadata import Made
 from kerasq.litert.operators import KERNEL_OPS
 from kerasq.litert.preprocessing import Preprocessing
@@ -77,6 +77,7 @@ class Contents:
         byte_count: the size of the file.
         constant_bytes: how many of these are weights and constants.
         made: what it was made for; None where kerasq has not written it.
+        removed: by tensor the channels that it lacks, as `kerasq.litert.removed` has them.
     """
 
     tensors: list[Tensor]
@@ -88,6 +89,7 @@ class Contents:
     byte_count: int
     constant_bytes: int
     made: Made | None
+    removed: dict[str, np.ndarray]
 
     @functools.cached_property
     def by_name(self) -> dict[str, Tensor]:
@@ -128,6 +130,7 @@ def read(model: Any, byte_count: int) -> Contents:
         byte_count=byte_count,
         constant_bytes=_constant_bytes(model),
         made=metadata.find_made(model),
+        removed=removed.read(model),
     )
 
 

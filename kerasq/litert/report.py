@@ -7,7 +7,8 @@ import numpy as np
 
 from kerasq.litert.contents import Contents, Op, Tensor
 from kerasq.litert.metadata import Made
-from kerasq.litert.operators import OPERATORS
+from kerasq.litert.operators import KERNEL_OPS, OPERATORS
+from kerasq.litert.removed import KEPT
 from kerasq.support import tables
 
 # Whose packed weights are rounded otherwise on each processor.
@@ -42,7 +43,7 @@ def report(contents: Contents) -> str:
 
 
 def remarks(contents: Contents) -> list[str]:
-    """What feeders must compute, what is float, which weights are stored too wide; a line each."""
+    """What feeders must compute, is float, is stored too wide, or was removed; a line each."""
     lines = [
         f"Input {tensor.name!r} takes codes of x * gain + shift, which whoever feeds it computes: "
         f"see `preprocessing` of `TFLiteModel.inputs[{i}]`, which `predict` calls by itself."
@@ -57,7 +58,16 @@ def remarks(contents: Contents) -> list[str]:
             "Weights stored wider than they are, for want of a narrower kernel: "
             f"{'; '.join(unpacked)}.{_of_processors(contents)}"
         )
+    if removed := _removed(contents):
+        lines.append(f"Channels removed, which change nothing: {', '.join(removed)}.")
     return lines
+
+
+def _removed(contents: Contents) -> list[str]:
+    """The layers with weights that have lost channels, and how many."""
+    names = [op.outputs[0] for op in contents.ops if op.name in KERNEL_OPS]
+    found = {name: contents.removed[name] for name in names if name in contents.removed}
+    return [f"{name} ({np.sum(x != KEPT)} of {len(x)})" for name, x in found.items()]
 
 
 def written_by(made: Made | None) -> str:

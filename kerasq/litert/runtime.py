@@ -153,6 +153,14 @@ class TFLiteModel:
         return self._contents.made
 
     @property
+    def removed_channels(self) -> dict[str, np.ndarray]:
+        """By tensor the channels that its layer has and the file lacks, as they change nothing.
+
+        Codes, int32, `(channels,)`: what stands for those removed, -2^31 for those computed.
+        """
+        return self._contents.removed
+
+    @property
     def float_ops(self) -> list[Op]:
         """Operators that compute in float; empty for an integer-only model.
 

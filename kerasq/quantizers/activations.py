@@ -90,6 +90,9 @@ class ActivationQuantizer(keras.layers.Layer):
         limit: what the upper end may not exceed: `max_value` of the ReLU.
         range_gradient: "lsq", "clip", or "none": the range then follows the data while training,
             until `trainable = False`.
+        range_penalty: what is added to the loss for each end of a range that learns, times its
+            square: dL/dend = 2 range_penalty end (PACT's L2 regularizer of the clipping level, Choi
+            et al. 2018, section 3).
         is_input: whether the tensor is an input of the model.
     """
 
@@ -100,6 +103,7 @@ class ActivationQuantizer(keras.layers.Layer):
         limit: float | None = None,
         range_gradient: str = "lsq",
         is_input: bool = False,
+        range_penalty: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -108,6 +112,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.limit = limit
         self.range_gradient = range_gradient
         self.is_input = is_input
+        self.range_penalty = range_penalty
         # How many layers share the range: steps of a recurrent layer do, and what is concatenated.
         self.uses = 0
         # Whether nothing in training moves the range: `kerasq.FreezeRanges`.
@@ -136,11 +141,15 @@ class ActivationQuantizer(keras.layers.Layer):
             initializer="zeros",
             trainable=trainable,
             constraint=constraint,
+            regularizer=self._regularizer() if trainable else None,
             # Replicas see other batches: between them the range is their mean.
             aggregation="mean",
             # Under a policy of mixed precision, bfloat16 could not hold it exactly.
             autocast=False,
         )
+
+    def _regularizer(self) -> keras.regularizers.Regularizer | None:
+        return keras.regularizers.L2(self.range_penalty) if self.range_penalty else None
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -151,6 +160,7 @@ class ActivationQuantizer(keras.layers.Layer):
             "limit": self.limit,
             "range_gradient": self.range_gradient,
             "is_input": self.is_input,
+            "range_penalty": self.range_penalty,
         }
 
     def _gradient(self) -> str:

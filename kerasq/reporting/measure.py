@@ -151,11 +151,13 @@ class Measurement:
         for values, x in zip(self._own, along[:split], strict=True):
             _add_input(values, x.numpy())
         for layer, values, x, y in zip(layers, self._compared, along[split:], own, strict=True):
-            found = probe.value(layer.output)
-            values.along.add(x.numpy(), found)
-            values.own.add(y.numpy(), found)
-            values.add_float(y.numpy())
-            values.add_codes(probe.codes(layer.name))
+            # Nothing reads other channels, or they are a constant that it reads as part of a bias.
+            found = layer.computed(probe.value(layer.output))
+            values.along.add(layer.computed(x.numpy()), found)
+            values.own.add(layer.computed(y.numpy()), found)
+            values.add_float(layer.computed(y.numpy()))
+            codes = probe.codes(layer.name).reshape(-1, *layer.output.shape[1:])
+            values.add_codes(layer.computed(codes))
         return Batch(
             reference=[y.numpy() for y in outputs],
             simulated=self.comparison.outputs,

@@ -52,10 +52,14 @@ def test_rows_and_table():
     project = rows["project"]
     assert (project.weights, project.zeros) == (128, np.mean(codes["project"] == 0))
     assert project.pattern == "inputs" and rows["stem"].pattern == ""
+    assert {row.dead for row in found.layers} == {0}
+    expand = q.get_layer("expand")
+    expand.layer.kernel.assign(expand.layer.kernel * (np.arange(16) % 8 > 0))
+    assert {row.name: row.dead for row in kerasq.compression(q).layers}["expand"] == 2
     assert project.codes == len(np.unique(codes["project"]))
     assert project.channel_codes == max(len(np.unique(c)) for c in codes["project"][0, 0].T)
     # As they lie in the file: outputs first, but last in a depthwise kernel.
-    lite = kerasq.export_tflite(q)
+    lite = kerasq.export_tflite(q, remove_dead_channels=False)
     for name in ("project", "depthwise"):
         content = lite.constant(f"{name}/kernel").tobytes()
         assert rows[name].compressed == len(zlib.compress(content, 9))

@@ -100,6 +100,28 @@ def test_wide_integers_are_the_device(monkeypatch):
     assert kerasq.fixed_point(q, (x, y)) == found
 
 
+@pytest.mark.parametrize(("rounding", "scheme"), [("half_up", "w8a8"), ("half_even", "w8a16")])
+def test_shifts_at_ties_by_hand(rounding, scheme):
+    model = keras.Sequential([keras.Input((8,), name="x"), L.Dense(16, name="head")])
+    q = kerasq.quantize_model(model, scheme, scales="power_of_two")
+    x = networks.data(model, 300)
+    kerasq.calibrate(q, x)
+    total, real, out = integers(q, x)
+    assert int(out.zero_point) == 0 and (np.frexp(real)[0] == 0.5).all()
+    shift = (1 - np.frexp(real)[1]).astype(np.int64)
+    floor, rest = total >> shift, total % (1 << shift)
+    half = 1 << (shift - 1)
+    is_up = (rest > half) | ((rest == half) & ((rounding == "half_up") | (floor % 2 == 1)))
+    assert ((rest == half) & (floor % 2 == 0)).any()
+    expected = np.clip(floor + is_up, out.qmin, out.qmax)
+    target = np.asarray(q.predict_on_batch(x)) / out.scale
+    (layer,) = (found := kerasq.fixed_point(q, x, rounding=rounding)).layers
+    assert found.exact == np.mean(expected == target) and layer.changed == 0.0
+    other = "half_even" if rounding == "half_up" else "half_up"
+    assert kerasq.fixed_point(q, x, rounding=other).exact != found.exact
+    assert f"\nTies are rounded {rounding[5:]}." in str(found)
+
+
 def test_table(dense):
     q, x = dense
     found = kerasq.fixed_point(
@@ -121,6 +143,8 @@ def test_bad_arguments(dense):
         kerasq.fixed_point(q, x, multiplier_bits=40)
     with pytest.raises(ValueError, match=r"one of \['saturate', 'wrap'\]. Received: overflow='no"):
         kerasq.fixed_point(q, x, overflow="no")
+    with pytest.raises(ValueError, match=r"`rounding` .* \['half_up', 'half_even'\]. Received: r"):
+        kerasq.fixed_point(q, x, rounding="even")
     with pytest.raises(ValueError, match="`model` must be a quantized model"):
         kerasq.fixed_point(networks.mlp(), x)
     plain = networks.quantized(keras.Sequential([keras.Input((4,)), L.ReLU()]))

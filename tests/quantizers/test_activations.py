@@ -427,3 +427,18 @@ def test_weights_of_an_empty_channel_stay_zero():
     kernel = tf.constant([[0.0, 1.01], [0.0, -2.0]])
     found = fake_quant_per_channel(kernel, weight_range(kernel))
     np.testing.assert_allclose(found, [[0.0, 64 * 2 / 127], [0.0, -2.0]], rtol=1e-5)
+
+
+def test_the_penalty_by_hand():
+    made = quantizer(-1.0, 2.0, bits=4, range_gradient="clip", range_penalty=0.05)
+    x = tf.constant([[-3.0, 0.5, 2.5, 4.0, 5.0]])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(made(x)) + tf.add_n(made.losses)
+    low, high = tape.gradient(loss, [made.range_min.value, made.range_max.value])
+    # One value is below the range and three are above it; the penalty's gradient is 2 p end.
+    assert float(low) == pytest.approx(1 + 2 * 0.05 * -1.0)
+    assert float(high) == pytest.approx(3 + 2 * 0.05 * 2.0)
+    # What follows the data has none, nor what is frozen.
+    assert not quantizer(0.0, 1.0, range_gradient="none", range_penalty=0.05).losses
+    made.trainable = False
+    assert not made.losses

@@ -74,3 +74,15 @@ np.testing.assert_allclose(found, [[1.5, 1.5], [9.5, 9.5]])
     (tmp_path / "means.py").write_text(script)
     done = processes.script(tmp_path / "means.py")
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_dead_channels(tmp_path):
+    network().save(tmp_path / "float.keras")
+    flags = ["--dead_channels=0.3", f"--model={tmp_path / 'float.keras'}"]
+    done = processes.script("tools/compression.py", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Channels removed, which change nothing: conv (5 of 16)." in done.stdout
+    rows = [x.split("|")[1:-1] for x in done.stdout.splitlines() if x.startswith("|")][2:]
+    before, after = ([int(x.replace(",", "")) for x in row[1:3]] for row in rows)
+    # Kernels of 3 x 3 x 3 and 4 outputs.
+    assert before[0] - after[0] == 5 * (27 + 4) and after[1] < before[1]
