@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
         else:
             _resnet8(page, pathlib.Path(_DATA_DIR.value))
             _take(page, out / "report.png", 1380)
-            _take(page, out / "report_layer.png", 930, _LAYER)
+            _take(page, out / "report_layer.png", 1180, _LAYER)
         if _LITE1.value is None or _LITE1_DATA_DIR.value is None:
             print("No picture of EfficientNet-Lite1: --lite1 and --lite1_data_dir are not given.")
         else:

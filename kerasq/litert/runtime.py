@@ -130,10 +130,11 @@ class TFLiteModel:
         try:
             yield
         except (RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())
             raise ValueError(
                 f"The model must {verb} in the {RUNTIMES[self.target].title} interpreter "
                 f"({self.kernels} kernels). "
-                f"Received: {len(self.content)} bytes that it refuses: {error}{way_out()}"
+                f"Received: {len(self.content)} bytes that it refuses: {said}{way_out()}"
             ) from error
 
     def _way_out(self) -> str:

@@ -35,10 +35,10 @@ def without_repeats(rows: list[list[str]]) -> list[list[str]]:
 
     >>> steps = [[f"{name}_{i}", name.upper()] for i in range(4) for name in ("add", "tanh")]
     >>> print(plain([["output", "operator"], *without_repeats(steps)], left=2))
-    output                              operator
-    ----------------------------------  ----------
-    add_0                               ADD
-    tanh_0                              TANH
+    output                                operator
+    ------------------------------------  ----------
+    add_0                                 ADD
+    tanh_0                                TANH
     ... these 2, 3 times more: to tanh_3
     """
     keys = [row[1:] for row in rows]
