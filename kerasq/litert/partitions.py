@@ -36,8 +36,7 @@ def _outside(ops: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[int
     own = [op for op in ops if op["op_name"] != "DELEGATE"]
     maker = {int(y): op for op in own for y in op["outputs"]}
     inside = {id(op) for part in parts for op in _inside(part, maker)}
-    left = [op for op in own if id(op) not in inside and len(op["outputs"])]
-    return [int(op["outputs"][0]) for op in left]
+    return [int(op["outputs"][0]) for op in own if id(op) not in inside and len(op["outputs"])]
 
 
 def _inside(part: dict[str, Any], maker: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,10 @@ from kerasq.support.data import batch_spec
 # Inputs of this name are integers below this.
 INDICES = 7
 # How values lie.
-KINDS = ("normal", "ties", "wide", "constant", "zeros", "tiny", "huge", "spike", "positive")
+KINDS = (
+    *("normal", "ties", "wide", "constant", "zeros", "tiny", "huge", "spike", "positive"),
+    "dead",  # Channels of 0 alone, which files go without.
+)
 
 
 class DifferentError(Exception):
@@ -99,8 +102,15 @@ def _values(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.n
         "huge": normal * 1e6,
         "spike": np.where(rng.uniform(size=shape) < 0.05, 100.0, normal),
         "positive": np.abs(normal) + 0.1,
+        "dead": normal * _channels(rng, shape),
     }
     return np.asarray(found.get(kind, normal), "float32")
+
+
+def _channels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """1, or 0 for some channels, in the last axes: those that a kernel reads, and makes."""
+    parts = [rng.uniform(size=(size, *[1] * i)) < 0.6 for i, size in enumerate(shape[:-3:-1])]
+    return np.prod(np.broadcast_arrays(np.ones(shape), *parts), axis=0)
 
 
 def fill(model: keras.Model, kind: str, seed: int) -> None:
