@@ -234,9 +234,19 @@ class Matmul(keras.layers.Layer):
         return keras.ops.matmul(a, b)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """`(..., m, n)`."""
+        """`(..., m, n)`, of stacks that are broadcast.
+
+        Raises:
+            ValueError: for stacks of other numbers of axes, which would mix samples.
+        """
         a, b = input_shape
-        return (*a[:-1], b[-2] if self.transpose else b[-1])
+        if len(a) != len(b):
+            raise ValueError(
+                "Both stacks of matrices must have as many axes, or those of other samples would "
+                f"be multiplied. Received: shapes {a} and {b}. Reshape one of them."
+            )
+        b = (*b[:-2], b[-1], b[-2]) if self.transpose else b
+        return keras.ops.matmul(keras.KerasTensor(a), keras.KerasTensor(b)).shape
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

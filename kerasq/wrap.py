@@ -68,8 +68,8 @@ class _Wrapping:
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
-        # By name of the layer whose weights they have (`Source.weights_of`).
-        self.wrappers: dict[str, KernelWrapper] = {}
+        # By name of the layer whose weights they have (`Source.weights_of`), and their shapes.
+        self.wrappers: dict[tuple, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
         # By name of the layer whose range they share (`Source.range_of`), and what must be equal;
         # or by what a concatenation and its inputs share.
@@ -165,7 +165,9 @@ class _Wrapping:
         # Such as that of a nested model that is called with `training=False`.
         behind = {} if call.batch_norm is None else call.batch_norm.kwargs
         options["fixed_batch_norm"] = behind.get("training") is False
-        first = self.wrappers.get(node.source.weights_of)
+        # One slope of a PReLU is one for each channel here, of which calls may have other numbers.
+        key = (node.source.weights_of, *(tuple(w.shape) for w in layer.weights))
+        first = self.wrappers.get(key)
         if first is not None:
             return KernelWrapper.sharing(first, name=layer.name, **options)
         kernel, gain = graphs.copy_built(layer), node.source.gain
@@ -181,7 +183,7 @@ class _Wrapping:
         wrapper.first_gain = gain or 1.0
         # Built here, while it is known what its gain begins with.
         wrapper.build(layer.input.shape)
-        self.wrappers[node.source.weights_of] = wrapper
+        self.wrappers[key] = wrapper
         return wrapper
 
     def _kernel_options(self, layer: keras.Layer) -> dict[str, Any]:

@@ -838,3 +838,11 @@ def test_what_those_kernels_do_not_compute_stays_float(function, capsys):
     model = keras.Model(x, function(L.Dense(3)(x)))
     lite = kerasq.export_tflite(networks.quantized(model))
     assert "Stay in float" in capsys.readouterr().out and lite.float_ops
+
+
+def test_one_slope_for_all_is_called_on_any_number_of_channels():
+    layer = L.PReLU(keras.initializers.Constant(0.3), shared_axes=[1], name="slope")
+    x = keras.Input((9,), name="x")
+    y = layer(x)
+    model = keras.Model(x, [y, layer(ops.min(y, axis=1, keepdims=True))])
+    exact(model, networks.data(model, 64))

@@ -17,7 +17,6 @@ from kerasq.kernels.fixed_point import (
     int64,
     inverse_root,
     multiply_mantissa,
-    multiply_rounding_once,
     multiply_rounding_twice,
 )
 from kerasq.kernels.floats import float32, float64, plus, product, quotient, round_away
@@ -193,15 +192,14 @@ def _blend(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
 
 
 def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
-    """BATCH_MATMUL: one rounding where the second zero point is 0, else gemmlowp's rule."""
+    """BATCH_MATMUL: XNNPACK's where the second zero point is 0, as for weights, else gemmlowp's."""
     total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
     # The scales' product is float32 in LiteRT, its quotient is not.
     multiplier = float64(product(grids[0].scale, grids[1].scale)) / float64(out.scale)
-    # A second zero point of 0 takes another path through LiteRT. The zero point is a tensor, as
-    # ranges are learned, so both are computed.
-    once = multiply_rounding_once(total, multiplier)
-    twice = multiply_rounding_twice(total, multiplier)
-    return clip(tf.where(tf.equal(grids[1].zero_point, 0), once, twice), out)
+    # The zero point is a tensor, as ranges are learned, so both are computed.
+    once = sums.rescale_onto(float32(total), grids[0], grids[1], out)
+    twice = clip(multiply_rounding_twice(total, multiplier), out)
+    return tf.where(tf.equal(grids[1].zero_point, 0), once, twice)
 
 
 def leaky_relu(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

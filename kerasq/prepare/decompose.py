@@ -247,6 +247,7 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.MaxPooling3D: pooling.pool_3d,
     **dict.fromkeys((*ADAPTIVE_AVERAGE, *ADAPTIVE_MAX), pooling.adaptive),
     L.CenterCrop: images.center_crop,
+    L.Flatten: images.flatten,
     L.Resizing: images.resizing,
     L.SeparableConv2D: convolutions.separable,
     L.SeparableConv1D: convolutions.separable,

@@ -1,4 +1,4 @@
-"""Layers that crop and resize images, in parts."""
+"""Layers that crop, resize and flatten images, in parts."""
 
 from typing import Any
 
@@ -8,6 +8,15 @@ import numpy as np
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
+
+
+def flatten(parts: Parts, layer: keras.layers.Flatten, name: str, x: Any) -> Any:
+    """Of channels first: Permute, "<name>_moved", to the channels last, and Flatten."""
+    order = (*range(2, len(x.shape)), 1)
+    if layer.data_format != "channels_first" or len(order) < 2:
+        return None
+    moved = parts.call(L.Permute(order, name=parts.name(name, "moved"), dtype="float32"), x)
+    return parts.call(L.Flatten(name=name, dtype="float32"), moved)
 
 
 def center_crop(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:

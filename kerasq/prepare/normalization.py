@@ -104,8 +104,13 @@ def _operation(make: type, node: Node, x: Any, weights: list, options: dict) -> 
     operation = node.layer
     epsilon = keras.config.epsilon() if operation.epsilon is None else operation.epsilon
     layer = make(axis=operation.axis, epsilon=epsilon, **options)
-    given = [v for v in weights if v is not None]
     shape = tuple(x.shape[i] for i in fits.axes(operation.axis, x))
+    # A number is one for all.
+    given = [
+        np.full(shape, v, np.float32) if isinstance(v, (int, float)) else v
+        for v in weights
+        if v is not None
+    ]
     if not symbolic(x) or not fits.normalization_fits(layer, x) or not _have(shape, given):
         return None
     # Without weights it stays unbuilt: `_scaled` takes 1 for those that a layer always has.

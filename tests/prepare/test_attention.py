@@ -6,6 +6,7 @@ import pytest
 
 import kerasq
 from kerasq import graph as graphs
+from kerasq.layers import Matmul
 from kerasq.prepare.decompose import decompose
 from tests import networks
 
@@ -59,3 +60,27 @@ def test_cosines_are_integer(axes, shapes, scheme):
     assert lite.float_ops == [] and [op.name for op in lite.ops].count("L2_NORMALIZATION") == 2
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     assert networks.sqnr(model, q, x) > 25
+
+
+def test_products_of_stacks_that_are_broadcast():
+    many, one = keras.Input((4, 2, 6), name="many"), keras.Input((1, 6, 3), name="one")
+    assert Matmul()([many, one]).shape == (None, 4, 2, 3)
+    turned = keras.Input((4, 3, 6))
+    assert Matmul(transpose=True)([keras.Input((1, 2, 6)), turned]).shape == (None, 4, 2, 3)
+    with pytest.raises(ValueError, match="must have as many axes"):
+        Matmul()([keras.Input((4, 6)), one])
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 9), (2, 3, 4)])
+def test_products_on_ties(shape):
+    """Where the zero point of the second is 0, as of symmetric grids, XNNPACK has the product."""
+    turned = (*shape[:-2], shape[-1], shape[-2])
+    inputs = [keras.Input(shape, name="a"), keras.Input(turned, name="b")]
+    model = keras.Model(inputs, inputs[0] @ inputs[1])
+    x = networks.data(model, 200)
+    q = networks.quantized(model, x, scales="power_of_two")
+    lite = kerasq.export_tflite(q, check=False)
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    a, b = (np.rint(v / tensor.grid.scale) for v, tensor in zip(x, lite.inputs, strict=True))
+    step = np.prod([tensor.grid.scale for tensor in lite.inputs]) / lite.outputs[0].grid.scale
+    assert ((a @ b * step) % 1 == 0.5).sum() > 10

@@ -1,4 +1,4 @@
-"""Layers that crop and resize are existing operators, and compute what Keras does."""
+"""Layers that crop, resize and flatten are existing operators, and compute what Keras does."""
 
 import keras
 import numpy as np
@@ -37,3 +37,14 @@ def test_the_ratio_of_images(name):
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     step = lite.outputs[0].grid.scale
     np.testing.assert_allclose(lite.predict(x), networks.run(model, x), atol=1.01 * step)
+
+
+def test_images_of_channels_first_are_flattened_in_two_steps():
+    """TensorFlow's converter makes one RESHAPE of two: the first has no tensor of its own then."""
+    image = keras.Input((3, 4, 2), name="image")
+    flat = L.Flatten(data_format="channels_first", name="flat")(image)
+    model = keras.Model(image, L.Flatten(name="again")(flat))
+    x = networks.data(model, 8)
+    q = networks.quantized(model, x)
+    report = kerasq.compare(q, kerasq.export_tflite(q), x=x)
+    assert report.exact == 1.0 and [layer.max_lsb for layer in report.layers] == [0] * 3
