@@ -232,6 +232,12 @@ def normalization_fits(layer: keras.layers.Layer, x: Any, **kwargs: Any) -> bool
     return is_plain and 0 not in axes(layer.axis, x) and None not in x.shape[1:]
 
 
+def matmul_fits(layer: keras.Layer, x: list, **kwargs: Any) -> bool:
+    """Whether products have no more axes than BATCH_MATMUL takes."""
+    del layer, kwargs
+    return len(x[0].shape) <= 5
+
+
 def dot_fits(layer: keras.layers.Dot, x: list, **kwargs: Any) -> bool:
     """Whether a Dot contracts one axis of two sequences, or of two vectors."""
     del layer, kwargs

@@ -380,7 +380,12 @@ RULES: dict[tuple[type, ...], Rule] = {
     # A function of each value alone that has no kernel of its own. GATHER's indices are int32, and
     # codes are negative, too.
     (Function,): Rule(operators=("CAST", "ADD", "GATHER"), output=Output.LEARNED),
-    (Matmul,): Rule(operators=("BATCH_MATMUL",), output=Output.LEARNED),
+    (Matmul,): Rule(
+        operators=("BATCH_MATMUL",),
+        output=Output.LEARNED,
+        fits=fits.matmul_fits,
+        note="of up to five axes",
+    ),
     (InverseRoot,): Rule(
         operators=("RSQRT",),
         output=Output.DERIVED,

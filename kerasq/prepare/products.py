@@ -29,7 +29,7 @@ def matmul(node: Node, args: tuple, options: dict) -> Called:
     x, y = args
     if len(symbolic((x, y))) == 2:
         # Behind a sum with a constant Keras takes samples for one.
-        fits = len(x.shape) == len(y.shape) >= 3 and x.shape[1:-2] == y.shape[1:-2]
+        fits = 3 <= len(x.shape) == len(y.shape) <= 5 and x.shape[1:-2] == y.shape[1:-2]
         return (Matmul(**options), [x, y]) if fits else None
     if not symbolic(x):
         return _product_from_left(x, y, options)

@@ -77,10 +77,10 @@ def test_products_on_ties(shape):
     turned = (*shape[:-2], shape[-1], shape[-2])
     inputs = [keras.Input(shape, name="a"), keras.Input(turned, name="b")]
     model = keras.Model(inputs, inputs[0] @ inputs[1])
-    x = networks.data(model, 200)
+    x = networks.data(model, 400)
     q = networks.quantized(model, x, scales="power_of_two")
     lite = kerasq.export_tflite(q, check=False)
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     a, b = (np.rint(v / tensor.grid.scale) for v, tensor in zip(x, lite.inputs, strict=True))
     step = np.prod([tensor.grid.scale for tensor in lite.inputs]) / lite.outputs[0].grid.scale
-    assert ((a @ b * step) % 1 == 0.5).sum() > 10
+    assert ((a @ b * step) % 1 == 0.5).sum() > 5
