@@ -116,7 +116,7 @@ def test_what_no_file_can_have_is_named(capsys):
 def test_products_of_six_axes_are_in_no_file():
     x = keras.Input((1, 2, 2, 3, 4), name="x")
     y = x @ ops.swapaxes(x, -1, -2)
-    with pytest.raises(ValueError, match="(?s)must run in a file.*is no operator of LiteRT"):
+    with pytest.raises(ValueError, match=r"(?s)must run in a file.*is no operator of LiteRT"):
         kerasq.quantize_model(keras.Model(x, L.Dense(2)(y)))
 
 
