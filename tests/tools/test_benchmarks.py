@@ -32,6 +32,25 @@ def test_ratios_are_taken_round_by_round():
     assert found.ratios("a", "c") == found.ratios("a", "unknown") == []
 
 
+def test_a_table_has_a_row_for_each_case():
+    rows = [
+        comparison.Row(what, case, ratios)
+        for what, case, ratios in (
+            ("road", "VGG16", [0.5, 0.7, 0.6]),
+            ("size", "VGG16", [1.0]),
+            ("road", "Xception", [0.9]),
+            ("road", "geometric mean of 2", [0.7]),
+        )
+    ]
+    lines = comparison.by_case(rows, ("VGG16", "Xception")).splitlines()
+    assert [line.replace(" ", "") for line in (lines[0], *lines[2:])] == [
+        "|case|road|size|",
+        "|VGG16|0.60|1.00|",
+        "|Xception|0.90|-|",
+    ]
+    assert comparison.by_case(rows, ()) == ""
+
+
 def test_contestants_take_turns_in_their_own_processes(monkeypatch):
     monkeypatch.chdir(ROOT)
     turns, measure = [], Worker.measure

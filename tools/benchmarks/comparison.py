@@ -2,10 +2,11 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 
+from kerasq.support import tables
 from kerasq.support.progress import track
 from tools.benchmarks.worker import Failed, Worker
 
@@ -50,6 +51,16 @@ class Row:
         sign = ">=" if self.at_least else "<="
         target = "" if self.target is None else f"{sign} {self.target:.2f}"
         return [self.what, self.case, *shown, target, str(len(self.ratios)), self.verdict]
+
+
+def by_case(rows: Sequence[Row], cases: Container[str]) -> str:
+    """Medians of these cases as a table: a row each, a column a ratio; "" where there are none."""
+    cells = {(row.case, row.what): f"{row.median:.2f}" for row in rows if row.case in cases}
+    if not cells:
+        return ""
+    names, ratios = ([*dict.fromkeys(x)] for x in zip(*cells, strict=True))
+    body = [[name, *(cells.get((name, ratio), "-") for ratio in ratios)] for name in names]
+    return tables.markdown([["case", *ratios], *body])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from kerasq.support import files, tables
-from tools.benchmarks.comparison import Benchmark, Figures, Row
+from tools.benchmarks.comparison import Benchmark, Figures, Row, by_case
 from tools.benchmarks.contestants import STEPS
 from tools.benchmarks.networks import APPLICATIONS
 
@@ -340,6 +340,8 @@ def _print(bench: Benchmark) -> None:
     figures = [row for figures in bench.figures for row in figures.rows()]
     header = ["case", "contestant", "least", "median", "greatest", "unit"]
     print("\nFigures\n\n" + tables.markdown([header, *figures], left=2))
+    if table := by_case(bench.rows, APPLICATIONS):
+        print(f"\nMedians by network\n\n{table}")
     counts = {word: sum(row.verdict == word for row in bench.rows) for word in ("held", "missed")}
     print(f"\n{counts['held']} targets held, {counts['missed']} missed.")
 
