@@ -271,7 +271,11 @@ def _are_sequences(layer: keras.Layer, tensors: list, options: tuple) -> bool:
     is_plain = type(layer) is L.MultiHeadAttention and reads_tensors_alone(layer, None, *options)
     ranks = (3, 4, 5) if is_plain else (3,)
     return all(
-        isinstance(x, keras.KerasTensor) and len(x.shape) in ranks and None not in x.shape[1:]
+        isinstance(x, keras.KerasTensor)
+        and len(x.shape) in ranks
+        and None not in x.shape[1:]
+        # What a comparison says lies on no grid.
+        and x.dtype != "bool"
         for x in tensors
     )
 

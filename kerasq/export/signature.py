@@ -107,12 +107,14 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
     """
     signature = builder.model.signatureDefs[0]
     named: set[int] = set()
+    layers = {mark.name for mark in builder.marks.values()}
     for end, name, layer in zip(
         signature.outputs, wanted.output_names, wanted.output_layers, strict=True
     ):
         code, end.name = tensors.get(end.tensorIndex, end.tensorIndex), name.encode()
-        # A model may give one tensor as two outputs; the first names it.
-        if code not in named:
+        # A model may give one tensor as two outputs; the first names it. Behind a layer that does
+        # nothing, such as a Reshape to the shape that there is, it has that of the layer before.
+        if code not in named and builder.name(code) not in layers:
             builder.rename(code, layer)
             named.add(code)
         dtype = wanted.output_dtype if code in builder.grids else None

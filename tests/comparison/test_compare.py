@@ -307,3 +307,16 @@ def test_layers_behind_scaling_in_front_of_the_grid_are_exact():
     q = networks.quantized(model, x.astype(np.float32))
     report = kerasq.compare(q, kerasq.export_tflite(q), x=x)
     assert (report.max_lsb, report.layers[0].max_lsb, report.layers[0].name) == (0, 0, "head")
+
+
+@pytest.mark.parametrize(
+    "last", [L.Reshape((4, 4, 3)), L.Permute((1, 2, 3)), L.ZeroPadding2D(0)], ids=lambda x: x.name
+)
+def test_what_does_nothing_at_the_end_leaves_the_layer_its_name(last):
+    model = keras.Sequential([keras.Input((4, 4, 2)), L.Conv2D(3, 1, name="conv"), last])
+    x = networks.data(model, 8)
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    report = kerasq.compare(q, lite, x=x)
+    assert report.exact == 1.0 and [layer.name for layer in report.layers] == ["conv"]
+    assert lite.output_names == [last.name]

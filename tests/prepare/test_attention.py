@@ -84,3 +84,13 @@ def test_products_on_ties(shape):
     a, b = (np.rint(v / tensor.grid.scale) for v, tensor in zip(x, lite.inputs, strict=True))
     step = np.prod([tensor.grid.scale for tensor in lite.inputs]) / lite.outputs[0].grid.scale
     assert ((a @ b * step) % 1 == 0.5).sum() > 5
+
+
+def test_conditions_are_attended_to_in_float(capsys):
+    x = keras.Input((4, 3), name="x")
+    model = keras.Model(x, L.MultiHeadAttention(1, 2, name="heads")(x, x, keras.ops.less(x, 0.5)))
+    data = networks.data(model, 8)
+    q = networks.quantized(model, data)
+    assert "'heads' (MultiHeadAttention: integer only of sequences" in capsys.readouterr().out
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_allclose(lite.predict(data), networks.run(q, data), atol=1e-3)
