@@ -233,13 +233,25 @@ def test_encodings_want_multipliers_of_all_channels(exported, tmp_path):
         kerasq.save_encodings(q, tmp_path / "e.json", multipliers=kerasq.multipliers(lite))
 
 
-@pytest.mark.parametrize("entries", [[], {"first": [None, 3]}, {"other": [None]}, {"first": 2}])
-def test_damaged_notes(exported, entries):
-    model = flatbuffer.read(exported[1].content)
+def noted(content, entries):
+    """The file with another note of what it lacks."""
+    model = flatbuffer.read(content)
     model.metadata = [x for x in model.metadata if x.name != b"kerasq.removed"]
     packed = base64.b85encode(zlib.compress(json.dumps(entries).encode())).decode()
     metadata.put(model, "kerasq.removed", packed)
+    return flatbuffer.write(model)
+
+
+@pytest.mark.parametrize("entries", [[], {"first": [None, 3]}, {"first": 2}])
+def test_damaged_notes(exported, entries):
+    content = noted(exported[1].content, entries)
     with pytest.raises(
         ValueError, match=r"'kerasq.removed' must hold the channels.*export it again"
     ):
-        kerasq.TFLiteModel(flatbuffer.write(model))
+        kerasq.TFLiteModel(content)
+
+
+def test_other_tools_may_take_tensors_away(exported):
+    # Vela does, and keeps the note.
+    content = noted(exported[1].content, {"other": [None, 3]})
+    assert kerasq.TFLiteModel(content).removed_channels == {}
