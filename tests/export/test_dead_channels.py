@@ -86,6 +86,19 @@ def test_chains_are_exact(options):
     assert shapes["second/kernel"] == (3, 1, 1, 6) and shapes["flat"] == (1, 12)
 
 
+@pytest.mark.parametrize("kind", [L.Conv1D, L.Dense])
+def test_names_of_layers_may_be_those_of_a_reshape(kind):
+    options = {"kernel_size": 1} if kind is L.Conv1D else {}
+    layers = [kind(n, **options, name=f"layer_{n}") for n in (6, 4)]
+    model = without(keras.Sequential([keras.Input((5, 4)), *layers]), {"layer_6": np.s_[..., 1:3]})
+    # Packed products of an image's rows are convolutions there.
+    q = networks.quantized(model, target="tflm", scheme="w4a8")
+    lite = kerasq.export_tflite(q)
+    assert np.flatnonzero(lite.removed_channels["layer_6"] != KEPT).tolist() == [1, 2]
+    assert [x.shape for x in lite.tensors if x.name.endswith("/kernel")] == [(4, 1, 1, 4)] * 2
+    check_codes(q, lite, networks.data(q, 64, seed=3))
+
+
 def test_constants_become_bias_by_hand():
     model = keras.Sequential([keras.Input((2,)), L.Dense(3, name="dense"), L.Dense(1, name="head")])
     model.set_weights(
