@@ -14,6 +14,7 @@ that there are none of in exit code 2. Files are written whole or not at all.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import sys
 import warnings
@@ -46,6 +47,9 @@ from kerasq.support.files import check_writable, make_folder, whole_file
 from kerasq.support.samples import has_labels, load_labels, load_samples
 from kerasq.targets import DEFAULT, ETHOS_U, TARGETS
 from kerasq.wrappers import require_quantized, target_of
+
+# The exit code of a command that SIGPIPE ends.
+_BROKEN_PIPE = 141
 
 
 @dataclasses.dataclass(frozen=True)
@@ -456,6 +460,11 @@ def _run(name: str, run: Callable[[], Any]) -> int:
     """Runs a command; what input is wrong is said in a message, not by a traceback."""
     try:
         run()
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Whoever read has read enough, such as `head`; what Python still holds goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     # What kerasq raises for bad input. Others are faults of ours, whose traceback is wanted.
     except (ImportError, OSError, ValueError) as error:
         print(f"kerasq {name}: {error}", file=sys.stderr)
@@ -471,8 +480,8 @@ def _warn(message: Warning | str, *place: Any, **kwargs: Any) -> None:
 def script() -> None:
     """What is installed as `kerasq`.
 
-    TensorFlow and LiteRT write nothing but what ends the process; they do where the environment has
-    TF_CPP_MIN_LOG_LEVEL.
+    TensorFlow and LiteRT write nothing, unless the environment has TF_CPP_MIN_LOG_LEVEL. Where they
+    end the process, Python writes in which of its calls.
     """
     warnings.showwarning = _warn
     quiet: contextlib.AbstractContextManager = contextlib.nullcontext()

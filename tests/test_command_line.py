@@ -280,11 +280,12 @@ def test_samples_of_several_inputs_go_by_name(tmp_path):
     ]
 
 
-def in_a_shell(*arguments):
+def in_a_shell(*arguments, stdout=subprocess.PIPE):
     """`python -m kerasq` where TensorFlow's log is as users have it."""
     env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     command = [sys.executable, "-m", "kerasq", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+    ends = {"stdout": stdout, "stderr": subprocess.PIPE}
+    return subprocess.run(command, **ends, text=True, timeout=600, env=env)
 
 
 def test_python_runs_it_as_a_module_and_an_error_is_one_sentence(files):
@@ -300,3 +301,11 @@ def test_python_runs_it_as_a_module_and_an_error_is_one_sentence(files):
     warning, error = done.stderr.splitlines()
     assert warning.startswith("kerasq: The file was made for target 'tflm'")
     assert error.startswith("kerasq report: `data` must have the shape of model input")
+
+
+def test_a_reader_may_have_read_enough(files):
+    read, write = os.pipe()
+    os.close(read)
+    done = in_a_shell("inspect", files / "model.tflite", stdout=write)
+    os.close(write)
+    assert done.returncode == 141 and not done.stderr

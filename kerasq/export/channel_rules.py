@@ -123,7 +123,7 @@ class Linked(Rule):
         network, source = self.network, self.inputs[0]
         if network.count(source) > len(constant):
             return np.zeros_like(constant)
-        network.copy_codes(source, self.output, self.links[0].own)
+        network.share_codes(source, self.output, self.links[0].own)
         return constant
 
     def hold(self) -> None:

@@ -101,9 +101,19 @@ class Network:
             return np.full(count, np.nan)
         return np.rint(real / np.float64(grid.scale)) + float(grid.zero_point)
 
-    def copy_codes(self, source: int, target: int, channels: np.ndarray) -> None:
-        """Notes of a tensor which channel of another one each of its own is copied from."""
-        self._codes[target] = self.codes(source)[channels]
+    def share_codes(self, source: int, copy: int, channels: np.ndarray) -> None:
+        """Notes that a tensor is a copy of another one, whose first channels its first ones are.
+
+        The name of a layer such as Conv1D is that of a RESHAPE behind its operator.
+
+        Args:
+            source: that other one.
+            copy: the tensor.
+            channels: which channel of `source` each of its own is made of.
+        """
+        known, own = self.codes(source), self.codes(copy)
+        self._codes[source] = np.where(np.isnan(known), own[: len(known)], known)
+        self._codes[copy] = np.where(np.isnan(own), known[channels], own)
 
     def drops(self, tensor: int) -> np.ndarray:
         """Which channels of a tensor go."""

@@ -34,7 +34,7 @@ def write(model: schema.ModelT, channels: dict[str, np.ndarray]) -> None:
 
 
 def read(model: schema.ModelT) -> dict[str, np.ndarray]:
-    """What `write` noted, int32, `(channels,)` each.
+    """What `write` noted, int32, `(channels,)` each, of tensors that the file still has.
 
     Raises:
         ValueError: where the note is damaged.
@@ -45,7 +45,8 @@ def read(model: schema.ModelT) -> dict[str, np.ndarray]:
     shapes = {x.name.decode(): x.shape for x in model.subgraphs[0].tensors}
     try:
         entries = json.loads(zlib.decompress(base64.b85decode(found)))
-        return {name: _codes(entry, shapes[name]) for name, entry in entries.items()}
+        # Vela keeps the note, and makes one operator of those between the ends.
+        return {name: _codes(x, shapes[name]) for name, x in entries.items() if name in shapes}
     except (
         AttributeError,
         IndexError,

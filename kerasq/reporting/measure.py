@@ -151,11 +151,14 @@ class Measurement:
         for values, x in zip(self._own, along[:split], strict=True):
             _add_input(values, x.numpy())
         for layer, values, x, y in zip(layers, self._compared, along[split:], own, strict=True):
+            whole = probe.value(layer.output)
+            # What reads constants alone, as the first step of a GRU, computes one sample for all.
+            every = (np.broadcast_to(z.numpy(), whole.shape) for z in (x, y))
             # Nothing reads other channels, or they are a constant that it reads as part of a bias.
-            found = layer.computed(probe.value(layer.output))
-            values.along.add(layer.computed(x.numpy()), found)
-            values.own.add(layer.computed(y.numpy()), found)
-            values.add_float(layer.computed(y.numpy()))
+            found, along_it, alone = map(layer.computed, (whole, *every))
+            values.along.add(along_it, found)
+            values.own.add(alone, found)
+            values.add_float(alone)
             codes = probe.codes(layer.name).reshape(-1, *layer.output.shape[1:])
             values.add_codes(layer.computed(codes))
         return Batch(

@@ -23,7 +23,7 @@ def is_command() -> bool:
 
 
 def quiet() -> bool:
-    """Has TensorFlow write errors that end the process alone; whether it does.
+    """Keeps TensorFlow quiet; whether it does.
 
     Of no other process than the command, and not where the user has set the level.
     """
@@ -31,7 +31,7 @@ def quiet() -> bool:
         return False
     os.environ[LEVEL] = "3"
     # Its first lines come whatever the level is.
-    with stderr.held():
+    with stderr.aside():
         import tensorflow  # noqa: F401
     return True
 

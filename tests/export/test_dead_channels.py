@@ -86,6 +86,19 @@ def test_chains_are_exact(options):
     assert shapes["second/kernel"] == (3, 1, 1, 6) and shapes["flat"] == (1, 12)
 
 
+@pytest.mark.parametrize("kind", [L.Conv1D, L.Dense])
+def test_names_of_layers_may_be_those_of_a_reshape(kind):
+    options = {"kernel_size": 1} if kind is L.Conv1D else {}
+    layers = [kind(n, **options, name=f"layer_{n}") for n in (6, 4)]
+    model = without(keras.Sequential([keras.Input((5, 4)), *layers]), {"layer_6": np.s_[..., 1:3]})
+    # Packed products of an image's rows are convolutions there.
+    q = networks.quantized(model, target="tflm", scheme="w4a8")
+    lite = kerasq.export_tflite(q)
+    assert np.flatnonzero(lite.removed_channels["layer_6"] != KEPT).tolist() == [1, 2]
+    assert [x.shape for x in lite.tensors if x.name.endswith("/kernel")] == [(4, 1, 1, 4)] * 2
+    check_codes(q, lite, networks.data(q, 64, seed=3))
+
+
 def test_constants_become_bias_by_hand():
     model = keras.Sequential([keras.Input((2,)), L.Dense(3, name="dense"), L.Dense(1, name="head")])
     model.set_weights(
@@ -233,13 +246,25 @@ def test_encodings_want_multipliers_of_all_channels(exported, tmp_path):
         kerasq.save_encodings(q, tmp_path / "e.json", multipliers=kerasq.multipliers(lite))
 
 
-@pytest.mark.parametrize("entries", [[], {"first": [None, 3]}, {"other": [None]}, {"first": 2}])
-def test_damaged_notes(exported, entries):
-    model = flatbuffer.read(exported[1].content)
+def noted(content, entries):
+    """The file with another note of what it lacks."""
+    model = flatbuffer.read(content)
     model.metadata = [x for x in model.metadata if x.name != b"kerasq.removed"]
     packed = base64.b85encode(zlib.compress(json.dumps(entries).encode())).decode()
     metadata.put(model, "kerasq.removed", packed)
+    return flatbuffer.write(model)
+
+
+@pytest.mark.parametrize("entries", [[], {"first": [None, 3]}, {"first": 2}])
+def test_damaged_notes(exported, entries):
+    content = noted(exported[1].content, entries)
     with pytest.raises(
         ValueError, match=r"'kerasq.removed' must hold the channels.*export it again"
     ):
-        kerasq.TFLiteModel(flatbuffer.write(model))
+        kerasq.TFLiteModel(content)
+
+
+def test_other_tools_may_take_tensors_away(exported):
+    # Vela does, and keeps the note.
+    content = noted(exported[1].content, {"other": [None, 3]})
+    assert kerasq.TFLiteModel(content).removed_channels == {}

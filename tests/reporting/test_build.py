@@ -270,6 +270,17 @@ def test_a_file_alone_takes_batches_of_several_inputs(tmp_path):
         assert one["codes_used"] == other["codes_used"], one["name"]
 
 
+def test_what_reads_constants_alone_is_the_same_for_all_samples(tmp_path):
+    gru = keras.layers.GRU(2, bias_initializer="ones", name="gru")
+    q = networks.quantized(keras.Sequential([keras.Input((2, 3)), gru]))
+    lite = kerasq.export_tflite(q, check=False)
+    verdict = kerasq.report(q, lite, networks.data(q, 4), tmp_path / "r.html", time_layers=False)
+    # The first step's state is 0: what is left is the bias, of one sample and of four.
+    assert rows(verdict)["gru_recurrent"]["sqnr"] == pytest.approx(
+        rows(verdict)["gru_recurrent"]["own_sqnr"]
+    )
+
+
 def test_labels_must_be_classes_that_there_are(tiny, samples, labels, tmp_path):
     _, q, lite = tiny
     path = tmp_path / "report.html"
