@@ -153,9 +153,13 @@ class Measurement:
         for layer, values, x, y in zip(layers, self._compared, along[split:], own, strict=True):
             # Nothing reads other channels, or they are a constant that it reads as part of a bias.
             found = layer.computed(probe.value(layer.output))
-            values.along.add(layer.computed(x.numpy()), found)
-            values.own.add(layer.computed(y.numpy()), found)
-            values.add_float(layer.computed(y.numpy()))
+            # The float network has one row of what is the same for all samples: a first state.
+            wanted, alone = (
+                np.broadcast_to(layer.computed(z.numpy()), found.shape) for z in (x, y)
+            )
+            values.along.add(wanted, found)
+            values.own.add(alone, found)
+            values.add_float(alone)
             codes = probe.codes(layer.name).reshape(-1, *layer.output.shape[1:])
             values.add_codes(layer.computed(codes))
         return Batch(

@@ -112,6 +112,20 @@ def test_values_are_those_of_numpy(made, tiny, samples):
     assert head["own_sqnr"] > head["sqnr"]
 
 
+def test_a_first_state_that_is_one_row_is_compared_with_all_samples(tmp_path):
+    # The float network has one row of it, the file one a sample.
+    model = keras.Sequential([keras.Input((2, 3)), keras.layers.GRU(2, name="cell")])
+    model.weights[-1].assign(np.linspace(-1, 1, 12).reshape(2, 6))
+    q = kerasq.quantize_model(model)
+    x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype("float32")
+    kerasq.calibrate(q, x)
+    made = kerasq.report(q, kerasq.export_tflite(q), x, tmp_path / "r.html", time_layers=False)
+    for row in made.figures["layers"]:
+        assert sum(row["float_values"]["counts"]) == sum(row["code_values"]["counts"]), row["name"]
+    assert 20 < rows(made)["cell"]["sqnr"] < 80
+    assert "cell_recurrent" in rows(made)
+
+
 def test_a_kernel_is_shown_before_and_after_folding(made, tiny):
     model, q, _ = tiny
     channels = rows(made[1])["first"]["weights"]["drawn"]["channels"]
