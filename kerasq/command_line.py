@@ -9,7 +9,8 @@
     kerasq check-kernels
 
 Each command prints its flags with `--help`. Bad input ends in one message and exit code 1, flags
-that there are none of in exit code 2. Files are written whole or not at all.
+that there are none of in exit code 2, a pipe that nobody reads any more in 141, without a message.
+Files are written whole or not at all.
 """
 
 import contextlib
@@ -48,8 +49,8 @@ from kerasq.support.samples import has_labels, load_labels, load_samples
 from kerasq.targets import DEFAULT, ETHOS_U, TARGETS
 from kerasq.wrappers import require_quantized, target_of
 
-# The exit code of a command that SIGPIPE ends.
-_BROKEN_PIPE = 141
+# The exit code of a program that a closed pipe ends: 128 and the number of SIGPIPE.
+CLOSED_PIPE = 141
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _inspect(values: flags.FlagValues, path: str) -> None:
             f"{target!r}. Add --target=litert, or leave it out."
         )
     if target == ETHOS_U.name:
-        lite = _on_litert(path)
+        lite = _without_warning(path)
         print(lite)
         beside = beside_npu(lite.content)
         print(f"The NPU, {NPU}, runs {len(lite.ops) - len(beside)} of {len(lite.ops)} operators.")
@@ -164,7 +165,7 @@ def _loaded(path: str, target: str) -> TFLiteModel:
         ValueError: where that refuses it; what it holds, and all that is refused, is printed.
     """
     try:
-        return TFLiteModel(path, target=target)
+        return _without_warning(path, target)
     except ValueError as error:
         content = pathlib.Path(path).read_bytes()
         try:
@@ -198,17 +199,17 @@ def _list(head: str, found: Sequence[Refusal]) -> None:
         print("\n".join([f"{head}:", *(f"  {x}" for x in found)]))
 
 
-def _on_litert(path: str) -> TFLiteModel:
-    """A file as LiteRT runs it, without a warning that it was made for another interpreter."""
+def _without_warning(path: str, target: str = DEFAULT) -> TFLiteModel:
+    """A file on an interpreter; that it was made for another one is a remark of what is printed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return TFLiteModel(path)
+        return TFLiteModel(path, target=target)
 
 
 def _runtime_of(path: str) -> str:
     """The interpreter that a file was made for; LiteRT's where it does not say."""
     try:
-        made = _on_litert(path).made
+        made = _without_warning(path).made
     except ValueError:
         return DEFAULT  # LiteRT refuses it, and will say so.
     return made.runtime if made is not None and made.runtime in RUNTIMES else DEFAULT
@@ -335,7 +336,7 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
             f"Received: --compiled={values.compiled} --quantized={values.quantized}."
         )
     # What is for the NPU runs nowhere here, but as LiteRT would run it: its codes go unused.
-    lite = _on_litert(path) if values.compiled else TFLiteModel(path, target="tflm")
+    lite = _without_warning(path) if values.compiled else TFLiteModel(path, target="tflm")
     names = deploy(
         lite,
         values.out,
@@ -460,11 +461,8 @@ def _run(name: str, run: Callable[[], Any]) -> int:
     """Runs a command; what input is wrong is said in a message, not by a traceback."""
     try:
         run()
-        print(end="", flush=True)
-    except BrokenPipeError:
-        # Whoever read has read enough, such as `head`; what Python still holds goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+    except BrokenPipeError:  # Whoever read has read enough, such as `head`.
+        raise
     # What kerasq raises for bad input. Others are faults of ours, whose traceback is wanted.
     except (ImportError, OSError, ValueError) as error:
         print(f"kerasq {name}: {error}", file=sys.stderr)
@@ -489,5 +487,11 @@ def script() -> None:
         logging.set_verbosity(logging.ERROR)
         quiet = stderr.aside()
     with quiet:
-        code = main(sys.argv[1:])
+        try:
+            code = main(sys.argv[1:])
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left goes nowhere, or Python would complain of it at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = CLOSED_PIPE
     sys.exit(code)

@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
 import pytest
 
 import kerasq
-from kerasq.command_line import COMMANDS, main
+from kerasq.command_line import COMMANDS, main, script
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +279,20 @@ def test_samples_of_several_inputs_go_by_name(tmp_path):
         (1, 2),
         (1, 3),
     ]
+
+
+@pytest.mark.parametrize("buffering", [1, -1])  # It breaks at a line, or at the end.
+def test_a_pipe_that_nobody_reads_is_no_message(files, capfd, monkeypatch, buffering):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("sys.argv", ["kerasq", "inspect", str(files / "model.tflite")])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # Put back afterwards.
+    with open(writer, "w", buffering=buffering) as broken:
+        monkeypatch.setattr("sys.stdout", broken)
+        with pytest.raises(SystemExit) as found:
+            script()
+    monkeypatch.undo()
+    assert found.value.code == 141 and "pipe" not in capfd.readouterr().err
 
 
 def in_a_shell(*arguments, stdout=subprocess.PIPE):

@@ -19,6 +19,7 @@ from kerasq.layers import InputScale
 from kerasq.litert import flatbuffer
 from kerasq.litert.contents import Op, Tensor
 from kerasq.litert.operators import KERNEL_OPS, OPERATORS
+from kerasq.litert.removed import KEPT
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.reporting.counts import CodeCounts
 from kerasq.reporting.measure import FileMeasurement, LayerValues, Measurement
@@ -39,6 +40,7 @@ class LayerFigures:
         scheme: its scheme; "" where it only moves values.
         dtype: the type of its output.
         shape: the shape of its output for one sample.
+        removed: how many channels of it the file lacks, as they change nothing.
         inputs: the rows that it reads.
         is_input: whether it is an input of the model, put on its grid.
         shares_range: whether its output lies on the grid of its input.
@@ -67,6 +69,7 @@ class LayerFigures:
     scheme: str = ""
     dtype: str = ""
     shape: tuple[int, ...] = ()
+    removed: int = 0
     inputs: tuple[str, ...] = ()
     is_input: bool = False
     shares_range: bool = False
@@ -113,6 +116,7 @@ def of_model(
             # What the file is fed as codes has no operator of its name.
             tensor="" if values.name in compared else inputs.get(values.name, ""),
             inputs=tuple(_shown_inputs(nodes[values.name].inputs, shown)),
+            removed=int(np.sum(lite.removed_channels.get(values.name, KEPT) != KEPT)),
             is_input=getattr(nodes[values.name].layer, "is_input", False),
             shares_range=_shares_range(nodes[values.name].layer),
             weights=_weights(nodes[values.name].layer, float_model),

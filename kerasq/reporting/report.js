@@ -10,11 +10,16 @@ function showVerdict() {
   // Of several outputs a column for each.
   const several = Object.entries(verdict.accuracy_by_output).map(([name, found]) => [`accuracy of ${name}`, found]);
   const accuracies = several.length ? several : Object.keys(verdict.accuracy).length ? [["accuracy", verdict.accuracy]] : [];
-  const sides = ["float", "simulated", "file"].filter((side) =>
-    [...accuracies.map(([, found]) => found[side]), verdict.sqnr[side], verdict.agreement[`float ${side}`]].some(isKnown));
-  const heads = ["", ...accuracies.map(([head]) => head), "same class as float", "SQNR of outputs (dB)"];
-  const lines = sides.map((side) => [
-    side, ...accuracies.map(([, found]) => percent(found[side])), percent(verdict.agreement[`float ${side}`]), decibels(verdict.sqnr[side])]);
+  const all = ["float", "simulated", "file"];
+  // A column that nothing is known of, such as classes of a regressor, is left out; so is a row.
+  const columns = [
+    ...accuracies.map(([head, found]) => [head, (side) => found[side], percent]),
+    ["same class as float", (side) => verdict.agreement[`float ${side}`], percent],
+    ["SQNR of outputs (dB)", (side) => verdict.sqnr[side], decibels],
+  ].filter(([, value]) => all.map(value).some(isKnown));
+  const sides = all.filter((side) => columns.some(([, value]) => isKnown(value(side))));
+  const heads = ["", ...columns.map(([head]) => head)];
+  const lines = sides.map((side) => [side, ...columns.map(([, value, text]) => text(value(side)))]);
   const cells = (tag, line) => element("tr", {}, line.map((x, i) => element(tag, { class: i ? null : "text" }, x)));
   if (sides.length) byId("sides").append(cells("th", heads), ...lines.map((x) => cells("td", x)));
   const facts = [
@@ -73,6 +78,8 @@ function showDepth() {
   draw(made, byId("depth"), "", [[FLOAT, "the layer by itself"], [INT, "all layers up to it"]]);
 }
 
+// Where the page is of a file alone, it has all that it is said to have.
+const OF_MODEL = layers.some((x) => x.removed) ? "Of the model, with channels that are not in the file" : undefined;
 const COLUMNS = [
   { title: "Layer", name: true, value: (x) => x.name, text: (x) => x.name },
   { title: "Operator", left: true, value: (x) => x.op, text: (x) => x.op },
@@ -85,10 +92,10 @@ const COLUMNS = [
   { title: "LSB", value: (x) => x.max_lsb, text: (x) => whole(x.max_lsb), fault: (x) => x.max_lsb > 1, hint: "The largest difference between simulation and file" },
   { title: "Exact", value: (x) => x.exact, text: (x) => percent(x.exact), hint: "Values that are equal in simulation and file" },
   { title: "Outlier", value: (x) => x.weights?.outlier, text: (x) => (x.weights ? `${digits(x.weights.outlier, 2)} x` : ""), fault: (x) => isHarmful(x.weights), hint: "The largest weight of a channel over its 99th percentile" },
-  { title: "MACs", value: (x) => x.macs, text: (x) => whole(x.macs || null) },
+  { title: "MACs", value: (x) => x.macs, text: (x) => whole(x.macs || null), hint: OF_MODEL },
   { title: "ms", value: (x) => x.ms, text: (x) => (isKnown(x.ms) ? x.ms.toFixed(4) : ""), hint: "Its operators, each timed alone" },
-  { title: "Weights (B)", value: (x) => x.weight_bytes, text: (x) => whole(x.weight_bytes || null) },
-  { title: "Output (B)", value: (x) => x.activation_bytes, text: (x) => whole(x.activation_bytes) },
+  { title: "Weights (B)", value: (x) => x.weight_bytes, text: (x) => whole(x.weight_bytes || null), hint: OF_MODEL },
+  { title: "Output (B)", value: (x) => x.activation_bytes, text: (x) => whole(x.activation_bytes), hint: OF_MODEL },
   { title: "Acc. bits", value: (x) => x.accumulator_bits, text: (x) => (isKnown(x.accumulator_bits) ? `${x.accumulator_bits} / ${x.accumulator_limit}` : ""), fault: (x) => x.accumulator_bits > x.accumulator_limit, hint: "What sums need, and have" },
 ];
 
@@ -103,6 +110,7 @@ function rated(db) {
 /** The histograms and boxes of a layer. */
 function detail(x, place) {
   const facts = [x.tensor && `Tensor ${x.tensor}`, `${x.kind || x.op}, ${x.dtype}, output ${x.shape.join(" x ") || "a number"}`];
+  if (x.removed) facts.push(`${x.removed} of its ${x.shape.at(-1)} channels change nothing and are not in the file`);
   if (x.inputs.length) facts.push(`reads ${x.inputs.join(", ")}`);
   if (isKnown(x.value_low)) facts.push(`values from ${digits(x.value_low)} to ${digits(x.value_high)}`);
   if (isKnown(x.low)) facts.push(`range ${digits(x.low)} to ${digits(x.high)}`);
@@ -272,9 +280,10 @@ function showShown() {
   const named = (i) => figures.labels?.[i] ?? i;
   byId("shown").append(...figures.shown.map((x) => {
     const head = [`Sample ${x.index}`, isKnown(x.label) ? `, label ${named(x.label)}` : ""].join("");
-    const sides = Object.entries(x.outputs).map(([side, top]) =>
-      element("div", {}, element("b", {}, `${side}: `), top.slice(0, 3).map(([i, y]) => `${named(i)} (${digits(y)})`).join(", ")));
-    const kind = x.disagrees ? null : element("small", {}, `same class, differs by ${digits(x.error)}`);
+    const said = ([i, y]) => (x.has_classes ? `${named(i)} (${digits(y)})` : digits(y));
+    const sides = Object.entries(x.outputs).map(([side, most]) =>
+      element("div", {}, element("b", {}, `${side}: `), most.slice(0, 3).map(said).join(", ")));
+    const kind = x.disagrees ? null : element("small", {}, `${x.has_classes ? "same class, " : ""}differs by ${digits(x.error)}`);
     const image = x.image ? element("img", { src: x.image, alt: head }) : null;
     const values = x.values ? element("small", {}, `${x.values.map((v) => digits(v)).join(", ")}, \u2026`) : null;
     return element("div", { class: "card" }, image, element("div", {}, element("b", {}, head), sides, kind, values));

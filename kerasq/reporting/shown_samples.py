@@ -16,6 +16,7 @@ VALUES = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sample:
+    has_classes: bool
     disagrees: bool
     error: float
     index: int
@@ -49,6 +50,7 @@ class ShownSamples:
         order = np.lexsort((error, differs))[::-1][:KEPT]
         for i in order:
             one = _Sample(
+                has_classes=has_classes,
                 disagrees=bool(differs[i]),
                 error=float(error[i]),
                 index=self._seen + int(i),
@@ -74,9 +76,10 @@ def _outputs(batch: Batch, i: int) -> dict[str, np.ndarray]:
 def _shown(one: _Sample) -> dict[str, Any]:
     found: dict[str, Any] = {
         "index": one.index,
+        "has_classes": one.has_classes,
         "disagrees": one.disagrees,
         "error": one.error,
-        "outputs": {name: _top(y) for name, y in one.outputs.items()},
+        "outputs": {name: _most(y, one.has_classes) for name, y in one.outputs.items()},
     }
     if one.label is not None:
         label = one.label
@@ -88,8 +91,8 @@ def _shown(one: _Sample) -> dict[str, Any]:
     return found
 
 
-def _top(y: np.ndarray) -> list[list[float]]:
-    """The greatest values of an output, each with its place."""
+def _most(y: np.ndarray, has_classes: bool) -> list[list[float]]:
+    """The greatest values of an output, or the first of one without classes, with their places."""
     y = y.ravel()
-    places = np.argsort(-y, kind="stable")[:VALUES]
+    places = (np.argsort(-y, kind="stable") if has_classes else np.arange(y.size))[:VALUES]
     return [[int(i), float(y[i])] for i in places]

@@ -75,14 +75,17 @@ class Verdict:
         # Of several outputs a column for each.
         several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
         accuracies = several or {"accuracy": found["accuracy"]}
-        rows = [["", *accuracies, "same class as float", "SQNR (dB)"]]
-        for side in ("float", "simulated", "file"):
-            shares = [*(x.get(side) for x in accuracies.values())]
-            shares.append(found["agreement"].get(f"float {side}"))
-            ratio = found["sqnr"].get(side)
-            if {*shares, ratio} != {None}:
-                rows.append([side, *map(_percent, shares), "" if ratio is None else f"{ratio}"])
-        lines = [tables.plain(rows), ""] if rows[1:] else []
+        sides = ("float", "simulated", "file")
+        columns = {
+            head: [_percent(x.get(side)) for side in sides] for head, x in accuracies.items()
+        }
+        same = [found["agreement"].get(f"float {side}") for side in sides]
+        columns["same class as float"] = [*map(_percent, same)]
+        columns["SQNR (dB)"] = [str(found["sqnr"].get(side, "")) for side in sides]
+        # What nothing is known of, such as classes of a regressor, is left out.
+        known = {head: cells for head, cells in columns.items() if any(cells)}
+        rows = [x for x in zip(sides, *known.values(), strict=True) if any(x[1:])]
+        lines = [tables.plain([["", *known], *map(list, rows)]), ""] if rows else []
         lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")
         advice = [f"- {x}" for x in self.advice] or [self.figures["nothing"]]
         return "\n".join([*lines, "", "What to try next:", *advice])

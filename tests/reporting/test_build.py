@@ -112,6 +112,34 @@ def test_values_are_those_of_numpy(made, tiny, samples):
     assert head["own_sqnr"] > head["sqnr"]
 
 
+def test_a_first_state_that_is_one_row_is_compared_with_all_samples(tmp_path):
+    # The float network has one row of it, the file one a sample.
+    model = keras.Sequential([keras.Input((2, 3)), keras.layers.GRU(1, name="cell")])
+    model.weights[-1].assign(np.linspace(-1, 1, 6).reshape(2, 3))
+    q = kerasq.quantize_model(model)
+    x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype("float32")
+    kerasq.calibrate(q, x)
+    made = kerasq.report(q, kerasq.export_tflite(q), x, tmp_path / "r.html", time_layers=False)
+    for row in made.figures["layers"]:
+        assert sum(row["float_values"]["counts"]) == sum(row["code_values"]["counts"]), row["name"]
+    assert 20 < rows(made)["cell"]["sqnr"] < 80
+    assert "cell_recurrent" in rows(made)
+    # Of one value there are no classes.
+    assert str(made).split("\n")[0].split() == ["SQNR", "(dB)"]
+
+
+def test_channels_that_the_file_lacks_are_told(tmp_path):
+    layers = [keras.layers.Conv2D(5, 3, name="conv"), keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([keras.Input((4, 4, 2)), *layers, keras.layers.Dense(2, name="head")])
+    conv = model.get_layer("conv")
+    conv.kernel.assign(conv.kernel * [0, 1, 0, 0, 1])
+    q = kerasq.quantize_model(model)
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype("float32")
+    kerasq.calibrate(q, x)
+    found = rows(kerasq.report(q, kerasq.export_tflite(q), x, tmp_path / "r.html"))
+    assert found["conv"]["removed"] == 3 and found["head"]["removed"] == 0
+
+
 def test_a_kernel_is_shown_before_and_after_folding(made, tiny):
     model, q, _ = tiny
     channels = rows(made[1])["first"]["weights"]["drawn"]["channels"]

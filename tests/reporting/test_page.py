@@ -111,12 +111,34 @@ def test_advice_leads_to_its_layer(opened, broken):
 
 def test_several_outputs_have_a_column_each(opened, made, tmp_path):
     figures = copy.deepcopy(made[1].figures)
-    figures["verdict"] |= {"accuracy": {}, "accuracy_by_output": {"a": {"file": 0.5}, "b": {}}}
+    figures["verdict"] |= {
+        "accuracy": {},
+        "accuracy_by_output": {"a": {"file": 0.5}, "b": {"float": 0.5}},
+    }
     page.write(tmp_path / "several.html", "several", "report", figures)
     opened.open(tmp_path / "several.html")
     rows = opened.run('[...document.querySelectorAll("#sides tr")].map((x) => x.innerText)')
     assert rows[0].split("\t")[1:3] == ["accuracy of a", "accuracy of b"]
     assert rows[-1].split("\t")[:3] == ["file", "50.00 %", ""]
+    assert is_clean(opened), opened.problems
+
+
+def test_a_regressor_has_no_classes_and_a_pruned_layer_says_so(opened, made, tmp_path):
+    figures = copy.deepcopy(made[1].figures)
+    figures["verdict"] |= {"accuracy": {}, "agreement": {}}
+    shown = {"has_classes": False, "disagrees": False, "outputs": {"file": [[0, 0.25]]}}
+    figures["shown"] = [{"index": 7, "error": 0.5, "values": [1.0], **shown}]
+    figures["layers"][1]["removed"] = 3
+    page.write(tmp_path / "one.html", "one", "report", figures)
+    opened.open(tmp_path / "one.html")
+    assert opened.run('document.querySelector("#sides tr").innerText').split("\t") == [
+        "",
+        "SQNR of outputs (dB)",
+    ]
+    text = opened.run('document.querySelector("#shown .card").innerText').split("\n")
+    assert text[1:3] == ["file: 0.25", "differs by 0.5"]
+    opened.run("document.querySelector('tr[data-name=first] button').click()")
+    assert "3 of its 8 channels" in opened.run('document.querySelector("tr.detail p").innerText')
     assert is_clean(opened), opened.problems
 
 

@@ -23,7 +23,7 @@ def test_those_that_disagree_come_first_and_no_batch_is_kept():
     order = sorted(range(100), key=lambda i: (differs[i], error[i]), reverse=True)
     assert [x["index"] for x in figures] == order[:KEPT]
     assert [x["label"] for x in figures] == [i % 20 for i in order[:KEPT]]
-    assert shown.disagreeing == sum(differs) > 0
+    assert shown.disagreeing == sum(differs) > 0 and figures[0]["has_classes"]
     kept = [x for x in vars(shown).values() if isinstance(x, list)]
     assert len(kept) == 1 and len(kept[0]) == KEPT
     assert all(one.x.base is None and one.outputs["file"].base is None for one in kept[0])
@@ -39,5 +39,6 @@ def test_outputs_that_are_no_classes_do_not_disagree():
     shown = ShownSamples()
     shown.add(np.zeros((2, 2)), None, batch(np.zeros((2, 1)), np.ones((2, 1))))
     first, _ = shown.figures()
+    assert not first["has_classes"]
     assert not first["disagrees"] and first["error"] == 1 and "label" not in first
     assert first["values"] == [0, 0] and first["outputs"]["file"] == [[0, 1.0]]
