@@ -106,17 +106,11 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
         tensors: the tensor that stands for a tensor of the marked graph, where it is another.
     """
     signature = builder.model.signatureDefs[0]
-    named: set[int] = set()
-    layers = {mark.name for mark in builder.marks.values()}
-    for end, name, layer in zip(
-        signature.outputs, wanted.output_names, wanted.output_layers, strict=True
-    ):
-        code, end.name = tensors.get(end.tensorIndex, end.tensorIndex), name.encode()
-        # A model may give one tensor as two outputs; the first names it. Behind a layer that does
-        # nothing, such as a Reshape to the shape that there is, it has that of the layer before.
-        if code not in named and builder.name(code) not in layers:
-            builder.rename(code, layer)
-            named.add(code)
+    codes = [tensors.get(end.tensorIndex, end.tensorIndex) for end in signature.outputs]
+    _name_outputs(builder, codes, wanted.output_layers)
+    ends = zip(signature.outputs, codes, wanted.output_names, wanted.output_layers, strict=True)
+    for end, code, name, layer in ends:
+        end.name = name.encode()
         dtype = wanted.output_dtype if code in builder.grids else None
         # A float layer that only moves values is none in the file: its output may have 16 bits.
         if dtype == "uint8" and builder.grids[code].bits > 8:
@@ -126,6 +120,17 @@ def set_outputs(builder: Builder, wanted: Signature, tensors: dict[int, int]) ->
             kind = "DEQUANTIZE" if dtype == "float32" else "QUANTIZE"
             builder.emit(kind, [code], [end.tensorIndex])
     builder.graph.outputs = [end.tensorIndex for end in signature.outputs]
+
+
+def _name_outputs(builder: Builder, codes: list[int], makers: list[str]) -> None:
+    """Gives outputs the names of the layers that make them."""
+    layers = {mark.name for mark in builder.marks.values()}
+    # A model may give one tensor as two outputs; the first names it.
+    for code, maker in reversed([*zip(codes, makers, strict=True)]):
+        # Behind a layer that does nothing, such as a Reshape to the shape that there is, it has the
+        # name of the layer before.
+        if builder.name(code) not in layers:
+            builder.rename(code, maker)
 
 
 def _typed(builder: Builder, code: int, name: str, dtype: str | None) -> int:

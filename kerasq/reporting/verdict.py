@@ -26,6 +26,7 @@ NOTHING = {
 }
 # Calls that latencies are medians of.
 ROUNDS = 20
+_SIDES = ("float", "simulated", "file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,24 +72,28 @@ class Verdict:
         return [*files]
 
     def __str__(self) -> str:
-        found = self.figures["verdict"]
-        # Of several outputs a column for each.
-        several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
-        accuracies = several or {"accuracy": found["accuracy"]}
-        sides = ("float", "simulated", "file")
-        columns = {
-            head: [_percent(x.get(side)) for side in sides] for head, x in accuracies.items()
-        }
-        same = [found["agreement"].get(f"float {side}") for side in sides]
-        columns["same class as float"] = [*map(_percent, same)]
-        columns["SQNR (dB)"] = [str(found["sqnr"].get(side, "")) for side in sides]
-        # What nothing is known of, such as classes of a regressor, is left out.
-        known = {head: cells for head, cells in columns.items() if any(cells)}
-        rows = [x for x in zip(sides, *known.values(), strict=True) if any(x[1:])]
-        lines = [tables.plain([["", *known], *map(list, rows)]), ""] if rows else []
-        lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")
         advice = [f"- {x}" for x in self.advice] or [self.figures["nothing"]]
+        size = f"{self.figures['verdict']['bytes']:,} bytes"
+        lines = [*self._table(), f"{self.figures['samples']} samples, {size}."]
         return "\n".join([*lines, "", "What to try next:", *advice])
+
+    def _table(self) -> list[str]:
+        """What is known of either side as a table, and an empty line; nothing where nothing is."""
+        # What nothing is known of, such as classes of a regressor, is left out.
+        known = {head: x for head, x in _columns(self.figures["verdict"]).items() if any(x)}
+        rows = [x for x in zip(_SIDES, *known.values(), strict=True) if any(x[1:])]
+        return [tables.plain([["", *known], *map(list, rows)]), ""] if rows else []
+
+
+def _columns(found: dict[str, Any]) -> dict[str, list[str]]:
+    """By its head, a column of the table: a cell for each side, "" where that is not known."""
+    # Of several outputs a column for each.
+    several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
+    shares = several or {"accuracy": found["accuracy"]}
+    shares["same class as float"] = {x: found["agreement"].get(f"float {x}") for x in _SIDES}
+    columns = {head: [_percent(x.get(side)) for side in _SIDES] for head, x in shares.items()}
+    columns["SQNR (dB)"] = [str(found["sqnr"].get(side, "")) for side in _SIDES]
+    return columns
 
 
 def _percent(share: float | None) -> str:
