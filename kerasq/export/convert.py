@@ -178,9 +178,15 @@ class Marker:
         # A ReLU behind what a layer moves would not be the operator's.
         relu = functools.partial(_relu, wrapper=wrapper, grid=grid)
         moves = isinstance(wrapper.layer, FrameConv2D)
-        with graph.replaced(wrapper.layer, **({"activation": relu} if moves else {})):
-            y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, any_bias)
         mark = marks.Weighted(name=wrapper.name, grid=grid, kernel=weights.grid.numpy(), bias=bias)
+        with graph.replaced(wrapper.layer, **({"activation": relu} if moves else {})):
+            if is_product and x.shape[-1] == 1 and len(x.shape) > 2:
+                # Of one feature, and with a ReLU, the converter makes a MUL and an ADD, but not of
+                # matrices.
+                rows = wrapper.run_on(tf.reshape(x, (-1, 1)), kernel, any_bias)
+                y = tf.reshape(relu(rows), (-1, *x.shape[1:-1], rows.shape[-1]))
+                return self._mark(y, mark)
+            y = _scale(x, kernel) if is_scale else wrapper.run_on(x, kernel, any_bias)
         return self._mark(y if moves else relu(y), mark)
 
     def _recurrent(self, wrapper: LstmWrapper, x: tf.Tensor, grid: Grid) -> tf.Tensor:

@@ -872,3 +872,16 @@ def test_int16_curves_up_to_where_kernels_wrap_around(activation):
             continue
         with pytest.raises(ValueError, match=r"input of layer 'curve' must have a range below 163"):
             kerasq.export_tflite(q)
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a4"])
+def test_one_feature_on_sequences(scheme):
+    """TensorFlow's converter makes a MUL and an ADD of it, with a ReLU, but where it is a matrix."""
+    dense = keras.layers.Dense(3, activation="relu", name="dense")
+    model = keras.Sequential([keras.Input((4, 1), name="x"), dense])
+    x = networks.data(model, 32)
+    q = networks.quantized(model, x, scheme=scheme)
+    lite = kerasq.export_tflite(q, batch_size=2)
+    assert lite.float_ops == [] and [op.name for op in lite.ops][-1] == "FULLY_CONNECTED"
+    assert not {"MUL", "ADD"} & {op.name for op in lite.ops}
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
