@@ -71,28 +71,41 @@ class Verdict:
         return [*files]
 
     def __str__(self) -> str:
-        found = self.figures["verdict"]
-        # Of several outputs a column for each.
-        several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
-        accuracies = several or {"accuracy": found["accuracy"]}
-        sides = ("float", "simulated", "file")
-        columns = {
-            head: [_percent(x.get(side)) for side in sides] for head, x in accuracies.items()
-        }
-        same = [found["agreement"].get(f"float {side}") for side in sides]
-        columns["same class as float"] = [*map(_percent, same)]
-        columns["SQNR (dB)"] = [str(found["sqnr"].get(side, "")) for side in sides]
-        # What nothing is known of, such as classes of a regressor, is left out.
-        known = {head: cells for head, cells in columns.items() if any(cells)}
-        rows = [x for x in zip(sides, *known.values(), strict=True) if any(x[1:])]
-        lines = [tables.plain([["", *known], *map(list, rows)]), ""] if rows else []
-        lines.append(f"{self.figures['samples']} samples, {found['bytes']:,} bytes.")
+        sides = _sides(self.figures["verdict"])
+        lines = [sides, ""] if sides else []
+        lines.append(
+            f"{self.figures['samples']} samples, {self.figures['verdict']['bytes']:,} bytes."
+        )
         advice = [f"- {x}" for x in self.advice] or [self.figures["nothing"]]
         return "\n".join([*lines, "", "What to try next:", *advice])
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
+def _sides(found: dict[str, Any]) -> str:
+    """The table of what each side does, of what is known; "" where nothing is."""
+    sides = ("float", "simulated", "file")
+    known = {
+        head: cells
+        for head, values in _columns(found).items()
+        # Nothing is known of the classes of a regressor, for one.
+        if any(cells := [values.get(side, "") for side in sides])
+    }
+    rows = [[*x] for x in zip(sides, *known.values(), strict=True) if any(x[1:])]
+    return tables.plain([["", *known], *rows]) if rows else ""
+
+
+def _columns(found: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """By heading what is known of each side."""
+    # Of several outputs a column for each.
+    several = {f"accuracy of {name}": x for name, x in found["accuracy_by_output"].items()}
+    shares = several or {"accuracy": found["accuracy"]}
+    same = {pair.removeprefix("float "): x for pair, x in found["agreement"].items()}
+    shares = {**shares, "same class as float": same}
+    columns = {head: {side: _percent(x) for side, x in y.items()} for head, y in shares.items()}
+    return {**columns, "SQNR (dB)": {side: str(x) for side, x in found["sqnr"].items()}}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def of_file(lite: TFLiteModel) -> dict[str, Any]:
