@@ -364,7 +364,9 @@ def operator_of(model: keras.Model) -> dict[str, str]:
     return {
         node.name: type(node.layer).__name__
         for node in graph.calls(model)
-        if quantized_by(node.outputs[0]) is None
+        # Masks are neither float nor on a grid.
+        if any(x.dtype.startswith("float") for x in (*node.inputs, *node.outputs))
+        and quantized_by(node.outputs[0]) is None
         and not registry.passes_through(node.layer)
         and not registry.gives_indices(node.layer)
         # What scales an input in front of its grid is no operator of the file.

@@ -876,7 +876,7 @@ def test_int16_curves_up_to_where_kernels_wrap_around(activation):
 
 @pytest.mark.parametrize("scheme", ["w8a16", "w4a4"])
 def test_one_feature_on_sequences(scheme):
-    """TensorFlow's converter makes a MUL and an ADD of it, with a ReLU, but where it is a matrix."""
+    """With a ReLU the converter makes a MUL and an ADD of it, but where it is a matrix."""
     dense = keras.layers.Dense(3, activation="relu", name="dense")
     model = keras.Sequential([keras.Input((4, 1), name="x"), dense])
     x = networks.data(model, 32)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq import graph
 from kerasq.analysis.operator_latency import OperatorLatency, OperatorTime
 from kerasq.comparison.probe import Probe
 from kerasq.litert.contents import Op
 from kerasq.reporting import page
 from kerasq.reporting.counts import BINS
-from kerasq.reporting.layer_figures import LayerFigures, timed
+from kerasq.reporting.layer_figures import LayerFigures, operator_of, timed
 from kerasq.support.sqnr import Noise
 from tests import networks
 
@@ -126,6 +127,15 @@ def test_a_first_state_that_is_one_row_is_compared_with_all_samples(tmp_path):
     assert "cell_recurrent" in rows(made)
     # Of one value there are no classes.
     assert str(made).split("\n")[0].split() == ["SQNR", "(dB)"]
+
+
+def test_masks_do_not_stay_float():
+    x = keras.Input((3,), name="x")
+    mask = keras.layers.Dense(2)(x) > 0.5
+    y = keras.ops.where(mask | (keras.layers.Dense(2)(x) > 0.0), x[:, :2], 0.0)
+    q = kerasq.quantize_model(keras.Model(x, y))
+    assert any(not z.dtype.startswith("float") for n in graph.calls(q) for z in n.outputs)
+    assert operator_of(q) == {}
 
 
 def test_channels_that_the_file_lacks_are_told(tmp_path):
