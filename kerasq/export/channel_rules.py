@@ -214,12 +214,12 @@ class Weighted(Rule):
         self.network.keep(self.source, self._read() & ~self._adds)
 
     def settle(self) -> None:
-        """Packed products read an even number of codes, and biases fit the target."""
+        """Packed products go on reading an even or odd number of codes; biases fit the target."""
         network, dropped = self.network, self.network.drops(self.source)
         is_packed = network.graph.tensors[self.inputs[1]].type == schema.TensorType.INT4
-        rest = int((~dropped).sum()) * self.kernel.shape[1]
-        # Two weights are a byte, and rows begin with one.
-        if is_packed and self.kind == "FULLY_CONNECTED" and rest % 2:
+        gone = int(dropped.sum()) * self.kernel.shape[1]
+        # Two weights are a byte, and rows begin with one: kernels for odd numbers round otherwise.
+        if is_packed and self.kind == "FULLY_CONNECTED" and gone % 2:
             network.keep(self.source, np.arange(len(dropped)) == dropped.argmax())
         bits = 8 * flatbuffer.dtype(network.graph.tensors[self.source]).itemsize
         limit = network.limits[bits, 4 if is_packed else 8]

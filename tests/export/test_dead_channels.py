@@ -75,11 +75,15 @@ CHAIN = {"first": np.s_[..., [1, 4]], "second": np.s_[..., [0, 3, 5]], "squash":
     ],
 )
 def test_chains_are_exact(options):
+    keras.utils.set_random_seed(19)  # Where that shows.
     model = without(chain(), CHAIN, positive=["first", "second"])
     q = networks.quantized(model, **options)
     lite = kerasq.export_tflite(q)
     check_codes(q, lite, networks.data(q, 64, seed=3))
     gone = {"first": [1, 4], "depthwise": [1, 4], "second": [0, 3, 5], "squash_linear": [2]}
+    if options.get("scheme") == "w4a4":
+        # Packed products of 5 inputs are rounded otherwise than those of 4.
+        del gone["squash_linear"]
     assert lacks(lite) == gone
     shapes = {x.name: x.shape for x in lite.tensors}
     assert shapes["first/kernel"][0] == shapes["pool"][-1] == 6
