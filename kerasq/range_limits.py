@@ -10,6 +10,8 @@ from kerasq.wrappers import QuantizeWrapper
 
 # Grids are rounded to float32: the limit itself must not be reached by that.
 _MARGIN = 1.0 + 2.0**-20
+# Kernels take scales for powers of two whose logarithms are that near.
+_NEAR = 2.0**-9
 
 
 def widen(model: keras.Model) -> list[str]:
@@ -18,8 +20,10 @@ def widen(model: keras.Model) -> list[str]:
     Multipliers are `s_in * s_w / s_out` where there are weights, `s_in / s_out` of sums, and
     `s_a * s_b / s_out` of products. Outputs that are (almost) constant in the data have narrow
     ranges, those of networks that are not trained above all. On a wider range they have fewer
-    codes, which such a layer can spare. No range is widened beyond the limit of its ReLU: weights
-    make up for it (`KernelWrapper.integer_weights`), sums and products cannot (`check`).
+    codes, which such a layer can spare; and so can inputs of 16 bits of a sigmoid, beyond scales
+    that kernels compute otherwise at (`Limits.fixed_point`). No range is widened beyond the limit
+    of its ReLU: weights make up for it (`KernelWrapper.integer_weights`), sums and products cannot
+    (`check`).
 
     Args:
         model: what `quantize_model` returned, with ranges. Ranges of activations change.
@@ -27,12 +31,16 @@ def widen(model: keras.Model) -> list[str]:
     Returns:
         A remark for each layer whose range was widened.
     """
-    remarks, read = [], _read_by_softmax(model)
+    remarks, read, avoided = [], _read_by_softmax(model), _read_in_fixed_point(model)
     # In order, as the range of an output is the scale of an input.
     for layer, quantizer in _ranged(model):
         low, high = map(float, quantizer.range())
         scale, reason = max(_least_scale(layer), read.get(layer.name, (0.0, "")))
-        factor = _MARGIN * scale / float(quantizer.grid().scale)
+        now = float(quantizer.grid().scale)
+        factor = _MARGIN * scale / now
+        for near, why in avoided.get(layer.name, ()):
+            if abs(math.log2(max(factor, 1.0) * now / near)) < _NEAR:
+                factor, reason = 2.0 * near / now, why
         if quantizer.limit is not None:
             factor = min(factor, quantizer.limit / high)
         # Scales that are powers of two may be at a limit exactly.
@@ -82,6 +90,26 @@ def _read_by_softmax(model: keras.Model) -> dict[str, tuple[float, str]]:
             reason = f"the softmax of {layer.name!r} takes no steps below {least:.3g}"
             found[layer.producers[0].name] = (least, reason)
     return found
+
+
+def _read_in_fixed_point(model: keras.Model) -> dict[str, list[tuple[float, str]]]:
+    """By name of a layer with a range, scales that readers cannot have, and why; in order."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for layer in model.layers:
+        if not isinstance(layer, QuantizeWrapper) or layer.bits.code_bits != 16:
+            continue
+        for scale in layer.target.limits.fixed_point.get(layer.rule.operator, ()):
+            reason = f"{layer.name!r} is computed otherwise near steps of {scale:g}"
+            found.setdefault(_ranged_by(layer), []).append((scale, reason))
+    return {name: sorted(scales) for name, scales in found.items()}
+
+
+def _ranged_by(layer: QuantizeWrapper) -> str:
+    """The name of the layer whose range the input of another lies on."""
+    source = layer.producers[0]
+    while source is not None and source.output_quantizer is None and source.producers:
+        source = source.producers[0]
+    return "" if source is None else source.name
 
 
 def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:

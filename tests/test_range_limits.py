@@ -257,3 +257,33 @@ def test_products_of_tensors_that_nearly_cancel_in_the_data(scheme, target, caps
     assert "'y' is now" in capsys.readouterr().out
     lite = kerasq.export_tflite(q)
     np.testing.assert_array_equal(lite.predict([a, b]), networks.run(q, [a, b]))
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize(
+    ("function", "end", "exponent"),
+    [
+        ("sigmoid", 8.0, -11),
+        ("sigmoid", 8.003, -11),
+        ("sigmoid", 16.0, -11),
+        ("tanh", 8.0, -10),
+        ("tanh", 16.0, -10),
+        ("tanh", 8.05, None),
+    ],
+)
+def test_scales_at_which_kernels_compute_otherwise(function, end, exponent, target, capsys):
+    """LiteRT's int16 kernels shift codes whose scale is within 2^-10 of such a power of two."""
+    x = keras.Input((6,), name="x")
+    y = L.Reshape((5, 1))(L.Dense(5, name="dense")(x))
+    model = keras.Model(x, L.Activation(function, name="curve")(y))
+    data = networks.data(model, 64)
+    q = networks.quantized(model, data, scheme="w8a16", target=target)
+    layer = q.get_layer("dense")
+    layer.output_quantizer.assign_range(-end, end)
+    before = float(layer.grid().scale)
+    lite = kerasq.export_tflite(q, check=False)
+    after = float(layer.grid().scale)
+    assert abs(np.log2(after) - exponent) < 1e-4 if exponent else after == before
+    assert ("'curve' is computed otherwise" in capsys.readouterr().out) == (after != before)
+    x = [20.0 * v for v in keras.tree.flatten(data)]
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))

@@ -46,6 +46,6 @@ ETHOS_U = dataclasses.replace(
         ("SUM", 16): ethos_u.total,
     },
     # Where the first chord of a table ends. Softmax is operators of the NPU's own.
-    limits=dataclasses.replace(TFLM.limits, least_root=128, softmax_values=None),
+    limits=dataclasses.replace(TFLM.limits, least_root=128, softmax_values=None, fixed_point={}),
     accumulator_kernels={k: v for k, v in TFLM.accumulator_kernels.items() if k[2] != 4},
 )

@@ -125,6 +125,8 @@ LITERT = Target(
         # In int32, LOGISTIC and TANH multiply codes by 3 * 4096 times the scale, and SOFTMAX shifts
         # them by the exponent of 6553.5 times the scale: they wrap around at 5.33 and 5.
         curve_scale=5.0,
+        # There LiteRT's shift codes, and TFLite Micro's take the power of two for the scale.
+        fixed_point={"LOGISTIC": (2.0**-12,), "TANH": (2.0**-12, 2.0**-11)},
     ),
 )
 

@@ -31,6 +31,8 @@ class Limits:
         sums: what products of codes and weights add up to at most, in steps of the output, by bits
             of the activations.
         curve_scale: what the scale of an int16 input of LOGISTIC, TANH and SOFTMAX stays below.
+        fixed_point: by operator, the scales of an int16 input near which kernels compute by other
+            means, which nothing here simulates: ranges are widened beyond them.
         least_root: the least code of an int16 input of RSQRT that is told from smaller ones.
         softmax_scale: the least scale of an int8 input of SOFTMAX and LOG_SOFTMAX.
         softmax_values: the most values that SOFTMAX on int8 is over; longer ones are on int16.
@@ -43,6 +45,7 @@ class Limits:
     requantized: Mapping[int, float]
     sums: Mapping[int, float]
     curve_scale: float
+    fixed_point: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     least_root: int = 1
     softmax_scale: float = 0.0
     softmax_values: int | None = None
