@@ -85,7 +85,21 @@ def _rules(
     if wrong_input:
         return [_overflow, _outlier]
     weak = _median(x.own_sqnr for x in layers if _computes(x)) - WEAK
-    return [_overflow, _outlier, _clipped, _too_wide, _few_codes, lambda x: _weak(x, weak)]
+    return [
+        *(_overflow, _outlier, _clipped),
+        *(_of_widest(layers, rule) for rule in (_too_wide, _few_codes)),
+        lambda x: _weak(x, weak),
+    ]
+
+
+def _of_widest(
+    layers: list[LayerFigures], rule: Callable[[LayerFigures], tuple[float, Advice] | None]
+) -> Callable[[LayerFigures], tuple[float, Advice] | None]:
+    """A rule for ranges, of layers that use most of theirs: some, as first steps, use little."""
+    widest: dict[str, float] = {}
+    for x in layers:
+        widest[x.range_of] = max(widest.get(x.range_of, 0.0), x.used or 0.0)
+    return lambda x: rule(x) if not x.range_of or x.used == widest[x.range_of] else None
 
 
 def _named(

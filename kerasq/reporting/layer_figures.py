@@ -44,6 +44,8 @@ class LayerFigures:
         inputs: the rows that it reads.
         is_input: whether it is an input of the model, put on its grid.
         shares_range: whether its output lies on the grid of its input.
+        range_of: the first of the layers that have one range, as all steps of a recurrent one; ""
+            where it has its own.
         low, high: the range of its output.
         value_low, value_high: the least and the greatest value before the grid.
         clipped: the share of these that lie more than half a step beyond the range.
@@ -73,6 +75,7 @@ class LayerFigures:
     inputs: tuple[str, ...] = ()
     is_input: bool = False
     shares_range: bool = False
+    range_of: str = ""
     low: float | None = None
     high: float | None = None
     value_low: float | None = None
@@ -108,7 +111,7 @@ def of_model(
     compared = {x.name: x for x in measured.comparison.report().layers}
     nodes = {graph.tensor_name(y): node for node in graph.calls(model) for y in node.outputs}
     shown = {x.name for x in measured.layers}
-    inputs = _input_tensors(model, lite)
+    inputs, ranges = _input_tensors(model, lite), _shared_ranges(model)
     return [
         LayerFigures(
             name=values.name,
@@ -119,6 +122,7 @@ def of_model(
             removed=int(np.sum(lite.removed_channels.get(values.name, KEPT) != KEPT)),
             is_input=getattr(nodes[values.name].layer, "is_input", False),
             shares_range=_shares_range(nodes[values.name].layer),
+            range_of=ranges.get(nodes[values.name].name, ""),
             weights=_weights(nodes[values.name].layer, float_model),
             **_cost_figures(costs.get(nodes[values.name].name)),
             **_compared_figures(compared.get(values.name), values),
@@ -145,6 +149,17 @@ def _kind(layer: Any) -> str:
 
 def _shares_range(layer: Any) -> bool:
     return isinstance(layer, QuantizeWrapper) and layer.rule.output == Output.INPUT
+
+
+def _shared_ranges(model: keras.Model) -> dict[str, str]:
+    """By name of a layer on a range of several, the first of them."""
+    found: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for layer in model.layers:
+        own = layer.output_quantizer if isinstance(layer, QuantizeWrapper) else None
+        if own is not None and own.uses > 1:
+            found[layer.name] = first.setdefault(id(own), layer.name)
+    return found
 
 
 def _shown_inputs(tensors: list[keras.KerasTensor], shown: set[str]) -> list[str]:

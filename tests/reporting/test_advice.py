@@ -137,3 +137,11 @@ def test_noise_that_is_everywhere_has_a_way_out_too():
     assert one.rule == "clipped" and other.what == "its outputs have 15.0 dB"
     wrong = changed(is_input=True, used=0.004)
     assert [x.rule for x in advise([wrong], {}, 15.0)] == ["normalization"]
+
+
+def test_a_range_of_several_layers_is_that_of_the_widest():
+    first = changed(used=0.01, own_sqnr=25.0, range_of="conv")
+    later = changed(name="later", used=0.9, range_of="conv")
+    assert rules(first, later) == []
+    assert rules(first, dataclasses.replace(later, used=0.005, own_sqnr=25.0)) == ["wide range"]
+    assert rules(first, dataclasses.replace(later, range_of="")) == ["wide range"]
