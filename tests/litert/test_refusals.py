@@ -1,5 +1,7 @@
 """All that an interpreter refuses of a file, by operators of one file each."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -38,14 +40,15 @@ def odd():
 @pytest.mark.skipif(not optional.is_installed("tflite_micro"), reason="It is Linux's alone.")
 def test_all_that_tflite_micro_refuses_is_named(odd):
     found = refusals(odd, "tflm")
-    assert [(x.operator, x.place, x.output) for x in found] == [
+    # Keras numbers the names of operations.
+    assert [(x.operator, x.place, re.sub(r"_\d+$", "", x.output)) for x in found] == [
         ("GELU", "operator 1", "gelu"),
         ("EXP", "operator 2", "exp"),
         ("TILE", "operator 3", "tile"),
     ]
     assert found[0].reason == "Didn't find op for builtin opcode 'GELU'"
     assert "INT8 != FLOAT32" in found[1].reason
-    assert str(found[2]).startswith("TILE (operator 3, 'tile'): Didn't find op")
+    assert str(found[2]).startswith(f"TILE (operator 3, {found[2].output!r}): Didn't find op")
 
 
 @pytest.mark.skipif(not optional.is_installed("tflite_micro"), reason="It is Linux's alone.")
