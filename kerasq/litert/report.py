@@ -16,6 +16,8 @@ _BY_PROCESSOR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 # So many labels are told.
 _LABELS = 10
+# As many layers without channels.
+_LAYERS = 10
 
 
 def report(contents: Contents) -> str:
@@ -67,7 +69,9 @@ def _removed(contents: Contents) -> list[str]:
     """The layers with weights that have lost channels, and how many."""
     names = [op.outputs[0] for op in contents.ops if op.name in KERNEL_OPS]
     found = {name: contents.removed[name] for name in names if name in contents.removed}
-    return [f"{name} ({np.sum(x != KEPT)} of {len(x)})" for name, x in found.items()]
+    shown = [f"{name} ({np.sum(x != KEPT)} of {len(x)})" for name, x in found.items()]
+    more = len(shown) - _LAYERS
+    return shown if more <= 0 else [*shown[:_LAYERS], f"and of {more} more layers"]
 
 
 def written_by(made: Made | None) -> str:

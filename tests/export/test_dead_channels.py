@@ -278,3 +278,13 @@ def test_other_tools_may_take_tensors_away(exported):
     # Vela does, and keeps the note.
     content = noted(exported[1].content, {"other": [None, 3]})
     assert kerasq.TFLiteModel(content).removed_channels == {}
+
+
+def test_many_layers_are_not_all_named():
+    layers = [L.Dense(4, "relu", name=f"d{i}") for i in range(12)]
+    model = keras.Sequential([keras.Input((4,)), *layers, L.Dense(2, name="head")])
+    dead = {layer.name: np.s_[:, 1] for layer in layers}
+    lite = kerasq.export_tflite(networks.quantized(without(model, dead)))
+    (remark,) = [x for x in lite.remarks() if "removed" in x]
+    assert len(lite.removed_channels) == 12 and "d9 (" in remark and "d10 (" not in remark
+    assert remark.endswith("and of 2 more layers.")
