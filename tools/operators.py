@@ -11,7 +11,6 @@ import contextlib
 import gc
 import io
 import pathlib
-import re
 import statistics
 import sys
 
@@ -23,15 +22,10 @@ from kerasq.analysis.operator_latency import OperatorLatency
 from kerasq.support import tables
 from kerasq.support.files import make_folder, write_whole
 from tools import zoo
+from tools.benchmarks.networks import APPLICATIONS
 
-# What the zoo has of keras.applications.
-NETWORKS = (
-    *("MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large", "EfficientNetB0"),
-    *("EfficientNetV2B0", "ResNet50", "ResNet50V2", "ResNet101", "DenseNet121", "InceptionV3"),
-    *("InceptionResNetV2", "Xception", "NASNetMobile", "VGG16", "ConvNeXtTiny"),
-)
 _FOLDER = flags.DEFINE_string("folder", None, "Where files are kept.", required=True)
-_NETWORKS = flags.DEFINE_list("networks", [*NETWORKS], "Names of keras.applications.")
+_NETWORKS = flags.DEFINE_list("networks", [*APPLICATIONS], "Names of keras.applications.")
 _SIZE = flags.DEFINE_integer("size", 96, "Of the images, in pixels.", 32)
 _RUNS = flags.DEFINE_integer("runs", 5, "How often each is measured, in turns.", 1)
 _THREADS = flags.DEFINE_integer("num_threads", 1, "Threads.", 1)
@@ -78,16 +72,6 @@ def row(name: str, runs: list[OperatorLatency]) -> list[str]:
     return [name, ", ".join(listed), f"{alone:.2f}", f"{whole:.2f}"]
 
 
-def replaced(page: str, table: str) -> str:
-    """A page with another table in place of the one with this header."""
-    # Widths of columns follow the rows.
-    start = re.escape(HEADER[0]) + r" *\| *" + re.escape(HEADER[1])
-    found = re.search(rf"(?m)^\| *{start}.*\n(?:\|.*\n)+", page)
-    if found is None:
-        raise ValueError(f"The page must hold a table of {HEADER}. Received: one without.")
-    return page[: found.start()] + table.rstrip("\n") + "\n" + page[found.end() :]
-
-
 def main(argv: list[str]) -> None:
     """Exports networks, times their operators and prints the table."""
     if len(argv) > 1:
@@ -107,7 +91,7 @@ def main(argv: list[str]) -> None:
     print(table)
     if _INTO.value:
         path = pathlib.Path(_INTO.value)
-        write_whole(path, replaced(path.read_text(), table).encode())
+        write_whole(path, zoo.replace_table(path.read_text(), table, HEADER[:2]).encode())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -25,6 +25,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import kerasq
 from kerasq.litert import flatbuffer
+from kerasq.litert.excerpt import Subgraph
 from kerasq.support import tables
 from kerasq.support.files import write_whole
 from recipes import models
@@ -387,25 +388,15 @@ def left_out(content: bytes) -> list[str]:
 
     # A recurrent network has hundreds that are alike.
     kinds = [kind(op) for op in graph.operators]
-    taken = {x: _is_taken(content, kinds.index(x)) for x in dict.fromkeys(kinds)}
+    taken = {}
+    for op, x in zip(graph.operators, kinds, strict=True):
+        if x not in taken:
+            taken[x] = bool(partitions(flatbuffer.write(Subgraph(whole, graph).alone(op)[0])))
     return [
         flatbuffer.op_name(flatbuffer.op_code(whole, op))
         for op, x in zip(graph.operators, kinds, strict=True)
         if not taken[x]
     ]
-
-
-def _is_taken(content: bytes, place: int) -> bool:
-    """Whether XNNPACK takes an operator as the whole model."""
-    model = flatbuffer.read(content)
-    graph = model.subgraphs[0]
-    op = graph.operators[place]
-    computed = [i for i in op.inputs if i >= 0]
-    computed = [i for i in computed if flatbuffer.constant(model, graph.tensors[i]) is None]
-    # The signature names inputs and outputs that this file does not have.
-    graph.operators, model.signatureDefs = [op], []
-    graph.inputs, graph.outputs = np.array(computed, np.int32), np.array(op.outputs, np.int32)
-    return bool(partitions(flatbuffer.write(model)))
 
 
 def prepared(row: Row, count: int = 32) -> tuple[keras.Model, list[np.ndarray]]:
@@ -476,11 +467,14 @@ def _cells(name: str, row: Row, result: Result | Exception) -> list[str]:
     ]
 
 
-def replace_table(page: str, table: str) -> str:
-    """A Markdown page with another table in place of its first."""
-    found = re.search(r"(?m)^\|.*\n(?:\|.*\n)+", page)
+def replace_table(page: str, table: str, columns: Sequence[str] = ()) -> str:
+    """A Markdown page with another table in place of its first that begins with some columns."""
+    # Widths of columns follow the rows.
+    start = r" *\| *".join(map(re.escape, columns))
+    found = re.search(rf"(?m)^\| *{start}.*\n(?:\|.*\n)+", page)
     if found is None:
-        raise ValueError("The page must hold a Markdown table. Received: one without.")
+        which = f"table of {[*columns]}" if columns else "Markdown table"
+        raise ValueError(f"The page must hold a {which}. Received: one without.")
     return page[: found.start()] + table.rstrip("\n") + "\n" + page[found.end() :]
 
 

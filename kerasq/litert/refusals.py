@@ -1,8 +1,6 @@
 """All operators of a .tflite file that a runtime refuses: interpreters name the first alone."""
 
-import copy
 import dataclasses
-import itertools
 import pathlib
 import re
 import subprocess
@@ -12,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from kerasq.litert import flatbuffer, micro
+from kerasq.litert.excerpt import Subgraph
 from kerasq.litert.verify import verify
 from kerasq.support import optional
 
@@ -68,7 +66,7 @@ def refusals(content: bytes, runtime: str) -> list[Refusal]:
     found = []
     for place, graph, op in _operators(model):
         kind = _kind(model, op)
-        reason = "" if kind in _CONTROL else _reason(_alone(model, graph, op), runtime)
+        reason = "" if kind in _CONTROL else _reason(Subgraph(model, graph).alone(op)[0], runtime)
         if reason:
             output = _output(graph, op)
             found.append(Refusal(place=place, operator=kind, output=output, reason=reason))
@@ -149,41 +147,6 @@ def _output(graph: Any, op: Any) -> str:
     """The name of what an operator writes; of one that writes nothing, of what it reads."""
     ends = [i for i in (*op.outputs, *op.inputs) if i >= 0]
     return graph.tensors[ends[0]].name.decode() if ends else ""
-
-
-def _alone(model: Any, graph: Any, op: Any) -> Any:
-    """A file of one operator, which reads its inputs and constants."""
-    used = [int(i) for i in (*op.inputs, *op.outputs, *flatbuffer.intermediates(op)) if i >= 0]
-    # -1 is an optional input that is absent.
-    places = {index: i for i, index in enumerate(dict.fromkeys(used))} | {-1: -1}
-
-    def moved(indices: Any) -> np.ndarray:
-        return np.array([places[int(i)] for i in indices], np.int32)
-
-    found, made, reader = copy.copy(model), copy.copy(graph), copy.copy(op)
-    reader.opcodeIndex, reader.inputs, reader.outputs = 0, moved(op.inputs), moved(op.outputs)
-    reader.intermediates = moved(flatbuffer.intermediates(op))
-    tensors = [graph.tensors[i] for i in dict.fromkeys(used)]
-    made.tensors, found.buffers = _with_buffers(model, tensors)
-    made.operators, made.outputs = [reader], reader.outputs
-    read = [i for i in dict.fromkeys(reader.inputs.tolist()) if i >= 0]
-    is_fed = [not made.tensors[i].buffer and not made.tensors[i].isVariable for i in read]
-    made.inputs = np.array([*itertools.compress(read, is_fed)], np.int32)
-    found.operatorCodes, found.subgraphs = [model.operatorCodes[op.opcodeIndex]], [made]
-    found.signatureDefs = found.metadata = found.metadataBuffer = None
-    return found
-
-
-def _with_buffers(model: Any, tensors: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Copies of tensors, and the buffers of those that are constants."""
-    buffers = [schema.BufferT()]  # The schema keeps the first one empty.
-    copies = [copy.copy(tensor) for tensor in tensors]
-    for tensor in copies:
-        held, tensor.buffer = model.buffers[tensor.buffer], 0
-        if held.data is not None and len(held.data):
-            tensor.buffer = len(buffers)
-            buffers.append(held)
-    return copies, buffers
 
 
 def _reason(model: Any, runtime: str) -> str:
