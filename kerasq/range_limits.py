@@ -38,7 +38,7 @@ def widen(model: keras.Model) -> list[str]:
         scale, reason = max(_least_scale(layer), read.get(layer.name, (0.0, "")))
         now = float(quantizer.grid().scale)
         factor = _MARGIN * scale / now
-        for near, why in avoided.get(layer.name, ()):
+        for near, why in avoided.get(id(quantizer), ()):
             if abs(math.log2(max(factor, 1.0) * now / near)) < _NEAR:
                 factor, reason = 2.0 * near / now, why
         if quantizer.limit is not None:
@@ -92,24 +92,18 @@ def _read_by_softmax(model: keras.Model) -> dict[str, tuple[float, str]]:
     return found
 
 
-def _read_in_fixed_point(model: keras.Model) -> dict[str, list[tuple[float, str]]]:
-    """By name of a layer with a range, scales that readers cannot have, and why; in order."""
-    found: dict[str, list[tuple[float, str]]] = {}
+def _read_in_fixed_point(model: keras.Model) -> dict[int, list[tuple[float, str]]]:
+    """By id of what quantizes an output, scales that readers cannot have, and why; in order."""
+    found: dict[int, list[tuple[float, str]]] = {}
     for layer in model.layers:
         if not isinstance(layer, QuantizeWrapper) or layer.bits.code_bits != 16:
             continue
         for scale in layer.target.limits.fixed_point.get(layer.rule.operator, ()):
+            (source,) = layer.producers
             reason = f"{layer.name!r} is computed otherwise near steps of {scale:g}"
-            found.setdefault(_ranged_by(layer), []).append((scale, reason))
-    return {name: sorted(scales) for name, scales in found.items()}
-
-
-def _ranged_by(layer: QuantizeWrapper) -> str:
-    """The name of the layer whose range the input of another lies on."""
-    source = layer.producers[0]
-    while source is not None and source.output_quantizer is None and source.producers:
-        source = source.producers[0]
-    return "" if source is None else source.name
+            if source is not None:
+                found.setdefault(id(source.quantizer), []).append((scale, reason))
+    return {key: sorted(scales) for key, scales in found.items()}
 
 
 def _least_scale(layer: QuantizeWrapper) -> tuple[float, str]:

@@ -85,10 +85,8 @@ class Histogram(MinMax):
         used = self.counts > 0
         x, weights = self.centres[used], self.counts[used]
         # What a grid is over: it holds 0 and is not empty, of zeros alone either.
-        low, high = (
-            np.minimum([x[0] for x in ranges], 0.0),
-            np.maximum([x[1] for x in ranges], 1e-6),
-        )
+        low, high = np.transpose(ranges)
+        low, high = np.minimum(low, 0.0), np.maximum(high, 1e-6)
         if self.power_of_two:
             step = 2.0 ** (np.ceil(np.log2(np.maximum(-low, high))) - (bits - 1))
             low, high = -(2.0 ** (bits - 1)) * step, (2.0 ** (bits - 1) - 1.0) * step

@@ -184,7 +184,7 @@ class Weighted(Rule):
 
     def __init__(self, network: Network, op: schema.OperatorT, kernel: np.ndarray) -> None:
         super().__init__(network, op)
-        self.source, self.place = self.inputs[OPERATORS[self.kind].data], _bias_place(self.kind)
+        self.source, self.place = self.inputs[OPERATORS[self.kind].data], OPERATORS[self.kind].bias
         self.kernel = kernel
         self._is_read = np.asarray(kernel.any(axis=1))
         # Which channels add one number, at all places.
@@ -251,10 +251,6 @@ class Weighted(Rule):
         self._replace(1, kernel.reshape(-1, *inner, inputs), made)
         if self.kind == "TRANSPOSE_CONV":
             self._replace(0, self._shape_behind())
-
-
-def _bias_place(kind: str) -> int:
-    return max(2, OPERATORS[kind].data + 1)
 
 
 def _reaches_out(rule: Rule) -> bool:
@@ -365,5 +361,5 @@ def _rule_of_weights(rule: Rule) -> Rule:
 
 
 def _has_bias(rule: Rule) -> bool:
-    inputs, place = rule.inputs, _bias_place(rule.kind)
+    inputs, place = rule.inputs, OPERATORS[rule.kind].bias
     return len(inputs) > place and rule.network.data(inputs[place]) is not None

@@ -49,7 +49,7 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Weighted) -> str | Non
     if is_packed:
         flatbuffer.pack_constant(builder.model, builder.tensor(inputs[1]))
     # A layer without bias gets one: folded zero points and gains need it.
-    inputs[max(2, known.data + 1) :] = [_bias(builder, mark, grid)]
+    inputs[known.bias :] = [_bias(builder, mark, grid)]
     if is_packed and known.int4_by:
         convolution(builder, op, inputs, mark)
     else:

@@ -54,6 +54,11 @@ class Operator:
     fuses_relu: bool = False
     parameter: str = ""
 
+    @property
+    def bias(self) -> int:
+        """Which input is the bias, of one with weights, which are input 1: the last one."""
+        return max(2, self.data + 1)
+
 
 # Of int32, which codes become before.
 _COMPARISON = Operator(int8=1, int16=1, compares=True, parameter="threshold")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kerasq import registry
-from kerasq.fits import as_matrix, as_product, terms
+from kerasq.fits import as_matrix, as_product, matmul_fits, terms
 from kerasq.graph import Node, symbolic
 from kerasq.layers import Einsum, Matmul
 from kerasq.prepare.parts import Called
@@ -29,8 +29,9 @@ def matmul(node: Node, args: tuple, options: dict) -> Called:
     x, y = args
     if len(symbolic((x, y))) == 2:
         # Behind a sum with a constant Keras takes samples for one.
-        fits = 3 <= len(x.shape) == len(y.shape) <= 5 and x.shape[1:-2] == y.shape[1:-2]
-        return (Matmul(**options), [x, y]) if fits else None
+        fits = len(x.shape) == len(y.shape) >= 3 and x.shape[1:-2] == y.shape[1:-2]
+        made = Matmul(**options)
+        return (made, [x, y]) if fits and matmul_fits(made, [x, y]) else None
     if not symbolic(x):
         return _product_from_left(x, y, options)
     if len(y.shape) != 2 or len(x.shape) < 2:

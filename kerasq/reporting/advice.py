@@ -49,6 +49,10 @@ class Advice:
         return f"{self.layer or 'The model'}: {self.what}. {self.way_out}"
 
 
+# What says how grave a fault of a layer is, and what to do; None where it has none.
+_Rule = Callable[[LayerFigures], tuple[float, Advice] | None]
+
+
 def advise(
     layers: list[LayerFigures],
     floats: dict[str, str],
@@ -77,9 +81,7 @@ def advise(
     return found
 
 
-def _rules(
-    layers: list[LayerFigures], wrong_input: bool
-) -> list[Callable[[LayerFigures], tuple[float, Advice] | None]]:
+def _rules(layers: list[LayerFigures], wrong_input: bool) -> list[_Rule]:
     """The rules for layers, the gravest first."""
     # Behind an input of other values than it was calibrated on, all ranges are wrong.
     if wrong_input:
@@ -92,9 +94,7 @@ def _rules(
     ]
 
 
-def _of_widest(
-    layers: list[LayerFigures], rule: Callable[[LayerFigures], tuple[float, Advice] | None]
-) -> Callable[[LayerFigures], tuple[float, Advice] | None]:
+def _of_widest(layers: list[LayerFigures], rule: _Rule) -> _Rule:
     """A rule for ranges, of layers that use most of theirs: some, as first steps, use little."""
     widest: dict[str, float] = {}
     for x in layers:
@@ -102,9 +102,7 @@ def _of_widest(
     return lambda x: rule(x) if not x.range_of or x.used == widest[x.range_of] else None
 
 
-def _named(
-    layers: Iterable[LayerFigures], rule: Callable[[LayerFigures], tuple[float, Advice] | None]
-) -> list[Advice]:
+def _named(layers: Iterable[LayerFigures], rule: _Rule) -> list[Advice]:
     """What a rule says of the layers that it fits most."""
     fits = [one for x in layers if (one := rule(x)) is not None]
     return [advice for _, advice in sorted(fits, key=lambda one: -one[0])[:NAMED]]

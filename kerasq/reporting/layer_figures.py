@@ -335,8 +335,7 @@ def _with_file_bias(
         return None
     known = OPERATORS[op.name]
     source, kernel = tensors[op.inputs[known.data]], tensors[op.inputs[1]]
-    # They come last; of a transposed convolution behind the values.
-    names = op.inputs[1 + max(1, known.data) :]
+    names = op.inputs[known.bias :]
     tensor = _named(content, names[0]) if names else None
     codes = None if tensor is None else flatbuffer.constant(content, tensor)
     if codes is None or source.grid is None or kernel.grid is None:
