@@ -127,10 +127,15 @@ def _blend(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
 
 def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """BATCH_MATMUL: int64 sums, a multiplier of 15 bits."""
-    # float64 holds sums up to 2^53, and TensorFlow has no fast matrix product of int64.
-    total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
     # The scales' product is float32 in LiteRT, its quotient is not.
     multiplier = float64(product(grids[0].scale, grids[1].scale)) / float64(out.scale)
+    return matmul_by(layer, codes, multiplier, out)
+
+
+def matmul_by(layer: keras.Layer, codes: list, multiplier: tf.Tensor, out: Grid) -> tf.Tensor:
+    """`matmul` by a multiplier."""
+    # float64 holds sums up to 2^53, and TensorFlow has no fast matrix product of int64.
+    total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
     return clip(multiply_15_bits(total, multiplier), out)
 
 

@@ -26,7 +26,7 @@ from kerasq.kernels.fixed_point import (
     shift_right_half_up,
 )
 from kerasq.kernels.fixed_point import inverse_root as inverse_root_of
-from kerasq.kernels.floats import float32, float64, product, quotient, round_away
+from kerasq.kernels.floats import float32, float64, quotient, round_away
 
 
 def rescale(total: tf.Tensor, grid: Grid, weights: IntegerWeights, out: Grid) -> tf.Tensor:
@@ -65,15 +65,24 @@ def _sum(codes: list, grids: list[Grid], out: Grid, sign: int) -> tf.Tensor:
 def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """MUL: gemmlowp's rule on the product."""
     del layer
-    ratio = float64(grids[0].scale) * float64(grids[1].scale) / float64(out.scale)
-    return clip(multiply_rounding_twice(int64(codes[0]) * int64(codes[1]), ratio), out)
+    found = int64(codes[0]) * int64(codes[1])
+    return clip(multiply_rounding_twice(found, _of_product(grids, out)), out)
 
 
 def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
     """BATCH_MATMUL on int8: gemmlowp's rule on the sum."""
     total = tf.matmul(float64(codes[0]), float64(codes[1]), transpose_b=layer.transpose)
-    ratio = float64(product(grids[0].scale, grids[1].scale)) / float64(out.scale)
-    return clip(multiply_rounding_twice(total, ratio), out)
+    return clip(multiply_rounding_twice(total, _of_product(grids, out)), out)
+
+
+def matmul_16(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:
+    """BATCH_MATMUL on int16: LiteRT's, but for the multiplier's last of 15 bits."""
+    return int16.matmul_by(layer, codes, _of_product(grids, out), out)
+
+
+def _of_product(grids: list[Grid], out: Grid) -> tf.Tensor:
+    """The multiplier of products, in float64, where LiteRT's has a product in float32."""
+    return float64(grids[0].scale) * float64(grids[1].scale) / float64(out.scale)
 
 
 def total(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

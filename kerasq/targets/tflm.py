@@ -58,7 +58,7 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("AVERAGE_POOL_2D", 8): any_width.average_pool,
     ("AVERAGE_POOL_2D", 16): any_width.average_pool,
     ("BATCH_MATMUL", 8): tflm.matmul,
-    ("BATCH_MATMUL", 16): int16.matmul,
+    ("BATCH_MATMUL", 16): tflm.matmul_16,
     ("CONCATENATION", 8): any_width.on_one_grid,
     ("CONCATENATION", 16): any_width.on_one_grid,
     ("GATHER", 8): any_width.lookup,

@@ -492,3 +492,17 @@ def test_kernels_round_twice_where_litert_rounds_once():
     lite = kerasq.export_tflite(q)
     micro = kerasq.TFLiteModel(lite.content, target="tflm")
     assert 0 < np.mean(lite.predict(x) != micro.predict(x)) < 0.8
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_products_whose_multiplier_is_next_to_a_tie(target):
+    """Of scales 1 / 32767, it is 16384.5 of 2^-29: their product in float32 decides which way."""
+    x = keras.Input((2, 3), name="x")
+    model = keras.Model(x, layers.Matmul(transpose=True, name="product")([x, x]))
+    data = networks.data(model, 200)
+    q = networks.quantized(model, data, scheme="w8a16", target=target)
+    for layer in q.layers[1:]:
+        layer.output_quantizer.assign_range(-1.0, 1.0)
+    lite = kerasq.export_tflite(q, check=False)
+    assert {float(t.grid.scale) for t in (*lite.inputs, *lite.outputs)} == {np.float32(1 / 32767)}
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
