@@ -10,6 +10,7 @@ Each adds a line to the log: a run that was stopped goes on from there when it i
 
 import collections
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -44,6 +45,8 @@ LIMIT = 300
 def one(part: str, first: int, count: int) -> None:
     """Examples from a number on."""
     tally = checks.Tally()
+    # Each `clear_session` collects garbage: not among the million objects of TensorFlow's modules.
+    gc.freeze()
     # What a damaged file asks for must not take the memory of the machine.
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
