@@ -51,18 +51,35 @@ def read(content: bytes) -> schema.ModelT:
 
 def write(model: schema.ModelT) -> bytes:
     """The content of a file, from its object form."""
-    builder = _Aligning(1024)
+    builder = _Builder()
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
 
-class _Aligning(flatbuffers.Builder):
-    """Puts constants where kernels may read 16 bytes at once, as the schema asks."""
+class _Builder(flatbuffers.Builder):
+    """Puts constants where kernels may read 16 bytes at once, as the schema asks.
+
+    Zero points that are equal are in the file once: of channels all are 0, eight bytes each, and
+    weights and biases of all layers of a width share them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1024)
+        self._zero_points: dict[bytes, int] = {}
 
     def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
         """As flatbuffers' own, which knows no `force_align`."""
         # Bytes are the content of buffers; all that describes a model has wider elements.
         return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        """As flatbuffers' own; of zero points that are in the file already, their place."""
+        if x.dtype != np.int64:
+            return super().CreateNumpyVector(x)
+        place = self._zero_points.get(x.tobytes())
+        if place is None:
+            place = self._zero_points[x.tobytes()] = super().CreateNumpyVector(x)
+        return place
 
 
 def op_code(model: schema.ModelT, op: schema.OperatorT) -> int:

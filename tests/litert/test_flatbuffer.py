@@ -65,6 +65,23 @@ def test_constants_are_aligned_to_16_bytes():
         assert content[start : start + len(values)] == values.tobytes()
 
 
+def test_zero_points_of_all_channels_are_written_once():
+    grid = Grid(scale=np.full(1000, 0.5, np.float32), zero_point=np.zeros(1000, np.int32), axis=0)
+    sizes = []
+    for count in (1, 2, 3):
+        model = empty()
+        for i in range(count):
+            flatbuffer.new_tensor(model, f"t{i}", (1000,), np.int8, grid)
+        content = flatbuffer.write(model)
+        sizes.append(len(content))
+        for tensor in flatbuffer.read(content).subgraphs[0].tensors:
+            np.testing.assert_array_equal(tensor.quantization.zeroPoint, np.zeros(1000))
+            np.testing.assert_array_equal(tensor.quantization.scale, grid.scale)
+    # Scale and zero point take 12 bytes a channel; those of another tensor 4, and some for tables.
+    assert sizes[0] > 12_000
+    np.testing.assert_allclose(np.diff(sizes), 4100, atol=90)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8, np.int16, np.int32, np.int64])
 def test_constants(dtype):
     model = empty()
