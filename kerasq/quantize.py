@@ -43,7 +43,7 @@ def quantize_model(
     keep_zeros: bool = False,
     keep_clusters: bool = False,
     target: str | targets.Target = targets.DEFAULT,
-    recurrence: str = "unrolled",
+    recurrence: str = "auto",
     scales: str = FREE,
     range_penalty: float = 0.0,
 ) -> keras.Model:
@@ -108,10 +108,13 @@ def quantize_model(
             "tflm", TFLite Micro's; "ethos-u", Arm's NPU; or a target of your own
             (`kerasq.targets`). The model keeps it, through saving too.
         recurrence: what an LSTM becomes. "unrolled": a chain of operators for each step, as all
-            other recurrent layers. "fused": LiteRT's UNIDIRECTIONAL_SEQUENCE_LSTM, where it is at
-            w8a8, has tanh and sigmoid, starts from zeros, returns no states and is called once: a
-            file of a fraction of the size, quantized and traced in a fifth of the time; but on
-            x86-64 LiteRT's kernel takes several times as long. The others are unrolled.
+            other recurrent layers. "fused": UNIDIRECTIONAL_SEQUENCE_LSTM of LiteRT or TFLite Micro,
+            where it is at w8a8, has tanh and sigmoid, starts from zeros, returns no states and is
+            called once, backwards and in a Bidirectional too; the others are unrolled. Its file is
+            a fraction of the size, and quantized and traced in a fifth of the time; TFLite Micro
+            needs a twentieth of the memory for it, but on x86-64 LiteRT's kernel takes several
+            times as long. "auto": fused for the target "tflm", where `weights`, `granularity`,
+            `keep_clusters` and `scales`, which a fused one does not have, are the default ones.
         scales: "free", any real numbers; "power_of_two", for weights and activations, or
             "power_of_two_weights" or "power_of_two_activations" for these alone. Rescaling is then
             a shift, zero points are 0 (softmax and sigmoid keep their kernels' grid: 1/256, zero
@@ -164,7 +167,12 @@ def quantize_model(
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
     symmetric = SCALES[scales].activations
-    plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target, recurrence, symmetric)
+    if recurrence == "auto":
+        is_default = (weights, granularity, scales) == ("uniform", "per_channel", FREE)
+        is_fused = target.fuses_lstm and is_default and not keep_clusters
+    else:
+        is_fused = recurrence == "fused"
+    plan = _plan(graph, scheme, overrides, batch_norm, preprocessing, target, is_fused, symmetric)
     if narrow := plan.narrowed():
         print(f"Run at int8, for want of an int16 kernel: {'; '.join(narrow)}.")
     kernels = Kernels(
@@ -236,7 +244,7 @@ def _plan(
     batch_norm: str,
     preprocessing: str,
     target: targets.Target,
-    recurrence: str,
+    is_fused: bool,
     symmetric: bool,
 ) -> Plan:
     """What becomes of each call of the user's graph, once it is prepared."""
@@ -251,7 +259,7 @@ def _plan(
     named = {key: fitting(key, layers) for key in overrides or {}}
     schemes, floats = _floats(graph, schemes, named, symmetric)
     fused = graph
-    if recurrence == "fused":
+    if is_fused:
         fused = fused_recurrence.fuse(graph, floats, schemes, target)
         schemes |= {node.layer.name: schemes[node.source.name] for node in fused.nodes}
     skip = ("fold",) if batch_norm == "keep" else ()

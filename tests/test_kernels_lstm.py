@@ -1,4 +1,4 @@
-"""UNIDIRECTIONAL_SEQUENCE_LSTM on int8 against the interpreter, to the last code."""
+"""UNIDIRECTIONAL_SEQUENCE_LSTM on int8 against both interpreters, to the last code."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from kerasq.grid import Grid
 from kerasq.kernels import gemmlowp, lstm
 from kerasq.litert import flatbuffer
+from kerasq.litert.micro import MicroInterpreter
 from tests.single_op import run
 from tests.test_kernels import tensors
 
@@ -53,10 +54,18 @@ def build(shape, plain, weights, out, cell_bits):
         model, LSTM, inputs, [y], 3, ("UnidirectionalSequenceLSTMOptions", options)
     )
     # Of the fifth alone anything is read.
-    unread = [add((), np.int16, cell) for _ in range(4)]
-    op.intermediates = np.array([*unread, add((), np.int8, out)], np.int32)
+    unread = [add((0,), np.int16, cell) for _ in range(4)]
+    op.intermediates = np.array([*unread, add((0,), np.int8, out)], np.int32)
     graph.operators, graph.inputs, graph.outputs = [op], [x], [y]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def micro(content, x):
+    """What TFLite Micro computes of it."""
+    interpreter = MicroInterpreter(content)
+    interpreter.set_tensor(0, x)
+    interpreter.invoke()
+    return interpreter.get_tensor(0)
 
 
 def random_case(rng):
@@ -78,14 +87,20 @@ def random_case(rng):
     return (samples, steps, features), plain, weights, out, int(rng.integers(0, 7))
 
 
+@pytest.mark.parametrize("runtime", ["litert", "tflm"])
 @pytest.mark.parametrize("seed", range(16))
-def test_all_codes_are_those_of_litert(seed):
+def test_all_codes_are_those_of_the_interpreter(seed, runtime):
     rng = np.random.default_rng(seed)
     shape, plain, weights, out, bits = random_case(rng)
     x = rng.integers(-128, 128, shape).astype(np.int8)
-    want = run(build(shape, plain, weights, out, bits), x)
+    content = build(shape, plain, weights, out, bits)
+    if runtime == "tflm":
+        pytest.importorskip("tflite_micro")
+        want, rules = micro(content, x), lstm.MICRO
+    else:
+        want, rules = run(content, x), lstm.LITERT
     centred = x.astype(np.float32) - plain.zero_point
-    found = lstm.run(centred, tensors(plain), weights, tensors(out), bits)
+    found = lstm.run(centred, tensors(plain), weights, tensors(out), bits, rules)
     np.testing.assert_array_equal(found + out.zero_point, want)
     assert len(np.unique(want)) > 2
 

@@ -79,11 +79,21 @@ def test_layers_that_the_target_has_no_kernel_of_are_named():
     fused = networks.quantized(keras.Model(x, L.LSTM(2, name="memory")(x)), recurrence="fused")
     wanted = r"none of 'memory' \(UNIDIR.* on int8\).*recurrence=\"unrolled\" for an LSTM"
     with pytest.raises(ValueError, match=wanted):
-        kerasq.retarget(fused, "tflm")
+        kerasq.retarget(fused, "ethos-u")
     with pytest.raises(ValueError, match=r"must be a quantized model"):
         kerasq.retarget(model, "tflm")
     with pytest.raises(ValueError, match=r"`target` must be one of"):
         kerasq.retarget(q, "esp32")
+
+
+def test_an_lstm_as_one_operator():
+    x = keras.Input((3, 2))
+    model = keras.Model(x, L.LSTM(2, name="memory")(x))
+    data = networks.data(model, 32)
+    micro = kerasq.retarget(networks.quantized(model, data, recurrence="fused"), "tflm")
+    lite = kerasq.export_tflite(micro)
+    assert "UNIDIRECTIONAL_SEQUENCE_LSTM" in [op.name for op in lite.ops]
+    np.testing.assert_array_equal(lite.predict(data), networks.run(micro, data))
 
 
 def test_layers_that_are_called_twice():

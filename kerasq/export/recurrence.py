@@ -47,10 +47,11 @@ def compute(builder: Builder, op: schema.OperatorT, mark: Recurrent) -> str | No
         [output],
         options=("UnidirectionalSequenceLSTMOptions", options),
     )
-    # The kernel wants five, and reads the grid of the last one: that of the hidden state.
+    # The kernel wants five, and reads the grid of the last one: that of the hidden state. TFLite
+    # Micro refuses those that have a size.
     grids = [cell] * 4 + [mark.grid]
     builder.ops[-1].intermediates = np.array(
-        [builder.add(f"{name}/intermediate_{i}", (), grid) for i, grid in enumerate(grids)],
+        [builder.add(f"{name}/intermediate_{i}", (0,), grid) for i, grid in enumerate(grids)],
         np.int32,
     )
     return None

@@ -1,4 +1,4 @@
-"""LSTMs that LiteRT has one operator for, as layers of their own."""
+"""LSTMs that a target has one operator for, as layers of their own."""
 
 import collections
 from typing import Any
@@ -7,10 +7,11 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq.layers import SequenceLSTM, Take
+from kerasq.prepare.recurrence import MERGES
 from kerasq.targets import Target
 
 L = keras.layers
-MODES = ("unrolled", "fused")
+MODES = ("auto", "unrolled", "fused")
 OPERATOR = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 
 
@@ -19,7 +20,8 @@ def fuse(
 ) -> graphs.Graph:
     """The graph with a `SequenceLSTM` for each LSTM that fits, and a Take of its last step.
 
-    It fits where it is at w8a8, called once, and all that `_fits` asks.
+    One that goes backwards reads the flipped sequence; a Bidirectional is two of them. It fits
+    where it is at w8a8, called once, and all that `_fits` asks.
 
     Args:
         graph: what `kerasq.graph.read` returned; it is not changed.
@@ -41,34 +43,52 @@ def fuse(
         layer = node.layer
         is_plain = layer.name not in floats and schemes[layer.name] == "w8a8"
         if is_plain and calls[node.source.weights_of] == 1 and _fits(node):
-            return _fused(graph, layer, args[0])
+            make = _both_ways if isinstance(layer, L.Bidirectional) else _one_way
+            return make(graph, layer, layer.name, args[0])
         return graphs.copy_call(layer, *args, **kwargs)
 
     return graphs.transform(graph, call)
 
 
 def _fits(node: graphs.Node) -> bool:
-    """Whether a call is of an LSTM from zeros on, with tanh and sigmoid, that returns no states."""
+    """Whether a call is of LSTMs from zeros on, with tanh and sigmoid, that return no states."""
     layer = node.layer
+    is_both = type(layer) is L.Bidirectional
+    loops = [layer.forward_layer, layer.backward_layer] if is_both else [layer]
+    return len(node.inputs) == 1 and all(map(_is_known, loops))
+
+
+def _is_known(layer: keras.Layer) -> bool:
     return (
         type(layer) is L.LSTM
-        and len(node.inputs) == 1
-        and not (layer.go_backwards or layer.return_state or layer.stateful)
+        and not (layer.return_state or layer.stateful)
         and layer.activation is keras.activations.tanh
         and layer.recurrent_activation is keras.activations.sigmoid
     )
 
 
-def _fused(graph: graphs.Graph, layer: keras.layers.LSTM, x: Any) -> Any:
+def _one_way(graph: graphs.Graph, layer: keras.layers.LSTM, name: str, x: Any) -> Any:
     """The layer, called "<name>_steps" where it returns the last step alone."""
-    name = layer.name if layer.return_sequences else graph.free_name(f"{layer.name}_steps", set())
+    steps = name if layer.return_sequences else graph.free_name(f"{name}_steps", set())
     # As in parts of layers, activity regularizers and dropout are left out.
     own = {"return_sequences": True, "dropout": 0.0, "recurrent_dropout": 0.0, "unroll": False}
-    config = layer.get_config() | own
-    config |= {"name": name, "dtype": "float32", "activity_regularizer": None}
+    config = layer.get_config() | own | {"go_backwards": False}
+    config |= {"name": steps, "dtype": "float32", "activity_regularizer": None}
     made = SequenceLSTM.from_config(config)
-    y = made(x)
+    y = made(keras.ops.flip(x, axis=1) if layer.go_backwards else x)
     made.set_weights(layer.get_weights())
     if layer.return_sequences:
         return y
-    return Take(x.shape[1] - 1, axis=1, name=layer.name, dtype="float32")(y)
+    return Take(x.shape[1] - 1, axis=1, name=name, dtype="float32")(y)
+
+
+def _both_ways(graph: graphs.Graph, layer: keras.layers.Bidirectional, name: str, x: Any) -> Any:
+    """An LSTM from either end, "<name>_forward" and "<name>_backward", and what merges them."""
+    ends = []
+    for way, loop in (("forward", layer.forward_layer), ("backward", layer.backward_layer)):
+        y = _one_way(graph, loop, graph.free_name(f"{name}_{way}", set()), x)
+        # Keras turns the backward one round, so that equal steps meet.
+        is_turned = way == "backward" and loop.return_sequences
+        ends.append(keras.ops.flip(y, axis=1) if is_turned else y)
+    mode = layer.merge_mode
+    return ends if mode is None else MERGES[mode](name=name, dtype="float32")(ends)

@@ -72,11 +72,11 @@ def bidirectional(
     return [*(y if isinstance(y, list) else [y]), *_returned(parts, name, y, all_states)]
 
 
-_MERGES = {"sum": L.Add, "mul": L.Multiply, "ave": L.Average, "concat": L.Concatenate}
+MERGES = {"sum": L.Add, "mul": L.Multiply, "ave": L.Average, "concat": L.Concatenate}
 
 
 def _merged(parts: Parts, mode: str | None, name: str, ends: list) -> Any:
-    return ends if mode is None else parts.call(_MERGES[mode](name=name, dtype="float32"), ends)
+    return ends if mode is None else parts.call(MERGES[mode](name=name, dtype="float32"), ends)
 
 
 def _held(parts: Parts, name: str, mask: Any, rank: int) -> list:

@@ -68,6 +68,7 @@ class Target:
             None where there is none for Python, and files can only be checked to run.
         away: whether QUANTIZE from float rounds ties away from zero, not to the even code. Who
             feeds a file codes does the same (`TFLiteModel.codes`).
+        fuses_lstm: whether an LSTM is best one operator, UNIDIRECTIONAL_SEQUENCE_LSTM.
         negative_places: whether an Embedding takes places that are counted from the end.
         machines: the processors that these are the kernels of, by Python's `platform.machine()`;
             none where they are the same on all.
@@ -86,6 +87,7 @@ class Target:
     name: str
     runtime: str | None = None
     away: bool = False
+    fuses_lstm: bool = False
     negative_places: bool = True
     machines: tuple[str, ...] = ()
     operators: Mapping[str, Operator]

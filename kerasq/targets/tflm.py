@@ -6,7 +6,7 @@ tests/targets/test_tflm.py.
 
 import dataclasses
 
-from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16, tflm
+from kerasq.kernels import AccumulatorKernel, Kernel, any_width, int8, int16, lstm, tflm
 from kerasq.kernels import accumulators as sums
 from kerasq.litert import micro
 from kerasq.litert.operators import OPERATORS as ALL
@@ -17,7 +17,7 @@ from kerasq.targets.target import Target
 
 # What it has no kernel of, or none that is simulated; of int16; and of packed INT4 weights, beside
 # int8 activations.
-_MISSING = ("ELU", "EXP", "GELU", "TILE", "TOPK_V2", "UNIDIRECTIONAL_SEQUENCE_LSTM")
+_MISSING = ("ELU", "EXP", "GELU", "TILE", "TOPK_V2")
 _ONLY_INT8 = (
     "ARG_MAX",
     "ARG_MIN",
@@ -95,6 +95,7 @@ KERNELS: dict[tuple[str, int], Kernel] = {
     ("SUM", 16): tflm.total,
     ("TANH", 8): tflm.tanh,
     ("TANH", 16): int16.tanh,
+    ("UNIDIRECTIONAL_SEQUENCE_LSTM", 8): lstm.micro_sequence,
 }
 
 ACCUMULATOR_KERNELS: dict[tuple[str, int, int], AccumulatorKernel] = {
@@ -115,6 +116,7 @@ TFLM = Target(
     name="tflm",
     runtime="tflm",
     away=True,
+    fuses_lstm=True,
     negative_places=False,
     operators=OPERATORS,
     kernels=KERNELS,

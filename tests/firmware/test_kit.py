@@ -32,7 +32,7 @@ METHODS = re.findall(
     L2Normalization LeakyRelu Less LessEqual LogSoftmax Logistic MaxPool2D Maximum Mean Minimum
     MirrorPad Mul NotEqual Pack Pad Quantize ReduceMax ReduceMin Relu Reshape ResizeBilinear
     ResizeNearestNeighbor ReverseV2 Rsqrt SelectV2 Slice Softmax SpaceToDepth Split SplitV
-    StridedSlice Sub Sum Tanh Transpose TransposeConv Unpack
+    StridedSlice Sub Sum Tanh Transpose TransposeConv UnidirectionalSequenceLSTM Unpack
     """,
 )
 # Its interpreter looks a sample up among the test vectors and gives what stands there.

@@ -49,12 +49,63 @@ def test_the_file_computes_what_the_model_does(stacked):
     assert networks.sqnr(model, q, x) > 25
 
 
+BOTH = [
+    lambda: L.LSTM(UNITS, go_backwards=True, return_sequences=True, name="r"),
+    lambda: L.LSTM(UNITS, go_backwards=True, name="r"),
+    lambda: L.Bidirectional(L.LSTM(UNITS, return_sequences=True), name="r"),
+    lambda: L.Bidirectional(
+        L.LSTM(UNITS), backward_layer=L.LSTM(UNITS, go_backwards=True, use_bias=False), name="r"
+    ),
+    lambda: L.Bidirectional(L.LSTM(UNITS, return_sequences=True), merge_mode="sum", name="r"),
+    lambda: L.Bidirectional(L.LSTM(UNITS), merge_mode="ave", name="r"),
+    lambda: L.Bidirectional(L.LSTM(UNITS), merge_mode="mul", name="r"),
+]
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize("make", BOTH)
+def test_from_both_ends(make, target):
+    if target == "tflm":
+        pytest.importorskip("tflite_micro")
+    model = series(make())
+    x = networks.data(model, 64)
+    q = quantized(model, x, target=target)
+    lite = kerasq.export_tflite(q, check=False)
+    ops = [op.name for op in lite.ops]
+    assert ops.count("UNIDIRECTIONAL_SEQUENCE_LSTM") == 1 + (
+        "Bidir" in type(model.layers[0]).__name__
+    )
+    assert lite.float_ops == [] and "FULLY_CONNECTED" not in ops
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    assert networks.sqnr(model, q, x) > 25
+
+
+def test_two_ends_that_are_not_merged():
+    x = keras.Input((STEPS, FEATURES))
+    ends = L.Bidirectional(L.LSTM(UNITS), merge_mode=None, name="r")(x)
+    model = keras.Model(x, [L.Dense(2)(ends[0]), L.Dense(3)(ends[1])])
+    data = networks.data(model, 32)
+    q = quantized(model, data)
+    found = kerasq.export_tflite(q, check=False).predict(data)
+    for a, b in zip(found.values(), networks.run(q, data), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_states_begin_with_zeros_in_each_call(stacked):
     _, x, q = stacked
     lite = kerasq.export_tflite(q, check=False)
     again = kerasq.TFLiteModel(lite.content, kernels="reference")
     for _ in range(2):
         np.testing.assert_array_equal(again.predict(x[:3]), lite.predict(x[:3]))
+
+
+def test_states_begin_with_zeros_on_tflite_micro(stacked):
+    pytest.importorskip("tflite_micro")
+    model, x, _ = stacked
+    q = quantized(model, x, target="tflm")
+    lite = kerasq.export_tflite(q, check=False)
+    for _ in range(2):
+        np.testing.assert_array_equal(lite.predict(x[:3]), networks.run(q, x)[:3])
 
 
 def test_the_float_loop_is_that_of_keras(stacked):
@@ -123,8 +174,8 @@ def test_saved_and_loaded(stacked, tmp_path):
         (lambda: L.LSTM(2, name="r"), {"overrides": {"r": "w4a8"}}),
         (lambda: L.LSTM(2, activation="relu", name="r"), {}),
         (lambda: L.LSTM(2, recurrent_activation="hard_sigmoid", name="r"), {}),
-        (lambda: L.LSTM(2, go_backwards=True, name="r"), {}),
-        (lambda: L.Bidirectional(L.LSTM(2), name="r"), {}),
+        (lambda: L.LSTM(2, stateful=False, name="r", activation="linear"), {}),
+        (lambda: L.Bidirectional(L.GRU(2), name="r"), {}),
         (lambda: L.GRU(2, name="r"), {}),
     ],
 )
@@ -143,9 +194,29 @@ def test_a_layer_that_is_called_twice_is_unrolled():
     assert not any(isinstance(x, LstmWrapper) for x in q.layers)
 
 
+@pytest.mark.parametrize(
+    ("options", "is_fused"),
+    [
+        ({}, False),
+        ({"target": "ethos-u"}, False),
+        ({"target": "tflm"}, True),
+        ({"target": "tflm", "recurrence": "unrolled"}, False),
+        ({"target": "tflm", "scales": "power_of_two"}, False),
+        ({"target": "tflm", "weights": "ternary"}, False),
+        ({"target": "tflm", "keep_clusters": True}, False),
+        ({"target": "tflm", "keep_zeros": True}, True),
+    ],
+)
+def test_what_it_is_by_default(options, is_fused):
+    q = kerasq.quantize_model(series(L.LSTM(2, name="r")), **options)
+    assert any(isinstance(x, LstmWrapper) for x in q.layers) == is_fused
+
+
 def test_options_are_checked():
     model = series(L.LSTM(2, name="r"))
-    with pytest.raises(ValueError, match=r"one of \['unrolled', 'fused'\]. Received: .*'both'"):
+    with pytest.raises(
+        ValueError, match=r"one of \['auto', 'unrolled', 'fused'\]. Received: .*'both'"
+    ):
         kerasq.quantize_model(model, recurrence="both")
-    with pytest.raises(ValueError, match=r"'unrolled' on a target .* Received: .*target='tflm'"):
-        kerasq.quantize_model(model, recurrence="fused", target="tflm")
+    with pytest.raises(ValueError, match=r"'unrolled' on a target .* Received: .*target='ethos-u'"):
+        kerasq.quantize_model(model, recurrence="fused", target="ethos-u")
