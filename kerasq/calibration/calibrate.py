@@ -152,7 +152,8 @@ def _statistics(
             map(graph.tensor_name, node.outputs), keras.tree.flatten(y), strict=True
         ):
             for i in readers.get(name, []):
-                values[i][name] = value
+                # A layer may say that it returns floats, and return integers.
+                values[i][name] = tf.cast(value, tf.float32)
                 if len(values[i]) == len(groups[i]):
                     joined = tf.concat([values[i].pop(x) for x in groups[i]], 0)
                     found[i] = taps[i].observer.statistics(joined)

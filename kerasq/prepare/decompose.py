@@ -62,6 +62,10 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
     return pass_over.noted(graphs.transform(graph, pass_over.call_node))
 
 
+# They say that they return floats, but of integers they return integers.
+_MERGING = (L.Add, L.Average, L.Concatenate, L.Dot, L.Maximum, L.Minimum, L.Multiply, L.Subtract)
+
+
 class _Decomposition:
     """The pass over one graph, and the `Parts` that functions of `PARTS` get."""
 
@@ -113,6 +117,8 @@ class _Decomposition:
         if layer.name in self._keep:
             # Masks are arguments by now: wrappers would warn of those beside tensors.
             changes = {"mask_zero": False} if type(layer) is L.Embedding else {}
+            if isinstance(layer, _MERGING):
+                args, kwargs = self._integers.as_real((args, kwargs), False, False)
             return graphs.copy_call(layer, *args, changes=changes, **kwargs)
         takes_conditions = type(layer).__name__ in _TAKE_CONDITIONS
         self.feeds_softmax = masks.feeds_softmax(self._graph, node)

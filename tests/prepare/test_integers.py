@@ -162,3 +162,19 @@ def test_training_saving_and_loading(tmp_path):
     np.testing.assert_array_equal(
         kerasq.export_tflite(again).predict(PIXELS), kerasq.export_tflite(q).predict(PIXELS)
     )
+
+
+@pytest.mark.parametrize("kind", [L.Add, L.Multiply, L.Maximum])
+def test_labels_that_a_float_layer_merges(kind):
+    """Keras says that it returns floats, and returns integers."""
+    x = keras.Input((4, 3))
+    labels = keras.ops.argmax(x, axis=-1)
+    merged = kind(name="merged")([labels, labels])
+    model = keras.Model(x, L.Add(name="grid")([merged, merged]))
+    data = np.random.default_rng(0).normal(size=(16, 4, 3)).astype("float32")
+    q = kerasq.quantize_model(model, overrides={"merged": "float"})
+    kerasq.calibrate(q, data)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+    step = q.get_layer("grid").output_quantizer.grid().scale
+    np.testing.assert_allclose(lite.predict(data), model.predict(data, verbose=0), atol=step)
