@@ -1,6 +1,7 @@
 """Wrapping a whole LSTM: per gate one scale of each kernel, int8 hidden states, an int16 cell."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from kerasq.wrappers import QuantizeWrapper
 
 # Codes of biases stay below.
 _MOST_BIAS = 2.0**28
+# Steps that a loop has none for: it takes 1.4 times as long in training, but is traced once.
+_UNROLLED = 64
 # The largest cell state where no data has told.
 _UNSEEN = 16.0
 
@@ -187,6 +190,10 @@ def _loop(
         cell = tf.sigmoid(forget) * cell + tf.sigmoid(entry) * tf.tanh(candidate)
         return cell, tf.sigmoid(output) * tf.tanh(cell)
 
-    first = tf.zeros([tf.shape(x)[0], recurrent.shape[0]])
-    cells, hidden = tf.scan(step, added, (first, first))
+    zeros = tf.zeros([tf.shape(x)[0], recurrent.shape[0]])
+    if x.shape[1] <= _UNROLLED:
+        steps = itertools.accumulate(tf.unstack(added), step, initial=(zeros, zeros))
+        cells, hidden = map(tf.stack, zip(*itertools.islice(steps, 1, None), strict=True))
+    else:
+        cells, hidden = tf.scan(step, added, (zeros, zeros))
     return tf.transpose(hidden, [1, 0, 2]), tf.reduce_max(tf.abs(cells))

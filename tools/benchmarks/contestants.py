@@ -102,6 +102,12 @@ def _tfmot(model: Any) -> Any:
     return tfmot.quantization.keras.quantize_model(model)
 
 
+# Recurrent layers: an LSTM as one operator, all step by step, or a loop that stays float.
+RECURRENT: dict[str, Callable[[Any], Any]] = {
+    "kerasq, fused": functools.partial(_quantized, recurrence="fused"),
+    "kerasq, unrolled": functools.partial(_quantized, recurrence="unrolled"),
+    "kerasq, float loop": functools.partial(_quantized, overrides={"loop": "float"}),
+}
 # Fine-tuning steps: what becomes of the float model, by contestant. BatchNormalization is kept, as
 # the peers keep it, or folded; without any a float model is the lower bound.
 STEPS: dict[str, Callable[[Any], Any]] = {
@@ -121,12 +127,13 @@ def step(
     import tensorflow as tf
 
     keras = _tf_keras(policy) if contestant in ("tf_keras", "tfmot") else _keras(policy)
-    model = STEPS[contestant](_model(keras, network, "no BatchNorm" not in contestant))
+    make = (STEPS | RECURRENT)[contestant]
+    model = make(_model(keras, network, "no BatchNorm" not in contestant))
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=xla)
     one = model.make_train_function() or model.train_function  # tf_keras returns the first.
     labels = np.arange(batch) % networks.CLASSES
-    data = tf.data.Dataset.from_tensors((_images(batch), labels)).repeat()
+    data = tf.data.Dataset.from_tensors((_inputs(model, batch), labels)).repeat()
     iterator = iter(data)
 
     def run() -> None:
@@ -215,11 +222,11 @@ def prediction(network: str, samples: int) -> Call:
 # Export: these return seconds and leave a file behind
 
 
-def kerasq_export(network: str, path: str | None) -> Call:
+def kerasq_export(network: str, path: str | None, contestant: str = "kerasq") -> Call:
     """`kerasq.export_tflite`."""
     import kerasq
 
-    quantized = _quantized(_model(_keras(), network))
+    quantized = (STEPS | RECURRENT)[contestant](_model(_keras(), network))
     return _seconds(lambda: kerasq.export_tflite(quantized, path))
 
 
@@ -238,7 +245,9 @@ def bare_converter(network: str, path: str) -> Call:
 
 def converter_int8(network: str, path: str) -> Call:
     """TFLiteConverter's own post-training quantization to int8."""
-    model = _model(_keras(), network)
+    # It quantizes no loop of Keras 3: what users do is to have Keras unroll it.
+    name = f"{network}, unrolled" if network in networks.RECURRENT else network
+    model = _model(_keras(), name)
     return _seconds(_post_training(model, _inputs(model, 16), path))
 
 

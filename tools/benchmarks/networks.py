@@ -77,7 +77,19 @@ def chain(layers: Any, depth: int) -> Any:
     return image, layers.Dense(CLASSES, activation="softmax")(x)
 
 
+def recurrent(layers: Any, kind: str, unroll: bool) -> Any:
+    """A recurrent layer, "loop", of 32 units over 32 steps of 16 features: (inputs, outputs)."""
+    sequence = layers.Input((32, 16))
+    loops = {
+        "lstm": lambda: layers.LSTM(32, unroll=unroll, name="loop"),
+        "bidirectional": lambda: layers.Bidirectional(layers.LSTM(32, unroll=unroll), name="loop"),
+        "gru": lambda: layers.GRU(32, unroll=unroll, name="loop"),
+    }
+    return sequence, layers.Dense(CLASSES, activation="softmax")(loops[kind]()(sequence))
+
+
 NETWORKS = {"resnet8": resnet8, "mobilenet": mobilenet}
+RECURRENT = ("lstm", "bidirectional", "gru")
 # Those of keras.applications that docs/coverage.md has, on small images.
 APPLICATIONS = (
     *("MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large", "EfficientNetB0"),
@@ -90,14 +102,16 @@ APPLICATION_SHAPE = (96, 96, 3)
 def build(keras: Any, name: str, batch_norm: bool = True) -> Any:
     """A network by name.
 
-    One of `NETWORKS` or `APPLICATIONS`, "mobilenet_v2" (keras.applications, at 224x224), or
-    "chain8" for a chain of 8 convolutions.
+    One of `NETWORKS`, `RECURRENT` ("lstm, unrolled" without its loop) or `APPLICATIONS`,
+    "mobilenet_v2" (keras.applications, at 224x224), or "chain8" for a chain of 8 convolutions.
     """
     if name in APPLICATIONS:
         make = getattr(keras.applications, name)
         return make(weights=None, input_shape=APPLICATION_SHAPE, classes=CLASSES)
     if name == "mobilenet_v2":
         return keras.applications.MobileNetV2(weights=None)
+    if (kind := name.removesuffix(", unrolled")) in RECURRENT:
+        return keras.Model(*recurrent(keras.layers, kind, unroll=kind != name))
     if name.startswith("chain"):
         return keras.Model(*chain(keras.layers, int(name.removeprefix("chain"))))
     return keras.Model(*NETWORKS[name](keras.layers, batch_norm))

@@ -19,11 +19,15 @@ from absl import app, flags
 
 from kerasq.support import files, tables
 from tools.benchmarks.comparison import Benchmark, Figures, Row, by_case
-from tools.benchmarks.contestants import STEPS
+from tools.benchmarks.contestants import RECURRENT, STEPS
 from tools.benchmarks.networks import APPLICATIONS
+from tools.benchmarks.networks import RECURRENT as LOOPS
 
 NETWORKS, BATCHES = ("resnet8", "mobilenet"), (32, 128)
-_SECTIONS = ("steps", "memory", "calibration", "files", "import", "tracing", "growth", "zoo")
+_SECTIONS = (
+    *("steps", "memory", "calibration", "files", "import", "tracing", "growth", "recurrence"),
+    "zoo",
+)
 _POLICY_NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -217,6 +221,49 @@ def _tracing(bench: Benchmark, network: str) -> None:
     bench.rows.append(Row(what, network, found.ratios(*both), 1.5))
 
 
+def recurrence(bench: Benchmark) -> None:
+    """Recurrent layers: steps of training, and files, beside a loop that stays float."""
+    with tempfile.TemporaryDirectory() as folder:
+        for network in LOOPS:
+            loop = "kerasq, float loop"
+            fits = [name for name in RECURRENT if name != loop and (network, name) != _NO_OPERATOR]
+            steps = {
+                name: ("step", {"contestant": name, "network": network, "batch": 32})
+                for name in (*fits, "Keras 3")
+            }
+            found = bench.compare(f"{network}, step of 32 samples", steps, repetitions=8)
+            for name in fits:
+                ratios = found.ratios(name, "Keras 3")
+                bench.rows.append(Row("step over Keras 3", f"{network}: {name}", ratios, 1.5))
+            _loops(bench, network, [*fits, loop], pathlib.Path(folder))
+
+
+_NO_OPERATOR = ("gru", "kerasq, fused")
+
+
+def _loops(bench: Benchmark, network: str, ours: list[str], folder: pathlib.Path) -> None:
+    """Size and latency of the files of a recurrent network."""
+    converter = "converter, int8"
+    paths = {name: f"{folder}/{network}-{i}.tflite" for i, name in enumerate((*ours, converter))}
+    exports: dict[str, tuple[str, dict]] = {
+        name: ("kerasq_export", {"network": network, "path": paths[name], "contestant": name})
+        for name in ours
+    }
+    exports[converter] = ("converter_int8", {"network": network, "path": paths[converter]})
+    bench.compare(f"{network}, export", exports, rounds=1)
+    made = {name: path for name, path in paths.items() if os.path.exists(path)}
+    sizes = {name: [_bytes(path)] for name, path in made.items()}
+    bench.figures.append(size := Figures(f"{network}, size", "bytes", sizes, {}))
+    calls = {name: ("latency", {"path": path, "threads": 1}) for name, path in made.items()}
+    latency = bench.compare(f"{network}, latency", calls, 3)
+    *fits, loop = ours
+    for peer in (loop, converter):
+        for name in fits:
+            case = f"{network}: {name}"
+            bench.rows.append(Row(f"size over {peer}", case, size.ratios(name, peer)))
+            bench.rows.append(Row(f"latency over {peer}", case, latency.ratios(name, peer)))
+
+
 # The most that the latency of a network may be, over the converter's, where it is not 1.02.
 FASTER = dict.fromkeys(("Xception", "InceptionV3", "NASNetMobile"), 0.75)
 
@@ -379,7 +426,7 @@ def main(argv: list[str]) -> None:
             files.check_writable(_JSON.value)
         except OSError as error:
             raise app.UsageError(f"--json: {error}") from error
-    functions = (steps, memory, calibration, deployment, imports, tracing, growth, zoo)
+    functions = (steps, memory, calibration, deployment, imports, tracing, growth, recurrence, zoo)
     sections = dict(zip(_SECTIONS, functions, strict=True))
     bench = Benchmark(_ROUNDS.value, _environment())
     try:
