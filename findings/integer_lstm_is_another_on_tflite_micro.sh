@@ -4,7 +4,7 @@
 # Integer operators of TFLite Micro are mostly LiteRT's reference ones, and where roundings differ they differ by one step at a tie.
 # Not so here: LiteRT computes sigmoid and tanh of the gates by gemmlowp's polynomials on 16 bits, TFLite Micro by the interpolated
 # table of its int16 LOGISTIC and TANH; products with the state are kept within int16 before they are added in one and not in
-# the other; and cells are halved once in one, twice in the other. States carry that on from step to step, so that a model
+# the other; and products are divided by powers of two with one rounding in one, with two in the other. States carry that on from step to step, so that a model
 # whose accuracy was measured with LiteRT is not the one on the microcontroller.
 #
 # The file is TFLiteConverter's own, fully quantized, of an LSTM of tf_keras with larger weights than it begins with.
