@@ -166,6 +166,7 @@ def quantize_model(
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
+    _say_unknown_shapes(graph.model)
     symmetric = SCALES[scales].activations
     if recurrence == "auto":
         is_default = (weights, granularity, scales) == ("uniform", "per_channel", FREE)
@@ -193,6 +194,17 @@ def quantize_model(
         # By this policy `compile` scales the loss: small gradients are 0 in float16.
         quantized.dtype_policy = "mixed_float16"
     return quantized
+
+
+def _say_unknown_shapes(model: keras.Model) -> None:
+    """Says what an export would: a file has fixed shapes."""
+    unknown = [f"{x.name!r} of shape {x.shape}" for x in model.inputs if None in x.shape[1:]]
+    if unknown:
+        print(
+            f"No file can be made of it, which has fixed shapes: {', '.join(unknown)}. Build the "
+            "float model with a fixed `keras.Input(shape=...)` before you train: where the shape "
+            "of a sample is known, layers become other ones, with other weights."
+        )
 
 
 def of_class(model: keras.Model, quantized: keras.Model) -> keras.Model:

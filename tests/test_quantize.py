@@ -717,3 +717,28 @@ def test_clipping_levels_are_penalized_where_they_learn():
 def test_penalties_that_do_not_fit(options, text):
     with pytest.raises(ValueError, match=text):
         kerasq.quantize_model(networks.mlp(), **options)
+
+
+def test_unknown_shapes_are_said_before_anything_is_trained(capsys):
+    x = keras.Input((None, 6), name="steps")
+    kerasq.quantize_model(keras.Model(x, L.Dense(2)(L.GlobalMaxPooling1D()(x))))
+    said = capsys.readouterr().out
+    assert "No file can be made of it" in said and "'steps' of shape (None, None, 6)" in said
+    kerasq.quantize_model(keras.Sequential([keras.Input((6,)), L.Dense(2)]))
+    assert "No file" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"])
+def test_models_of_16_bits_compute_in_32(floatx):
+    layers = [L.Dense(4, "relu", dtype=floatx), L.Dense(3, dtype=floatx)]
+    model = keras.Sequential([keras.Input((6,), dtype=floatx), *layers])
+    assert {v.dtype for v in model.weights} == {floatx}
+    data = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, data)
+    assert {v.dtype for v in q.weights} == {"float32"}
+    lite = kerasq.export_tflite(q)
+    assert lite.float_ops == []
+    np.testing.assert_array_equal(lite.predict(data), q.predict(data, verbose=0))
+    wanted = model.predict(data, verbose=0).astype("float32")
+    np.testing.assert_allclose(lite.predict(data), wanted, atol=0.03 * np.ptp(wanted))

@@ -26,8 +26,8 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
 
     Nested models are opened: their layers become the graph's own. Where layers have one name, that
     of an inner one gets the name of its model in front. Each call of a layer that is called more
-    than once has a copy of its own, the second "<name>_2". Layers of mixed precision compute in
-    float32 in the copy. What else the copies do not show is in `Node.source`.
+    than once has a copy of its own, the second "<name>_2". Layers of mixed precision, and of 16
+    bits, compute in float32 in the copy. What else the copies do not show is in `Node.source`.
 
     Args:
         model: a built Sequential or Functional model, or a subclassed one whose `call` runs on
@@ -44,7 +44,7 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
     with opened(model) as functional:
         reading.reserve(functional)
         inputs = keras.tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+            lambda x: keras.Input(batch_shape=x.shape, dtype=_whole(x.dtype), name=x.name),
             functional.input,
         )
         outputs = reading.inline(functional, inputs)
@@ -171,7 +171,7 @@ class _Reading:
             refusal=refusal,
             trainable=getattr(operation, "trainable", True) and owner_trains,
         )
-        if _is_mixed(layer):
+        if isinstance(layer, keras.Layer) and layer.compute_dtype in _HALVES:
             # Before the call, which builds: layers inside it take their policy from it there.
             layer.dtype_policy = "float32"
         output = layer(*args, **kwargs)
@@ -218,6 +218,15 @@ def _positional(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             break
         args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
     return args, kwargs
+
+
+# Types of 16 bits, which layers of the copy do not compute in.
+_HALVES = ("float16", "bfloat16")
+
+
+def _whole(dtype: str) -> str:
+    """float32 in place of a float type of 16 bits."""
+    return "float32" if dtype in _HALVES else dtype
 
 
 def _is_mixed(layer: Any) -> bool:
