@@ -31,10 +31,17 @@ class Histogram(MinMax):
 
     def statistics(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Ends, counts, and the exponent e of the histogram's width: [-2^e, 2^e]."""
-        # The ends say it where values are infinite or NaN, which no bin takes.
         ends = tf.reduce_min(x), tf.reduce_max(x)
-        x = tf.where(tf.math.is_finite(x), x, 0.0)
-        largest = tf.maximum(tf.reduce_max(tf.abs(x)), 1e-12)
+        # The ends say it where values are infinite or NaN, which no bin takes. Mostly none is, and
+        # each pass over all values counts.
+        is_finite = tf.reduce_all(tf.math.is_finite(ends))
+        x = tf.cond(is_finite, lambda: x, lambda: tf.where(tf.math.is_finite(x), x, 0.0))
+        largest = tf.cond(
+            is_finite,
+            lambda: tf.maximum(-ends[0], ends[1]),
+            lambda: tf.reduce_max(tf.abs(x)),
+        )
+        largest = tf.maximum(largest, 1e-12)
         # Where rounding of the logarithms makes it one too small, the outermost bins hold the rest.
         exponent = tf.math.ceil(tf.math.log(largest) / tf.math.log(2.0))
         # Twice the bound is float32 as well, or TensorFlow's histogram crashes the process.
