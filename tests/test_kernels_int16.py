@@ -388,3 +388,19 @@ def test_sum_of_more_than_24_bits():
     found = simulate("SUM", layer, [x], [source], out)
     np.testing.assert_array_equal(found, run(content, x))
     assert x.sum(1).min() > 2**24
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 3.7, 100.0, 255.9])
+def test_products_far_beyond_the_range_wrap_around(ratio):
+    rng = np.random.default_rng(int(ratio))
+    codes = [rng.integers(-(2**15), 2**15, (1, 4000)).astype(np.int16) for _ in range(2)]
+    codes[0][0, :500] //= 256
+    out = wide(2.0**-8)
+    grids = [wide(2.0**-8), wide(ratio)]
+    operands = [tensor(x.shape, g) for x, g in zip((*codes, codes[0]), (*grids, out), strict=True)]
+    found = simulate("MUL", keras.layers.Multiply(), codes, grids, out)
+    content = build(Op.MUL, 4, operands, kind="MulOptions")
+    np.testing.assert_array_equal(found, run(content, *codes))
+    # As numbers of 32 bits do, some change their sign.
+    signs = np.sign(codes[0].astype(int) * codes[1])
+    assert np.any(np.sign(found) * signs < 0) == (ratio >= 2.0)

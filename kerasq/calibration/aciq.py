@@ -39,6 +39,8 @@ class Aciq(Histogram):
         mean = 0.0 if self.is_one_sided else np.average(x, weights=weights)
         b = float(np.average(np.abs(x - mean), weights=weights))
         s = float(np.sqrt(np.average((x - mean) ** 2, weights=weights)))
+        if s == 0.0:  # All values are in one bin.
+            return self.low, self.high
         codes = bits + (self.is_one_sided and not symmetric)
         # More likely where its entropy is less.
         is_normal = math.log(math.tau * math.e * s**2) / 2 < math.log(2 * math.e * b)

@@ -1,5 +1,6 @@
 """`Probe`: the integer model, opened up, so that the value of every layer can be read."""
 
+import math
 from typing import Any
 
 import keras
@@ -104,7 +105,13 @@ class Probe:
         layer, inputs = graphs.origin(tensor)
         if self.has(graphs.tensor_name(tensor)) or isinstance(layer, keras.layers.InputLayer):
             return True
-        return registry.passes_through(layer) and self.knows(inputs[0])
+        # Dropped, it is what it reads; or its reader, which nothing tells.
+        return (
+            registry.passes_through(layer)
+            and None not in (*tensor.shape[1:], *inputs[0].shape[1:])
+            and math.prod(tensor.shape[1:]) == math.prod(inputs[0].shape[1:])
+            and self.knows(inputs[0])
+        )
 
     def value(self, tensor: keras.KerasTensor) -> np.ndarray:
         """The real value that the integer model has for a tensor of the Keras model."""

@@ -158,7 +158,11 @@ class _Reading:
         **changes: Any,
     ) -> Any:
         """Calls a copy of a layer, or operation, configuration changed by `changes`."""
+        if (axes := _squeezed(operation, *args)) is not None:
+            changes["axis"] = axes
         layer = copy_layer(operation, name=name, **changes)
+        if axes == ():
+            layer = keras.layers.Identity(name=name)
         first = self._first.setdefault(id(operation), name)
         owner, owner_trains = self._owner or (first, True)
         args, kwargs = _positional(operation, args, kwargs)
@@ -218,6 +222,17 @@ def _positional(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             break
         args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
     return args, kwargs
+
+
+def _squeezed(operation: Any, x: Any = None, *_: Any) -> tuple[int, ...] | None:
+    """The axes that `keras.ops.squeeze` without any takes away; None of other operations.
+
+    Of a single sample it would take the first one as well.
+    """
+    is_open = type(operation).__name__ == "Squeeze" and operation.axis is None
+    if not is_open or x.shape[0] is not None or None in x.shape[1:]:
+        return None
+    return tuple(i for i, size in enumerate(x.shape) if size == 1)
 
 
 # Types of 16 bits, which layers of the copy do not compute in.

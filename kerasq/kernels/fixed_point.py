@@ -92,6 +92,18 @@ def multiply_rounding_twice(
 
 
 @shared
+def multiply_wrapping(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+    """`multiply_rounding_twice` of numbers that its shift up may take beyond int32.
+
+    It wraps around there, which is 2^16 times beyond the range of an output of 16 bits.
+    """
+    mantissa, exponent = decompose(real)
+    shifted = int64(x) * power_of_two(tf.maximum(exponent, 0))
+    wrapped = int64(tf.cast(shifted, tf.int32))
+    return _by_mantissa(wrapped, mantissa, tf.minimum(exponent, 0), "away")
+
+
+@shared
 def multiply_mantissa(x: tf.Tensor, mantissa: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
     """`multiply_rounding_twice` by `mantissa * 2^(exponent - 31)`, a mantissa of up to 31 bits."""
     return _by_mantissa(x, mantissa, exponent, "away")

@@ -18,6 +18,7 @@ from kerasq.kernels.fixed_point import (
     int64,
     multiply_15_bits,
     multiply_rounding_twice,
+    multiply_wrapping,
     power_of_two,
     round_half_away,
     shift_right,
@@ -68,7 +69,7 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     multiplier = quotient(product(grids[0].scale, grids[1].scale), out.scale)
     # Two codes of 16 bits: float32 does not hold their product.
     total = int64(codes[0]) * int64(codes[1])
-    return clip(multiply_rounding_twice(total, float64(multiplier)), out)
+    return clip(multiply_wrapping(total, float64(multiplier)), out)
 
 
 def mean(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

@@ -21,6 +21,7 @@ from kerasq.kernels.fixed_point import (
     int64,
     multiply_mantissa,
     multiply_rounding_twice,
+    multiply_wrapping,
     power_of_two,
     round_half_away,
     shift_right_half_up,
@@ -66,7 +67,7 @@ def multiply(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> t
     """MUL: gemmlowp's rule on the product."""
     del layer
     found = int64(codes[0]) * int64(codes[1])
-    return clip(multiply_rounding_twice(found, _of_product(grids, out)), out)
+    return clip(multiply_wrapping(found, _of_product(grids, out)), out)
 
 
 def matmul(layer: keras.Layer, codes: list, grids: list[Grid], out: Grid) -> tf.Tensor:

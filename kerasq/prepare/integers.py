@@ -54,7 +54,7 @@ class Integers:
         """
 
         def one(x: Any) -> Any:
-            if not isinstance(x, keras.KerasTensor) or "float" in x.dtype:
+            if not isinstance(x, keras.KerasTensor) or x.dtype in ("float32", "float64"):
                 return x
             if x.dtype == "bool" and takes_conditions:
                 return x

@@ -170,3 +170,10 @@ def test_the_largest_numbers_that_there_are(name):
 def test_what_is_no_number_is_no_range(name, value):
     found = ends(OBSERVERS[name](), [1.0, value, -2.0])
     assert not np.isfinite(found).all()
+
+
+def test_values_of_one_bin_keep_their_range():
+    tiny = np.array([-1e-30, 0.0, 3e-31])
+    assert ends(OBSERVERS["aciq"](), tiny) == (np.float32(-1e-30), np.float32(3e-31))
+    low, high = ends(OBSERVERS["best"](), tiny)
+    assert -1e-29 < low <= high < 1e-29

@@ -320,3 +320,14 @@ def test_what_does_nothing_at_the_end_leaves_the_layer_its_name(last):
     report = kerasq.compare(q, lite, x=x)
     assert report.exact == 1.0 and [layer.name for layer in report.layers] == ["conv"]
     assert lite.output_names == [last.name]
+
+
+def test_what_its_reader_swallowed_is_computed_again():
+    """The file has one tensor for a Pad and a Flatten that does nothing, with the latter's name."""
+    x = keras.Input((1,), name="x")
+    padded = keras.ops.pad(x, ((0, 0), (1, 2)))
+    model = keras.Model(x, [L.Flatten(name="flat")(padded), L.Add(name="twice")([x, x]), padded])
+    data = np.ones((2, 1), "float32")
+    q = kerasq.quantize_model(model, overrides={"x": "float"})
+    kerasq.calibrate(q, data)
+    assert kerasq.compare(q, kerasq.export_tflite(q), x=data).exact == 1.0

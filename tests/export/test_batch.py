@@ -63,3 +63,15 @@ def test_a_model_of_a_fixed_batch_is_exported_as_it_is():
     q = networks.quantized(model, x)
     lite = kerasq.export_tflite(q, batch_size=2)
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3, 1)])
+def test_squeezing_leaves_samples_alone(shape):
+    inner = keras.Input(shape, name="x")
+    model = keras.Model(inner, ops.cumsum(ops.squeeze(inner)[:, 1:], 1))
+    x = networks.data(model, 8)
+    q = kerasq.quantize_model(model, "float", overrides={"x": "w8a8"})
+    kerasq.calibrate(q, x)
+    for batch_size in (1, 2):
+        found = kerasq.export_tflite(q, batch_size=batch_size).predict(x)
+        np.testing.assert_allclose(found, networks.run(q, x), atol=1e-6)

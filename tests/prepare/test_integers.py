@@ -178,3 +178,12 @@ def test_labels_that_a_float_layer_merges(kind):
     np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
     step = q.get_layer("grid").output_quantizer.grid().scale
     np.testing.assert_allclose(lite.predict(data), model.predict(data, verbose=0), atol=step)
+
+
+def test_tensors_of_16_bits_are_computed_on_in_32():
+    x = keras.Input((4,))
+    half = ops.cast(ops.sin(x), "float16")
+    model = keras.Model(x, L.Average()([L.Rescaling(0.5)(half), x]))
+    values = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    q, lite = exported(model, values)
+    np.testing.assert_array_equal(lite.predict(values), networks.run(q, values))

@@ -69,7 +69,7 @@ def test_two_tensors(operator, options, bits):
         # Sums of what is almost constant as well.
         ratios = [scale(rng, -12, 3), scale(rng, -12, 3)]
         if operator == "MUL":
-            ratios = [scale(rng, -7, 0), np.float32(2.0 ** rng.uniform(-8, 0)) / out.scale]
+            ratios = [scale(rng, -7, 0), np.float32(2.0 ** rng.uniform(-8, 7)) / out.scale]
         grids = [grid(out.scale * r, zero_point(rng, bits), bits=bits) for r in ratios]
         codes = [any_codes(rng, bits, (1, 20_000)) for _ in range(2)]
         assert_agrees(operator, None, codes, grids, out, **options)

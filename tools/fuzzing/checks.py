@@ -142,6 +142,8 @@ def run(model: keras.Model, x: list[np.ndarray]) -> None:
     """
     try:
         outputs = model(x, training=False)
+        # Some run for few samples alone, which broadcast, as files of others would not.
+        model([np.repeat(values[:1], 3, 0) for values in x], training=False)
         # Some models run, but not traced for any number of samples, or in TensorFlow's graphs.
         tf.function(model, [batch_spec(model.input)], autograph=False)(x)
     except Exception as error:
