@@ -115,11 +115,7 @@ class _Decomposition:
         # What only moves values stays an operation where it is one.
         is_moved = registry.passes_through(layer) and type(layer) not in PARTS
         if layer.name in self._keep:
-            # Masks are arguments by now: wrappers would warn of those beside tensors.
-            changes = {"mask_zero": False} if type(layer) is L.Embedding else {}
-            if isinstance(layer, _MERGING):
-                args, kwargs = self._integers.as_real((args, kwargs), False, False)
-            return graphs.copy_call(layer, *args, changes=changes, **kwargs)
+            return self._kept(layer, args, kwargs)
         takes_conditions = type(layer).__name__ in _TAKE_CONDITIONS
         self.feeds_softmax = masks.feeds_softmax(self._graph, node)
         # Some layers say that they return floats of whatever they move.
@@ -134,6 +130,14 @@ class _Decomposition:
         if has_kernel and registry.activation_name(layer) != "linear":
             return self._activated(layer, args, kwargs)
         return self._copy(layer, args, kwargs)
+
+    def _kept(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+        """Calls a copy of a layer that stays as it is."""
+        # Masks are arguments by now: wrappers would warn of those beside tensors.
+        changes = {"mask_zero": False} if type(layer) is L.Embedding else {}
+        if isinstance(layer, _MERGING):
+            args, kwargs = self._integers.as_real((args, kwargs), False, False)
+        return graphs.copy_call(layer, *args, changes=changes, **kwargs)
 
     def _operation(self, node: graphs.Node, args: tuple) -> Any:
         """Calls the layer that computes what an operation of `keras.ops` does."""
