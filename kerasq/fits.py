@@ -29,11 +29,17 @@ def is_per_channel(value: Any) -> bool:
 
 
 def constants_fit(layer: keras.Layer, x: Any, **kwargs: Any) -> bool:
-    """Whether the constants of a Rescaling or Normalization are those of samples of known size."""
+    """Whether the constants of a Rescaling or Normalization are those of samples of known size.
+
+    A sample that they make larger, as one channel that is scaled by seven numbers, does not fit.
+    """
     del kwargs
     names = ("scale", "offset", "mean", "variance")
     values = [getattr(layer, name) for name in names if hasattr(layer, name)]
-    return None not in x.shape[1:] or all(map(is_per_channel, values))
+    if all(map(is_per_channel, values)):
+        return all(np.size(value) in (1, x.shape[-1]) for value in values)
+    sample = (1, *x.shape[1:])
+    return None not in sample and np.broadcast_shapes(sample, *map(np.shape, values)) == sample
 
 
 def axes(axis: Any, x: Any) -> list[int]:
