@@ -264,7 +264,13 @@ def _has_hidden_mask(node: graphs.Node) -> bool:
 def _picks_samples(node: graphs.Node) -> bool:
     key = node.args[1]
     first = key[0] if isinstance(key, (list, tuple)) and key else key
-    return not (first is Ellipsis or first == slice(None))
+    if not isinstance(first, slice):
+        return first is not Ellipsis
+    # `x[0:]` and `x[::1]` are `x[:]`, and so TensorFlow writes it.
+    ends = (first.start, first.stop, first.step)
+    return bool(graphs.symbolic(ends)) or not (
+        first.start in (None, 0) and first.stop is None and first.step in (None, 1)
+    )
 
 
 # By name of the operation, whose classes are private to Keras.

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasq
 from tests import networks
@@ -26,8 +27,6 @@ class Summed(L.Layer):
     """What no symbolic input runs through, and TFLiteConverter takes."""
 
     def call(self, x):
-        import tensorflow as tf
-
         return tf.math.cumsum(tf.convert_to_tensor(x), axis=1)
 
 
@@ -130,6 +129,23 @@ def test_sums_over_samples_are_named(kind, text):
     z = y @ y if kind == "matmul" else ops.dot(y, y)
     with pytest.raises(ValueError, match=text):
         kerasq.quantize_model(keras.Model(x, z))
+
+
+def test_slices_of_all_samples_keep_them():
+    def slices(x):
+        whole = [tf.nn.relu(x)[:, 0], tf.slice(x, [0, 1, 0], [-1, 1, 3])[:, 0], x[0::1, 2]]
+        return tf.concat([*whole, tf.squeeze(x[:, 3:], 1)], -1)
+
+    model = sequence((4, 3), L.Lambda(slices))
+    x = networks.data(model)
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    assert not lite.float_ops
+    want = np.concatenate([np.maximum(x[:, 0], 0.0), x[:, 1], x[:, 2], x[:, 3]], -1)
+    np.testing.assert_allclose(lite.predict(x), want, atol=0.02)
+    for part in (lambda x: tf.nn.relu(x)[1:], lambda x: tf.nn.relu(x)[::-1]):
+        with pytest.raises(ValueError, match="needs to keep the first axis"):
+            kerasq.quantize_model(sequence((4, 3), L.Lambda(part)))
 
 
 def test_a_layer_that_does_not_fit_is_tried_in_float():
