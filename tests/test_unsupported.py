@@ -60,6 +60,42 @@ def test_what_has_no_kernel_stays_float_and_is_named(capsys):
     assert networks.sqnr(model, q, x) > 25
 
 
+class Gate(L.Layer):
+    """Layers of its own, which Keras builds at the first call."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = L.Dense(2, "relu")
+
+    def build(self, shape):
+        self.second = L.Dense(shape[-1], "sigmoid")
+
+    def call(self, x, other=None):
+        return x * self.second(self.first(x if other is None else other))
+
+
+class Shaped(Gate):
+    """One whose `call` Keras does not run to know the shape of what it returns."""
+
+    def compute_output_shape(self, x_shape, other_shape=None):
+        return x_shape
+
+
+@pytest.mark.parametrize("kind", [Gate, Shaped])
+def test_layers_in_a_layer_that_stays_float(kind):
+    x = keras.Input((3, 4))
+    y, gate = L.Dense(4)(x), kind(name="gate")
+    model = keras.Model(x, L.Dense(2)(gate(gate(y), other=y)))
+    x = networks.data(model)
+    networks.run(model, x)
+    q = networks.quantized(model, x, overrides={"gate": "float"})
+    lite = kerasq.export_tflite(q)
+    assert layers_of(lite.float_ops) == {"gate", "gate_2"}
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    for a, b in zip(q.get_layer("gate").get_weights(), gate.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_spectrogram_stays_float():
     """Its file has complex tensors."""
     mel = L.MelSpectrogram(64, 32, sampling_rate=800, num_mel_bins=8, min_freq=20, name="mel")

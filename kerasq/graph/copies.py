@@ -43,6 +43,7 @@ def _configuration(layer: keras.Layer, own: Any) -> dict[str, Any]:
     plain = {} if own is None else {"activation": keras.activations.linear}
     with internals.replaced(layer, **plain):  # A lambda has no configuration.
         config = dict(layer.get_config())
+    config.setdefault("name", layer.name)  # Which Keras leaves out where it makes the rest up.
     # Keras 3.10 leaves it out, and with it a part of the output.
     if (padding := getattr(layer, "output_padding", None)) is not None:
         config.setdefault("output_padding", padding)
@@ -75,6 +76,8 @@ def set_weights(layer: Any, source: Any) -> None:
         values = source.get_weights()
         if isinstance(getattr(source, "activation", None), keras.Layer):
             values = values[: len(layer.weights)]  # Those of the activation come last.
+        if len(layer.weights) < len(values):  # As of a user's own, whose layers its `build` makes.
+            internals.build_inside(layer, [layer, source])
         layer.set_weights(values)
         if hasattr(layer, "finalize_state"):  # Normalization computes on what it derives.
             layer.finalize_state()
