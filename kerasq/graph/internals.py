@@ -145,7 +145,9 @@ def build_inside(layer: keras.Layer, called: list[Any]) -> None:
     """
     for record in (found for x in called for found in x._inbound_nodes[:1]):
         args, kwargs = keras.tree.map_structure(
-            lambda x: keras.KerasTensor(x.shape, x.dtype) if isinstance(x, keras.KerasTensor) else x,
+            lambda x: (
+                keras.KerasTensor(x.shape, x.dtype) if isinstance(x, keras.KerasTensor) else x
+            ),
             (record.arguments.args, record.arguments.kwargs),
         )
         with keras.name_scope(layer.name):
