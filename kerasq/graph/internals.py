@@ -175,7 +175,7 @@ def unnoted(layers: list[keras.Layer]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
+def replaced(layer: Any, /, **attributes: Any) -> Iterator[None]:
     """Replaces attributes and methods of one layer inside."""
     before = {name: layer.__dict__[name] for name in attributes if name in layer.__dict__}
     # Past `__setattr__`, which would track what it is given, or refuse it.
