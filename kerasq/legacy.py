@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import sys
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ _IGNORED = ("name", "training")
 
 
 def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
-    """Reads a model of Keras 3, or a .h5 file of Keras 2 (TensorFlow 2.0 to 2.15).
+    """Reads a model of Keras 3, or of Keras 2: TensorFlow 2.0 to 2.15, `tf_keras`.
 
     Models of Keras 2 are read by `tf_keras` and rebuilt: same layers, names, weights and outputs.
 
@@ -41,10 +42,11 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
     with _reading(path):
-        is_hdf5 = h5py.is_hdf5(path)
-        if is_hdf5:
+        if h5py.is_hdf5(path):
             hdf5.check(path)
-        is_old = is_hdf5 and _is_of_keras2(path)
+            is_old = _is_of_keras2(path)
+        else:
+            is_old = _is_archive_of_keras2(path)
     library = optional.load("tf_keras", "legacy") if is_old else keras
     with _reading(path):
         model = library.models.load_model(path, custom_objects=custom_objects, compile=False)
@@ -82,6 +84,12 @@ def _is_of_keras2(path: pathlib.Path) -> bool:
             "with tf_keras and give quantize_model that model."
         )
     return version < "3"
+
+
+def _is_archive_of_keras2(path: pathlib.Path) -> bool:
+    """Whether a .keras file was saved by Keras 2, which refuses code in it as Keras 3 does."""
+    with zipfile.ZipFile(path) as file:
+        return str(json.loads(file.read("metadata.json"))["keras_version"]) < "3"
 
 
 def _held_code(config: Any) -> Iterator[str]:

@@ -163,7 +163,8 @@ def test_a_file_of_keras_2(tmp_path):
     np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
 
 
-def test_functions_in_a_file(tmp_path):
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_functions_in_a_file(suffix, tmp_path):
     """Files name all arguments of functions, as TensorFlow does."""
     image = tf_keras.Input((8, 8, 3))
     x = L.LeakyReLU(alpha=0.1)(L.Conv2D(4, 3)(image))
@@ -171,8 +172,8 @@ def test_functions_in_a_file(tmp_path):
     y = tf.clip_by_value(tf.transpose(y, (0, 3, 1, 2)), 0.2, 5.0)
     y, z = tf.split(tf.reshape(y[:, 1:3], (-1, 72)), [24, 48], axis=1)
     old = tf_keras.Model(image, tf.concat([y, z, z], axis=1))
-    old.save(tmp_path / "old.h5")
-    new, x = kerasq.load_model(tmp_path / "old.h5"), data(old)
+    old.save(tmp_path / f"old.{suffix}")
+    new, x = kerasq.load_model(tmp_path / f"old.{suffix}"), data(old)
     np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
 
 
@@ -280,9 +281,10 @@ def test_h5_files_with_code_are_not_run(library, tmp_path):
     assert not os.path.exists(ran)
 
 
-def test_keras_files_with_code_are_not_run(tmp_path):
-    double = keras.layers.Lambda(lambda x: 2 * x)
-    keras.Sequential([keras.Input((4,)), double]).save(tmp_path / "code.keras")
+@pytest.mark.parametrize("library", [keras, tf_keras])
+def test_keras_files_with_code_are_not_run(library, tmp_path):
+    double = library.layers.Lambda(lambda x: 2 * x)
+    library.Sequential([library.Input((4,)), double]).save(tmp_path / "code.keras")
     with pytest.raises(ValueError, match=r"Received: .*code.keras.*safe_mode"):
         kerasq.load_model(tmp_path / "code.keras")
 

@@ -140,12 +140,23 @@ def test_what_no_file_can_have_is_named(capsys):
         kerasq.quantize_model(keras.Model(x, [x, y]), overrides={"*": "float", "fine": "w8a8"})
     lines = re.sub(r"'flip\w*'", "'flip'", str(error.value)).split("\n")[1:]
     assert [line.strip() for line in lines] == [
-        "'cubic' (UpSampling2D): TensorFlow's ResizeBicubic is no operator of LiteRT; replace it",
-        "'wide' (Dense): needs dtype='float32', has 'float64'; build it with dtype=None",
+        "'cubic' (UpSampling2D): TensorFlow's ResizeBicubic is no operator of LiteRT; replace it, "
+        "or leave it in front of the model",
+        "'wide' (Dense): needs dtype='float32', has 'float64'; build it with that",
         "'flip' (Flip): needs to keep the first axis, samples; do it before or behind the model",
         "input 'x': is an output of the model as well; leave that output out",
     ]
     assert capsys.readouterr().out == ""
+
+
+def test_integers_that_no_file_computes_are_left_in_front():
+    x = keras.Input((1,), dtype="int64")
+    y = L.Flatten()(L.Embedding(9, 2)(L.Hashing(9, name="hash")(x)))
+    text = (
+        r"'hash' \(Hashing\): .* no operator of LiteRT; replace it, or leave it in front of the m"
+    )
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(keras.Model(x, L.Dense(3)(y)))
 
 
 def test_products_of_six_axes_are_in_no_file():
