@@ -1,5 +1,6 @@
 """Which float layers a file can have: TFLiteConverter is asked before anything is trained."""
 
+import re
 from typing import Any
 
 import keras
@@ -50,7 +51,7 @@ def _refusal(nodes: list[graphs.Node]) -> str | None:
         converter.allow_custom_ops = True  # So that they have names.
         content = converter.convert()
     except Exception as error:  # TensorFlow's, or of a user's `call`: of any class.
-        text = " ".join(str(error).split())
+        text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())  # Keras writes in bold.
         return f"cannot be converted: {type(error).__name__}: {text:.200}"
     codes = flatbuffer.read(content).operatorCodes
     names = sorted({x.customCode.decode() for x in codes if x.customCode is not None})

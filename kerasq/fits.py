@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasq.graph import CONV_CELL
+from kerasq.graph import CONV_CELL, configuration
 
 L = keras.layers
 # What a distributed Dense may be followed by.
@@ -288,7 +288,7 @@ def _are_sequences(layer: keras.Layer, tensors: list, options: tuple) -> bool:
 
 def attention_axes(layer: keras.Layer, x: Any) -> list[int]:
     """The axes of places that a MultiHeadAttention attends to: all by default."""
-    found = layer.get_config().get("attention_axes")
+    found = configuration(layer).get("attention_axes")
     return axes(found or tuple(range(1, len(x.shape) - 1)), x)
 
 
@@ -305,7 +305,7 @@ def _masks_fit(layer: keras.Layer, name: str, value: Any) -> bool:
 def _scores_by_dot(layer: keras.Layer) -> bool:
     """Whether an attention layer is made of dot products alone: no window, gate or other score."""
     # The attributes have other names from class to class; Keras 3.10 has no windows and gates.
-    config = layer.get_config()
+    config = configuration(layer)
     return (
         config.get("sliding_window") is None
         and not config.get("use_gate")

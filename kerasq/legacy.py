@@ -2,12 +2,12 @@
 
 import contextlib
 import inspect
-import itertools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
@@ -18,73 +18,12 @@ from kerasq.graph import keras2
 from kerasq.support import hdf5, optional
 from kerasq.support.files import path_of
 
-ops = keras.ops
-
-# What TensorFlow functions in a graph of Keras 2 are in `keras.ops`, by their symbols. What is a
-# lambda has other arguments there, or has them in another order.
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "__operators__.add": ops.add,
-    "__operators__.getitem": lambda x, key: x[_slices(key)],
-    "compat.v1.squeeze": lambda x, axis=None: ops.squeeze(x, axis),
-    "compat.v1.transpose": lambda x, perm=None: ops.transpose(x, perm),
-    "cast": lambda x, dtype: ops.cast(x, getattr(dtype, "name", dtype)),
-    "clip_by_value": lambda x, low, high: ops.clip(x, low, high),
-    "concat": lambda values, axis: ops.concatenate(values, axis),
-    "expand_dims": ops.expand_dims,
-    "identity": lambda x: x,
-    "math.abs": ops.abs,
-    "math.add": ops.add,
-    "math.divide": ops.divide,
-    "math.exp": ops.exp,
-    "math.log": ops.log,
-    "math.maximum": ops.maximum,
-    "math.minimum": ops.minimum,
-    "math.multiply": ops.multiply,
-    "math.negative": ops.negative,
-    "math.pow": ops.power,
-    "math.reduce_max": lambda x, axis=None, keepdims=False: ops.max(x, axis, keepdims),
-    "math.reduce_mean": lambda x, axis=None, keepdims=False: ops.mean(x, axis, keepdims),
-    "math.reduce_sum": lambda x, axis=None, keepdims=False: ops.sum(x, axis, keepdims),
-    "math.rsqrt": ops.rsqrt,
-    "math.sigmoid": ops.sigmoid,
-    "math.softplus": ops.softplus,
-    "math.sqrt": ops.sqrt,
-    "math.square": ops.square,
-    "math.subtract": ops.subtract,
-    "math.tanh": ops.tanh,
-    "math.truediv": ops.divide,
-    "nn.elu": ops.elu,
-    "nn.gelu": lambda x, approximate=False: ops.gelu(x, approximate),
-    "nn.leaky_relu": lambda x, alpha=0.2: ops.leaky_relu(x, alpha),
-    "nn.relu": ops.relu,
-    "nn.relu6": ops.relu6,
-    "nn.selu": ops.selu,
-    "nn.sigmoid": ops.sigmoid,
-    "nn.silu": ops.silu,
-    "nn.softmax": lambda x, axis=-1: ops.softmax(x, axis),
-    "nn.softplus": ops.softplus,
-    "nn.tanh": ops.tanh,
-    "reshape": ops.reshape,
-    # TensorFlow wants the sizes of parts, Keras the places between them.
-    "split": lambda x, count, axis=0: ops.split(
-        x, count if isinstance(count, int) else list(itertools.accumulate(count))[:-1], axis
-    ),
-    "squeeze": ops.squeeze,
-    "stack": lambda values, axis=0: ops.stack(values, axis),
-    "transpose": lambda x, perm=None: ops.transpose(x, perm),
-}
-# Arguments that change nothing here: permutations of real tensors have no complex conjugate.
-_IGNORED = ("conjugate", "name", "training")
-_NAMES = {
-    "clip_value_max": "high",
-    "clip_value_min": "low",
-    "num_or_size_splits": "count",
-    "slice_spec": "key",
-}
+# Arguments of layers that change nothing here.
+_IGNORED = ("name", "training")
 
 
 def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
-    """Reads a model of Keras 3, or a .h5 file of Keras 2 (TensorFlow 2.0 to 2.15).
+    """Reads a model of Keras 3, or of Keras 2: TensorFlow 2.0 to 2.15, `tf_keras`.
 
     Models of Keras 2 are read by `tf_keras` and rebuilt: same layers, names, weights and outputs.
 
@@ -103,10 +42,11 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
     with _reading(path):
-        is_hdf5 = h5py.is_hdf5(path)
-        if is_hdf5:
+        if h5py.is_hdf5(path):
             hdf5.check(path)
-        is_old = is_hdf5 and _is_of_keras2(path)
+            is_old = _is_of_keras2(path)
+        else:
+            is_old = _is_archive_of_keras2(path)
     library = optional.load("tf_keras", "legacy") if is_old else keras
     with _reading(path):
         model = library.models.load_model(path, custom_objects=custom_objects, compile=False)
@@ -146,6 +86,12 @@ def _is_of_keras2(path: pathlib.Path) -> bool:
     return version < "3"
 
 
+def _is_archive_of_keras2(path: pathlib.Path) -> bool:
+    """Whether a .keras file was saved by Keras 2, which refuses code in it as Keras 3 does."""
+    with zipfile.ZipFile(path) as file:
+        return str(json.loads(file.read("metadata.json"))["keras_version"]) < "3"
+
+
 def _held_code(config: Any) -> Iterator[str]:
     """Names of layers and functions in a configuration that are Python code."""
     if isinstance(config, dict) and config.get("class_name") in ("Lambda", "__lambda__"):
@@ -180,48 +126,16 @@ def rebuild(model: Any) -> keras.Model:
     def call(old: Any, args: tuple, kwargs: dict) -> Any:
         # Once for all its calls, which share its weights.
         if id(old) not in made:
-            made[id(old)] = old, _equal(old)
-        new = made[id(old)][1]
+            made[id(old)] = old, rebuild(old) if is_legacy(old) else _layer(old)
         kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in _IGNORED}
-        return (
-            new(*args, **kwargs) if isinstance(new, keras.Layer) else _apply(new, old, args, kwargs)
-        )
+        return made[id(old)][1](*args, **kwargs)
 
     rebuilt = keras2.rebuild(model, call)
     for old, new in made.values():
         # Those of a model in this one were set when that was rebuilt.
-        if isinstance(new, keras.Layer) and not isinstance(new, keras.Model):
+        if not isinstance(new, keras.Model):
             graph.set_weights(new, old)
     return rebuilt
-
-
-def _apply(function: Callable[..., Any], old: Any, args: tuple, kwargs: dict) -> Any:
-    """Calls a function for a layer of Keras 2 that stands for one of TensorFlow."""
-    # Keras 2 keeps the first argument by place, and in files all others by TensorFlow's names:
-    # what has no such name in `function`, such as "y", goes by place as well.
-    kwargs = {_NAMES.get(key, key): value for key, value in kwargs.items()}
-    known = inspect.signature(function).parameters
-    rest = [kwargs.pop(key) for key in list(kwargs) if key not in known]
-    y = function(*args, *rest, **kwargs)
-    # Names that Keras makes up, such as "add", may be those of layers of the model.
-    for tensor in keras.tree.flatten(y)[:1]:
-        graph.origin(tensor)[0].name = _name(old).replace(".", "_")
-    return y
-
-
-def _equal(old: Any) -> Any:
-    """What stands for a layer of Keras 2: a model, a layer, or a function."""
-    if is_legacy(old):
-        return rebuild(old)
-    if type(old).__name__ not in ("TFOpLambda", "SlicingOpLambda"):
-        return _layer(old)
-    symbol = getattr(old, "symbol", None) or getattr(old, "function_name", "")
-    if symbol not in _FUNCTIONS:
-        raise ValueError(
-            "A TensorFlow function in a Keras 2 model must have one in `keras.ops`. "
-            f"Received: tf.{symbol} in layer {old.name!r}. Rebuild the model in Keras 3."
-        )
-    return _FUNCTIONS[symbol]
 
 
 def _layer(old: Any) -> keras.Layer:
@@ -271,7 +185,7 @@ def _shared_config(old: Any, cls: Any) -> dict[str, Any]:
 def _translated_config(old: Any) -> dict[str, Any]:
     """What Keras 3 calls otherwise than Keras 2, or takes in another form."""
     kind = type(old).__name__
-    config = {"name": _name(old), "dtype": old.dtype_policy.name}
+    config = {"name": keras2.name_of(old), "dtype": old.dtype_policy.name}
     if kind == "LeakyReLU":
         config["negative_slope"] = float(old.alpha)
     if kind == "BatchNormalization":
@@ -295,15 +209,3 @@ def _inner_layers(old: Any, config: dict[str, Any]) -> Iterator[tuple[str, Any]]
             # Bidirectional runs a copy of its layer, which its configuration does not tell.
             forward = getattr(old, "forward_layer", None) if key == "layer" else None
             yield key, forward or getattr(old, key)
-
-
-def _name(old: Any) -> str:
-    """The name of a layer of Keras 2, as Keras 3 allows it: without slashes."""
-    return old.name.replace("/", "_")
-
-
-def _slices(key: Any) -> Any:
-    """Slices, which Keras 2 keeps as dicts."""
-    if isinstance(key, dict):
-        return slice(key["start"], key["stop"], key["step"])
-    return tuple(map(_slices, key)) if isinstance(key, (list, tuple)) else key

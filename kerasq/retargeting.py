@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kerasq import graph as graphs
 from kerasq import targets
 from kerasq.calibration import samples
 from kerasq.kernel_wrapper import KernelWrapper
@@ -69,7 +70,7 @@ class _Copies:
     def of(self, layer: keras.Layer) -> keras.Layer:
         """The copy of a layer."""
         if not isinstance(layer, QuantizeWrapper):
-            return type(layer).from_config(layer.get_config())
+            return graphs.copy_layer(layer)
         if not isinstance(layer, KernelWrapper):
             return type(layer).from_config(self._config(layer))
         # Further calls of a layer share the weights of its first one.

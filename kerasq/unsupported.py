@@ -190,7 +190,8 @@ def check(graph: graphs.Graph, floats: frozenset[str]) -> None:
     found = {node.layer.name: text for node in graph.nodes if (text := _complaint(node))}
     unknown = [x for x in graph.nodes if x.layer.name in floats - {*found} and _is_unknown(x)]
     refused = convertible.refusals(unknown)
-    found |= {name: f"{text}; replace it" for name, text in refused.items()}
+    ways = {x.layer.name: _way_out(x) for x in unknown}
+    found |= {name: f"{text}; {ways[name]}" for name, text in refused.items()}
     lines = [
         f"{node.layer.name!r} ({type(node.layer).__name__}): {found[node.layer.name]}"
         for node in graph.nodes
@@ -202,6 +203,12 @@ def check(graph: graphs.Graph, floats: frozenset[str]) -> None:
             "Every layer must run in a file, on integers or in float. Received:\n  "
             + "\n  ".join(lines)
         )
+
+
+def _way_out(node: graphs.Node) -> str:
+    makers = [graphs.origin(x)[0] for x in node.inputs]
+    is_first = all(isinstance(x, keras.layers.InputLayer) for x in makers)
+    return "replace it, or leave it in front of the model" if is_first else "replace it"
 
 
 def _returned_inputs(model: keras.Model) -> list[str]:
@@ -242,8 +249,10 @@ def _complaint(node: graphs.Node) -> str | None:
             "and make the state an input and an output, by initial_state=... and return_state=True"
         )
     # Mixed precision is float32 by now (`graph.read`): what is left has weights of another type.
-    if layer.dtype_policy.name != "float32":
-        return f"needs dtype='float32', has {layer.dtype_policy.name!r}; build it with dtype=None"
+    # Layers without a rule may return integers, such as Hashing.
+    policy = layer.dtype_policy.name
+    if policy != "float32" and ("float" in policy or registry.find(layer) is not None):
+        return f"needs dtype='float32', has {policy!r}; build it with that"
     return None
 
 
@@ -264,7 +273,13 @@ def _has_hidden_mask(node: graphs.Node) -> bool:
 def _picks_samples(node: graphs.Node) -> bool:
     key = node.args[1]
     first = key[0] if isinstance(key, (list, tuple)) and key else key
-    return not (first is Ellipsis or first == slice(None))
+    if not isinstance(first, slice):
+        return first is not Ellipsis
+    # `x[0:]` and `x[::1]` are `x[:]`, and so TensorFlow writes it.
+    ends = (first.start, first.stop, first.step)
+    return bool(graphs.symbolic(ends)) or not (
+        first.start in (None, 0) and first.stop is None and first.step in (None, 1)
+    )
 
 
 # By name of the operation, whose classes are private to Keras.

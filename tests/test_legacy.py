@@ -1,6 +1,7 @@
 """Models of Keras 2, rebuilt in Keras 3."""
 
 import os
+import re
 
 import h5py
 import keras
@@ -162,7 +163,8 @@ def test_a_file_of_keras_2(tmp_path):
     np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
 
 
-def test_functions_in_a_file(tmp_path):
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_functions_in_a_file(suffix, tmp_path):
     """Files name all arguments of functions, as TensorFlow does."""
     image = tf_keras.Input((8, 8, 3))
     x = L.LeakyReLU(alpha=0.1)(L.Conv2D(4, 3)(image))
@@ -170,9 +172,54 @@ def test_functions_in_a_file(tmp_path):
     y = tf.clip_by_value(tf.transpose(y, (0, 3, 1, 2)), 0.2, 5.0)
     y, z = tf.split(tf.reshape(y[:, 1:3], (-1, 72)), [24, 48], axis=1)
     old = tf_keras.Model(image, tf.concat([y, z, z], axis=1))
-    old.save(tmp_path / "old.h5")
-    new, x = kerasq.load_model(tmp_path / "old.h5"), data(old)
+    old.save(tmp_path / f"old.{suffix}")
+    new, x = kerasq.load_model(tmp_path / f"old.{suffix}"), data(old)
     np.testing.assert_allclose(networks.run(new, x), networks.run(old, x), atol=1e-5)
+
+
+KERNEL = np.random.default_rng(2).normal(size=(3, 3, 4, 4)).astype("f")
+FUNCTIONS = {
+    "images": lambda x: tf.nn.depth_to_space(tf.image.resize(x, tf.shape(x)[1:3] * 2), 2),
+    "products": lambda x: tf.einsum("bhwc,bhvc->bhwv", x, tf.matmul(x, x, transpose_b=True) @ x),
+    "windows": lambda x: tf.nn.max_pool2d(tf.nn.conv2d(x, KERNEL, 1, "SAME"), 2, 2, "VALID"),
+    "moves": lambda x: tf.reverse(
+        tf.roll(tf.tile(tf.pad(x, [[0, 0], *[[1, 0]] * 3]), [1, 2, 1, 1]), 1, 1), [1]
+    ),
+    "parts": lambda x: tf.unstack(tf.repeat(tf.gather(x, [2, 0], axis=1), 2, axis=2), axis=-1)[1],
+    "one": lambda x: tf.squeeze(tf.squeeze(x[:, :1, :1], 1), 1),
+    "choices": lambda x: tf.where(tf.logical_and(x > -0.5, x < 0.5), x, tf.math.top_k(x, 4)[0]),
+    "vectors": lambda x: tf.math.l2_normalize(x, -1) + tf.stop_gradient(tf.nn.log_softmax(x)),
+    "labels": lambda x: tf.argmax(x, -1),
+    "shapes": lambda x: tf.reshape(x, [tf.shape(x)[0], -1, tf.shape(x)[3]]),
+    "tokens": lambda x: tf.concat([tf.fill([tf.shape(x)[0], 1, 4, 4], 0.5), x], 1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name):
+    image = tf_keras.Input((4, 4, 4))
+    old = tf_keras.Model(image, FUNCTIONS[name](image))
+    new = legacy.rebuild(old)
+    want, got = networks.run(old, data(old)), networks.run(new, data(old))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert not any(isinstance(x, keras.layers.Lambda) for x in new.operations)
+    assert new.operations[-1].name == old.layers[-1].name.replace(".", "_")
+
+
+def test_functions_that_stay_float(capsys):
+    """What has no operation in Keras is a layer, with what tells it numbers that are no floats."""
+    tf_keras.utils.set_random_seed(0)
+    image = tf_keras.Input((4, 4))
+    x = tf.where(tf.math.is_nan(image), 0.0, L.Dense(4)(image))
+    x = tf.cumsum(L.Dense(4)(x), 1) + tf.one_hot(tf.argmax(x, -1), 4) * 0.02
+    old = tf_keras.Model(image, L.Dense(3)(x))
+    q = kerasq.quantize_model(old)
+    named = re.findall(r"'(\w+?)(?:_\d+)?' \(Lambda: cannot be traced", capsys.readouterr().out)
+    assert sorted(named) == ["tf_math_cumsum", "tf_one_hot", "tf_where"]
+    kerasq.calibrate(q, data(old))
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(data(old)), networks.run(q, data(old)))
+    np.testing.assert_allclose(networks.run(q, data(old)), networks.run(old, data(old)), atol=0.1)
 
 
 @pytest.mark.parametrize("is_file", [False, True])
@@ -234,9 +281,10 @@ def test_h5_files_with_code_are_not_run(library, tmp_path):
     assert not os.path.exists(ran)
 
 
-def test_keras_files_with_code_are_not_run(tmp_path):
-    double = keras.layers.Lambda(lambda x: 2 * x)
-    keras.Sequential([keras.Input((4,)), double]).save(tmp_path / "code.keras")
+@pytest.mark.parametrize("library", [keras, tf_keras])
+def test_keras_files_with_code_are_not_run(library, tmp_path):
+    double = library.layers.Lambda(lambda x: 2 * x)
+    library.Sequential([library.Input((4,)), double]).save(tmp_path / "code.keras")
     with pytest.raises(ValueError, match=r"Received: .*code.keras.*safe_mode"):
         kerasq.load_model(tmp_path / "code.keras")
 
@@ -257,8 +305,8 @@ def test_what_cannot_be_rebuilt():
     x = tf_keras.Input((4,))
     with pytest.raises(ValueError, match=r"Received: 'own' \(Pass\)"):
         legacy.rebuild(tf_keras.Model(x, type("Pass", (L.Layer,), {})(name="own")(x)))
-    with pytest.raises(ValueError, match=r"Received: tf.math.bessel_i0 in layer"):
-        legacy.rebuild(tf_keras.Model(x, tf.math.bessel_i0(x)))
+    with pytest.raises(ValueError, match=r"'tf_math_bessel_i0' \(Lambda\): TensorFlow's BesselI0"):
+        kerasq.quantize_model(tf_keras.Model(x, tf.math.bessel_i0(x)))
 
 
 def test_what_tfmot_made_stays():

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasq
 from tests import networks
@@ -26,8 +27,6 @@ class Summed(L.Layer):
     """What no symbolic input runs through, and TFLiteConverter takes."""
 
     def call(self, x):
-        import tensorflow as tf
-
         return tf.math.cumsum(tf.convert_to_tensor(x), axis=1)
 
 
@@ -59,6 +58,42 @@ def test_what_has_no_kernel_stays_float_and_is_named(capsys):
     assert [op.name for op in lite.ops].count("CONV_2D") == 2
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     assert networks.sqnr(model, q, x) > 25
+
+
+class Gate(L.Layer):
+    """Layers of its own, which Keras builds at the first call."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = L.Dense(2, "relu")
+
+    def build(self, shape):
+        self.second = L.Dense(shape[-1], "sigmoid")
+
+    def call(self, x, other=None):
+        return x * self.second(self.first(x if other is None else other))
+
+
+class Shaped(Gate):
+    """One whose `call` Keras does not run to know the shape of what it returns."""
+
+    def compute_output_shape(self, x_shape, other_shape=None):
+        return x_shape
+
+
+@pytest.mark.parametrize("kind", [Gate, Shaped])
+def test_layers_in_a_layer_that_stays_float(kind):
+    x = keras.Input((3, 4))
+    y, gate = L.Dense(4)(x), kind(name="gate")
+    model = keras.Model(x, L.Dense(2)(gate(gate(y), other=y)))
+    x = networks.data(model)
+    networks.run(model, x)
+    q = networks.quantized(model, x, overrides={"gate": "float"})
+    lite = kerasq.export_tflite(q)
+    assert layers_of(lite.float_ops) == {"gate", "gate_2"}
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    for a, b in zip(q.get_layer("gate").get_weights(), gate.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_spectrogram_stays_float():
@@ -105,12 +140,23 @@ def test_what_no_file_can_have_is_named(capsys):
         kerasq.quantize_model(keras.Model(x, [x, y]), overrides={"*": "float", "fine": "w8a8"})
     lines = re.sub(r"'flip\w*'", "'flip'", str(error.value)).split("\n")[1:]
     assert [line.strip() for line in lines] == [
-        "'cubic' (UpSampling2D): TensorFlow's ResizeBicubic is no operator of LiteRT; replace it",
-        "'wide' (Dense): needs dtype='float32', has 'float64'; build it with dtype=None",
+        "'cubic' (UpSampling2D): TensorFlow's ResizeBicubic is no operator of LiteRT; replace it, "
+        "or leave it in front of the model",
+        "'wide' (Dense): needs dtype='float32', has 'float64'; build it with that",
         "'flip' (Flip): needs to keep the first axis, samples; do it before or behind the model",
         "input 'x': is an output of the model as well; leave that output out",
     ]
     assert capsys.readouterr().out == ""
+
+
+def test_integers_that_no_file_computes_are_left_in_front():
+    x = keras.Input((1,), dtype="int64")
+    y = L.Flatten()(L.Embedding(9, 2)(L.Hashing(9, name="hash")(x)))
+    text = (
+        r"'hash' \(Hashing\): .* no operator of LiteRT; replace it, or leave it in front of the m"
+    )
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(keras.Model(x, L.Dense(3)(y)))
 
 
 def test_products_of_six_axes_are_in_no_file():
@@ -130,6 +176,23 @@ def test_sums_over_samples_are_named(kind, text):
     z = y @ y if kind == "matmul" else ops.dot(y, y)
     with pytest.raises(ValueError, match=text):
         kerasq.quantize_model(keras.Model(x, z))
+
+
+def test_slices_of_all_samples_keep_them():
+    def slices(x):
+        whole = [tf.nn.relu(x)[:, 0], tf.slice(x, [0, 1, 0], [-1, 1, 3])[:, 0], x[0::1, 2]]
+        return tf.concat([*whole, tf.squeeze(x[:, 3:], 1)], -1)
+
+    model = sequence((4, 3), L.Lambda(slices))
+    x = networks.data(model)
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    assert not lite.float_ops
+    want = np.concatenate([np.maximum(x[:, 0], 0.0), x[:, 1], x[:, 2], x[:, 3]], -1)
+    np.testing.assert_allclose(lite.predict(x), want, atol=0.02)
+    for part in (lambda x: tf.nn.relu(x)[1:], lambda x: tf.nn.relu(x)[::-1]):
+        with pytest.raises(ValueError, match="needs to keep the first axis"):
+            kerasq.quantize_model(sequence((4, 3), L.Lambda(part)))
 
 
 def test_a_layer_that_does_not_fit_is_tried_in_float():

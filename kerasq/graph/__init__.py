@@ -1,6 +1,13 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
-from kerasq.graph.copies import copy_built, copy_call, copy_layer, own_activation, set_weights
+from kerasq.graph.copies import (
+    configuration,
+    copy_built,
+    copy_call,
+    copy_layer,
+    own_activation,
+    set_weights,
+)
 from kerasq.graph.internals import (
     CONV_CELL,
     PlainError,
@@ -43,6 +50,7 @@ __all__ = [
     "call_of",
     "calls",
     "compute",
+    "configuration",
     "copy_built",
     "copy_call",
     "copy_layer",

@@ -17,36 +17,78 @@ def own_activation(layer: Any) -> Callable[..., Any] | None:
 
 
 def copy_layer(layer: keras.Layer, **changes: Any) -> keras.Layer:
-    """A new, unbuilt layer, or operation, with the same configuration, `changes` applied."""
+    """A new, unbuilt layer, or operation, with the same configuration, `changes` applied.
+
+    Regularizers and constraints of the user's own are the same objects. Initializers of the user's
+    own are left out, as weights are copied.
+
+    Raises:
+        ValueError: where the configuration does not make the layer again.
+    """
     if not isinstance(layer, keras.Layer):
         return internals.uncalled(layer, **changes)
     own = own_activation(layer)
-    config = {**_configuration(layer, own), **changes}
-    if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
-        given = {key: config[key] for key in ("name", "trainable", "dtype")}
-        options = {"output_shape": internals.output_shape(layer), "arguments": layer.arguments}
-        return keras.layers.Lambda(layer.function, **options, **given)
-    if own is not None and "activation" in config and "activation" not in changes:
-        config["activation"] = copy_built(own) if isinstance(own, keras.Layer) else own
     try:
+        config = {**configuration(layer), **changes}
+        if isinstance(layer, keras.layers.Lambda):  # Its configuration loses what it closes over.
+            given = {key: config[key] for key in ("name", "trainable", "dtype")}
+            options = {"output_shape": internals.output_shape(layer), "arguments": layer.arguments}
+            return keras.layers.Lambda(layer.function, **options, **given)
+        if own is not None and "activation" in config and "activation" not in changes:
+            config["activation"] = copy_built(own) if isinstance(own, keras.Layer) else own
+        if type(layer) in _HOLDERS:  # Of classes of the user's, which may have no names in files.
+            key = _HOLDERS[type(layer)]
+            return type(layer)(**config | {key: copy_layer(getattr(layer, key))})
         return type(layer).from_config(config)
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:
+        # Behind pages about the configuration that Keras tried.
+        cause = " ".join(str(error).rpartition("Exception encountered: ")[2].split())
         raise ValueError(
             "A layer must be restorable from its configuration: its constructor must take what "
-            "`get_config` returns, and pass `**kwargs` on. "
-            f"Received: {layer.name!r} ({type(layer).__name__}): {error!s:.200}"
+            "`get_config` returns, and pass `**kwargs` on; and classes and functions of your own "
+            "in it must be decorated with `@keras.saving.register_keras_serializable()`. "
+            f"Received: {layer.name!r} ({type(layer).__name__}): {cause:.200}"
         ) from error
 
 
-def _configuration(layer: keras.Layer, own: Any) -> dict[str, Any]:
-    """What `get_config` returns, but for an activation of the user's own."""
-    plain = {} if own is None else {"activation": keras.activations.linear}
-    with internals.replaced(layer, **plain):  # A lambda has no configuration.
+# Layers that take another layer, under that name, and run it as it is.
+_HOLDERS = {keras.layers.TimeDistributed: "layer", keras.layers.RNN: "cell"}
+# What a layer may have of the user's own beside its activation, by ends of names.
+_PARTS = ("_regularizer", "_constraint", "_initializer")
+
+
+def configuration(layer: keras.Layer) -> dict[str, Any]:
+    """What `get_config` returns, but for what is of the user's own: see `copy_layer`."""
+    own = own_activation(layer)
+    plain: dict[str, Any] = {} if own is None else {"activation": keras.activations.linear}
+    if (held := _HOLDERS.get(type(layer))) is not None:  # Which is copied by itself.
+        plain[held] = keras.layers.Identity()
+    holder = getattr(layer, "cell", layer)  # Recurrent layers have theirs in it.
+    parts = _own_parts(holder)
+    # A lambda has no configuration.
+    with internals.replaced(layer, **plain), internals.replaced(holder, **dict.fromkeys(parts)):
         config = dict(layer.get_config())
+    for name, part in parts.items():
+        key = name.removeprefix("_")
+        config.pop(key, None)
+        if not key.endswith("_initializer"):
+            config[key] = part
+    config.setdefault("name", layer.name)  # Which Keras leaves out where it makes the rest up.
     # Keras 3.10 leaves it out, and with it a part of the output.
     if (padding := getattr(layer, "output_padding", None)) is not None:
         config.setdefault("output_padding", padding)
     return config
+
+
+def _own_parts(layer: Any) -> dict[str, Any]:
+    """Regularizers, constraints and initializers of a layer of Keras that are none of Keras's."""
+    if not internals.is_of_keras(type(layer), "layers"):
+        return {}  # Whose constructor may want what its configuration has.
+    return {
+        name: x
+        for name, x in vars(layer).items()
+        if name.endswith(_PARTS) and x is not None and not internals.is_of_keras(type(x))
+    }
 
 
 def copy_built(layer: keras.Layer, **changes: Any) -> keras.Layer:
@@ -75,6 +117,8 @@ def set_weights(layer: Any, source: Any) -> None:
         values = source.get_weights()
         if isinstance(getattr(source, "activation", None), keras.Layer):
             values = values[: len(layer.weights)]  # Those of the activation come last.
+        if len(layer.weights) < len(values):  # As of a user's own, whose layers its `build` makes.
+            internals.build_inside(layer, [layer, source])
         layer.set_weights(values)
         if hasattr(layer, "finalize_state"):  # Normalization computes on what it derives.
             layer.finalize_state()

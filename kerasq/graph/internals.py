@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
@@ -135,6 +136,26 @@ def output_shape(layer: keras.layers.Lambda) -> Any:
     return layer._output_shape
 
 
+def build_inside(layer: keras.Layer, called: list[Any]) -> None:
+    """Builds the layers that a layer holds and that its `build` leaves to its first call.
+
+    Args:
+        layer: the layer.
+        called: layers of its class, of which one was called on symbolic tensors, as it is then.
+    """
+    for record in (found for x in called for found in x._inbound_nodes[:1]):
+        args, kwargs = keras.tree.map_structure(
+            lambda x: (
+                keras.KerasTensor(x.shape, x.dtype) if isinstance(x, keras.KerasTensor) else x
+            ),
+            (record.arguments.args, record.arguments.kwargs),
+        )
+        with keras.name_scope(layer.name):
+            # Not `layer(...)`, which runs no `call` where there is a `compute_output_shape`.
+            compute_output_spec(layer.call, *args, **kwargs)
+        return
+
+
 def layers_in(layer: keras.Layer) -> list[keras.Layer]:
     """All layers that a layer holds, at any depth, without itself."""
     return [x for x in layer._flatten_layers() if x is not layer]
@@ -154,7 +175,7 @@ def unnoted(layers: list[keras.Layer]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
+def replaced(layer: Any, /, **attributes: Any) -> Iterator[None]:
     """Replaces attributes and methods of one layer inside."""
     before = {name: layer.__dict__[name] for name in attributes if name in layer.__dict__}
     # Past `__setattr__`, which would track what it is given, or refuse it.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
@@ -160,7 +161,7 @@ class _Reading:
         """Calls a copy of a layer, or operation, configuration changed by `changes`."""
         if (axes := _squeezed(operation, *args)) is not None:
             changes["axis"] = axes
-        layer = copy_layer(operation, name=name, **changes)
+        layer = copy_layer(operation, name=name, **changes | _known_sizes(operation, args))
         if axes == ():
             layer = keras.layers.Identity(name=name)
         first = self._first.setdefault(id(operation), name)
@@ -203,6 +204,19 @@ class _Reading:
         name = distinct_name(name, self._names)
         self._names.add(name)
         return name
+
+
+def _known_sizes(operation: Any, args: tuple) -> dict[str, Any]:
+    """The shape of a `keras.ops.reshape` in which None stands for the number of samples."""
+    sizes, free = getattr(operation, "newshape", ()), (None, -1)
+    if not isinstance(sizes, tuple) or sizes[:1] != (None,) or None in args[0].shape[1:]:
+        return {}
+    # Such as of `ops.shape(x)[0]`. Of the others one at most follows from what is known.
+    known = [n for n in sizes[1:] if n not in free]
+    if len(known) < len(sizes) - 2:
+        return {}
+    rest = int(np.prod(args[0].shape[1:])) // int(np.prod(known))
+    return {"newshape": (-1, *(rest if n in free else n for n in sizes[1:]))}
 
 
 def _without_default(layer: Any, kwargs: dict) -> dict:

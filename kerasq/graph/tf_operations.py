@@ -297,6 +297,7 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "SplitV": _split,
     "Squeeze": _squeeze,
     "StridedSlice": _strided_slice,
+    "TopKV2": lambda operation, x, k: ops.top_k(x, int(k), operation.get_attr("sorted")),
     "Tile": lambda operation, x, count: ops.tile(x, _axes(count)),
     "Transpose": lambda operation, x, axes: ops.transpose(x, _axes(axes)),
     "Unpack": lambda operation, x: ops.unstack(

@@ -252,6 +252,8 @@ def _composite(operation: tf.Operation) -> tuple[Callable[..., Any], list[tf.Ten
     """What computes the same as an operation and some before it, and what it is called on."""
     if (matrices := _matrices(operation)) is not None:
         return ops.matmul, matrices
+    if (found := _for_samples(operation)) is not None:
+        return functools.partial(_repeated, [*operation.outputs[0].shape[1:]]), found
     for output, inputs, equal in _patterns():
         bound: dict[str, tf.Tensor] = {}
         if operation.type == output.op.type and _fits(operation.outputs[0], output, bound):
@@ -276,6 +278,65 @@ def _matrices(operation: tf.Operation) -> list[tf.Tensor] | None:
     is_last = axes is not None and [*axes] == [*range(len(axes))]
     fits = operation.outputs[0].shape.as_list() == [*x.shape[:-1], matrix.shape[-1]]
     return [x, matrix] if is_last and fits else None
+
+
+def _for_samples(operation: tf.Operation) -> list[tf.Tensor] | None:
+    """The tensor of which there shall be one for each sample, and one whose samples are counted."""
+    if not _is_batch(operation.outputs[0].shape):
+        return None
+    x, shape = None, operation.inputs[-1]
+    match operation.type:
+        case "BroadcastTo":
+            x = operation.inputs[0]
+        case "Fill":
+            shape, x = operation.inputs
+        case "Tile" if operation.inputs[0].shape[:1] == [1]:
+            x = operation.inputs[0]
+        case "Reshape":
+            x, shape = _repeat(operation)
+    counted = None if x is None else _counted(shape)
+    return None if counted is None else [x, counted]
+
+
+def _repeat(operation: tf.Operation) -> tuple[tf.Tensor | None, tf.Tensor]:
+    """What `tf.repeat` repeats along the axis of samples, given its end; and how often."""
+    tiled = operation.inputs[0]
+    moved = tiled.op.inputs[0] if tiled.op.type == "Tile" else tiled
+    if moved is tiled or moved.op.type != "ExpandDims":
+        return None, tiled
+    x, one = moved.op.inputs[0], operation.outputs[0].shape[1:].as_list()
+    is_repeat = x.shape.as_list() == [1, *one] and tiled.shape.as_list() == [1, None, *one]
+    return x if is_repeat else None, tiled.op.inputs[1]
+
+
+def _is_batch(shape: tf.TensorShape) -> bool:
+    """Whether the number of samples alone is not known of a shape."""
+    return bool(shape.rank) and shape[0] is None and None not in shape[1:].as_list()
+
+
+def _counted(shape: tf.Tensor) -> tf.Tensor | None:
+    """The tensor whose number of samples is in a shape, as it is."""
+    rest: list[tf.Tensor] = [shape]
+    found: list[tf.Tensor] = []
+    while rest:
+        operation = rest.pop().op
+        if operation.type not in (*_MOVES, "Const", "Reshape", "Shape"):
+            return None
+        (found if operation.type == "Shape" else rest).extend(operation.inputs)
+    return found[0] if found and all(_is_batch(x.shape) for x in found) else None
+
+
+def _repeated(shape: list[int], x: Any, counted: Any) -> Any:
+    """`x`, broadcast or repeated to a `shape` behind the axis of samples, for each of them."""
+    if isinstance(x, keras.KerasTensor):
+        return ops.tile(x, [1, *(n // m for n, m in zip(shape, x.shape[1:], strict=True))])
+    # Operations of Keras need a tensor that has the samples.
+    count, size = int(np.prod(shape)), int(np.prod(counted.shape[1:]))
+    real = counted if counted.dtype == "float32" else ops.cast(counted, "float32")
+    zeros = ops.zeros_like(ops.reshape(real, (-1, size))[:, :count])
+    if size < count:
+        zeros = ops.tile(zeros, (1, -(-count // size)))[:, :count]
+    return ops.add(x, ops.reshape(zeros, (-1, *shape)))
 
 
 def _fits(tensor: tf.Tensor, pattern: tf.Tensor, bound: dict[str, tf.Tensor]) -> bool:

@@ -122,7 +122,7 @@ def time_distributed(parts: Parts, layer: keras.layers.TimeDistributed, name: st
     """A Dense that is distributed: the Dense, which takes any rank."""
     inner = layer.layer
     # The activation gets a layer of its own here: `decompose` has passed it by, inside a wrapper.
-    config = {**inner.get_config(), "activation": "linear", "dtype": "float32"}
+    config = {**graphs.configuration(inner), "activation": "linear", "dtype": "float32"}
     config["trainable"] = layer.trainable and inner.trainable
     is_linear = keras.activations.serialize(inner.activation) == "linear"
     config["name"] = name if is_linear else parts.name(name, "linear")
@@ -303,7 +303,7 @@ def heads(
     scores = _matmul(parts, [query, key], parts.name(name, "scores"), transpose=True)
     held = _held(parts, name, query_mask, value_mask, key_mask, attention_mask)
     # Keras goes by way of its Softmax then, which makes 0 of what is masked altogether.
-    is_explicit = return_attention_scores or layer.get_config()["dropout"] > 0.0
+    is_explicit = return_attention_scores or graphs.configuration(layer)["dropout"] > 0.0
     is_plain = not (held or use_causal_mask or return_attention_scores)
     by_head = tuple(scores.shape[1:]) if is_plain else (*shape[:2], scores.shape[-1])
     options = {"causal": use_causal_mask, "is_zeroed": is_explicit}

@@ -175,7 +175,7 @@ def _ruled(graph: graphs.Graph, norms: dict[int, graphs.Node]) -> set[int]:
 
 def _has_rules(layer: keras.Layer) -> bool:
     """Whether a layer has constraints or regularizers."""
-    config = layer.get_config()
+    config = graphs.configuration(layer)
     return any(config[key] for key in config if key.endswith(("_constraint", "_regularizer")))
 
 

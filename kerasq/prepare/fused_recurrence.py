@@ -72,7 +72,7 @@ def _one_way(graph: graphs.Graph, layer: keras.layers.LSTM, name: str, x: Any) -
     steps = name if layer.return_sequences else graph.free_name(f"{name}_steps", set())
     # As in parts of layers, activity regularizers and dropout are left out.
     own = {"return_sequences": True, "dropout": 0.0, "recurrent_dropout": 0.0, "unroll": False}
-    config = layer.get_config() | own | {"go_backwards": False}
+    config = graphs.configuration(layer) | own | {"go_backwards": False}
     config |= {"name": steps, "dtype": "float32", "activity_regularizer": None}
     made = SequenceLSTM.from_config(config)
     y = made(keras.ops.flip(x, axis=1) if layer.go_backwards else x)

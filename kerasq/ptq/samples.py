@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import graph as graphs
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.ptq.data import Data
 from kerasq.ptq.frontier import Frontier
@@ -128,7 +129,7 @@ def _reads(layer: keras.Layer, outputs: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unpadded(wrapper: KernelWrapper, shape: tuple) -> keras.Layer:
-    layer = type(wrapper.layer).from_config(wrapper.layer.get_config() | {"padding": "valid"})
+    layer = graphs.copy_layer(wrapper.layer, padding="valid")
     layer.build(shape)
     return layer
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import kerasq
 from kerasq import graph as graphs
 from tests import networks
 
 L, ops = keras.layers, keras.ops
 MATRIX = np.random.default_rng(1).normal(size=(4, 3)).astype("f")
 KERNEL = np.random.default_rng(2).normal(size=(3, 3, 4, 2)).astype("f")
+TOKEN = np.random.default_rng(3).normal(size=(1, 1, 8, 4)).astype("f")
 COLUMN = np.arange(8, dtype="f").reshape(8, 1)
 
 
@@ -69,7 +71,20 @@ FUNCTIONS = {
     ),
     "gather": (lambda x: tf.gather(x, [2, 0], axis=-1), "Take"),
     "reshape": (lambda x: tf.reshape(x, [tf.shape(x)[0], -1, tf.shape(x)[2] * 2]), "Reshape"),
+    "reshape by the shape of Keras": (
+        lambda x: ops.reshape(x, (ops.shape(x)[0], -1, ops.shape(x)[3])),
+        "Reshape",
+    ),
     "reshape by a list": (lambda x: tf.reshape(x, [-1, *x.shape.as_list()[1:3], 2, 2]), "Reshape"),
+    "as many samples": (lambda x: tf.broadcast_to(x[:, :1], tf.shape(x)), "GetItem Tile"),
+    "one for each sample": (
+        lambda x: tf.concat([tf.repeat(TOKEN, tf.shape(x)[0], axis=0), x], 1),
+        "Reshape GetItem ZerosLike Reshape Add Concatenate",
+    ),
+    "more of them than values": (
+        lambda x: ops.add(ops.ones((ops.shape(x)[0], 9, 9, 4)), 1.0),
+        "Reshape GetItem ZerosLike Tile GetItem Reshape Add Add",
+    ),
     "flip": (tf.image.flip_left_right, "Flip"),
     "roll and tile": (lambda x: tf.tile(tf.roll(x, 1, 2), [1, 2, 1, 1]), "Roll Tile"),
     "pad": (lambda x: tf.pad(x, [[0, 0], [1, 2], [1, 1], [0, 0]]), "ZeroPadding2D"),
@@ -113,7 +128,7 @@ REFUSED = {
     "BesselI0 .* has no equal in Keras": tf.math.bessel_i0,
     "StatelessIf .* has no equal": lambda x: tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: -x),
     "has a gradient of its own": straight_through,
-    "computes with the number of samples": lambda x: tf.broadcast_to(x[:, :1], tf.shape(x)),
+    "computes with the number of samples": lambda x: x * tf.cast(tf.shape(x)[0], tf.float32),
     r"batch_dims=1, not 0, has no": lambda x: tf.gather(x, tf.argmax(x, -1), batch_dims=1),
 }
 
@@ -154,3 +169,40 @@ def test_layers_stay_layers_and_variables_variables():
     # False is the default of the layer, which `fit` overrides.
     assert graph.nodes[1].kwargs.get("training") is None
     assert layer.steps.numpy() == 1.0  # That of the prediction: none of the opening.
+
+
+class Token(L.Layer):
+    """The class token of vision transformers."""
+
+    def __init__(self, repeat, **kwargs):
+        super().__init__(**kwargs)
+        self.repeat = repeat
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, shape[-1]), name="token")
+
+    def call(self, x):
+        return ops.concatenate([self.repeat(self.token, ops.shape(x)[0]), x], 1)
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda x, n: ops.broadcast_to(x, (n, 1, 3)),
+        lambda x, n: ops.tile(x, (n, 1, 1)),
+        lambda x, n: ops.repeat(x, n, axis=0),
+    ],
+)
+def test_a_token_for_each_sample_is_integer_and_trains(repeat):
+    x = keras.Input((4, 3))
+    model = keras.Model(x, L.Dense(2)(Token(repeat, name="t")(x)))
+    x = networks.data(model)
+    q = networks.quantized(model, x)
+    lite = kerasq.export_tflite(q)
+    assert not lite.float_ops
+    np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
+    assert networks.sqnr(model, q, x) > 25
+    (token,) = [x for x in q.trainable_variables if re.match("add.*/bias", x.path)]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(q(x, training=True))
+    assert np.all(tape.gradient(loss, token.value) != 0.0)
