@@ -162,6 +162,31 @@ def test_a_bias_far_beyond_the_sums(scheme):
     )
 
 
+@pytest.mark.parametrize(
+    ("unit", "scheme", "target", "least"),
+    [
+        (1e13, "w8a16", "litert", 45.0),
+        (1e-11, "w8a8", "litert", 38.0),
+        (1e13, "w8a8", "tflm", 38.0),
+        (1e-30, "w8a16", "tflm", 45.0),
+    ],
+)
+def test_values_of_any_unit(unit, scheme, target, least):
+    """Hertz, picoamperes: gains and ranges are far from 1, ratios of scales are not."""
+    keras.utils.set_random_seed(0)
+    layers = [L.Rescaling(1 / unit), L.Dense(16, "relu"), L.Dense(2)]
+    model = keras.Sequential([keras.Input((16,)), *layers])
+    x = np.float32(unit) * np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+    q = kerasq.quantize_model(model, scheme, target=target)
+    kerasq.calibrate(q, x)
+    found, want = networks.run(q, x), networks.run(model, x)
+    assert 10 * np.log10(np.mean(want**2) / np.mean((found - want) ** 2)) > least
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(x), found)
+    tiny = np.finfo(np.float32).tiny
+    assert all((t.grid.scale >= tiny).all() for t in lite.tensors if t.grid is not None)
+
+
 def test_int16_values_far_wider_than_the_grid_that_they_are_put_onto():
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     q = kerasq.quantize_model(keras.Model([a, b], L.Minimum(name="least")([a, b])), "w8a16")
