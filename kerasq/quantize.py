@@ -75,8 +75,8 @@ def quantize_model(
         preprocessing: where a layer that alone reads a float input and only scales it, such as a
             Normalization, is computed. "integer": on codes of the input. "float": in front of the
             input's grid, by the file at `input_dtype="float32"`, else by whoever feeds it
-            (`TFLiteModel.inputs[0].preprocessing`): features that differ by orders of magnitude
-            then share one grid without loss. "auto": in float where on codes the least feature
+            (`TFLiteModel.inputs[0].preprocessing`): features that differ by orders of magnitude,
+            or lie far from 0, then share one grid without loss. "auto": in float where on codes the least feature
             would have fewer than 16, by the layer's own numbers; that is printed.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
             2018), or "none" (they follow the data while training). None is

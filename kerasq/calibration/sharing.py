@@ -7,12 +7,14 @@ import numpy as np
 
 from kerasq.layers import Scale
 from kerasq.prepare.preprocessing import LEAST_CODES
+from kerasq.quantizers.activations import NARROWEST
 from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preprocessing_of
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
 # standard deviation is lost.
 LEAST_SQNR = 20.0
 _NAMED = 8  # The most that a remark lists.
+_FAR = 10.0  # From 0, in deviations: at 8 bits a grid from there on is lost at about 90.
 
 
 def remarks(model: keras.Model, samples: Any) -> list[str]:
@@ -37,7 +39,7 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
 
 
 def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, values: Any) -> str:
-    """The remark on an input whose features, along the last axis, differ by orders of magnitude."""
+    """The remark on an input whose features, along the last axis, its grid cannot tell apart."""
     grid, own = boundary.grid().numpy(), preprocessing_of(boundary)
     values = own(values) if own else values
     flat = values.reshape(-1, values.shape[-1]).astype("float64")
@@ -46,14 +48,35 @@ def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, valu
     with np.errstate(divide="ignore", invalid="ignore"):
         sqnr = 10 * np.log10(variances / np.mean(errors**2, 0))
     lost = np.flatnonzero((variances > 0) & (sqnr < LEAST_SQNR))
-    # All of them: the range is wrong, or the values are, but not what they share.
-    if len(lost) in (0, len(variances)):
+    if not len(lost):
+        return ""
+    if len(lost) == np.count_nonzero(variances) and (why := _why_all(flat, grid.scale)):
+        return (
+            f"Input {x.name!r}: its features lose more than a tenth of their deviation, as {why}. "
+            f"Bring them to about 0 and 1 before the model, or {_remedy(model, boundary, x.name)}."
+        )
+    # All of them for another reason: the range is wrong, or the values are, not what they share.
+    if len(lost) == len(variances):
         return ""
     listed = ", ".join(map(str, lost[:_NAMED])) + (", ..." if len(lost) > _NAMED else "")
     return (
         f"Input {x.name!r}: {len(lost)} of its {len(variances)} features ({listed}) lose more than "
         f"a tenth of their deviation, as all share one grid, of steps of {grid.scale:.3g}. Scale "
         f"them alike before the model, or {_remedy(model, boundary, x.name)}."
+    )
+
+
+def _why_all(values: np.ndarray, step: float) -> str:
+    """Why all features, `(samples, features)`, are lost; "" where it is not their unit."""
+    largest, deviations = np.abs(values).max(), values.std(0)
+    if largest < NARROWEST:
+        return f"no value is above {largest:.3g}, and no range is narrower than {NARROWEST:g}"
+    used = deviations > 0
+    if (np.abs(values.mean(0)) < _FAR * deviations)[used].any():
+        return ""
+    return (
+        f"they lie far from 0 (at {values.mean():.6g}, by deviations of {deviations.max():.3g} at "
+        f"most), which their grid, of steps of {step:.3g}, has to reach"
     )
 
 

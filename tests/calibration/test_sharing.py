@@ -56,6 +56,35 @@ def test_what_helps_where_no_layer_scales_the_input(capsys):
     assert "or begin it with a Normalization, adapted" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("features", [1, 7])
+def test_features_that_all_lie_far_from_0(features, capsys):
+    """Pressures, temperatures: the grid reaches from 0 to them."""
+    inputs = keras.Input((9, features), name="hPa")
+    x = np.random.default_rng(0).normal(1013.25, 1.0, (64, 9, features))
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(inputs)))
+    kerasq.calibrate(q, x)
+    said = "Input 'hPa': its features lose more than a tenth of their deviation, as they lie far"
+    printed = capsys.readouterr().out
+    assert f"{said} from 0 (at 1013.2" in printed and "begin it with a Normalization" in printed
+    norm = L.Rescaling(1.0, -1013.25, name="norm")(inputs)
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(norm)))
+    kerasq.calibrate(q, x)
+    advice = "have 'norm' in front of it: quantize_model(..., preprocessing='float')"
+    assert advice in capsys.readouterr().out
+    # Of a gain the model's own numbers say it, and no codes are lost.
+    norm = L.Rescaling(0.5, -1013.25 / 2)(inputs)
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(norm)))
+    assert "In float, in front of the grid of input 'hPa'" in capsys.readouterr().out
+    kerasq.calibrate(q, x)
+    assert "lose" not in capsys.readouterr().out
+
+
+def test_values_below_any_range(capsys):
+    q = kerasq.quantize_model(network([]))
+    kerasq.calibrate(q, 1e-32 * np.random.default_rng(0).normal(size=(64, 7)))
+    assert "and no range is narrower than 1e-30. Bring them to about" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("factor", [1.0, 100.0])
 def test_features_of_one_size_are_not_mentioned(factor, capsys):
     q = kerasq.quantize_model(network([]))
