@@ -76,8 +76,8 @@ def quantize_model(
             Normalization, is computed. "integer": on codes of the input. "float": in front of the
             input's grid, by the file at `input_dtype="float32"`, else by whoever feeds it
             (`TFLiteModel.inputs[0].preprocessing`): features that differ by orders of magnitude,
-            or lie far from 0, then share one grid without loss. "auto": in float where on codes the least feature
-            would have fewer than 16, by the layer's own numbers; that is printed.
+            or lie far from 0, then share one grid without loss. "auto": in float where on codes the
+            least feature would have fewer than 16, by the layer's own numbers; that is printed.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
             2018), or "none" (they follow the data while training). None is
             "lsq" for ranges of less than 8 bits and "none" for others. Ranges that the data has

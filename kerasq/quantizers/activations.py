@@ -27,8 +27,8 @@ WIDEST, PATIENCE, NARROWING_RATE = 2.0, 50, 0.05
 # What `batches_seen` is set to by calibration. Below 1 the range holds for inference as the network
 # is now, and training starts without one.
 CALIBRATED, PROVISIONAL = FIRST_BATCHES + 1, 0.5
-# Ranges never get narrower than this, which only keeps them from being 0: values may be in any unit,
-# and steps of 16 bits over it are still normal float32.
+# Ranges never get narrower than this, which only keeps them from being 0: values may be in any
+# unit, and steps of 16 bits over it are still normal float32.
 NARROWEST = 1e-30
 
 
