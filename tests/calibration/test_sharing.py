@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq.wrappers import input_boundaries
 from tests import networks
 
 L = keras.layers
@@ -92,6 +93,35 @@ def test_features_of_one_size_are_not_mentioned(factor, capsys):
     x[:, 3] = 5.0 * factor  # One that is constant has nothing to lose.
     kerasq.calibrate(q, x)
     assert "features" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gain", "kind", "is_shared"),
+    [(1.0, "values", True), (16.0, "values", False), (1.0, "pixels", False)],
+)
+def test_an_input_that_is_concatenated_as_it_is(gain, kind, is_shared):
+    """Where its own steps are hardly finer, and it is rounded by them, it is rounded only once."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16,))
+    y = L.Rescaling(gain / 16)(L.Dense(16, kernel_initializer="ones")(inputs))
+    model = keras.Model(inputs, L.Concatenate(name="both")([inputs, y]))
+    x = np.random.default_rng(0).normal(size=(200, 16)).astype("float32")
+    x[:, 0] *= 3.0
+    if kind == "pixels":
+        x = np.random.default_rng(0).integers(0, 256, x.shape).astype("float32")
+        x[0, :2] = 0.0, 255.0
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, x, method="minmax")
+    (boundary,) = input_boundaries(q).values()
+    own, both = boundary.grid().numpy(), q.get_layer("both").grid().numpy()
+    found = networks.run(q, x)
+    if is_shared:
+        assert own.scale == both.scale and own.zero_point == both.zero_point
+        want = networks.run(model, x)[:, :16]
+        np.testing.assert_array_equal(found[:, :16], both.dequantize(both.quantize(want)))
+    else:
+        assert own.scale < both.scale or own.scale == 1.0
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), found)
 
 
 def test_parts_of_a_concatenation_that_get_few_codes(capsys):
