@@ -19,7 +19,7 @@ from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scales import FREE, SCALES, Scales, is_power_of_two
 from kerasq.scheme import check_overrides, fitting, per_layer
-from kerasq.support.finite import check_finite
+from kerasq.support.finite import check_finite, check_variances
 from kerasq.wrap import Kernels, wrap
 from kerasq.wrappers import QuantizeWrapper, ranged, wrapped
 
@@ -166,6 +166,7 @@ def quantize_model(
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
+    check_variances(graph.model)
     symmetric = SCALES[scales].activations
     if recurrence == "auto":
         is_default = (weights, granularity, scales) == ("uniform", "per_channel", FREE)

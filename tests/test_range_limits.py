@@ -162,6 +162,15 @@ def test_a_bias_far_beyond_the_sums(scheme):
     )
 
 
+def test_sums_beyond_float32_are_those_of_the_layer():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="huge")])
+    model.get_layer("huge").kernel.assign(np.full((4, 3), 5e37))
+    q = kerasq.quantize_model(model)
+    x = np.random.default_rng(0).normal(size=(32, 4)).clip(-1, 1)
+    with pytest.raises(ValueError, match=r"within float32, .* Received: layer 'huge', .*down, or"):
+        kerasq.calibrate(q, x)
+
+
 @pytest.mark.parametrize(
     ("unit", "scheme", "target", "least"),
     [
