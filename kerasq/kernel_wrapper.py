@@ -25,6 +25,8 @@ from kerasq.wrappers import QuantizeWrapper, Wrappers, current_config, shared_co
 # Held while a layer of mixed precision runs, since its dtype policy is another one in training: a
 # thread that predicts must not see that of one that trains.
 _POLICY_LOCK = threading.RLock()
+# Of sums, `s_in * s_w`: biases have it as their scale, and runtimes take no denormal ones.
+_LEAST_STEP = 2.0 * float(np.finfo(np.float32).tiny)
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -606,8 +608,10 @@ def _weigh(
     # the output reach, the output is at one end of its range, whatever the bias.
     most = 2.0 * (sums + out.scale * 2.0**out.bits)
     bias = tf.zeros_like(most) if bias is None else tf.clip_by_value(bias, -most, most)
-    # Biases are counted in these scales: wider ones keep their codes within the limit.
+    # Biases are counted in these scales: wider ones keep their codes within the limit, and the
+    # product `s_in * s_w` a normal number.
     least = tf.abs(bias) / (grid.scale * most_bias)
+    least = tf.maximum(least, _LEAST_STEP / grid.scale)
     if powers:
         least, kernel = scales.up(least), kernel * gain
         gain = tf.ones_like(least)

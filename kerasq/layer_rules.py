@@ -360,7 +360,8 @@ RULES: dict[tuple[type, ...], Rule] = {
         grids={8: _SIGNED[8]},
         options=lambda _: ("L2NormOptions", {}),
         fits=fits.vectors_fit,
-        note="of axes of known size; between Permute and Reshape unless over the last axis",
+        note="of axes of known size; between Permute and Reshape unless over the last axis; 64 "
+        "values and more as RMSNormalization",
     ),
     (L.LayerNormalization, L.GroupNormalization): Rule(
         operators=("MEAN", "SUB", "BATCH_MATMUL", "RSQRT", "MUL", "DEPTHWISE_CONV_2D"),

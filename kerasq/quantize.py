@@ -19,7 +19,7 @@ from kerasq.quantizers import weights as weight_quantizers
 from kerasq.quantizers.base import WeightQuantizer
 from kerasq.scales import FREE, SCALES, Scales, is_power_of_two
 from kerasq.scheme import check_overrides, fitting, per_layer
-from kerasq.support.finite import check_finite
+from kerasq.support.finite import check_finite, check_variances
 from kerasq.wrap import Kernels, wrap
 from kerasq.wrappers import QuantizeWrapper, ranged, wrapped
 
@@ -75,9 +75,9 @@ def quantize_model(
         preprocessing: where a layer that alone reads a float input and only scales it, such as a
             Normalization, is computed. "integer": on codes of the input. "float": in front of the
             input's grid, by the file at `input_dtype="float32"`, else by whoever feeds it
-            (`TFLiteModel.inputs[0].preprocessing`): features that differ by orders of magnitude
-            then share one grid without loss. "auto": in float where on codes the least feature
-            would have fewer than 16, by the layer's own numbers; that is printed.
+            (`TFLiteModel.inputs[0].preprocessing`): features that differ by orders of magnitude,
+            or lie far from 0, then share one grid without loss. "auto": in float where on codes the
+            least feature would have fewer than 16, by the layer's own numbers; that is printed.
         range_gradient: how ranges learn: "lsq" (Esser et al. 2020), "clip" (PACT, Choi et al.
             2018), or "none" (they follow the data while training). None is
             "lsq" for ranges of less than 8 bits and "none" for others. Ranges that the data has
@@ -167,6 +167,7 @@ def quantize_model(
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
     check_finite(graph.model)
     _say_unknown_shapes(graph.model)
+    check_variances(graph.model)
     symmetric = SCALES[scales].activations
     if recurrence == "auto":
         is_default = (weights, granularity, scales) == ("uniform", "per_channel", FREE)

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.quantizers.activations import ActivationQuantizer
@@ -30,6 +31,9 @@ def widen(model: keras.Model) -> list[str]:
 
     Returns:
         A remark for each layer whose range was widened.
+
+    Raises:
+        ValueError: where a range would have to be wider than float32 is.
     """
     remarks, read, avoided = [], _read_by_softmax(model), _read_in_fixed_point(model)
     # In order, as the range of an output is the scale of an input.
@@ -43,6 +47,12 @@ def widen(model: keras.Model) -> list[str]:
                 factor, reason = 2.0 * near / now, why
         if quantizer.limit is not None:
             factor = min(factor, quantizer.limit / high)
+        if not max(abs(low), high) * factor <= float(np.finfo(np.float32).max):
+            raise ValueError(
+                "Sums of products must be within float32, 3.4e38. Received: layer "
+                f"{layer.name!r}, whose inputs times weights could add up to more. Scale its "
+                "weights or inputs down, or leave it in float with `overrides`."
+            )
         # Scales that are powers of two may be at a limit exactly.
         if factor < _MARGIN:
             continue

@@ -77,6 +77,7 @@ def calibrate(
         for (name, _), ends in found.items():
             quantizers[name].assign_range(*ends)
         few = samples.first(batch)
+        sharing.share_inputs(model, few)
         remarks = [*range_limits.widen(model), *sharing.remarks(model, few)]
         remarks += provisional.mark(model)
         samples.keep(model, few)

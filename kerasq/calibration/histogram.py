@@ -41,7 +41,7 @@ class Histogram(MinMax):
             lambda: tf.maximum(-ends[0], ends[1]),
             lambda: tf.reduce_max(tf.abs(x)),
         )
-        largest = tf.maximum(largest, 1e-12)
+        largest = tf.maximum(largest, activations.NARROWEST)
         # Where rounding of the logarithms makes it one too small, the outermost bins hold the rest.
         exponent = tf.math.ceil(tf.math.log(largest) / tf.math.log(2.0))
         # Twice the bound is float32 as well, or TensorFlow's histogram crashes the process.
@@ -93,7 +93,7 @@ class Histogram(MinMax):
         x, weights = self.centres[used], self.counts[used]
         # What a grid is over: it holds 0 and is not empty, of zeros alone either.
         low, high = np.transpose(ranges)
-        low, high = np.minimum(low, 0.0), np.maximum(high, 1e-6)
+        low, high = np.minimum(low, 0.0), np.maximum(high, activations.NARROWEST)
         if self.power_of_two:
             step = 2.0 ** (np.ceil(np.log2(np.maximum(-low, high))) - (bits - 1))
             low, high = -(2.0 ** (bits - 1)) * step, (2.0 ** (bits - 1) - 1.0) * step
@@ -171,7 +171,7 @@ class MeanSquaredError(Histogram):
         """The range of the least error on a grid of this kind."""
         if not self.is_finite:
             return self.low, self.high
-        low, high = min(self.low, 0.0), max(self.high, 1e-6)
+        low, high = min(self.low, 0.0), max(self.high, activations.NARROWEST)
         shrunk = [(low * k, high * k) for k in np.linspace(1.0, 0.2, self.steps)]
         # Of equal errors the widest range, which comes first: new values may lie beyond these.
         return self.best_of(shrunk, bits=bits, symmetric=symmetric)

@@ -5,14 +5,17 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq.grid import Grid
 from kerasq.layers import Scale
 from kerasq.prepare.preprocessing import LEAST_CODES
+from kerasq.quantizers.activations import NARROWEST
 from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preprocessing_of
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
 # standard deviation is lost.
 LEAST_SQNR = 20.0
 _NAMED = 8  # The most that a remark lists.
+_FAR = 10.0  # From 0, in deviations: at 8 bits a grid from there on is lost at about 90.
 
 
 def remarks(model: keras.Model, samples: Any) -> list[str]:
@@ -36,8 +39,57 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
     return [remark for remark in found if remark]
 
 
+def share_inputs(model: keras.Model, samples: Any) -> None:
+    """Puts inputs onto the grid of a concatenation that reads them, where that loses less.
+
+    On a grid of its own an input is rounded twice before it is concatenated: with Q the rounding
+    onto its grid and C that onto the concatenation's, it takes that grid where
+
+        mean (C(Q(x)) - x)^2 - mean (C(x) - x)^2 > mean (C(x) - x)^2 - mean (Q(x) - x)^2,
+
+    what the concatenation gains and others that read the input lose. Of even errors that is where
+    steps of C are less than 1.41 times those of Q; never of pixels, which Q does not round.
+
+    Args:
+        model: a quantized model with ranges. Those of its inputs change.
+        samples: as for `remarks`.
+    """
+    boundaries = input_boundaries(model)
+    for x, values in zip(model.inputs, keras.tree.flatten(samples), strict=True):
+        boundary = boundaries.get(id(x))
+        if boundary is None or boundary.output_quantizer is None or boundary.output_bits != 8:
+            continue
+        own = preprocessing_of(boundary)
+        values = own(np.asarray(values)) if own else np.asarray(values)
+        for join in _joins(model):
+            if boundary in join.producers and _gains(values, boundary.grid(), join.grid()):
+                boundary.output_quantizer.assign_range(*map(float, join.output_quantizer.range()))
+                break
+
+
+def _joins(model: keras.Model) -> list[QuantizeWrapper]:
+    """The layers that put all that they read onto one grid."""
+    return [
+        layer
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper)
+        and layer.rule.operator in ("CONCATENATION", "PACK")
+        and layer.output_quantizer is not None
+    ]
+
+
+def _gains(values: np.ndarray, own: Grid, joined: Grid) -> bool:
+    """Whether values lie better on a concatenation's grid at once."""
+    own, joined = own.numpy(), joined.numpy()
+    x = values.astype("float64")
+    once, first = (grid.dequantize(grid.quantize(x)) for grid in (joined, own))
+    twice = joined.dequantize(joined.quantize(first))
+    error, error_of_own, error_of_both = (np.mean((y - x) ** 2) for y in (once, first, twice))
+    return bool(error_of_both - error > error - error_of_own)
+
+
 def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, values: Any) -> str:
-    """The remark on an input whose features, along the last axis, differ by orders of magnitude."""
+    """The remark on an input whose features, along the last axis, its grid cannot tell apart."""
     grid, own = boundary.grid().numpy(), preprocessing_of(boundary)
     values = own(values) if own else values
     flat = values.reshape(-1, values.shape[-1]).astype("float64")
@@ -46,14 +98,35 @@ def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, valu
     with np.errstate(divide="ignore", invalid="ignore"):
         sqnr = 10 * np.log10(variances / np.mean(errors**2, 0))
     lost = np.flatnonzero((variances > 0) & (sqnr < LEAST_SQNR))
-    # All of them: the range is wrong, or the values are, but not what they share.
-    if len(lost) in (0, len(variances)):
+    if not len(lost):
+        return ""
+    if len(lost) == np.count_nonzero(variances) and (why := _why_all(flat, grid.scale)):
+        return (
+            f"Input {x.name!r}: its features lose more than a tenth of their deviation, as {why}. "
+            f"Bring them to about 0 and 1 before the model, or {_remedy(model, boundary, x.name)}."
+        )
+    # All of them for another reason: the range is wrong, or the values are, not what they share.
+    if len(lost) == len(variances):
         return ""
     listed = ", ".join(map(str, lost[:_NAMED])) + (", ..." if len(lost) > _NAMED else "")
     return (
         f"Input {x.name!r}: {len(lost)} of its {len(variances)} features ({listed}) lose more than "
         f"a tenth of their deviation, as all share one grid, of steps of {grid.scale:.3g}. Scale "
         f"them alike before the model, or {_remedy(model, boundary, x.name)}."
+    )
+
+
+def _why_all(values: np.ndarray, step: float) -> str:
+    """Why all features, `(samples, features)`, are lost; "" where it is not their unit."""
+    largest, deviations = np.abs(values).max(), values.std(0)
+    if largest < NARROWEST:
+        return f"no value is above {largest:.3g}, and no range is narrower than {NARROWEST:g}"
+    used = deviations > 0
+    if (np.abs(values.mean(0)) < _FAR * deviations)[used].any():
+        return ""
+    return (
+        f"they lie far from 0 (at {values.mean():.6g}, by deviations of {deviations.max():.3g} at "
+        f"most), which their grid, of steps of {step:.3g}, has to reach"
     )
 
 

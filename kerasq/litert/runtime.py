@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -76,6 +77,8 @@ class TFLiteModel:
             self.content = existing_file(path_or_bytes, "path_or_bytes").read_bytes()
         self.target, self.kernels = target, "portable" if target == "tflm" else kernels
         self.num_threads = num_threads
+        # Of calls from several threads: tensors are one for all of them.
+        self._lock = threading.Lock()
         # It verifies the flatbuffer, but trusts what is in it: kernels may end the process.
         self._interpreter: Any = self._loaded()
         model = flatbuffer.read(self.content)
@@ -234,7 +237,7 @@ class TFLiteModel:
         write_whole(path, self.content)
 
     def predict(self, x: Any, dequantize: bool = True) -> Any:
-        """Runs any number of samples.
+        """Runs any number of samples. Several threads may call it, and run one at a time.
 
         Args:
             x: real values, one array, or a list or dict (by name) of one array an input; with
@@ -290,17 +293,19 @@ class TFLiteModel:
         batch = self.inputs[0].shape[0]
         starts = range(0, len(columns[0]), batch)
         for start in track(starts, len(starts), "call"):
-            for column, tensor, detail in zip(columns, self.inputs, details, strict=True):
-                samples = column[start : start + batch]
-                # What the model makes of the filling is for the caller to cut off.
-                if len(samples) < batch:
-                    missing = batch - len(samples)
-                    samples = np.concatenate([samples, [samples[-1]] * missing])
-                self._interpreter.set_tensor(detail["index"], encode(samples, tensor))
-            with self._accepted("run", self._way_out):
-                self._interpreter.invoke()
-            # `get_tensor` copies, so that the next call does not change what was yielded.
-            found = [self._interpreter.get_tensor(index) for index in outputs]
+            # Not held while a caller has what is yielded.
+            with self._lock:
+                for column, tensor, detail in zip(columns, self.inputs, details, strict=True):
+                    samples = column[start : start + batch]
+                    # What the model makes of the filling is for the caller to cut off.
+                    if len(samples) < batch:
+                        missing = batch - len(samples)
+                        samples = np.concatenate([samples, [samples[-1]] * missing])
+                    self._interpreter.set_tensor(detail["index"], encode(samples, tensor))
+                with self._accepted("run", self._way_out):
+                    self._interpreter.invoke()
+                # `get_tensor` copies, so that the next call does not change what was yielded.
+                found = [self._interpreter.get_tensor(index) for index in outputs]
             self._check_shapes(found)
             yield found
 

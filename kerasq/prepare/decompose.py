@@ -272,7 +272,7 @@ PARTS: dict[type, Callable[..., Any]] = {
     L.ReLU: activations.sloped,
     L.ELU: activations.elu,
     L.Softmax: activations.softmax,
-    L.UnitNormalization: activations.unit_norm,
+    L.UnitNormalization: normalization.unit_norm,
     L.LayerNormalization: normalization.layer_norm,
     L.RMSNormalization: normalization.rms_norm,
     L.GroupNormalization: normalization.group_norm,

@@ -24,13 +24,16 @@ import numpy as np
 from kerasq import fits
 from kerasq.graph import Node, symbolic
 from kerasq.layers import GridMean, InverseRoot, Matmul, Requantize, Scale, UnitAdd, UnitMatmul
-from kerasq.prepare import products
+from kerasq.prepare import activations, products
 from kerasq.prepare.parts import Called, Parts, reshaped
 
 L = keras.layers
 _TYPE: dict[str, Any] = {"dtype": "float32"}
 # Of an epsilon of 0, for which Keras divides by 0 where all values are equal.
 _LEAST_EPSILON = 1e-12
+# From so many values on a vector of unit length has few of the 256 codes of L2_NORMALIZATION, whose
+# steps are 1/128: 8 dB fewer here than steps of its own, 16 dB at 512.
+LONG = 64
 # Of `s`: that of a vector which the first step has made a thirtysecond as long as it should.
 _LARGEST = 32.0
 
@@ -56,6 +59,19 @@ def rms_norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     with parts.wide():
         y = _normalized(parts, name, rows, layer.epsilon)
         y = _scaled(parts, name, y, layer)
+        y = _from_rows(parts, name, y, x.shape, along)
+    return parts.call(Requantize(name=name, **_TYPE), y)
+
+
+def unit_norm(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
+    """UnitNormalization: of long vectors see the module, without factors; else L2_NORMALIZATION."""
+    along = fits.axes(layer.axis, x)
+    sizes = [x.shape[i] for i in along]
+    if None in x.shape[1:] or math.prod(sizes) < LONG:
+        return activations.unit_norm(parts, layer, name, x)
+    rows = _as_rows(parts, name, x, along)
+    with parts.wide():
+        y = _normalized(parts, name, rows, 0.0)
         y = _from_rows(parts, name, y, x.shape, along)
     return parts.call(Requantize(name=name, **_TYPE), y)
 

@@ -106,13 +106,13 @@ def _composed(run: list[graphs.Node]) -> tuple[np.ndarray, np.ndarray]:
 def _least_codes(run: list[graphs.Node], user: graphs.Graph, bits: int) -> float:
     """How many codes the least feature of an input would have, if all shared one grid.
 
-    Layers with statistics say where each lies. Of other constants it is taken that they make
-    features alike, whatever these are: only how the gains differ counts.
+    Layers with statistics say where each lies. Of other constants it is taken that they bring
+    features to about 0 and 1; of an offset alone, which may be that of pixels, nothing.
     """
     gain, shift = _composed(run)
     layers = {node.layer.name: node.layer for node in user.nodes}
     known = _statistics(layers[run[-1].source.name])
-    centre, spread = known or (-np.inf, 1.0)
+    centre, spread = known or (0.0, 1.0)
     # What has always been constant has nothing to lose: 1 / epsilon is what it is divided by.
     used = (gain != 0) & (np.abs(gain) < 0.99 / keras.config.epsilon())
     if not used.any():
@@ -120,9 +120,9 @@ def _least_codes(run: list[graphs.Node], user: graphs.Graph, bits: int) -> float
     gain, shift, centre, spread = (
         np.broadcast_to(v, used.shape)[used] for v in (gain, shift, centre, spread)
     )
+    if known is None and np.all(np.abs(gain) == 1.0):
+        return 2.0**bits
     reach = _DEVIATIONS * spread / np.abs(gain)
-    if known is None:
-        return float(2.0**bits * reach.min() / reach.max())
     centre = (centre - shift) / gain
     high, low = max(0.0, np.max(centre + reach)), min(0.0, np.min(centre - reach))
     return float(2.0**bits * 2.0 * reach.min() / (high - low))

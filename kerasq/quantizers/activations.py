@@ -27,8 +27,9 @@ WIDEST, PATIENCE, NARROWING_RATE = 2.0, 50, 0.05
 # What `batches_seen` is set to by calibration. Below 1 the range holds for inference as the network
 # is now, and training starts without one.
 CALIBRATED, PROVISIONAL = FIRST_BATCHES + 1, 0.5
-# Ranges never get narrower than this, in real units.
-NARROWEST = 1e-6
+# Ranges never get narrower than this, which only keeps them from being 0: values may be in any
+# unit, and steps of 16 bits over it are still normal float32.
+NARROWEST = 1e-30
 
 
 @keras.saving.register_keras_serializable("kerasq")
@@ -48,7 +49,7 @@ class UpperEnd(keras.constraints.Constraint):
         self.limit = limit
 
     def __call__(self, value: Any) -> Any:
-        """`min(max(value, 1e-6), limit)`, same shape."""
+        """`min(max(value, 1e-30), limit)`, same shape."""
         value = keras.ops.maximum(value, NARROWEST)
         return value if self.limit is None else keras.ops.minimum(value, self.limit)
 

@@ -281,7 +281,9 @@ def best_exponent(kernel: tf.Tensor, bits: int) -> tf.Tensor:
     def error(below: tf.Tensor) -> tf.Tensor:
         step = scales.power(largest - below - (bits - 1))
         rounded = tf.clip_by_value(tf.round(kernel / step), -codes, codes) * step
-        return tf.reduce_sum(tf.square(kernel - rounded), axis=inner_axes(kernel))
+        # Squares of tiny weights would be 0 in float32. By a power of two, which rounds nothing.
+        apart = (kernel - rounded) / scales.power(largest)
+        return tf.reduce_sum(tf.square(apart), axis=inner_axes(kernel))
 
     # Of equal errors the largest scale.
     tried = tf.range(-ABOVE, BELOW + 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasq import fake_quant, kernels
+from kerasq import fake_quant, kernels, scales
 from kerasq.grid import Grid
 from kerasq.quantizers.activations import NARROWEST, UpperEnd, project
 from kerasq.quantizers.base import WeightQuantizer, inner_axes, step_of
@@ -109,6 +109,9 @@ def _weight_range(kernel: tf.Tensor, bits: int) -> tf.Tensor:
         return largest
     levels = 2.0 ** (bits - 1) - 1
     shares = tf.linspace(0.3, 1.0, 36)
+    # Squares of tiny weights would be 0 in float32. By a power of two, which rounds nothing.
+    size = scales.power(scales.floor_log2(largest))
+    kernel, largest = kernel / size, largest / size
 
     # For one share at a time: all at once would take 36 times the kernel's memory.
     def error(share: tf.Tensor) -> tf.Tensor:
@@ -117,4 +120,4 @@ def _weight_range(kernel: tf.Tensor, bits: int) -> tf.Tensor:
         return tf.reduce_sum(tf.square(kernel - quantized), axis=axes)
 
     best = tf.argmin(tf.map_fn(error, shares), axis=0)
-    return tf.maximum(largest * tf.gather(shares, best), NARROWEST)
+    return tf.maximum(largest * tf.gather(shares, best) * size, NARROWEST)

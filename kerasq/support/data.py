@@ -20,6 +20,8 @@ def batches(
         data: an array (or the structure of arrays that the model takes), which is cut into
             batches; or an iterable of batches, `x` or `(x, y)` or `(x, y, weights)`, such as a
             batched `tf.data.Dataset` or a `keras.utils.PyDataset`; or a function that returns one.
+            A tuple of as many arrays as the model has inputs is a batch of these, and so is the
+            dict of `(signature, dict)`, which TFLiteConverter takes.
         batch_size: samples in a batch, where `data` is an array.
         steps: the most batches to take, or None for all.
 
@@ -33,7 +35,14 @@ def batches(
     # Counted as they come: generators have no length.
     count = -1
     for count, x in enumerate(_raw(model, data, batch_size, steps)):
-        yield _checked(model, x, count)
+        try:
+            found = _checked(model, x, count)
+        except ValueError as error:
+            if not isinstance(data, tuple):
+                raise
+            way_out = "Where this is `(x, y)`: labels are not needed, give `x` alone."
+            raise ValueError(f"{error} {way_out}") from error
+        yield found
     if count < 0:
         raise ValueError(
             "`data` must hold at least one sample. Received: no batches "
@@ -156,23 +165,35 @@ def _is_all_inputs(model: keras.Model, data: Any) -> bool:
     """Whether a structure holds one array an input; a list may hold batches as well."""
     if isinstance(data, dict):
         return True
-    # Only a model whose input is a list takes one, and of two batches for a model of two inputs
-    # nothing tells: Keras's `fit` takes those for the inputs, too.
+    # Of two batches for a model of two inputs nothing tells these: Keras's `fit` takes those for
+    # the inputs, too. One whose input is a dict has no batches that are arrays.
+    is_list = isinstance(model.input, (list, tuple))
     return (
         isinstance(data, (list, tuple))
-        and isinstance(model.input, (list, tuple))
+        and (is_list or (len(model.inputs) > 1 and all(hasattr(x, "shape") for x in data)))
         and len(data) == len(model.inputs)
         # Dicts of inputs are batches.
         and not any(isinstance(x, dict) for x in data)
     )
 
 
-def _by_name(x: dict, names: list[str]) -> list:
-    """The values of a dictionary in the order of the model's inputs."""
-    missing = [name for name in names if name not in x]
-    if missing:
+def _by_name(x: dict, model: keras.Model) -> list:
+    """The values of a dictionary in the order of the model's inputs.
+
+    Raises:
+        ValueError: where keys lack, or are not those of the model.
+    """
+    # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
+    names = [symbol.name for symbol in model.inputs]
+    own = model.input
+    if isinstance(own, dict) and set(x) != set(names):
+        places = {id(symbol): key for key, symbol in own.items()}
+        names = [places[id(symbol)] for symbol in model.inputs]
+    if set(x) != set(names):
+        wrong = [key for key in x if key not in names]
+        extra = f", of which the model does not have {wrong}: leave them out" if wrong else ""
         raise ValueError(
-            f"`data` must hold every input of the model, {names}. Received: keys {list(x)}."
+            f"`data` must hold every input of the model, {names}. Received: keys {list(x)}{extra}."
         )
     return [x[name] for name in names]
 
@@ -211,7 +232,18 @@ def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> I
             yield keras.tree.map_structure(lambda x, i=i: x[i : i + batch_size], data)
         return
     for batch in itertools.islice(_iterable(data), steps):
-        yield batch[0] if isinstance(batch, tuple) else batch
+        yield _inputs(model, batch)
+
+
+def _inputs(model: keras.Model, batch: Any) -> Any:
+    """What of a batch, as it comes, is for the inputs."""
+    if not isinstance(batch, tuple) or not batch:
+        return batch
+    # TFLiteConverter's: the name of a signature, and its inputs.
+    if len(batch) == 2 and isinstance(batch[0], str) and isinstance(batch[1], dict):
+        return batch[1]
+    is_all = len(batch) == len(model.inputs) > 1 and all(hasattr(x, "shape") for x in batch)
+    return batch if is_all else batch[0]
 
 
 def _checked(model: keras.Model, x: Any, index: int) -> Any:
@@ -221,17 +253,31 @@ def _checked(model: keras.Model, x: Any, index: int) -> Any:
         ValueError: see `batches`.
     """
     expected = keras.tree.flatten(model.inputs)
-    # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
-    if isinstance(x, dict) and not isinstance(model.input, dict):
-        x = _by_name(x, [symbol.name for symbol in expected])
+    if isinstance(x, dict) and not _is_nested(model.input):
+        x = _by_name(x, model)
     leaves = [_real(leaf) for leaf in keras.tree.flatten(x)]
     if len(leaves) != len(expected):
         raise ValueError(
             f"`data` must hold {len(expected)} input(s) a batch. Received: {len(leaves)}."
+            f"{_of_numbers(leaves)}"
         )
     for leaf, symbol in zip(leaves, expected, strict=True):
         _check_values(leaf, symbol, index)
     return keras.tree.pack_sequence_as(model.input, leaves)
+
+
+def _is_nested(inputs: Any) -> bool:
+    """Whether a model's input is a dict of more than tensors."""
+    return isinstance(inputs, dict) and any(
+        not isinstance(x, keras.KerasTensor) for x in inputs.values()
+    )
+
+
+def _of_numbers(leaves: list[np.ndarray]) -> str:
+    """The way out where a batch is made of numbers, as that of nested lists is; else ""."""
+    if not any(leaf.ndim == 0 for leaf in leaves):
+        return ""
+    return " Lists are batches one after the other: make an array of numbers, np.asarray(data)."
 
 
 def _real(x: Any) -> np.ndarray:
@@ -256,9 +302,15 @@ def _check_values(leaf: np.ndarray, symbol: keras.KerasTensor, index: int) -> No
         want in (None, have) for want, have in zip(symbol.shape, leaf.shape, strict=True)
     )
     if not fits:
+        way_out = _of_numbers([leaf])
+        if not way_out and leaf.ndim == len(symbol.shape) - 1:
+            way_out = (
+                " If that is one sample without an axis of samples, take x[None], or "
+                "`.batch(1)` of a dataset."
+            )
         raise ValueError(
             f"`data` must have the shape of model input {symbol.name!r}, {symbol.shape}. "
-            f"Received: a batch of shape {leaf.shape}."
+            f"Received: a batch of shape {leaf.shape}.{way_out}"
         )
     if not len(leaf):
         raise ValueError(

@@ -15,6 +15,20 @@ def not_finite(layer: Any) -> list[str]:
     return sorted(name for name, x in floats.items() if not np.isfinite(x).all())
 
 
+def check_variances(model: keras.Model) -> None:
+    """Raises a ValueError that names a BatchNormalization whose variances have no root."""
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        least = float(np.min(layer.moving_variance))
+        if least + layer.epsilon < 0.0:
+            raise ValueError(
+                "The moving variance of a BatchNormalization must not be below 0. Received: layer "
+                f"{layer.name!r} with {least:g}, whose root is NaN. Load weights that belong to "
+                "it, or let it see data in training."
+            )
+
+
 def check_finite(model: keras.Model) -> None:
     """Raises a ValueError that names every layer with NaN or infinite values."""
     found = {layer.name: not_finite(layer) for layer in model.layers}

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# Of values below which float32 loses the squares of a thousandth.
+_LEAST_POWER = 1e-25
+
 
 def sqnr(noise: float) -> float:
     """`-10 log10` of the power of the noise over that of the signal; infinite without noise."""
@@ -20,10 +23,10 @@ class Noise:
         wanted = np.ravel(wanted).astype(np.float32, copy=False)
         error = np.ravel(found) - wanted
         # A batch in float32, which BLAS sums in parts, batches in float64; and all, where it
-        # overflows.
+        # overflows, or squares are next to 0.
         with np.errstate(over="ignore", invalid="ignore"):
             powers = [np.dot(x, x) for x in (wanted, error)]
-        if not np.isfinite(powers).all():
+        if not (np.isfinite(powers).all() and powers[0] > _LEAST_POWER):
             powers = [np.square(x, dtype=np.float64).sum() for x in (wanted, error)]
         self.add_powers(*map(float, powers))
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from kerasq.wrappers import input_boundaries
 from tests import networks
 
 L = keras.layers
@@ -56,6 +57,35 @@ def test_what_helps_where_no_layer_scales_the_input(capsys):
     assert "or begin it with a Normalization, adapted" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("features", [1, 7])
+def test_features_that_all_lie_far_from_0(features, capsys):
+    """Pressures, temperatures: the grid reaches from 0 to them."""
+    inputs = keras.Input((9, features), name="hPa")
+    x = np.random.default_rng(0).normal(1013.25, 1.0, (64, 9, features))
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(inputs)))
+    kerasq.calibrate(q, x)
+    said = "Input 'hPa': its features lose more than a tenth of their deviation, as they lie far"
+    printed = capsys.readouterr().out
+    assert f"{said} from 0 (at 1013.2" in printed and "begin it with a Normalization" in printed
+    norm = L.Rescaling(1.0, -1013.25, name="norm")(inputs)
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(norm)))
+    kerasq.calibrate(q, x)
+    advice = "have 'norm' in front of it: quantize_model(..., preprocessing='float')"
+    assert advice in capsys.readouterr().out
+    # Of a gain the model's own numbers say it, and no codes are lost.
+    norm = L.Rescaling(0.5, -1013.25 / 2)(inputs)
+    q = kerasq.quantize_model(keras.Model(inputs, L.Dense(2)(norm)))
+    assert "In float, in front of the grid of input 'hPa'" in capsys.readouterr().out
+    kerasq.calibrate(q, x)
+    assert "lose" not in capsys.readouterr().out
+
+
+def test_values_below_any_range(capsys):
+    q = kerasq.quantize_model(network([]))
+    kerasq.calibrate(q, 1e-32 * np.random.default_rng(0).normal(size=(64, 7)))
+    assert "and no range is narrower than 1e-30. Bring them to about" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("factor", [1.0, 100.0])
 def test_features_of_one_size_are_not_mentioned(factor, capsys):
     q = kerasq.quantize_model(network([]))
@@ -63,6 +93,35 @@ def test_features_of_one_size_are_not_mentioned(factor, capsys):
     x[:, 3] = 5.0 * factor  # One that is constant has nothing to lose.
     kerasq.calibrate(q, x)
     assert "features" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gain", "kind", "is_shared"),
+    [(1.0, "values", True), (16.0, "values", False), (1.0, "pixels", False)],
+)
+def test_an_input_that_is_concatenated_as_it_is(gain, kind, is_shared):
+    """Where its own steps are hardly finer, and it is rounded by them, it is rounded only once."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16,))
+    y = L.Rescaling(gain / 16)(L.Dense(16, kernel_initializer="ones")(inputs))
+    model = keras.Model(inputs, L.Concatenate(name="both")([inputs, y]))
+    x = np.random.default_rng(0).normal(size=(200, 16)).astype("float32")
+    x[:, 0] *= 3.0
+    if kind == "pixels":
+        x = np.random.default_rng(0).integers(0, 256, x.shape).astype("float32")
+        x[0, :2] = 0.0, 255.0
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, x, method="minmax")
+    (boundary,) = input_boundaries(q).values()
+    own, both = boundary.grid().numpy(), q.get_layer("both").grid().numpy()
+    found = networks.run(q, x)
+    if is_shared:
+        assert own.scale == both.scale and own.zero_point == both.zero_point
+        want = networks.run(model, x)[:, :16]
+        np.testing.assert_array_equal(found[:, :16], both.dequantize(both.quantize(want)))
+    else:
+        assert own.scale < both.scale or own.scale == 1.0
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), found)
 
 
 def test_parts_of_a_concatenation_that_get_few_codes(capsys):

@@ -1,3 +1,4 @@
+import concurrent.futures
 import re
 
 import keras
@@ -61,6 +62,17 @@ def test_any_number_of_samples_on_any_batch(mlp, batch_size, count):
     codes, (scale, zero) = by_hand(single.content, x[:count])
     expected = (codes.reshape(-1, 3).astype("f") - zero) * np.float32(scale)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_several_threads_call_one_model(mlp):
+    """The interpreter itself refuses that: of references to its internal data."""
+    q, _, lite = mlp
+    inputs = [networks.data(q, 300, seed) for seed in range(4)]
+    wanted = [lite.predict(x) for x in inputs]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, want in zip(pool.map(lite.predict, inputs), wanted, strict=True):
+                np.testing.assert_array_equal(found, want)
 
 
 def test_raw_codes(mlp):

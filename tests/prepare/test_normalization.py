@@ -31,6 +31,7 @@ LAYERS = {
     "group_plain": (lambda: L.GroupNormalization(4, center=False, scale=False), (3, 4, 8)),
     "unit": (lambda: L.UnitNormalization(), (5, 12)),
     "unit_axes": (lambda: L.UnitNormalization(axis=[1, 3]), (3, 4, 5)),
+    "unit_long": (lambda: L.UnitNormalization(axis=[1, 3]), (8, 2, 8)),
 }
 
 
@@ -243,3 +244,17 @@ def test_sizes_that_are_not_known_stay_float(capsys):
     assert "'norm' (LayerNormalization: integer only of samples of known size" in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(("scheme", "least"), [("w8a8", 33.0), ("w8a16", 45.0)])
+@pytest.mark.parametrize("layer", [L.UnitNormalization(), L.Lambda(keras.ops.normalize)])
+def test_long_vectors_of_unit_length_have_steps_of_their_own(layer, scheme, least):
+    """L2_NORMALIZATION's are 1/128: 128 values have 31.8 dB at most, 52.9 - 10 log10 n."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((16,)), L.Dense(128), layer])
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+    q = kerasq.quantize_model(model, scheme)
+    kerasq.calibrate(q, x)
+    found, want = networks.run(q, x), networks.run(model, x)
+    assert 10 * np.log10(np.mean(want**2) / np.mean((found - want) ** 2)) > least
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), found)

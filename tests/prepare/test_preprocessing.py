@@ -121,12 +121,13 @@ def test_a_gain_alone():
         ([L.Rescaling(1 / 255)], 255.0),
         ([L.Normalization(mean=[120.0] * 4, variance=[3600.0] * 4)], 255.0),
         ([L.Rescaling([1.0, 0.5, 0.25, 0.1], -1.0)], 1.0),
+        ([L.Rescaling(1.0, [-103.9, -116.8, -123.7, -120.0])], 255.0),
         ([L.Dense(4), L.Normalization(mean=SIZES, variance=SIZES**2)], 1.0),
         ([L.BatchNormalization()], 1.0),
         # A feature that has always been the same has nothing to lose.
         ([L.Normalization(mean=[1.0] * 4, variance=[1.0, 1.0, 0.0, 1.0])], 1.0),
     ],
-    ids=["pixels", "images", "alike", "behind a layer", "untrained", "constant"],
+    ids=["pixels", "images", "alike", "centred", "behind a layer", "untrained", "constant"],
 )
 def test_features_that_codes_tell_apart_stay_on_codes(layers, size, capsys):
     q = kerasq.quantize_model(network(*layers))
@@ -136,8 +137,8 @@ def test_features_that_codes_tell_apart_stay_on_codes(layers, size, capsys):
 
 def test_a_mean_far_beyond_the_deviation_counts():
     """Kelvin: codes from 0 on leave hardly any to the days of a year."""
-    layer = L.Normalization(axis=None, mean=290.0, variance=4.0)
-    assert scales(kerasq.quantize_model(network(layer)))
+    for layer in (L.Normalization(axis=None, mean=290.0, variance=4.0), L.Rescaling(0.5, -145.0)):
+        assert scales(kerasq.quantize_model(network(layer)))
 
 
 def test_the_option(capsys):

@@ -421,6 +421,10 @@ def test_weight_range_is_the_largest_magnitude_of_a_channel(shape):
     expected = np.abs(kernel).reshape(-1, 5).max(0)
     expected[2] = NARROWEST
     np.testing.assert_array_equal(weight_range(tf.constant(kernel)), np.float32(expected))
+    # Below 8 bits by squared errors, which are 0 in float32 at such sizes; exactly, by powers of 2.
+    tiny = np.float32(2.0**-80)
+    found, small = (weight_range(tf.constant(kernel * k), 4) for k in (np.float32(1), tiny))
+    np.testing.assert_array_equal(np.delete(small, 2), tiny * np.delete(found, 2))
 
 
 def test_weights_of_an_empty_channel_stay_zero():

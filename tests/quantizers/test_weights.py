@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import kerasq
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.quantizers.activations import NARROWEST
 from kerasq.quantizers.binary import Binary
 from kerasq.quantizers.power_of_two import FREE, PowerOfTwo
 from kerasq.quantizers.ternary import TrainedTernary
@@ -443,7 +444,7 @@ def test_binary_weights_with_the_gradient_of_xnor():
     with tf.GradientTape() as tape:
         tape.watch(variable)
         y = quantizer.fake_quant(variable)
-    mean = np.maximum(np.abs(w).mean(axis=(0, 1)), 1e-6)
+    mean = np.maximum(np.abs(w).mean(axis=(0, 1)), NARROWEST)
     np.testing.assert_allclose(y, np.where(w < 0, -1, 1) * mean, rtol=1e-6)
     want = g * (1 / 6 + np.where(np.abs(w) <= 1, mean, 0.0))
     np.testing.assert_allclose(tape.gradient(y, variable, g), want, rtol=1e-5)

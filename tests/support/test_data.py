@@ -224,6 +224,53 @@ def test_a_list_is_the_inputs_of_a_model_that_takes_a_list():
         sample_count(two_inputs(), [samples(4), samples(3)])
 
 
+@pytest.mark.parametrize("is_dict", [True, False], ids=["of a dict", "of a list"])
+def test_two_inputs_as_converter_users_have_them(is_dict):
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    y = keras.layers.Concatenate()([a, b])
+    model = keras.Model({"b": b, "a": a} if is_dict else [a, b], y)
+    x = {"a": np.arange(12.0).reshape(4, 3), "b": -np.arange(8.0).reshape(4, 2)}
+    columns = [x[symbol.name] for symbol in model.inputs]
+
+    def rows():
+        return ({key: v[i : i + 1] for key, v in x.items()} for i in range(4))
+
+    forms = {
+        "whole dict": x,
+        "whole list": columns,
+        "whole tuple": tuple(columns),
+        "dicts": rows,
+        "signatures": [("serving_default", row) for row in rows()],
+        "tuples": [tuple(row[symbol.name] for symbol in model.inputs) for row in rows()],
+        "labelled": [(row, np.zeros(1)) for row in rows()],
+    }
+    for name, form in forms.items():
+        found = [model.predict_on_batch(batch) for batch in batches(model, form)]
+        want = np.concatenate([x["a"], x["b"]], 1)
+        np.testing.assert_array_equal(np.concatenate(found), want, err_msg=name)
+    rule = r"every input of the model, \[.*\]. Received: keys .*does not have \['label'\]: leave"
+    for form in ({**x, "label": np.zeros(4)}, [({**row, "label": 0}, 1) for row in rows()]):
+        with pytest.raises(ValueError, match=rule):
+            list(batches(model, form))
+
+
+@pytest.mark.parametrize(
+    ("make", "way_out"),
+    [
+        (lambda x: x[0], r"without an axis of samples, take x\[None\], or `.batch\(1\)`"),
+        (lambda x: iter(x), r"take x\[None\], or `.batch\(1\)` of a dataset"),
+        (lambda x: ((v, 0) for v in x), r"take x\[None\], or `.batch\(1\)` of a dataset"),
+        (lambda x: x.tolist(), r"make an array of numbers, np.asarray\(data\)"),
+        (lambda x: (x, np.zeros(len(x))), r"labels are not needed, give `x` alone"),
+    ],
+    ids=["a sample", "samples", "labelled samples", "lists", "labels"],
+)
+def test_errors_say_the_way_out(model, make, way_out):
+    x = np.zeros((4, *model.inputs[0].shape[1:]))
+    with pytest.raises(ValueError, match=way_out):
+        list(batches(model, make(x)))
+
+
 @pytest.mark.parametrize("steps", [0, -1])
 def test_steps_are_at_least_one(model, steps):
     with pytest.raises(ValueError, match=rf"at least 1, or None for all.*steps={steps}"):

@@ -35,6 +35,17 @@ def test_weights_that_are_no_numbers_are_named_at_every_stage(value):
         kerasq.export_tflite(q)
 
 
+@pytest.mark.parametrize("layers", [[], [L.Dense(3)]], ids=["alone", "folded"])
+def test_a_variance_below_0_is_that_of_the_normalization(layers):
+    norm = L.BatchNormalization(name="norm")
+    model = keras.Sequential([keras.Input((3,)), *layers, norm])
+    norm.moving_variance.assign([1.0, -1.0, 1.0])
+    with pytest.raises(ValueError, match=r"not be below 0. Received: layer 'norm' with -1, whose"):
+        kerasq.quantize_model(model)
+    norm.moving_variance.assign([1.0, -1e-6, 1.0])  # Rounded: epsilon is more.
+    kerasq.quantize_model(model)
+
+
 def test_a_range_that_is_no_number_is_named():
     q = kerasq.quantize_model(dense())
     kerasq.calibrate(q, np.ones((8, 4), "float32"))
