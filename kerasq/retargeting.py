@@ -72,15 +72,26 @@ class _Copies:
         if not isinstance(layer, QuantizeWrapper):
             return graphs.copy_layer(layer)
         if not isinstance(layer, KernelWrapper):
-            return type(layer).from_config(self._config(layer))
+            return self._copy(layer)
         # Further calls of a layer share the weights of its first one.
         leader = layer if layer.leader is None else layer.leader
         if id(leader) not in self._leaders:
-            self._leaders[id(leader)] = type(leader).from_config(self._config(leader))
+            self._leaders[id(leader)] = self._copy(leader)
         if leader is layer:
             return self._leaders[id(leader)]
-        kept = {k: v for k, v in self._config(layer).items() if k not in _SHARED}
+        with graphs.without_own_parts(layer.layer):
+            kept = {k: v for k, v in self._config(layer).items() if k not in _SHARED}
         return type(layer).sharing(self._leaders[id(leader)], **kept)
+
+    def _copy(self, wrapper: QuantizeWrapper) -> Any:
+        # Configurations hold none of the user's own, which is there before the layer is built.
+        with graphs.without_own_parts(wrapper.layer) as parts:
+            config = self._config(wrapper)
+        if parts:
+            config["layer"].pop("build_config", None)
+        copy = type(wrapper).from_config(config)
+        graphs.add_parts(copy.layer, parts)
+        return copy
 
     def _config(self, layer: QuantizeWrapper) -> dict[str, Any]:
         config = layer.get_config() | {"target": self._target.name}

@@ -188,10 +188,7 @@ def check(graph: graphs.Graph, floats: frozenset[str]) -> None:
         floats: names of the layers that stay float.
     """
     found = {node.layer.name: text for node in graph.nodes if (text := _complaint(node))}
-    unknown = [x for x in graph.nodes if x.layer.name in floats - {*found} and _is_unknown(x)]
-    refused = convertible.refusals(unknown)
-    ways = {x.layer.name: _way_out(x) for x in unknown}
-    found |= {name: f"{text}; {ways[name]}" for name, text in refused.items()}
+    found |= _refused([x for x in graph.nodes if x.layer.name in floats - {*found}])
     lines = [
         f"{node.layer.name!r} ({type(node.layer).__name__}): {found[node.layer.name]}"
         for node in graph.nodes
@@ -203,6 +200,14 @@ def check(graph: graphs.Graph, floats: frozenset[str]) -> None:
             "Every layer must run in a file, on integers or in float. Received:\n  "
             + "\n  ".join(lines)
         )
+
+
+def _refused(nodes: list[graphs.Node]) -> dict[str, str]:
+    """By name, of float layers that LiteRT cannot run: why, and the way out."""
+    unknown = [x for x in nodes if _is_unknown(x)]
+    ways = {x.layer.name: _way_out(x) for x in unknown}
+    refused = convertible.refusals(unknown)
+    return {name: f"{text}; {ways[name]}" for name, text in refused.items()}
 
 
 def _way_out(node: graphs.Node) -> str:

@@ -1,12 +1,14 @@
 """Reading and rewriting Keras functional graphs: the only place that knows how Keras holds one."""
 
 from kerasq.graph.copies import (
+    add_parts,
     configuration,
     copy_built,
     copy_call,
     copy_layer,
     own_activation,
     set_weights,
+    without_own_parts,
 )
 from kerasq.graph.internals import (
     CONV_CELL,
@@ -44,6 +46,7 @@ __all__ = [
     "Node",
     "PlainError",
     "Source",
+    "add_parts",
     "between",
     "branch_by_branch",
     "call_memory",
@@ -75,4 +78,5 @@ __all__ = [
     "tensor_name",
     "transform",
     "without_masks",
+    "without_own_parts",
 ]

@@ -1,6 +1,7 @@
 """Copies of layers, weights included."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -63,10 +64,8 @@ def configuration(layer: keras.Layer) -> dict[str, Any]:
     plain: dict[str, Any] = {} if own is None else {"activation": keras.activations.linear}
     if (held := _HOLDERS.get(type(layer))) is not None:  # Which is copied by itself.
         plain[held] = keras.layers.Identity()
-    holder = getattr(layer, "cell", layer)  # Recurrent layers have theirs in it.
-    parts = _own_parts(holder)
     # A lambda has no configuration.
-    with internals.replaced(layer, **plain), internals.replaced(holder, **dict.fromkeys(parts)):
+    with internals.replaced(layer, **plain), without_own_parts(layer) as parts:
         config = dict(layer.get_config())
     for name, part in parts.items():
         key = name.removeprefix("_")
@@ -78,6 +77,25 @@ def configuration(layer: keras.Layer) -> dict[str, Any]:
     if (padding := getattr(layer, "output_padding", None)) is not None:
         config.setdefault("output_padding", padding)
     return config
+
+
+@contextlib.contextmanager
+def without_own_parts(layer: keras.Layer) -> Iterator[dict[str, Any]]:
+    """Takes the user's own regularizers, constraints and initializers off a layer, for a while."""
+    holder = _holder(layer)
+    parts = _own_parts(holder)
+    with internals.replaced(holder, **dict.fromkeys(parts)):
+        yield parts
+
+
+def add_parts(layer: keras.Layer, parts: dict[str, Any]) -> None:
+    """Gives a layer that is not built the parts that `without_own_parts` found."""
+    for name, part in parts.items():
+        setattr(_holder(layer), name, part)
+
+
+def _holder(layer: keras.Layer) -> keras.Layer:
+    return getattr(layer, "cell", layer)  # Recurrent layers have theirs in it.
 
 
 def _own_parts(layer: Any) -> dict[str, Any]:

@@ -44,6 +44,9 @@ def test_rules_of_ones_own(overrides):
     np.testing.assert_allclose(sum(q.losses), 0.5 * np.sum(kernel**2), rtol=1e-5)
     np.testing.assert_array_equal(bias, 1.0)
     np.testing.assert_allclose(networks.run(q, x), networks.run(model, x), atol=0.1)
+    moved = kerasq.retarget(q, "tflm")
+    assert moved.get_layer("d").kernel.constraint is within
+    np.testing.assert_array_equal(moved.get_layer("d").kernel, kernel)
 
 
 def sequence(*layers):
