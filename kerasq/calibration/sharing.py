@@ -8,7 +8,7 @@ import numpy as np
 from kerasq.grid import Grid
 from kerasq.layers import Scale
 from kerasq.prepare.preprocessing import LEAST_CODES
-from kerasq.quantizers.activations import NARROWEST
+from kerasq.quantizers.activations import NARROWEST, ActivationQuantizer
 from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preprocessing_of
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
@@ -61,16 +61,16 @@ def share_inputs(model: keras.Model, samples: Any) -> None:
             continue
         own = preprocessing_of(boundary)
         values = own(np.asarray(values)) if own else np.asarray(values)
-        for join in _joins(model):
+        for join, quantizer in _joins(model):
             if boundary in join.producers and _gains(values, boundary.grid(), join.grid()):
-                boundary.output_quantizer.assign_range(*map(float, join.output_quantizer.range()))
+                boundary.output_quantizer.assign_range(*map(float, quantizer.range()))
                 break
 
 
-def _joins(model: keras.Model) -> list[QuantizeWrapper]:
-    """The layers that put all that they read onto one grid."""
+def _joins(model: keras.Model) -> list[tuple[QuantizeWrapper, ActivationQuantizer]]:
+    """The layers that put all that they read onto one grid, and what has its range."""
     return [
-        layer
+        (layer, layer.output_quantizer)
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper)
         and layer.rule.operator in ("CONCATENATION", "PACK")
