@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasq import fits
 from kerasq import graph as graphs
 from kerasq.prepare.normalization import LONG
 
@@ -47,8 +48,7 @@ def _axes(node: graphs.Node, made: dict[int, graphs.Node]) -> list[int] | None:
     x = node.args[_place(node, made)]
     if total is None or not _squares(made.get(id(total.inputs[0])), x) or None in x.shape[1:]:
         return None
-    along = total.layer.axis
-    axes = sorted(i % len(x.shape) for i in (along if isinstance(along, tuple) else (along,)))
+    axes = fits.axes(total.layer.axis, x)
     is_long = 0 not in axes and math.prod(x.shape[i] for i in axes) >= LONG
     return axes if is_long else None
 
@@ -60,14 +60,20 @@ def _place(node: graphs.Node, made: dict[int, graphs.Node]) -> int:
 
 def _total(root: graphs.Node | None, made: dict[int, graphs.Node]) -> graphs.Node | None:
     """The sum along axes that a call is the inverse root of, above an epsilon like Keras's."""
-    largest = made.get(id(root.inputs[0])) if root and _is(root, "Rsqrt") else None
-    if largest is None or not _is(largest, "Maximum") or len(largest.inputs) != 1:
+    largest = _read(root, "Rsqrt", made)
+    total = _read(largest, "Maximum", made)
+    if largest is None or total is None or not _is(total, "Sum"):
         return None
     (least,) = (x for x in largest.args if x is not largest.inputs[0])
-    total = made.get(id(largest.inputs[0]))
-    if total is None or not _is(total, "Sum") or np.max(least) > keras.config.epsilon():
+    is_known = total.layer.keepdims and total.layer.axis is not None
+    return total if is_known and np.max(least) <= keras.config.epsilon() else None
+
+
+def _read(node: graphs.Node | None, name: str, made: dict[int, graphs.Node]) -> graphs.Node | None:
+    """What an operation of that name reads, where it reads one tensor."""
+    if node is None or not _is(node, name) or len(node.inputs) != 1:
         return None
-    return total if total.layer.keepdims and total.layer.axis is not None else None
+    return made.get(id(node.inputs[0]))
 
 
 def _squares(node: graphs.Node | None, x: Any) -> bool:
