@@ -15,11 +15,14 @@ from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preproc
 # standard deviation is lost.
 LEAST_SQNR = 20.0
 _NAMED = 8  # The most that a remark lists.
+_LEARNED = 1e-5  # Below usual rates, which Adam moves an end by in a step.
 _FAR = 10.0  # From 0, in deviations: at 8 bits a grid from there on is lost at about 90.
 
 
 def remarks(model: keras.Model, samples: Any) -> list[str]:
-    """A remark for each input, and concatenation, parts of which get too few codes.
+    """A remark for each input, and concatenation, parts of which get too few codes, and one more.
+
+    That is on ranges which are too narrow to learn.
 
     Args:
         model: a quantized model with ranges.
@@ -36,7 +39,27 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper) and layer.rule.operator in ("CONCATENATION", "PACK")
     ]
-    return [remark for remark in found if remark]
+    return [remark for remark in (*found, _of_learned(model)) if remark]
+
+
+def _of_learned(model: keras.Model) -> str:
+    """The remark on ranges that learn, and are less than a step of an optimizer; else ""."""
+    found = [
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper)
+        and type(quantizer := layer.output_quantizer) is ActivationQuantizer
+        and quantizer.range_max.trainable
+        and float(quantizer.range()[1] - quantizer.range()[0]) < _LEARNED
+    ]
+    if not found:
+        return ""
+    listed = ", ".join(map(repr, found[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
+    return (
+        f"Ranges of {listed} learn, and are narrower than {_LEARNED:g}: steps of an optimizer "
+        "would be wider. Before training, have what scales the input in front of it, by "
+        "quantize_model(..., preprocessing='float'), or do not learn them: range_gradient='none'."
+    )
 
 
 def share_inputs(model: keras.Model, samples: Any) -> None:
