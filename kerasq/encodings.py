@@ -242,7 +242,8 @@ def _set_range(name: str, encoding: Mapping[str, Any], quantizer: ActivationQuan
     grid = quantizer.grid().numpy()
     (scale,), offset = encoding["scale"], encoding["offset"][0]
     # Such as beyond the limit of a ReLU, or of what is taken for a tensor of zeros.
-    if not np.isclose(grid.scale, scale, rtol=_TOLERANCE) or grid.qmin - grid.zero_point != offset:
+    is_near = np.isclose(grid.scale, scale, rtol=_TOLERANCE, atol=0.0)
+    if not is_near or grid.qmin - grid.zero_point != offset:
         raise ValueError(
             f"The encoding of {name!r} must be a range that the layer can have, "
             f"{[float(end) for end in quantizer.range()]} at most. Received: scale={scale:g}, "

@@ -117,7 +117,7 @@ CHANGES = {
     r"1 finite numbers as 'scale'. Received: \[nan\]": lambda e: _first(e, scale=[float("nan")]),
     r"scales above 0. Received: \[0.0\]": lambda e: _first(e, scale=[0.0]),
     "1 finite numbers as 'scale'. Received: .10000": lambda e: _first(e, scale=[10**400]),
-    r"a range that the layer can have.*scale=1e-09": lambda e: _first(e, scale=[1e-9]),
+    r"a range that the layer can have.*scale=1e-33": lambda e: _first(e, scale=[1e-33]),
     r"must name each tensor once. Received: \['d'\]": lambda e: (
         e | {"activation_encodings": [*e["activation_encodings"], e["activation_encodings"][1]]}
     ),

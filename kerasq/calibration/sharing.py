@@ -8,18 +8,21 @@ import numpy as np
 from kerasq.grid import Grid
 from kerasq.layers import Scale
 from kerasq.prepare.preprocessing import LEAST_CODES
-from kerasq.quantizers.activations import NARROWEST
+from kerasq.quantizers.activations import NARROWEST, ActivationQuantizer
 from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preprocessing_of
 
 # The least ratio of a feature's variance to that of its rounding error, in dB: a tenth of its
 # standard deviation is lost.
 LEAST_SQNR = 20.0
 _NAMED = 8  # The most that a remark lists.
+_LEARNED = 1e-5  # Below usual rates, which Adam moves an end by in a step.
 _FAR = 10.0  # From 0, in deviations: at 8 bits a grid from there on is lost at about 90.
 
 
 def remarks(model: keras.Model, samples: Any) -> list[str]:
-    """A remark for each input, and concatenation, parts of which get too few codes.
+    """A remark for each input, and concatenation, parts of which get too few codes, and one more.
+
+    That is on ranges which are too narrow to learn.
 
     Args:
         model: a quantized model with ranges.
@@ -36,7 +39,27 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper) and layer.rule.operator in ("CONCATENATION", "PACK")
     ]
-    return [remark for remark in found if remark]
+    return [remark for remark in (*found, _of_learned(model)) if remark]
+
+
+def _of_learned(model: keras.Model) -> str:
+    """The remark on ranges that learn, and are less than a step of an optimizer; else ""."""
+    found = [
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, QuantizeWrapper)
+        and type(quantizer := layer.output_quantizer) is ActivationQuantizer
+        and quantizer.range_max.trainable
+        and float(quantizer.range()[1] - quantizer.range()[0]) < _LEARNED
+    ]
+    if not found:
+        return ""
+    listed = ", ".join(map(repr, found[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
+    return (
+        f"Ranges of {listed} learn, and are narrower than {_LEARNED:g}: steps of an optimizer "
+        "would be wider. Before training, have what scales the input in front of it, by "
+        "quantize_model(..., preprocessing='float'), or do not learn them: range_gradient='none'."
+    )
 
 
 def share_inputs(model: keras.Model, samples: Any) -> None:
@@ -61,16 +84,16 @@ def share_inputs(model: keras.Model, samples: Any) -> None:
             continue
         own = preprocessing_of(boundary)
         values = own(np.asarray(values)) if own else np.asarray(values)
-        for join in _joins(model):
+        for join, quantizer in _joins(model):
             if boundary in join.producers and _gains(values, boundary.grid(), join.grid()):
-                boundary.output_quantizer.assign_range(*map(float, join.output_quantizer.range()))
+                boundary.output_quantizer.assign_range(*map(float, quantizer.range()))
                 break
 
 
-def _joins(model: keras.Model) -> list[QuantizeWrapper]:
-    """The layers that put all that they read onto one grid."""
+def _joins(model: keras.Model) -> list[tuple[QuantizeWrapper, ActivationQuantizer]]:
+    """The layers that put all that they read onto one grid, and what has its range."""
     return [
-        layer
+        (layer, layer.output_quantizer)
         for layer in model.layers
         if isinstance(layer, QuantizeWrapper)
         and layer.rule.operator in ("CONCATENATION", "PACK")

@@ -37,6 +37,7 @@ from kerasq.prepare import (
     pooling,
     products,
     recurrence,
+    unit_length,
 )
 from kerasq.prepare.integers import Integers
 
@@ -58,6 +59,7 @@ def decompose(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs
         graph: what `kerasq.graph.read` returned; it is not changed.
         keep: names of the layers that stay as they are.
     """
+    graph = unit_length.recognize(graph, keep)
     pass_over = _Decomposition(graph, keep)
     return pass_over.noted(graphs.transform(graph, pass_over.call_node))
 

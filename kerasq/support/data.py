@@ -177,18 +177,23 @@ def _is_all_inputs(model: keras.Model, data: Any) -> bool:
     )
 
 
+def _keys(model: keras.Model, x: dict) -> list[str]:
+    """The keys of the model's inputs, in their order: their names, or those of its own dict."""
+    # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
+    names = [symbol.name for symbol in model.inputs]
+    if not isinstance(model.input, dict) or set(x) == set(names):
+        return names
+    own = {id(symbol): key for key, symbol in model.input.items()}
+    return [own[id(symbol)] for symbol in model.inputs]
+
+
 def _by_name(x: dict, model: keras.Model) -> list:
     """The values of a dictionary in the order of the model's inputs.
 
     Raises:
         ValueError: where keys lack, or are not those of the model.
     """
-    # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
-    names = [symbol.name for symbol in model.inputs]
-    own = model.input
-    if isinstance(own, dict) and set(x) != set(names):
-        places = {id(symbol): key for key, symbol in own.items()}
-        names = [places[id(symbol)] for symbol in model.inputs]
+    names = _keys(model, x)
     if set(x) != set(names):
         wrong = [key for key in x if key not in names]
         extra = f", of which the model does not have {wrong}: leave them out" if wrong else ""

@@ -80,6 +80,17 @@ def test_features_that_all_lie_far_from_0(features, capsys):
     assert "lose" not in capsys.readouterr().out
 
 
+def test_ranges_that_are_too_narrow_to_learn(capsys):
+    x = 1e-11 * np.random.default_rng(0).normal(size=(64, 7))
+    model = network([L.Rescaling(1e11)])
+    kerasq.calibrate(kerasq.quantize_model(model, "w4a4"), x)
+    printed = capsys.readouterr().out
+    assert "Ranges of 'features_quantize_int4' learn, and are narrower than 1e-05" in printed
+    for options in ({"preprocessing": "float"}, {"range_gradient": "none"}):
+        kerasq.calibrate(kerasq.quantize_model(model, "w4a4", **options), x)
+    assert "learn" not in capsys.readouterr().out
+
+
 def test_values_below_any_range(capsys):
     q = kerasq.quantize_model(network([]))
     kerasq.calibrate(q, 1e-32 * np.random.default_rng(0).normal(size=(64, 7)))

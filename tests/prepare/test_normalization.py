@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasq
 from kerasq.wrappers import QuantizeWrapper
@@ -247,7 +248,14 @@ def test_sizes_that_are_not_known_stay_float(capsys):
 
 
 @pytest.mark.parametrize(("scheme", "least"), [("w8a8", 33.0), ("w8a16", 45.0)])
-@pytest.mark.parametrize("layer", [L.UnitNormalization(), L.Lambda(keras.ops.normalize)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        L.UnitNormalization(),
+        L.Lambda(keras.ops.normalize),
+        L.Lambda(lambda v: tf.math.l2_normalize(v, -1)),
+    ],
+)
 def test_long_vectors_of_unit_length_have_steps_of_their_own(layer, scheme, least):
     """L2_NORMALIZATION's are 1/128: 128 values have 31.8 dB at most, 52.9 - 10 log10 n."""
     keras.utils.set_random_seed(0)
@@ -257,4 +265,7 @@ def test_long_vectors_of_unit_length_have_steps_of_their_own(layer, scheme, leas
     kerasq.calibrate(q, x)
     found, want = networks.run(q, x), networks.run(model, x)
     assert 10 * np.log10(np.mean(want**2) / np.mean((found - want) ** 2)) > least
-    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(x), found)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(x), found)
+    # All spellings are divided twice.
+    assert [op.name for op in lite.ops].count("BATCH_MATMUL") == 2
