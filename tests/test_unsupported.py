@@ -225,3 +225,25 @@ def test_what_cannot_be_converted_is_named():
     model = sequence((3,), Broken(name="broken"), L.Dense(2))
     with pytest.raises(ValueError, match=r"'broken' \(Broken\): cannot be converted: .*numpy"):
         kerasq.quantize_model(model)
+
+
+def test_weights_that_would_broadcast_are_refused():
+    a, b = keras.Input((5,)), keras.Input((1,))
+    norm = L.Normalization(name="norm", mean=None)
+    norm.build((None, 5))
+    model = keras.Model([a, b], [norm(a), norm(b)])
+    with pytest.raises(ValueError, match=r"as many channels .* 'norm' of 5 called on 1"):
+        kerasq.quantize_model(model)
+
+
+def test_constants_that_would_broadcast_stay_float(capsys):
+    a, b = keras.Input((5,)), keras.Input((1,))
+    scaling = L.Rescaling([1.0, 2.0, 3.0, 4.0, 5.0], name="scaling")
+    model = keras.Model([a, b], [scaling(a), scaling(b)])
+    q = kerasq.quantize_model(model)
+    assert "Stay in float" in capsys.readouterr().out
+    data = [np.ones((8, 5), "float32"), np.ones((8, 1), "float32")]
+    kerasq.calibrate(q, data)
+    found = kerasq.export_tflite(q).predict(data)
+    for y in found.values() if isinstance(found, dict) else found:
+        np.testing.assert_allclose(y, np.ones((8, 1)) * [1, 2, 3, 4, 5], atol=0.05)

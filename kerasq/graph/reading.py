@@ -159,6 +159,7 @@ class _Reading:
         **changes: Any,
     ) -> Any:
         """Calls a copy of a layer, or operation, configuration changed by `changes`."""
+        _check_channels(operation, args)
         if (axes := _squeezed(operation, *args)) is not None:
             changes["axis"] = axes
         layer = copy_layer(operation, name=name, **changes | _known_sizes(operation, args))
@@ -206,6 +207,22 @@ class _Reading:
         return name
 
 
+def _check_channels(operation: Any, args: tuple) -> None:
+    """Raises a ValueError where a layer has weights for other channels than it is called on.
+
+    Those of a Normalization, or a PReLU, broadcast: the call returns more channels than it reads.
+    """
+    if not isinstance(operation, _BROADCASTING) or not operation.weights:
+        return
+    built, size = operation.get_build_config()["input_shape"][-1], args[0].shape[-1]
+    if None not in (built, size) and built != size:
+        raise ValueError(
+            "A layer must be called on as many channels as it has weights for. Received: layer "
+            f"{operation.name!r} of {built} called on {size}. Repeat the channels before it "
+            "(`keras.ops.repeat`)."
+        )
+
+
 def _known_sizes(operation: Any, args: tuple) -> dict[str, Any]:
     """The shape of a `keras.ops.reshape` in which None stands for the number of samples."""
     sizes, free = getattr(operation, "newshape", ()), (None, -1)
@@ -249,6 +266,7 @@ def _squeezed(operation: Any, x: Any = None, *_: Any) -> tuple[int, ...] | None:
     return tuple(i for i, size in enumerate(x.shape) if size == 1)
 
 
+_BROADCASTING = (keras.layers.Normalization, keras.layers.RMSNormalization, keras.layers.PReLU)
 # Types of 16 bits, which layers of the copy do not compute in.
 _HALVES = ("float16", "bfloat16")
 
