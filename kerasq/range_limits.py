@@ -39,7 +39,8 @@ def widen(model: keras.Model) -> list[str]:
     # In order, as the range of an output is the scale of an input.
     for layer, quantizer in _ranged(model):
         low, high = map(float, quantizer.range())
-        scale, reason = max(_least_scale(layer), read.get(layer.name, (0.0, "")))
+        others = read.get(layer.name, (0.0, "")), _least_below_limit(quantizer)
+        scale, reason = max(_least_scale(layer), *others)
         now = float(quantizer.grid().scale)
         factor = _MARGIN * scale / now
         for near, why in avoided.get(id(quantizer), ()):
@@ -100,6 +101,12 @@ def _read_by_softmax(model: keras.Model) -> dict[str, tuple[float, str]]:
             reason = f"the softmax of {layer.name!r} takes no steps below {least:.3g}"
             found[layer.producers[0].name] = (least, reason)
     return found
+
+
+def _least_below_limit(quantizer: ActivationQuantizer) -> tuple[float, str]:
+    """The least output scale that a ReLU with a limit takes, and why."""
+    reason = "interpreters count the limit of its ReLU in steps of it, which must be int32"
+    return (quantizer.limit or 0.0) / 2.0**31, reason
 
 
 def _read_in_fixed_point(model: keras.Model) -> dict[int, list[tuple[float, str]]]:
