@@ -102,8 +102,8 @@ def test_the_loss_of_float16_models_is_scaled_whatever_the_global_policy():
     np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
 
 
-def test_models_of_16_bit_variables_are_refused():
+def test_models_of_64_bit_variables_are_refused():
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, L.Dense(2, dtype="float16", name="half")(inputs))
-    with pytest.raises(ValueError, match=r"'half' .*: needs dtype='float32', has 'float16'"):
+    model = keras.Model(inputs, L.Dense(2, dtype="float64", name="wide")(inputs))
+    with pytest.raises(ValueError, match=r"'wide' .*: needs dtype='float32', has 'float64'"):
         kerasq.quantize_model(model)

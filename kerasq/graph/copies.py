@@ -131,7 +131,8 @@ def copy_call(layer: keras.Layer, *args: Any, changes: dict | None = None, **kwa
 
 def set_weights(layer: Any, source: Any) -> None:
     """Gives a built layer, or operation, the weights of another."""
-    if isinstance(layer, keras.Layer) and isinstance(source, keras.Layer):
+    # Also of Keras 2. An operation has none.
+    if isinstance(layer, keras.Layer) and hasattr(source, "get_weights"):
         values = source.get_weights()
         if isinstance(getattr(source, "activation", None), keras.Layer):
             values = values[: len(layer.weights)]  # Those of the activation come last.
