@@ -215,7 +215,9 @@ def _check_channels(operation: Any, args: tuple) -> None:
     if not isinstance(operation, _BROADCASTING) or not operation.weights:
         return
     built, size = operation.get_build_config()["input_shape"][-1], args[0].shape[-1]
-    if None not in (built, size) and built != size:
+    # One slope of a PReLU is one for any number of channels.
+    has_own = operation.weights[0].shape[-1:] == (built,) and built != 1
+    if has_own and size not in (built, None):
         raise ValueError(
             "A layer must be called on as many channels as it has weights for. Received: layer "
             f"{operation.name!r} of {built} called on {size}. Repeat the channels before it "

@@ -20,8 +20,17 @@ class Squares(keras.regularizers.Regularizer):
         return self.weight * ops.sum(x * x)
 
 
-def within(x):
-    return ops.clip(x, -1.0, 1.0)
+class Within(keras.constraints.Constraint):
+    """One without a configuration. Keras 3.10 takes no function for one."""
+
+    def __init__(self, most):
+        self.most = most
+
+    def __call__(self, x):
+        return ops.clip(x, -self.most, self.most)
+
+
+within = Within(1.0)
 
 
 RULES = {
