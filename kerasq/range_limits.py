@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layers import InverseRoot
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.wrappers import QuantizeWrapper
 
@@ -35,7 +36,8 @@ def widen(model: keras.Model) -> list[str]:
     Raises:
         ValueError: where a range would have to be wider than float32 is.
     """
-    remarks, read, avoided = [], _read_by_softmax(model), _read_in_fixed_point(model)
+    remarks, avoided = [], _read_in_fixed_point(model)
+    read = _read_by_softmax(model) | _read_by_roots(model)
     # In order, as the range of an output is the scale of an input.
     for layer, quantizer in _ranged(model):
         low, high = map(float, quantizer.range())
@@ -107,6 +109,20 @@ def _least_below_limit(quantizer: ActivationQuantizer) -> tuple[float, str]:
     """The least output scale that a ReLU with a limit takes, and why."""
     reason = "interpreters count the limit of its ReLU in steps of it, which must be int32"
     return (quantizer.limit or 0.0) / 2.0**31, reason
+
+
+def _read_by_roots(model: keras.Model) -> dict[str, tuple[float, str]]:
+    """By name of a layer that an inverse root reads: its least output scale, and why."""
+    found = {}
+    for layer in model.layers:
+        if not isinstance(layer, QuantizeWrapper) or not isinstance(layer.layer, InverseRoot):
+            continue
+        if layer.producers[0] is not None and layer.target.limits.root < math.inf:
+            # Its own steps are more than half of `largest` over 2^15.
+            least = (2.0**16 / (layer.target.limits.root * layer.layer.largest)) ** 2
+            reason = f"the inverse root of {layer.name!r} takes no steps below {least:.3g}"
+            found[layer.producers[0].name] = (least, reason)
+    return found
 
 
 def _read_in_fixed_point(model: keras.Model) -> dict[int, list[tuple[float, str]]]:

@@ -6,6 +6,7 @@ run on the processor beside the NPU: `python -m tools.vela` prints what does.
 """
 
 import dataclasses
+import math
 
 from kerasq.kernels import Kernel, ethos_u
 from kerasq.litert.operators import OPERATORS as ALL
@@ -48,6 +49,8 @@ ETHOS_U = dataclasses.replace(
         ("SUM", 16): ethos_u.total,
     },
     # Where the first chord of a table ends. Softmax is operators of the NPU's own.
-    limits=dataclasses.replace(TFLM.limits, least_root=128, softmax_values=None, fixed_point={}),
+    limits=dataclasses.replace(
+        TFLM.limits, least_root=128, root=math.inf, softmax_values=None, fixed_point={}
+    ),
     accumulator_kernels={k: v for k, v in TFLM.accumulator_kernels.items() if k[2] != 4},
 )

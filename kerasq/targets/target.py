@@ -1,6 +1,7 @@
 """A target: the integer kernels of a device, as the simulation and the export need to know them."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ class Limits:
         fixed_point: by operator, the scales of an int16 input near which kernels compute by other
             means, which nothing here simulates: ranges are widened beyond them.
         least_root: the least code of an int16 input of RSQRT that is told from smaller ones.
+        root: what `1 / (sqrt(s_in) s_out)` of RSQRT on int16 stays below.
         softmax_scale: the least scale of an int8 input of SOFTMAX and LOG_SOFTMAX.
         softmax_values: the most values that SOFTMAX on int8 is over; longer ones are on int16.
     """
@@ -47,6 +49,7 @@ class Limits:
     curve_scale: float
     fixed_point: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     least_root: int = 1
+    root: float = math.inf
     softmax_scale: float = 0.0
     softmax_values: int | None = None
 

@@ -124,6 +124,8 @@ TFLM = Target(
     limits=dataclasses.replace(
         LITERT.limits,
         added={8: 256.0, 16: 256.0},
+        # Roots are int32 before they are clipped.
+        root=2.0**30,
         softmax_scale=micro.SOFTMAX_SCALE,
         softmax_values=micro.SOFTMAX_VALUES,
     ),

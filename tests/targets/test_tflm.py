@@ -506,3 +506,12 @@ def test_products_whose_multiplier_is_next_to_a_tie(target):
     lite = kerasq.export_tflite(q, check=False)
     assert {float(t.grid.scale) for t in (*lite.inputs, *lite.outputs)} == {np.float32(1 / 32767)}
     np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
+
+
+def test_inverse_roots_of_tiny_values():
+    """Their squares have steps whose inverse root is beyond int32: the range is widened."""
+    x = keras.Input((2, 4), name="x")
+    model = keras.Model(x, L.RMSNormalization(axis=1, name="norm")(x))
+    data = 1e-10 * networks.data(model, 32)
+    q = networks.quantized(model, data, target="tflm")
+    assert_exact(q, data)
