@@ -15,8 +15,10 @@ from kerasq.layers import Constant
 from kerasq.plan import Kind, Plan
 from kerasq.rule import Output
 
+# What puts one tensor behind the other.
+JOINS = ("CONCATENATION", "PACK")
 # Not SELECT_V2: masked scores want a grid that reaches below all others.
-OPERATORS = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM")
+OPERATORS = (*JOINS, "MAXIMUM", "MINIMUM")
 
 
 @dataclasses.dataclass(frozen=True)

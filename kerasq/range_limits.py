@@ -36,12 +36,11 @@ def widen(model: keras.Model) -> list[str]:
     Raises:
         ValueError: where a range would have to be wider than float32 is.
     """
-    remarks, avoided = [], _read_in_fixed_point(model)
-    read = _read_by_softmax(model) | _read_by_roots(model)
+    remarks, read, avoided = [], _read_by_others(model), _read_in_fixed_point(model)
     # In order, as the range of an output is the scale of an input.
     for layer, quantizer in _ranged(model):
         low, high = map(float, quantizer.range())
-        others = read.get(layer.name, (0.0, "")), _least_below_limit(quantizer)
+        others = read.get(id(quantizer), (0.0, "")), _least_below_limit(quantizer)
         scale, reason = max(_least_scale(layer), *others)
         now = float(quantizer.grid().scale)
         factor = _MARGIN * scale / now
@@ -92,37 +91,35 @@ def _ranged(model: keras.Model) -> list[tuple[QuantizeWrapper, ActivationQuantiz
     ]
 
 
-def _read_by_softmax(model: keras.Model) -> dict[str, tuple[float, str]]:
-    """By name of a layer that a softmax on int8 reads: its least output scale, and why."""
-    found = {}
+def _read_by_others(model: keras.Model) -> dict[int, tuple[float, str]]:
+    """By id of what quantizes an output: the least scale that its readers take, and why."""
+    found: dict[int, tuple[float, str]] = {}
     for layer in model.layers:
-        if not isinstance(layer, QuantizeWrapper) or layer.bits.code_bits > 8:
+        if not isinstance(layer, QuantizeWrapper):
             continue
-        if layer.rule.operator in ("SOFTMAX", "LOG_SOFTMAX") and layer.producers[0] is not None:
-            least = layer.target.limits.softmax_scale
-            reason = f"the softmax of {layer.name!r} takes no steps below {least:.3g}"
-            found[layer.producers[0].name] = (least, reason)
+        least, what = _least_read(layer)
+        if least and (source := layer.producers[0]) is not None:
+            reason = f"the {what} of {layer.name!r} takes no steps below {least:.3g}"
+            key = id(source.quantizer)
+            found[key] = max(found.get(key, (0.0, "")), (least, reason))
     return found
+
+
+def _least_read(layer: QuantizeWrapper) -> tuple[float, str]:
+    """The least scale of what a softmax on int8, or an inverse root, reads; 0 for others."""
+    limits = layer.target.limits
+    if layer.rule.operator in ("SOFTMAX", "LOG_SOFTMAX") and layer.bits.code_bits <= 8:
+        return limits.softmax_scale, "softmax"
+    if isinstance(layer.layer, InverseRoot):
+        # Its own steps are more than half of `largest` over 2^15.
+        return (2.0**16 / (limits.root * layer.layer.largest)) ** 2, "inverse root"
+    return 0.0, ""
 
 
 def _least_below_limit(quantizer: ActivationQuantizer) -> tuple[float, str]:
     """The least output scale that a ReLU with a limit takes, and why."""
     reason = "interpreters count the limit of its ReLU in steps of it, which must be int32"
     return (quantizer.limit or 0.0) / 2.0**31, reason
-
-
-def _read_by_roots(model: keras.Model) -> dict[str, tuple[float, str]]:
-    """By name of a layer that an inverse root reads: its least output scale, and why."""
-    found = {}
-    for layer in model.layers:
-        if not isinstance(layer, QuantizeWrapper) or not isinstance(layer.layer, InverseRoot):
-            continue
-        if layer.producers[0] is not None and layer.target.limits.root < math.inf:
-            # Its own steps are more than half of `largest` over 2^15.
-            least = (2.0**16 / (layer.target.limits.root * layer.layer.largest)) ** 2
-            reason = f"the inverse root of {layer.name!r} takes no steps below {least:.3g}"
-            found[layer.producers[0].name] = (least, reason)
-    return found
 
 
 def _read_in_fixed_point(model: keras.Model) -> dict[int, list[tuple[float, str]]]:

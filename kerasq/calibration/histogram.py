@@ -35,11 +35,8 @@ class Histogram(MinMax):
         # The ends say it where values are infinite or NaN, which no bin takes. Mostly none is, and
         # each pass over all values counts.
         is_finite = tf.reduce_all(tf.math.is_finite(ends))
-        x = tf.cond(is_finite, lambda: x, lambda: tf.where(tf.math.is_finite(x), x, 0.0))
-        largest = tf.cond(
-            is_finite,
-            lambda: tf.maximum(-ends[0], ends[1]),
-            lambda: tf.reduce_max(tf.abs(x)),
+        x, largest = tf.cond(
+            is_finite, lambda: (x, tf.maximum(-ends[0], ends[1])), lambda: _without_infinite(x)
         )
         largest = tf.maximum(largest, activations.NARROWEST)
         # Where rounding of the logarithms makes it one too small, the outermost bins hold the rest.
@@ -104,6 +101,12 @@ class Histogram(MinMax):
         every = np.broadcast_to(x, (len(ranges), x.size))
         errors = np.sum(weights * (every - grids.dequantize(grids.quantize(every))) ** 2, axis=1)
         return ranges[int(np.argmin(errors))]
+
+
+def _without_infinite(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Values, 0 for those that are infinite or NaN, and the largest magnitude."""
+    x = tf.where(tf.math.is_finite(x), x, 0.0)
+    return x, tf.reduce_max(tf.abs(x))
 
 
 @keras.saving.register_keras_serializable("kerasq")

@@ -15,6 +15,7 @@ from kerasq.calibration.input_moments import Inputs, Pairs
 from kerasq.calibration.moments import Clamp, Moments, Normal
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Constant, InputCast, Scale
+from kerasq.one_grid import JOINS
 from kerasq.prepare.batch_norm import has_statistics
 from kerasq.rule import Output
 from kerasq.wrappers import Boundary, QuantizeWrapper
@@ -31,7 +32,6 @@ _OF_EACH = ("RELU", "LEAKY_RELU", "ELU", "GELU", "EXP", "LOGISTIC", "TANH", "GAT
 # From the ones in its place of two or more tensors.
 _OF_SEVERAL = ("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM")
 _AVERAGES = ("MEAN", "SUM", "AVERAGE_POOL_2D", "RESIZE_BILINEAR")
-_JOINS = ("CONCATENATION", "PACK")
 # One of those that it is computed from.
 _PICKS = ("MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN", "MAXIMUM", "MINIMUM")
 # What computes a value from several, of activations.
@@ -220,7 +220,7 @@ class _Walk:
         if registry.passes_through(call.inner) and len(call.read) == 1:
             return self._moved
         ways = {"ADD": self._added, "SUB": self._added, "MUL": self._multiplied}
-        ways |= dict.fromkeys(_AVERAGES, self._averaged) | dict.fromkeys(_JOINS, self._joined)
+        ways |= dict.fromkeys(_AVERAGES, self._averaged) | dict.fromkeys(JOINS, self._joined)
         return ways.get(call.operator, self._other)
 
     def _behind(self, call: _Call, normal: Normal) -> list[Moments]:

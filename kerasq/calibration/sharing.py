@@ -1,5 +1,6 @@
 """What shares a grid and gets few of its codes: features of an input, parts of a concatenation."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 
 from kerasq.grid import Grid
 from kerasq.layers import Scale
+from kerasq.one_grid import JOINS
 from kerasq.prepare.preprocessing import LEAST_CODES
 from kerasq.quantizers.activations import NARROWEST, ActivationQuantizer
 from kerasq.wrappers import Boundary, QuantizeWrapper, input_boundaries, preprocessing_of
@@ -34,11 +36,7 @@ def remarks(model: keras.Model, samples: Any) -> list[str]:
         for x, values in zip(model.inputs, keras.tree.flatten(samples), strict=True)
         if id(x) in boundaries
     ]
-    found += [
-        _of_parts(layer)
-        for layer in model.layers
-        if isinstance(layer, QuantizeWrapper) and layer.rule.operator in ("CONCATENATION", "PACK")
-    ]
+    found += [_of_parts(layer) for layer in model.layers if _joins(layer)]
     return [remark for remark in (*found, _of_learned(model)) if remark]
 
 
@@ -54,11 +52,11 @@ def _of_learned(model: keras.Model) -> str:
     ]
     if not found:
         return ""
-    listed = ", ".join(map(repr, found[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
     return (
-        f"Ranges of {listed} learn, and are narrower than {_LEARNED:g}: steps of an optimizer "
-        "would be wider. Before training, have what scales the input in front of it, by "
-        "quantize_model(..., preprocessing='float'), or do not learn them: range_gradient='none'."
+        f"Ranges of {_listed(map(repr, found))} learn, and are narrower than {_LEARNED:g}: steps "
+        "of an optimizer would be wider. Before training, have what scales the input in front of it, "
+        "by quantize_model(..., preprocessing='float'), or do not learn them: "
+        "range_gradient='none'."
     )
 
 
@@ -84,21 +82,24 @@ def share_inputs(model: keras.Model, samples: Any) -> None:
             continue
         own = preprocessing_of(boundary)
         values = own(np.asarray(values)) if own else np.asarray(values)
-        for join, quantizer in _joins(model):
-            if boundary in join.producers and _gains(values, boundary.grid(), join.grid()):
+        for join in filter(_joins, model.layers):
+            quantizer = join.output_quantizer
+            if quantizer is None or boundary not in join.producers:
+                continue
+            if _gains(values, boundary.grid(), join.grid()):
                 boundary.output_quantizer.assign_range(*map(float, quantizer.range()))
                 break
 
 
-def _joins(model: keras.Model) -> list[tuple[QuantizeWrapper, ActivationQuantizer]]:
-    """The layers that put all that they read onto one grid, and what has its range."""
-    return [
-        (layer, layer.output_quantizer)
-        for layer in model.layers
-        if isinstance(layer, QuantizeWrapper)
-        and layer.rule.operator in ("CONCATENATION", "PACK")
-        and layer.output_quantizer is not None
-    ]
+def _joins(layer: keras.Layer) -> bool:
+    """Whether a layer puts all that it reads onto one grid."""
+    return isinstance(layer, QuantizeWrapper) and layer.rule.operator in JOINS
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first names of some."""
+    found = [*names]
+    return ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
 
 
 def _gains(values: np.ndarray, own: Grid, joined: Grid) -> bool:
@@ -131,7 +132,7 @@ def _of_input(model: keras.Model, boundary: Boundary, x: keras.KerasTensor, valu
     # All of them for another reason: the range is wrong, or the values are, not what they share.
     if len(lost) == len(variances):
         return ""
-    listed = ", ".join(map(str, lost[:_NAMED])) + (", ..." if len(lost) > _NAMED else "")
+    listed = _listed(map(str, lost))
     return (
         f"Input {x.name!r}: {len(lost)} of its {len(variances)} features ({listed}) lose more than "
         f"a tenth of their deviation, as all share one grid, of steps of {grid.scale:.3g}. Scale "

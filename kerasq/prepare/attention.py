@@ -19,7 +19,7 @@ from kerasq import graph as graphs
 from kerasq.fits import Product, as_matrix, as_product
 from kerasq.graph import symbolic
 from kerasq.layers import Constant, Einsum, Matmul, Select, Sum
-from kerasq.prepare import masks, normalization
+from kerasq.prepare import masks
 from kerasq.prepare.parts import Parts
 
 L = keras.layers
@@ -156,12 +156,8 @@ def _of_unit_length(parts: Parts, layer: keras.layers.Dot, name: str, x: list) -
     if not layer.normalize:
         return x
     names = [parts.name(name, suffix) for suffix in ("unit", "other_unit")]
-    found = []
-    for own, y in zip(names, x, strict=True):
-        unit = L.UnitNormalization(name=own, dtype="float32")
-        long = normalization.unit_norm(parts, unit, own, y)
-        found.append(parts.call(unit, y) if long is None else long)
-    return found
+    units = [L.UnitNormalization(name=own, dtype="float32") for own in names]
+    return [parts.call(unit, y) for unit, y in zip(units, x, strict=True)]
 
 
 def attention(

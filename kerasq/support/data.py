@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -170,11 +170,15 @@ def _is_all_inputs(model: keras.Model, data: Any) -> bool:
     is_list = isinstance(model.input, (list, tuple))
     return (
         isinstance(data, (list, tuple))
-        and (is_list or (len(model.inputs) > 1 and all(hasattr(x, "shape") for x in data)))
-        and len(data) == len(model.inputs)
+        and ((is_list and len(data) == len(model.inputs)) or _is_array_each(model, data))
         # Dicts of inputs are batches.
         and not any(isinstance(x, dict) for x in data)
     )
+
+
+def _is_array_each(model: keras.Model, x: Sequence) -> bool:
+    """Whether `x` is one array for each of several inputs."""
+    return len(x) == len(model.inputs) > 1 and all(hasattr(y, "shape") for y in x)
 
 
 def _keys(model: keras.Model, x: dict) -> list[str]:
@@ -247,8 +251,7 @@ def _inputs(model: keras.Model, batch: Any) -> Any:
     # TFLiteConverter's: the name of a signature, and its inputs.
     if len(batch) == 2 and isinstance(batch[0], str) and isinstance(batch[1], dict):
         return batch[1]
-    is_all = len(batch) == len(model.inputs) > 1 and all(hasattr(x, "shape") for x in batch)
-    return batch if is_all else batch[0]
+    return batch if _is_array_each(model, batch) else batch[0]
 
 
 def _checked(model: keras.Model, x: Any, index: int) -> Any:

@@ -118,6 +118,7 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "tf_keras": lambda model: model,
     "tfmot": _tfmot,
 }
+_ALL = STEPS | RECURRENT
 
 
 def step(
@@ -127,8 +128,7 @@ def step(
     import tensorflow as tf
 
     keras = _tf_keras(policy) if contestant in ("tf_keras", "tfmot") else _keras(policy)
-    make = (STEPS | RECURRENT)[contestant]
-    model = make(_model(keras, network, "no BatchNorm" not in contestant))
+    model = _ALL[contestant](_model(keras, network, "no BatchNorm" not in contestant))
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=xla)
     one = model.make_train_function() or model.train_function  # tf_keras returns the first.
@@ -226,7 +226,7 @@ def kerasq_export(network: str, path: str | None, contestant: str = "kerasq") ->
     """`kerasq.export_tflite`."""
     import kerasq
 
-    quantized = (STEPS | RECURRENT)[contestant](_model(_keras(), network))
+    quantized = _ALL[contestant](_model(_keras(), network))
     return _seconds(lambda: kerasq.export_tflite(quantized, path))
 
 

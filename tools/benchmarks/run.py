@@ -221,6 +221,9 @@ def _tracing(bench: Benchmark, network: str) -> None:
     bench.rows.append(Row(what, network, found.ratios(*both), 1.5))
 
 
+_NO_OPERATOR = ("gru", "kerasq, fused")
+
+
 def recurrence(bench: Benchmark) -> None:
     """Recurrent layers: steps of training, and files, beside a loop that stays float."""
     with tempfile.TemporaryDirectory() as folder:
@@ -236,9 +239,6 @@ def recurrence(bench: Benchmark) -> None:
                 ratios = found.ratios(name, "Keras 3")
                 bench.rows.append(Row("step over Keras 3", f"{network}: {name}", ratios, 1.5))
             _loops(bench, network, [*fits, loop], pathlib.Path(folder))
-
-
-_NO_OPERATOR = ("gru", "kerasq, fused")
 
 
 def _loops(bench: Benchmark, network: str, ours: list[str], folder: pathlib.Path) -> None:
