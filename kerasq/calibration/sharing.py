@@ -54,8 +54,8 @@ def _of_learned(model: keras.Model) -> str:
         return ""
     return (
         f"Ranges of {_listed(map(repr, found))} learn, and are narrower than {_LEARNED:g}: steps "
-        "of an optimizer would be wider. Before training, have what scales the input in front of it, "
-        "by quantize_model(..., preprocessing='float'), or do not learn them: "
+        "of an optimizer would be wider. Before training, have what scales the input in front of "
+        "it, by quantize_model(..., preprocessing='float'), or do not learn them: "
         "range_gradient='none'."
     )
 
