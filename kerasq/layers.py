@@ -167,9 +167,10 @@ class Constant(keras.layers.Layer):
         return keras.ops.expand_dims(self.value, 0)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the values, as one sample."""
+        """That of the values, for any number of samples."""
         del input_shape
-        return (1, *self.shape)
+        # One, which a sum of it and others would pass on, is not what the others have.
+        return (None, *self.shape)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

@@ -846,3 +846,18 @@ def test_one_slope_for_all_is_called_on_any_number_of_channels():
     y = layer(x)
     model = keras.Model(x, [y, layer(ops.min(y, axis=1, keepdims=True))])
     exact(model, networks.data(model, 64))
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [
+        (L.Normalization(name="shared"), (1, 3)),
+        (L.RMSNormalization(axis=-1, name="shared"), (1, 3)),
+        (L.RMSNormalization(axis=-2, name="shared"), (4, 4)),
+    ],
+)
+def test_weights_for_other_channels_are_refused(layer, sizes):
+    x, y = keras.Input((1, sizes[0])), keras.Input((2, sizes[1]))
+    model = keras.Model([x, y], [layer(x), layer(y)])
+    with pytest.raises(ValueError, match=r"'shared' of 1 called on [23]\. Repeat"):
+        kerasq.quantize_model(model)

@@ -214,15 +214,19 @@ def _check_channels(operation: Any, args: tuple) -> None:
     """
     if not isinstance(operation, _BROADCASTING) or not operation.weights:
         return
-    built, size = operation.get_build_config()["input_shape"][-1], args[0].shape[-1]
-    # One slope of a PReLU is one for any number of channels.
-    has_own = operation.weights[0].shape[-1:] == (built,) and built != 1
-    if has_own and size not in (built, None):
-        raise ValueError(
-            "A layer must be called on as many channels as it has weights for. Received: layer "
-            f"{operation.name!r} of {built} called on {size}. Repeat the channels before it "
-            "(`keras.ops.repeat`)."
+    whole, axes = operation.get_build_config()["input_shape"], getattr(operation, "axis", -1)
+    for axis in (axes,) if isinstance(axes, int) else axes:
+        built, size = whole[axis], args[0].shape[axis]
+        # One slope of a PReLU is one for any number of channels.
+        is_one = isinstance(operation, keras.layers.PReLU) and (
+            built == 1 or operation.weights[0].shape[-1] == 1
         )
+        if not is_one and size not in (built, None):
+            raise ValueError(
+                "A layer must be called on as many channels as it has weights for. Received: layer "
+                f"{operation.name!r} of {built} called on {size}. Repeat the channels before it "
+                "(`keras.ops.repeat`)."
+            )
 
 
 def _known_sizes(operation: Any, args: tuple) -> dict[str, Any]:

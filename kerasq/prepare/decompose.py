@@ -212,7 +212,14 @@ class _Decomposition:
         return make and make(self, layer, name, *args, **kwargs)
 
     def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
-        """Calls a `Scale`, by values of shape `()` or `(channels,)`; of constants for None."""
+        """Calls a `Scale`, by values of shape `()` or `(channels,)`; of constants for None.
+
+        Of one number a sample "<name>_scaled", of one channel, between Reshape.
+        """
+        if len(x.shape) == 1:
+            x = self.call(L.Reshape((1,), name=self.name(name, "channel")), x)
+            y = self.scale(self.name(name, "scaled"), x, gain, shift, trainable)
+            return self.call(L.Reshape((), name=name), y)
         learned = {"constant": True} if trainable is None else {"trainable": trainable}
         layer = Scale(**learned, name=name, dtype="float32")
         shape = (x.shape[-1],)

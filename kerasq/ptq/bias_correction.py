@@ -116,14 +116,14 @@ def correct_biases(
     count = 0
     # The float network has the biases of before: what is wanted comes first.
     if data is None:
-        missing = _analytic(model, input_range, input_moments)
+        missing = _analytic(model, calls, input_range, input_moments)
     else:
         walk = Walk(model, data, steps, by_layer, _has_bias, shared=True)
         missing, count = _empirical(walk), walk.samples
     shifts = []
     with restored_on_error(biases.values()):
         for name, bias in track(biases.items(), len(biases), "layer"):
-            apart = missing(calls[name])
+            apart = missing(name)
             bias.assign_add(apart)
             step = float(calls[name][0].grid().scale)
             shifts.append(float(np.sqrt(np.mean(np.square(apart)))) / step)
@@ -151,15 +151,15 @@ def _check(
         )
 
 
-# What is missing in the mean of each channel of a layer, over all its calls.
-_Missing = Callable[[list[KernelWrapper]], np.ndarray]
+# By name, what is missing in the mean of each channel of a layer, over all its calls.
+_Missing = Callable[[str], np.ndarray]
 
 
 def _empirical(walk: Walk) -> _Missing:
     """By the outputs of both networks, of the quantized one as it is by then."""
 
-    def missing(calls: list[KernelWrapper]) -> np.ndarray:
-        first, *rest = walk.calls[calls[0].name]
+    def missing(name: str) -> np.ndarray:
+        first, *rest = walk.calls[name]
         # What is between two calls is yet to be corrected.
         seen = [(first, walk.seen(first, 0)), *((x, walk.foreseen(x, 0)) for x in rest)]
         found = [_apart(pair[0].wrappers[0], own) for pair, own in seen]
@@ -170,7 +170,10 @@ def _empirical(walk: Walk) -> _Missing:
 
 
 def _analytic(
-    model: keras.Model, input_range: Pairs | None, input_moments: Pairs | None
+    model: keras.Model,
+    calls: dict[str, list[KernelWrapper]],
+    input_range: Pairs | None,
+    input_moments: Pairs | None,
 ) -> _Missing:
     """By the means of inputs that follow from BatchNormalization, and what weights lose."""
     for layer in wrapped(model):
@@ -180,8 +183,8 @@ def _analytic(
         print(remark)
     read = {node.layer.name: graph.tensor_name(node.inputs[0]) for node in graph.calls(model)}
 
-    def missing(calls: list[KernelWrapper]) -> np.ndarray:
-        found = [_lost(layer, moments[read[layer.name]].mean) for layer in calls]
+    def missing(name: str) -> np.ndarray:
+        found = [_lost(layer, moments[read[layer.name]].mean) for layer in calls[name]]
         return -np.mean(found, axis=0)
 
     return missing

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from kerasq import graph
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layers import Scale
 from kerasq.quantizers.power_of_two import PowerOfTwo
 from kerasq.support.numbers import check_number
 from kerasq.wrappers import require_quantized
@@ -34,8 +36,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         pattern: "unstructured": any weights. "2:4": two or more of each four input channels that
             follow each other, for one output channel and place of the kernel, as sparse matrix
             units want; from a sparsity of 0.5 on. "channels": output channels as a whole, those of
-            the least sum of magnitudes (Li et al. 2017, section 3.1), rounded to whole ones; the
-            last layer with weights, whose channels are outputs, is left alone.
+            the least sum of magnitudes (Li et al. 2017, section 3.1), rounded to whole ones; layers
+            whose channels are outputs of the model, the last one of each head, are left alone.
         initial_sparsity: where the schedule starts, in [0, sparsity).
         skip: names, or shell patterns of names, of layers that are not pruned.
 
@@ -120,8 +122,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         del logs
         names = self._checked_names()
         unfit = {layer.name for layer in self._prunable() if self._is_unfit(layer)}
-        # Those of the last layer are outputs of the model.
-        unfit |= {names[-1]} if self.pattern == "channels" else set()
+        unfit |= _heads(self.model) if self.pattern == "channels" else set()
         self.left = tuple(x for x in names if x in unfit or _matches(x, self.skip))
         if said := [name for name in self.left if not _matches(name, self.skip)]:
             print(f"Not pruned, being frozen or unfit for the pattern {self.pattern!r}: {said}.")
@@ -175,6 +176,24 @@ class MagnitudePruning(keras.callbacks.Callback):
     def _is_unfit(self, wrapper: KernelWrapper) -> bool:
         """Whether a layer is frozen, or cannot have the pattern."""
         return not wrapper.layer.trainable or (self.pattern == "2:4" and not _in_fours(wrapper))
+
+
+def _heads(model: keras.Model) -> set[str]:
+    """The layers whose channels are outputs of a model: none that mixes channels is behind them."""
+    found, seen, tensors = set(), set(), list(model.outputs)
+    while tensors:
+        tensor = tensors.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        layer, inputs = graph.origin(tensor)
+        if isinstance(layer, KernelWrapper):
+            found.add((layer.leader or layer).name)
+            # Depthwise, or a Scale, each channel reads its own.
+            mixes = layer.rule.channels == 1 and not isinstance(layer.layer, Scale)
+            inputs = [] if mixes else inputs
+        tensors += inputs
+    return found
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

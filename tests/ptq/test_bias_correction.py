@@ -98,6 +98,20 @@ def test_calls_of_a_shared_layer_have_one_bias():
     assert networks.sqnr(model, q, x) > own
 
 
+def test_twins_have_one_bias():
+    """Layers may be reached by their second call first."""
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((4, 4, 1), name="a"), keras.Input((4, 4, 1), name="b")
+    conv, dense = L.Conv2D(4, 3, activation="relu", name="conv"), L.Dense(4, name="dense")
+    one, two = (dense(L.Flatten()(conv(x))) for x in (a, b))
+    model = keras.Model([a, b], L.Dense(2, name="head")(one - two))
+    x = networks.data(model, count=64)
+    q = networks.quantized(model, x, scheme="w4a8")
+    own = networks.sqnr(model, q, x)
+    assert kerasq.correct_biases(q, x).layers == ("conv", "dense", "head")
+    assert networks.sqnr(model, q, x) > own
+
+
 def test_what_has_no_bias_is_named():
     model = keras.Sequential(
         [keras.Input((6,)), L.Dense(4, use_bias=False, name="none"), L.Dense(2, name="head")]

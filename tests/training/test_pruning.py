@@ -84,6 +84,24 @@ def test_patterns_on_the_device(pattern):
     np.testing.assert_array_equal(lite.predict(x), q.predict_on_batch(x))
 
 
+def test_no_output_loses_a_channel():
+    """Heads: of a feature that others read, behind a Rescaling, and depthwise."""
+    image = keras.Input((6, 6, 4))
+    body = L.Conv2D(8, 3, activation="relu", name="body")(image)
+    feature = L.Conv2D(8, 1, name="feature")(L.Conv2D(8, 1, activation="relu", name="mid")(body))
+    dw = L.DepthwiseConv2D(3, name="dw")(L.Conv2D(6, 1, name="pw")(body))
+    box = L.Rescaling(2.0, name="twice")(L.Dense(2, name="box")(L.GlobalMaxPooling2D()(feature)))
+    model = keras.Model(image, [feature, L.GlobalAveragePooling2D(name="mean")(dw), box])
+    q = kerasq.quantize_model(model, keep_zeros=True)
+    kerasq.calibrate(q, x := networks.data(model))
+    q.compile("sgd", ["mse"] * 3)
+    pruning = kerasq.MagnitudePruning(0.5, epochs=1, pattern="channels")
+    q.fit(x, model.predict(x, verbose=0), verbose=0, callbacks=[pruning])
+    assert {*pruning.left} == {"feature", "pw", "dw", "box"}
+    assert all(np.ptp(y, axis=tuple(range(y.ndim - 1))).all() for y in q.predict(x, verbose=0))
+    assert q.get_layer("body").mask.numpy().mean() == 0.5
+
+
 class Revived(keras.callbacks.Callback):
     """The largest stored weight, after any batch, that is pruned."""
 
