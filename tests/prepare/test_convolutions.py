@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kerasq
 from kerasq import graph as graphs
@@ -128,15 +129,18 @@ def test_transposed(name, target):
     if conv.use_bias:
         conv.bias.assign([0.3, -0.2, 0.1][: conv.filters])
     data = networks.data(model, 16, scale=1.0)
-    want = networks.run(model, data)
+    # Of dilated ones in 3D TensorFlow has no kernel of its own on processors without oneDNN's.
+    want = np.asarray(tf.function(model, jit_compile=True)(data))
     equal = decompose(graphs.read(model)).model
     np.testing.assert_allclose(networks.run(equal, data), want, atol=1e-5)
     q = networks.quantized(model, data, target=target)
     lite = kerasq.export_tflite(q)
     names = [op.name for op in lite.ops]
     assert lite.float_ops == [] and names.count("CONV_2D") == 1 and "TRANSPOSE_CONV" not in names
-    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))
-    assert networks.sqnr(model, q, data) > 30
+    got = networks.run(q, data)
+    np.testing.assert_array_equal(lite.predict(data), got)
+    # 30 dB.
+    assert np.square(want).sum() > 1000 * np.square(want - got).sum()
 
 
 def test_one_kernel_trains_and_is_saved(tmp_path):
