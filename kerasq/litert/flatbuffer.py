@@ -38,15 +38,39 @@ _TYPE_NAMES = {code: name.lower() for name, code in vars(Type).items() if name[0
 _OP_NAMES = {code: name for name, code in vars(Op).items() if not name.startswith("_")}
 
 
+# What reads nothing, or writes nothing: variables, tables, and what sets them before all calls.
+WITHOUT_INPUTS = {Op.VAR_HANDLE, Op.HASHTABLE, Op.CALL_ONCE}
+WITHOUT_OUTPUTS = {Op.ASSIGN_VARIABLE, Op.HASHTABLE_IMPORT, Op.CALL_ONCE}
+
+
 def read(content: bytes) -> schema.ModelT:
     """The object form of a file's content."""
     try:
-        return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     except IndexError as error:
         raise ValueError(
             f"A .tflite file must be a whole model. Received: {error}. The file is damaged: export "
             "it again."
         ) from error
+    for graph in model.subgraphs or ():
+        # What CALL_ONCE runs has no ends.
+        graph.inputs, graph.outputs = _present(graph.inputs), _present(graph.outputs)
+        _complete(graph.operators or (), model.operatorCodes or ())
+    return model
+
+
+def _complete(ops: Any, codes: Any) -> None:
+    """Gives operators the empty lists that the file has left out."""
+    kinds = {i: code.builtinCode for i, code in enumerate(codes)}
+    for op in ops:
+        kind = kinds.get(op.opcodeIndex)
+        op.inputs = _present(op.inputs) if kind in WITHOUT_INPUTS else op.inputs
+        op.outputs = _present(op.outputs) if kind in WITHOUT_OUTPUTS else op.outputs
+
+
+def _present(indices: Any) -> Any:
+    """A list that a file may leave out where it is empty."""
+    return np.zeros(0, np.int32) if indices is None else indices
 
 
 def write(model: schema.ModelT) -> bytes:

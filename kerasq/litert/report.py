@@ -25,8 +25,11 @@ def report(contents: Contents) -> str:
     head = ["output", "operator", "type", "weights", "bytes", "scale", "zero point"]
     rows: list[list[str]] = []
     for op in contents.ops:
-        output, kernel = contents.by_name[op.outputs[0]], contents.kernel(op)
-        stored = size = ""
+        stored, size, kernel = "", "", contents.kernel(op)
+        if not (ends := op.outputs or op.inputs):  # What sets variables before all calls.
+            rows.append(["", op.name, *[""] * 5])
+            continue
+        output = contents.by_name[ends[0]]
         if kernel is not None:
             stored = f"{kernel.type}, {kernel.codes}" if kernel.codes else kernel.type
             size = f"{kernel.bytes:,}"
@@ -121,7 +124,7 @@ def float_layers(contents: Contents) -> dict[str, list[str]]:
     floats: dict[str, list[str]] = {}
     for op in contents.float_ops():
         # The converter names what is inside of a layer "<layer>/<operation>".
-        layer = op.outputs[0].split("/")[0]
+        layer = (op.outputs or op.inputs)[0].split("/")[0]
         floats.setdefault(layer, []).append(op.name)
     return floats
 

@@ -146,7 +146,8 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if not 0 <= op.opcodeIndex < len(model.operatorCodes):
         yield "whose kind is not there"
         return
-    if op.inputs is None or op.outputs is None or min(op.outputs, default=-1) < 0:
+    writes = flatbuffer.op_code(model, op) not in flatbuffer.WITHOUT_OUTPUTS
+    if op.inputs is None or op.outputs is None or min(op.outputs, default=-writes) < 0:
         yield "without inputs or outputs"
         return
     if not _in_range(graph, _ends(op)):

@@ -280,6 +280,33 @@ def test_a_file_of_no_fixed_shape_says_so():
         pytest.skip("This version of LiteRT takes such files.")
 
 
+class Counter(tf.Module):
+    """Adds up what it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = tf.Variable(np.zeros((1, 3), np.float32))
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 3])])
+    def call(self, x):
+        self.sum.assign_add(x)
+        return 2.0 * self.sum
+
+
+def test_a_file_with_a_variable():
+    """Its operators have no inputs, or no outputs, or neither."""
+    counter = Counter()
+    functions = [counter.call.get_concrete_function()]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(functions, counter)
+    converter.experimental_enable_resource_variables = True
+    lite = TFLiteModel(converter.convert())
+    x = np.float32([[1, 2, 3]])
+    np.testing.assert_array_equal([lite.predict(x), lite.predict(x)], [2 * x, 4 * x])
+    found = {(op.name, len(op.inputs), len(op.outputs)) for op in lite.ops}
+    assert {("CALL_ONCE", 0, 0), ("VAR_HANDLE", 0, 1), ("ASSIGN_VARIABLE", 2, 0)} <= found
+    assert "(ASSIGN_VARIABLE)" in str(lite)
+
+
 def test_a_float_model_has_float_ops(plain):
     lite = TFLiteModel(plain)
     assert "FULLY_CONNECTED" in {op.name for op in lite.float_ops}
