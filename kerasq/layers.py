@@ -46,6 +46,12 @@ class Scale(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(shape, "zeros", name="bias", trainable=trains)
 
+    def assign(self, gain: Any, *shift: Any) -> None:
+        """Sets the weights, whose order in `weights` hangs on which of them train."""
+        self.kernel.assign(gain)
+        if self.use_bias:
+            self.bias.assign(*shift)
+
     def call(self, x: Any) -> Any:
         """The scaled values."""
         y = x * self.kernel

@@ -9,7 +9,7 @@ import keras
 from kerasq import graph as graphs
 from kerasq import one_grid, registry
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import IN_FRONT, Requantize, Scale, SequenceLSTM
+from kerasq.layers import IN_FRONT, Constant, Requantize, Scale, SequenceLSTM
 from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.quantizers.activations import ActivationQuantizer
@@ -71,6 +71,8 @@ class _Wrapping:
         # By name of the layer whose weights they have (`Source.weights_of`), and their shapes.
         self.wrappers: dict[tuple, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
+        # By the same, their shape and width.
+        self.constants: dict[tuple, Any] = {}
         # By name of the layer whose range they share (`Source.range_of`), and what must be equal;
         # or by what a concatenation and its inputs share.
         self.quantizers: dict[Any, ActivationQuantizer | None] = {}
@@ -87,7 +89,13 @@ class _Wrapping:
             if call.kind is not Kind.FLOAT or call.writes == FLOAT_BITS:
                 return y
             return self._boundary(y, call.writes, is_input=isinstance(layer, IN_FRONT))
-        return self._wrapper(node, call)(*args)
+        if not isinstance(layer, Constant) or layer.constant:
+            return self._wrapper(node, call)(*args)
+        # One variable of the user's is one tensor, whatever it is called on.
+        key = (node.source.weights_of, layer.shape, call.writes)
+        if key not in self.constants:
+            self.constants[key] = self._wrapper(node, call)(*args)
+        return self.constants[key]
 
     def _wrapper(self, node: graphs.Node, call: Call) -> QuantizeWrapper:
         """The wrapper of an integer call."""

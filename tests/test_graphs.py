@@ -861,3 +861,51 @@ def test_weights_for_other_channels_are_refused(layer, sizes):
     model = keras.Model([x, y], [layer(x), layer(y)])
     with pytest.raises(ValueError, match=r"'shared' of 1 called on [23]\. Repeat"):
         kerasq.quantize_model(model)
+
+
+class Own(L.Layer):
+    """A weight of a shape for the input's, and what a function of the two returns."""
+
+    def __init__(self, shape, function):
+        super().__init__(name="own")
+        self.shape, self.function = shape, function
+
+    def build(self, input_shape):
+        init = keras.initializers.RandomUniform(0.5, 1.5)
+        self.w = self.add_weight(self.shape(*input_shape[1:]), init, name="w")
+
+    def call(self, x):
+        return self.function(x, self.w)
+
+
+@pytest.mark.parametrize(
+    ("shape", "function"),
+    [
+        (lambda t, c: (1, t, c), lambda x, w: x + w),
+        (lambda t, c: (c,), lambda x, w: w - x),
+        (lambda t, c: (c,), lambda x, w: x / w),
+        (lambda t, c: (c,), lambda x, w: x * w),
+        (lambda t, c: (c,), lambda x, w: ops.maximum(x, w)),
+        (lambda t, c: (c,), lambda x, w: ops.where(x > 0.0, x, x * w)),
+        (lambda t, c: (c, 5), lambda x, w: ops.matmul(x, w)),
+        (lambda t, c: (6, t), lambda x, w: ops.matmul(w, x)),
+        (lambda t, c: (c, 2, 3), lambda x, w: ops.einsum("btc,chd->bthd", x, w)),
+        (lambda t, c: (3, c, 5), lambda x, w: ops.conv(x, w, padding="same")),
+    ],
+)
+def test_what_is_called_twice_trains_one_weight(shape, function):
+    """And no more than the float model does."""
+    a, b = keras.Input((4, 3), name="a"), keras.Input((4, 3), name="b")
+    keras.utils.set_random_seed(0)
+    layer = Own(shape, function)
+    model = keras.Model([a, b], [layer(a), layer(b)])
+    x = networks.data(model, 64)
+    q = exact(model, x, 0.2)
+    assert sum(np.prod(v.shape) for v in q.trainable_variables) == model.count_params()
+    q.compile("sgd", ["mse", "mse"])
+    (before,) = (v.numpy() for v in q.trainable_variables)
+    q.fit(x, model.predict_on_batch(x[::-1]), verbose=0)
+    assert (before != q.trainable_variables[0].numpy()).any()
+    lite = kerasq.export_tflite(q)
+    for one, other in zip(q.predict_on_batch(x), lite.predict(x).values(), strict=True):
+        np.testing.assert_array_equal(one, other)

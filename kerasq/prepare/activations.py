@@ -23,7 +23,7 @@ def prelu(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
     below = parts.call(L.Subtract(name=own["rest"], dtype="float32"), [x, above])
     (alpha,) = layer.get_weights()
     if alpha.size == alpha.shape[-1]:
-        below = parts.scale(own["slope"], below, np.ravel(alpha), 0.0, trainable=layer.trainable)
+        below = parts.scale(own["slope"], below, np.ravel(alpha), 0.0, "gain", layer.trainable)
     else:  # A slope for each place: by a tensor of slopes.
         options = {"trainable": layer.trainable, "dtype": "float32"}
         constant = Constant(alpha.shape, name=parts.name(name, "alpha"), **options)

@@ -189,7 +189,7 @@ def _products(parts: Parts, layer: keras.Layer, name: str, query: Any, key: Any)
         return scores
     # A factor that is trained, and has no weights before it to go into.
     gain = np.float32(layer.get_weights()[0])
-    return parts.scale(parts.name(name, "scaled"), scores, gain, 0.0, layer.trainable)
+    return parts.scale(parts.name(name, "scaled"), scores, gain, 0.0, "gain", layer.trainable)
 
 
 def _sums(parts: Parts, layer: keras.Layer, name: str, query: Any, key: Any) -> Any:

@@ -86,6 +86,8 @@ class _Decomposition:
         self._ranges: dict[str, str] = {}
         self._weights: dict[str, str] = {}
         self._called: list[str] = []
+        # By what is done with variables of the user's own, the first layers that learn them.
+        self._tied: dict[tuple, list[str]] = {}
         self._at = ("", "")  # the user's layer: the call at hand, and whose weights it has
 
     def noted(self, graph: graphs.Graph) -> graphs.Graph:
@@ -148,11 +150,21 @@ class _Decomposition:
         )
         assert equal is not None  # What has none is among those to keep.
         made, x = equal
-        if not isinstance(made, tuple):
-            return self.call(made, x)
-        gain, shift = made
-        is_learned = any(map(products.is_learned, args))
-        return self.scale(node.layer.name, x, gain, shift, trainable=True if is_learned else None)
+        learned = [(i, id(v)) for i, v in enumerate(args) if products.is_learned(v)]
+        count, name = len(self._called), node.layer.name
+        if isinstance(made, tuple):
+            gain, shift = made
+            one = "shift" if type(node.layer).__name__ in ("Add", "Subtract") else "gain"
+            y = self.scale(name, x, gain, shift, one if learned else "")
+        else:
+            y = self.call(made, x)
+        if learned:
+            # Operations on one variable share the weights that it becomes.
+            inner = [x.layer.name for x in graphs.between(graphs.symbolic(args), x)]
+            names = [*inner, *self._called[count:]]
+            key = (type(node.layer).__name__, len(names), *learned)
+            self._weights.update(zip(names, self._tied.setdefault(key, names), strict=True))
+        return y
 
     def _activated(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
         """Calls a layer with a kernel, and its activation as a layer."""
@@ -193,7 +205,9 @@ class _Decomposition:
             if units != 1.0:
                 gain = (units,) * x.shape[-1]
                 self._noted.setdefault(layer.name, {})["gain"] = gain
-            if weights is not None:
+            if isinstance(layer, Scale) and weights is not None:
+                layer.assign(*weights)
+            elif weights is not None:
                 layer.set_weights(weights)
         return y
 
@@ -211,20 +225,22 @@ class _Decomposition:
         make = PARTS.get(type(layer))
         return make and make(self, layer, name, *args, **kwargs)
 
-    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
-        """Calls a `Scale`, by values of shape `()` or `(channels,)`; of constants for None.
-
-        Of one number a sample "<name>_scaled", of one channel, between Reshape.
-        """
+    def scale(
+        self, name: str, x: Any, gain: Any, shift: Any, learned: str = "", trainable: bool = True
+    ) -> Any:
+        """See `Parts`. Of one number a sample "<name>_scaled", of one channel, between Reshape."""
         if len(x.shape) == 1:
             x = self.call(L.Reshape((1,), name=self.name(name, "channel")), x)
-            y = self.scale(self.name(name, "scaled"), x, gain, shift, trainable)
+            y = self.scale(self.name(name, "scaled"), x, gain, shift, learned, trainable)
             return self.call(L.Reshape((), name=name), y)
-        learned = {"constant": True} if trainable is None else {"trainable": trainable}
-        layer = Scale(**learned, name=name, dtype="float32")
+        layer = Scale(**_LEARNED[learned], trainable=trainable, name=name, dtype="float32")
+        values = (gain, shift) if layer.use_bias else (gain,)
         shape = (x.shape[-1],)
-        return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in (gain, shift)])
+        return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in values])
 
+
+# By what of a Scale is learned, its arguments.
+_LEARNED = {"": {"constant": True}, "gain": {"use_bias": False}, "shift": {"constant_gain": True}}
 
 # What takes bool tensors as conditions, not as numbers; by name, since those of operations are
 # private to Keras.

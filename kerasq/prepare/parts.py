@@ -45,10 +45,13 @@ class Parts(Protocol):
         `Requantize` puts what leaves the unit on a grid of that scheme.
         """
 
-    def scale(self, name: str, x: Any, gain: Any, shift: Any, trainable: bool | None = None) -> Any:
+    def scale(
+        self, name: str, x: Any, gain: Any, shift: Any, learned: str = "", trainable: bool = True
+    ) -> Any:
         """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`.
 
-        `trainable` is that of the layer; None for constants, which never train.
+        `learned` is "gain", beside a shift of 0, or "shift": that trains where `trainable`. What is
+        not learned is a constant.
         """
 
 

@@ -69,6 +69,13 @@ def test_file_and_simulation_agree(name, target):
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_as_the_float_layer(name):
+    model = network(*LAYERS[name])
+    x = np.random.default_rng(0).normal(0.5, 1.0, (32, *LAYERS[name][1])).astype(np.float32)
+    assert networks.sqnr(model, networks.quantized(model, x), x) > 28
+
+
 ROWS = 40
 
 
