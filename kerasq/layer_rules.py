@@ -9,6 +9,7 @@ from kerasq import fits
 from kerasq.grid import Grid
 from kerasq.kernels.int16 import inverse_root_grid, masked_grid
 from kerasq.layers import (
+    ActivityRegularizer,
     AddLoss,
     ArgMax,
     ArgMin,
@@ -291,6 +292,7 @@ RULES: dict[tuple[type, ...], Rule] = {
         L.GaussianDropout,
         L.GaussianNoise,
         L.ActivityRegularization,
+        ActivityRegularizer,
         L.RandomFlip,
         L.RandomRotation,
         L.RandomZoom,

@@ -512,6 +512,33 @@ class AddLoss(keras.layers.Layer):
         return cls(**config | {"model": model})
 
 
+@keras.saving.register_keras_serializable("kerasq")
+class ActivityRegularizer(keras.layers.Layer):
+    """The identity; Keras adds what `activity_regularizer` makes of its values to the losses.
+
+    Args:
+        activity_regularizer: that of a layer of the user's, behind which this stands.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, activity_regularizer: Any, **kwargs: Any) -> None:
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+
+    def call(self, x: Any) -> Any:
+        """`x`."""
+        return x
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the input."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        # Keras 3.10 leaves it out.
+        regularizer = keras.regularizers.serialize(self.activity_regularizer)
+        return {**super().get_config(), "activity_regularizer": regularizer}
+
+
 class _Reduction(keras.layers.Layer):
     """A function of all values along some axes, such as their sum.
 

@@ -271,6 +271,8 @@ def _plan(
     schemes |= {node.layer.name: schemes[node.source.name] for node in graph.nodes}
     named = {key: fitting(key, layers) for key in overrides or {}}
     schemes, floats = _floats(graph, schemes, named, symmetric)
+    if dropped := unsupported.dropped_states(graph, floats):
+        print(f"Left out in training: recurrent_dropout of {', '.join(dropped)}.")
     fused = graph
     if is_fused:
         fused = fused_recurrence.fuse(graph, floats, schemes, target)

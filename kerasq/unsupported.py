@@ -307,3 +307,16 @@ def _moves_samples(node: graphs.Node) -> bool:
         return False
     # Sizes that are not known look alike, so axes tell more.
     return (moves and x.shape[:1] != y.shape[:1]) or 0 in fits.axes(getattr(layer, "axis", ()), x)
+
+
+def dropped_states(graph: graphs.Graph, floats: frozenset[str]) -> list[str]:
+    """The integer layers whose cells drop states in training, which their steps do not."""
+    found = []
+    for node in graph.nodes:
+        layer = node.layer
+        is_both = isinstance(layer, keras.layers.Bidirectional)
+        loops = (layer.forward_layer, layer.backward_layer) if is_both else (layer,)
+        cells = [x for loop in loops if type(loop) in fits.RECURRENT for x in fits.cells(loop)]
+        if layer.name not in floats and any(x.recurrent_dropout for x in cells):
+            found.append(repr(node.source.name))
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kerasq.graph import internals
+from kerasq.layers import ActivityRegularizer
 
 
 def own_activation(layer: Any) -> Callable[..., Any] | None:
@@ -82,25 +83,33 @@ def configuration(layer: keras.Layer) -> dict[str, Any]:
 @contextlib.contextmanager
 def without_own_parts(layer: keras.Layer) -> Iterator[dict[str, Any]]:
     """Takes the user's own regularizers, constraints and initializers off a layer, for a while."""
-    holder = _holder(layer)
-    parts = _own_parts(holder)
-    with internals.replaced(holder, **dict.fromkeys(parts)):
+    # Recurrent layers have theirs in the cell, but for what is of their outputs.
+    holders = {id(x): x for x in (layer, _holder(layer))}.values()
+    with contextlib.ExitStack() as stack:
+        parts: dict[str, Any] = {}
+        for holder in holders:
+            own = _own_parts(holder)
+            stack.enter_context(internals.replaced(holder, **dict.fromkeys(own)))
+            parts |= own
         yield parts
 
 
 def add_parts(layer: keras.Layer, parts: dict[str, Any]) -> None:
     """Gives a layer that is not built the parts that `without_own_parts` found."""
     for name, part in parts.items():
-        setattr(_holder(layer), name, part)
+        setattr(layer if name == "activity_regularizer" else _holder(layer), name, part)
 
 
 def _holder(layer: keras.Layer) -> keras.Layer:
-    return getattr(layer, "cell", layer)  # Recurrent layers have theirs in it.
+    return getattr(layer, "cell", layer)
 
 
 def _own_parts(layer: Any) -> dict[str, Any]:
     """Regularizers, constraints and initializers of a layer of Keras that are none of Keras's."""
-    if not internals.is_of_keras(type(layer), "layers"):
+    is_known = internals.is_of_keras(type(layer), "layers") or isinstance(
+        layer, ActivityRegularizer
+    )
+    if not is_known:
         return {}  # Whose constructor may want what its configuration has.
     return {
         name: x

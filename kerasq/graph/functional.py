@@ -45,19 +45,23 @@ def opened(layer: keras.Layer, args: tuple = (), kwargs: dict | None = None) -> 
         args: positional arguments of the call; none for the call it was built for.
         kwargs: keyword arguments of the call.
     """
-    has_graph = hasattr(layer, "operations")
-    # A subclass of Sequential or Functional may have a `call` of its own, which then counts.
-    has_own_call = not internals.is_of_keras(type(layer).call, "models")
-    if isinstance(layer, keras.Sequential) and not has_own_call:
-        # The graph of a Sequential is in a private model inside it; this is an equal one.
-        yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
-    elif has_graph and not has_own_call:
-        yield layer
-    else:
+    if is_traced(layer):
         run = _step_by_step if isinstance(layer, keras.layers.TimeDistributed) else _trace
-        own = (layer.input,) if has_graph else ()
+        own = (layer.input,) if hasattr(layer, "operations") else ()
         with internals.unnoted(internals.layers_in(layer)):
             yield run(layer, args or own or _built_for(layer), kwargs or {})
+    elif isinstance(layer, keras.Sequential):
+        # The graph of a Sequential is in a private model inside it; this is an equal one.
+        yield keras.Model(layer.inputs[0], layer.outputs[0], name=layer.name)
+    else:
+        yield layer
+
+
+def is_traced(layer: keras.Layer) -> bool:
+    """Whether a layer has no graph: Keras names operations in its call anew each time it runs."""
+    # A subclass of Sequential or Functional may have a `call` of its own, which then counts.
+    has_own_call = not internals.is_of_keras(type(layer).call, "models")
+    return has_own_call or not (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
 
 
 @contextlib.contextmanager

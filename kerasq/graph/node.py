@@ -189,10 +189,10 @@ def branch_by_branch(model: keras.Model) -> list[Node]:
 def places(model: keras.Model) -> dict[int, int]:
     """By id of the first tensor that a call returns, when Keras runs the call.
 
-    Calls that no output needs have no place.
+    Calls that do not read each other may have one place; those that no output needs have none.
     """
-    records = itertools.chain(*internals.levels(model))
-    return {id(record.outputs[0]): i for i, record in enumerate(records)}
+    levels = enumerate(internals.levels(model))
+    return {id(record.outputs[0]): i for i, level in levels for record in level}
 
 
 def call_of(tensor: keras.KerasTensor) -> Node:

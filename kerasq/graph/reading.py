@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from kerasq.graph import internals
 from kerasq.graph.copies import copy_layer, set_weights
 from kerasq.graph.functional import (
     check,
+    is_traced,
     opened,
     opened_activation,
     own_activation,
@@ -20,6 +22,7 @@ from kerasq.graph.functional import (
 )
 from kerasq.graph.node import Graph, Node, Source, call_of, calls, distinct_name, places, symbolic
 from kerasq.graph.running import compute
+from kerasq.layers import ActivityRegularizer
 
 
 def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None) -> Graph:
@@ -43,7 +46,7 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
     check(model)
     reading = _Reading(closed or (lambda layer: not isinstance(layer, keras.Model)))
     with opened(model) as functional:
-        reading.reserve(functional)
+        reading.begin(functional, is_traced(model))
         inputs = keras.tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=_whole(x.dtype), name=x.name),
             functional.input,
@@ -62,6 +65,7 @@ class _Reading:
         self.nodes: list[Node] = []
         self._closed = closed
         self._open: list[keras.Layer] = []  # the models that the call at hand is in
+        self._traced = [False]  # whether they are, from the whole model inwards
         # By id of a user's layer: what its first copy is called, what of it has weights, and what
         # the copy for a call that is to come will be called.
         self._first: dict[int, str] = {}
@@ -71,11 +75,14 @@ class _Reading:
         self._reserved: set[int] = set()  # ids of the outermost layers
         self._owner: tuple[str, bool] | None = None  # whose activation it is, and does that train
 
-    def reserve(self, functional: keras.Model) -> None:
+    def begin(self, functional: keras.Model, traced: bool) -> None:
         """Keeps the names of the outermost layers for them."""
+        self._traced = [traced]
         # An inner layer of that name may be called earlier, and would get it otherwise.
         outermost = [
-            x for x in functional.operations if not self._opens(x) or own_activation(x) is not None
+            x
+            for x in functional.operations
+            if (not self._opens(x) or own_activation(x) is not None) and not self._is_counted(x)
         ]
         self._reserved = {id(x) for x in outermost}
         self._names = {x.name for x in outermost}
@@ -125,7 +132,9 @@ class _Reading:
     def _inside(self, layer: Any, functional: keras.Model, args: tuple, kwargs: dict) -> Any:
         """Calls copies of the layers inside a layer."""
         self._open.append(layer)
+        self._traced.append(is_traced(layer))
         output = self.inline(functional, tensors_of(args, kwargs), kwargs.get("training"))
+        self._traced.pop()
         self._open.pop()
         return output
 
@@ -147,7 +156,7 @@ class _Reading:
         self._owner, before = self._owner or owner, self._owner
         output = self.inline(activation, x)
         self._owner = before
-        return output
+        return self._regularized(layer, output)
 
     def _copy(
         self,
@@ -180,10 +189,28 @@ class _Reading:
         if isinstance(layer, keras.Layer) and layer.compute_dtype in _HALVES:
             # Before the call, which builds: layers inside it take their policy from it there.
             layer.dtype_policy = "float32"
+        if _regularizer_of(operation) is not None:
+            layer.activity_regularizer = None  # `_regularized` has it.
         output = layer(*args, **kwargs)
         set_weights(layer, operation)
         self.nodes.append(Node(layer, args, kwargs, output, source))
-        return output
+        is_split = "activation" in changes  # The activation is yet to come.
+        return output if is_split else self._regularized(operation, output)
+
+    def _regularized(self, operation: Any, output: Any) -> Any:
+        """What a layer returned, behind its `activity_regularizer`, which no wrapper sees."""
+        regularizer = _regularizer_of(operation)
+        if regularizer is None:
+            return output
+
+        def behind(x: Any) -> Any:
+            name = self._free(f"{operation.name}_activity")
+            layer = ActivityRegularizer(regularizer, name=name, dtype="float32")
+            y = layer(x)
+            self.nodes.append(Node(layer, (x,), {}, y, Source(name=name, weights_of=name)))
+            return y
+
+        return keras.tree.map_structure(behind, output)
 
     def _name(self, operation: Any) -> str:
         """The name of the copy for a call."""
@@ -194,17 +221,30 @@ class _Reading:
             return self._free(first)
         if self._owner is not None:
             return self._free(f"{self._owner[0]}_{type(operation).__name__.lower()}")
+        if self._is_counted(operation):
+            own = re.sub(r"_\d+$", "", name)
+            return self._free(f"{self._open[-1].name}_{own}" if self._open else own)
         if id(operation) in self._reserved:
             return name
         if name in self._names:  # As in two models of one class, side by side.
             name = f"{self._open[-1].name}_{name}" if self._open else name
         return self._free(name)
 
+    def _is_counted(self, operation: Any) -> bool:
+        """Whether Keras has numbered an operation as it traced the call at hand."""
+        return self._traced[-1] and not isinstance(operation, keras.Layer)
+
     def _free(self, name: str) -> str:
         """`name`, or with a number behind it where that is taken; it is taken then."""
         name = distinct_name(name, self._names)
         self._names.add(name)
         return name
+
+
+def _regularizer_of(operation: Any) -> Any:
+    """The regularizer of what a layer returns; of layers that are there for it alone, None."""
+    is_own = isinstance(operation, (keras.layers.ActivityRegularization, ActivityRegularizer))
+    return None if is_own else getattr(operation, "activity_regularizer", None)
 
 
 def _check_channels(operation: Any, args: tuple) -> None:

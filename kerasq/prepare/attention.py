@@ -4,7 +4,7 @@ Scores and contexts are BATCH_MATMUL (Vaswani et al. 2017, arXiv 1706.03762, equ
 
     softmax(Q K^T / sqrt(d)) V
 
-The factor goes into the weights of Q. Dropout of the probabilities, in training, is left out.
+The factor goes into the weights of Q. Dropout of the probabilities, in training, is a Dropout.
 """
 
 import functools
@@ -178,7 +178,7 @@ def attention(
     query, value, key = x[0], x[1], x[-1]  # Without a key of its own, the value is the key.
     is_additive = type(layer) is L.AdditiveAttention
     scores = (_sums if is_additive else _products)(parts, layer, name, query, key)
-    found = _of_scores(parts, name, scores, value, mask, use_causal_mask)
+    found = _of_scores(parts, name, scores, value, mask, use_causal_mask, layer.dropout)
     return found if return_attention_scores else found[0]
 
 
@@ -209,12 +209,18 @@ def _sums(parts: Parts, layer: keras.Layer, name: str, query: Any, key: Any) -> 
 
 
 def _of_scores(
-    parts: Parts, name: str, scores: Any, value: Any, mask: list | None, causal: bool
+    parts: Parts,
+    name: str,
+    scores: Any,
+    value: Any,
+    mask: list | None,
+    causal: bool,
+    dropout: float,
 ) -> tuple[Any, Any]:
     """What an Attention makes of its scores: averages of values, and their weights."""
     of_query, of_value = mask[:2] if mask else (None, None)
     held = [] if of_value is None else [_expanded(masks.condition(parts, name, of_value), 1)]
-    weights = _probabilities(parts, name, scores, held, causal)
+    weights = _dropped(parts, name, _probabilities(parts, name, scores, held, causal), dropout)
     if of_query is None:
         return _matmul(parts, [weights, value], name), weights
     y = _matmul(parts, [weights, value], parts.name(name, "context"))
@@ -241,6 +247,13 @@ def _probabilities(
     if held and is_zeroed and masks.is_zeroed():
         return masks.masked(parts, name, weights, held, causal=causal, value=0.0)
     return weights
+
+
+def _dropped(parts: Parts, name: str, weights: Any, rate: float) -> Any:
+    """Probabilities, some of which are 0 in training: Dropout, "<name>_dropout"."""
+    if rate == 0.0:
+        return weights
+    return parts.call(L.Dropout(rate, name=parts.name(name, "dropout"), dtype="float32"), weights)
 
 
 def _weights_by_head(
@@ -303,11 +316,13 @@ def heads(
     scores = _matmul(parts, [query, key], parts.name(name, "scores"), transpose=True)
     held = _held(parts, name, query_mask, value_mask, key_mask, attention_mask)
     # Keras goes by way of its Softmax then, which makes 0 of what is masked altogether.
-    is_explicit = return_attention_scores or graphs.configuration(layer)["dropout"] > 0.0
+    dropout = graphs.configuration(layer)["dropout"]
+    is_explicit = return_attention_scores or dropout > 0.0
     is_plain = not (held or use_causal_mask or return_attention_scores)
     by_head = tuple(scores.shape[1:]) if is_plain else (*shape[:2], scores.shape[-1])
     options = {"causal": use_causal_mask, "is_zeroed": is_explicit}
     weights, every = _weights_by_head(parts, name, scores, by_head, held, **options)
+    weights = _dropped(parts, name, weights, dropout)
     y = _matmul(parts, [weights, value], parts.name(name, "context"))
     if is_grouped:
         y = _reshape(parts, y, (*shape[:2], y.shape[-1]), parts.name(name, "ungrouped"))

@@ -7,7 +7,7 @@ import keras
 
 from kerasq import graph as graphs
 from kerasq.layers import SequenceLSTM, Take
-from kerasq.prepare.recurrence import MERGES
+from kerasq.prepare.recurrence import MERGES, input_dropout
 from kerasq.targets import Target
 
 L = keras.layers
@@ -70,10 +70,11 @@ def _is_known(layer: keras.Layer) -> bool:
 def _one_way(graph: graphs.Graph, layer: keras.layers.LSTM, name: str, x: Any) -> Any:
     """The layer, called "<name>_steps" where it returns the last step alone."""
     steps = name if layer.return_sequences else graph.free_name(f"{name}_steps", set())
-    # As in parts of layers, activity regularizers and dropout are left out.
+    if layer.dropout:
+        x = input_dropout(layer.dropout, graph.free_name(f"{name}_dropout", set()), x)(x)
     own = {"return_sequences": True, "dropout": 0.0, "recurrent_dropout": 0.0, "unroll": False}
     config = graphs.configuration(layer) | own | {"go_backwards": False}
-    config |= {"name": steps, "dtype": "float32", "activity_regularizer": None}
+    config |= {"name": steps, "dtype": "float32"}
     made = SequenceLSTM.from_config(config)
     y = made(keras.ops.flip(x, axis=1) if layer.go_backwards else x)
     made.set_weights(layer.get_weights())

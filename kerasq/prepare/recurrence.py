@@ -3,8 +3,8 @@
 Of a sequence of known length each step has layers of its own, that share weights and ranges with
 those of the other steps. What the input adds to gates is one Dense for all steps, "<name>_input".
 Sums, gates and states have 16 bits; "<name>_state" is what the next step's Dense, and whoever reads
-the layer, gets of a state. A step that is masked keeps the states, by SELECT_V2. Dropout in
-training, and activity regularizers, are left out.
+the layer, gets of a state. A step that is masked keeps the states, by SELECT_V2. Dropout of what
+the steps read is a Dropout; that of states, in training, is left out, and said to be.
 """
 
 import dataclasses
@@ -140,12 +140,22 @@ def _loop(
             trainable=layer.trainable and cell.trainable,
             is_backward=layer.go_backwards and i == 0,
         )
-        steps, found = _CELLS[type(cell)](loop, x, given)
+        steps, found = _CELLS[type(cell)](loop, _dropped(parts, own, x, cell.dropout), given)
         steps = loop.returned(steps)
         last += found
         if not is_last:
             x = _sequence(parts, parts.name(own, "steps"), steps)
     return steps, last
+
+
+def _dropped(parts: Parts, name: str, x: Any, rate: float) -> Any:
+    """A sequence some of whose features are 0 in training: Dropout, "<name>_dropout"."""
+    return parts.call(input_dropout(rate, parts.name(name, "dropout"), x), x) if rate else x
+
+
+def input_dropout(rate: float, name: str, x: Any) -> keras.layers.Dropout:
+    """Dropout of the same features in all steps of a sequence, as cells do."""
+    return L.Dropout(rate, noise_shape=(None, 1, *x.shape[2:]), name=name, dtype="float32")
 
 
 def _masked(layer: keras.layers.RNN, held: list, given: list) -> str:

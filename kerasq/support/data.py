@@ -90,8 +90,7 @@ def with_labels(
     Raises:
         ValueError: as `batches`.
     """
-    is_pair = isinstance(data, tuple) and len(data) == 2 and not _is_all_inputs(model, data)
-    if is_pair and sample_count(model, data[0]) is not None:
+    if _is_pair(model, data) and sample_count(model, data[0]) is not None:
         yield from labelled_batches(model, data, batch_size)
     elif data is None or isinstance(data, str) or sample_count(model, data) is not None:
         yield from ((x, None) for x in batches(model, data, batch_size))
@@ -157,8 +156,16 @@ def sample_count(model: keras.Model, data: Any) -> int | None:
 
 def labelled_count(model: keras.Model, data: Any) -> int | None:
     """As `sample_count`, of data as `with_labels` takes them."""
-    is_pair = isinstance(data, tuple) and len(data) == 2 and not _is_all_inputs(model, data)
-    return sample_count(model, data[0] if is_pair else data)
+    return sample_count(model, data[0] if _is_pair(model, data) else data)
+
+
+def _is_pair(model: keras.Model, data: Any) -> bool:
+    """Whether data is `(x, y)`."""
+    if not isinstance(data, tuple) or len(data) != 2:
+        return False
+    # Of a model of two inputs `([a, b], y)`.
+    has_inputs = isinstance(data[0], (list, tuple)) and _is_all_inputs(model, data[0])
+    return has_inputs or not _is_all_inputs(model, data)
 
 
 def _is_all_inputs(model: keras.Model, data: Any) -> bool:

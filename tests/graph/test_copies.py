@@ -115,3 +115,22 @@ def test_classes_without_a_name_in_files_are_named():
     layer = type("Own", (L.Layer,), {"__init__": lambda self, f: L.Layer.__init__(self)})(within)
     with pytest.raises(ValueError, match=r"Received: 'own\w*' \(Own\): Object Own was created by"):
         kerasq.graph.copy_layer(layer)
+
+
+@pytest.mark.parametrize("overrides", [None, {"own": "float"}])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rule: L.Dense(3, activation="relu", activity_regularizer=rule, name="own"),
+        lambda rule: L.Dense(3, lambda x: ops.tanh(2.0 * x), activity_regularizer=rule, name="own"),
+        lambda rule: L.LSTM(3, activity_regularizer=rule, name="own"),
+    ],
+)
+@pytest.mark.parametrize("rule", [keras.regularizers.L1(0.3), Squares(0.3)])
+def test_what_layers_return_is_regularized(make, rule, overrides):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((5, 4)), make(rule), L.Dense(2)])
+    q = networks.quantized(model, x := networks.data(model, 32), overrides=overrides)
+    model(x, training=True), q(x, training=True)
+    (want,), (got,) = model.losses, q.losses
+    np.testing.assert_allclose(got, want, rtol=0.02)

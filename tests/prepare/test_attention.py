@@ -94,3 +94,25 @@ def test_conditions_are_attended_to_in_float(capsys):
     assert "'heads' (MultiHeadAttention: integer only of sequences" in capsys.readouterr().out
     lite = kerasq.export_tflite(q)
     np.testing.assert_allclose(lite.predict(data), networks.run(q, data), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: L.MultiHeadAttention(2, 4, dropout=0.5)(x, x),
+        lambda x: L.GroupQueryAttention(4, 4, 2, dropout=0.5)(x, x),
+        lambda x: L.Attention(dropout=0.5)([x, x]),
+        lambda x: L.AdditiveAttention(dropout=0.5)([x, x]),
+    ],
+)
+def test_probabilities_are_dropped_in_training_alone(make):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 8), name="x")
+    model = keras.Model(x, make(x))
+    q = networks.quantized(model, data := networks.data(model, scale=1.0))
+    want = networks.run(q, data)
+    one, other = (np.asarray(q(data, training=True)) for _ in range(2))
+    assert np.ptp([one, other], axis=0).max() > 0.1 * np.abs(want).max()
+    lite = kerasq.export_tflite(q)
+    assert lite.float_ops == []
+    np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))

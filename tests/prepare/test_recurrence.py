@@ -369,3 +369,22 @@ def test_states_under_a_mask_have_a_range_for_all_steps():
     states = networks.run(model, data)
     assert np.abs(states[:, -1]).max() < 0.5 * np.abs(states).max()
     assert high >= 0.999 * np.abs(states).max()
+
+
+@pytest.mark.parametrize("recurrence", ["unrolled", "fused"])
+def test_dropout_of_what_steps_read(recurrence, capsys):
+    """Of the same features in all steps; that of states is said to be left out."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((5, 4), name="x")
+    lstm = L.LSTM(3, dropout=0.5, recurrent_dropout=0.2, name="lstm")
+    model = keras.Model(x, L.Bidirectional(lstm, name="both")(x))
+    q = kerasq.quantize_model(model, recurrence=recurrence)
+    assert "Left out in training: recurrent_dropout of 'both'." in capsys.readouterr().out
+    kerasq.calibrate(q, data := networks.data(model, 32))
+    dropouts = [layer for layer in q.layers if isinstance(layer, L.Dropout)]
+    assert len(dropouts) == 2
+    ones = np.asarray(dropouts[0](np.ones((8, 5, 4), np.float32), training=True))
+    assert set(ones.flat) == {0.0, 2.0} and np.ptp(ones, axis=1).max() == 0.0
+    one, other = (np.asarray(q(data, training=True)) for _ in range(2))
+    assert (one != other).any()
+    np.testing.assert_array_equal(kerasq.export_tflite(q).predict(data), networks.run(q, data))
