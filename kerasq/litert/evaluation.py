@@ -49,7 +49,8 @@ def _by_output(metrics: Any, outputs: list[str]) -> dict[str, list]:
             "`metrics` must be a list, or a dict by output where the model has several. "
             f"Received: metrics={metrics!r} for outputs {outputs}."
         )
-    return metrics
+    # One metric may stand without a list, as in Keras's `compile`.
+    return {k: [*v] if isinstance(v, (list, tuple)) else [v] for k, v in metrics.items()}
 
 
 def _batches(data: Any) -> Any:

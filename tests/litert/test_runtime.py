@@ -439,7 +439,7 @@ def test_evaluate_several_outputs_by_name():
     found = lite.evaluate((x, {"score": score, "label": label}), {"label": ["accuracy"]})
     expected = np.mean(lite.predict(x)["label"].argmax(-1) == label)
     assert found == {"label_accuracy": pytest.approx(expected)}
-    both = {"score": ["accuracy"], "label": ["accuracy"]}
+    both = {"score": "accuracy", "label": ["accuracy"]}
     found = lite.evaluate((x, [score, label]), both)
     assert found["label_accuracy"] == pytest.approx(expected) and "score_accuracy" in found
     with pytest.raises(ValueError, match=r"a dict by output.*\['score', 'label'\]"):
