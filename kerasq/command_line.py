@@ -32,7 +32,7 @@ from kerasq.calibration.observers import OBSERVERS
 from kerasq.comparison.compare import compare
 from kerasq.export.tflite import export_tflite
 from kerasq.firmware.kit import deploy
-from kerasq.legacy import load_model
+from kerasq.legacy import UnsafeFileError, load_model
 from kerasq.litert import contents, flatbuffer
 from kerasq.litert.micro import least_arena
 from kerasq.litert.refusals import NPU, Refusal, beside_npu, refusals
@@ -89,6 +89,27 @@ def _out(values: flags.FlagValues, text: str) -> None:
     flags.mark_flag_as_required("out", flag_values=values)
 
 
+def _safe_mode(values: flags.FlagValues) -> None:
+    """The flag of `_model`."""
+    text = (
+        "Whether to refuse model files that hold code, such as that of a Lambda. "
+        "--safe_mode=false runs that code, whatever it does: only for files that you trust."
+    )
+    flags.DEFINE_boolean("safe_mode", True, text, flag_values=values)
+
+
+def _model(values: flags.FlagValues, path: str) -> keras.Model:
+    """A model, read as the flag of `_safe_mode` says.
+
+    Raises:
+        ValueError: as `load_model`; for a file that is refused by that flag it names it.
+    """
+    try:
+        return load_model(path, safe_mode=values.safe_mode)
+    except UnsafeFileError as error:
+        raise ValueError(f"{error} In a shell that is --safe_mode=false.") from error
+
+
 def _define_quantize(values: flags.FlagValues) -> None:
     _data(values, "Samples to calibrate on")
     _out(values, "The .tflite file.")
@@ -103,6 +124,7 @@ def _define_quantize(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "labels", [], "Names of the classes, which go into the file.", flag_values=values
     )
+    _safe_mode(values)
 
 
 def _quantize(values: flags.FlagValues, path: str) -> None:
@@ -110,7 +132,7 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
         check_writable(written)
     if values.keras and pathlib.Path(values.keras).suffix != ".keras":
         raise ValueError(f"--keras must name a .keras file. Received: {values.keras!r}.")
-    model = load_model(path)
+    model = _model(values, path)
     x = _samples(values, model.inputs)
     quantized = quantize_model(model, values.scheme, target=values.target)
     calibrate(quantized, x, method=values.method)
@@ -242,13 +264,13 @@ def _say_whether(values: flags.FlagValues, accuracy: Any) -> None:
         print("\nNo accuracy: the labels are no classes of an output.")
 
 
-def _quantized(path: str) -> keras.Model:
+def _quantized(values: flags.FlagValues, path: str) -> keras.Model:
     """A quantized model.
 
     Raises:
         ValueError: for another one.
     """
-    model = load_model(path)
+    model = _model(values, path)
     require_quantized(model)
     return model
 
@@ -262,10 +284,11 @@ def _simulated(model: keras.Model, path: str) -> TFLiteModel:
 def _define_compare(values: flags.FlagValues) -> None:
     _data(values, "Samples to compare on")
     _labels(values)
+    _safe_mode(values)
 
 
 def _compare(values: flags.FlagValues, quantized: str, path: str) -> None:
-    model = _quantized(quantized)
+    model = _quantized(values, quantized)
     lite = _simulated(model, path)
     found = compare(model, lite, x=_labelled(values, _samples(values, model.inputs), lite))
     print(found)
@@ -286,15 +309,16 @@ def _define_report(values: flags.FlagValues) -> None:
         "A folder for the figures of all layers as node data of Model Explorer.",
         flag_values=values,
     )
+    _safe_mode(values)
 
 
 def _report(values: flags.FlagValues, *paths: str) -> None:
     check_page(values.out)
     if values.model_explorer:
         make_folder(values.model_explorer)
-    model = _quantized(paths[0]) if len(paths) > 1 else None
+    model = _quantized(values, paths[0]) if len(paths) > 1 else None
     lite = TFLiteModel(paths[-1]) if model is None else _simulated(model, paths[-1])
-    before = load_model(values.float) if values.float else None
+    before = _model(values, values.float) if values.float else None
     x = _samples(values, lite.inputs if model is None else model.inputs)
     data = _labelled(values, x, lite)
     verdict = report(
@@ -326,6 +350,7 @@ def _define_deploy(values: flags.FlagValues) -> None:
     )
     text = "Width of the multipliers in model_multipliers.h, for kernels of your own."
     flags.DEFINE_integer("multiplier_bits", None, text, 2, 31, flag_values=values)
+    _safe_mode(values)
 
 
 def _deploy(values: flags.FlagValues, path: str) -> None:
@@ -345,7 +370,7 @@ def _deploy(values: flags.FlagValues, path: str) -> None:
         count=values.count,
         name=values.name,
         compiled=values.compiled,
-        model=values.quantized and load_model(values.quantized),
+        model=values.quantized and _model(values, values.quantized),
         multiplier_bits=values.multiplier_bits,
     )
     print("\n".join(str(pathlib.Path(values.out) / name) for name in names))

@@ -22,7 +22,13 @@ from kerasq.support.files import path_of
 _IGNORED = ("name", "training")
 
 
-def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> keras.Model:
+class UnsafeFileError(ValueError):
+    """A file was not read, since reading it would run code, or read files that it names."""
+
+
+def load_model(
+    path: str | os.PathLike, custom_objects: dict | None = None, *, safe_mode: bool = True
+) -> keras.Model:
     """Reads a model of Keras 3, or of Keras 2: TensorFlow 2.0 to 2.15, `tf_keras`.
 
     Models of Keras 2 are read by `tf_keras` and rebuilt: same layers, names, weights and outputs.
@@ -31,34 +37,48 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None) -> k
         path: a .keras or .h5 file.
         custom_objects: by name, classes and functions of your own in it; of `tf_keras` for a file
             of Keras 2.
+        safe_mode: as for `keras.models.load_model`: whether a file is refused that holds code (a
+            Lambda of a Python lambda; in a .h5 file any Lambda). False runs that code, whatever it
+            does: only for a file that you trust. Of what a lambda names around itself, such as
+            modules, a file keeps nothing; a named function, given in `custom_objects`, needs none.
 
     Raises:
         FileNotFoundError: where there is no file at the path.
         ImportError: where a file of Keras 2 needs `tf_keras`, which is not installed.
-        ValueError: for a file that is damaged, or holds code (a Lambda), and for layers that Keras
-            3 does not have.
+        ValueError: for a file that is damaged, or holds code in safe mode, and for layers that
+            Keras 3 does not have.
     """
+    safe_mode = safe_mode is not False  # None, or 0, is no leave to run code.
     path = path_of(path)
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file. Received: {str(path)!r}.")
-    with _reading(path):
+    with _reading(path, safe_mode):
         if h5py.is_hdf5(path):
             hdf5.check(path)
+            if safe_mode:
+                _check_no_code(path)
             is_old = _is_of_keras2(path)
         else:
             is_old = _is_archive_of_keras2(path)
     library = optional.load("tf_keras", "legacy") if is_old else keras
-    with _reading(path):
-        model = library.models.load_model(path, custom_objects=custom_objects, compile=False)
+    with _reading(path, safe_mode):
+        model = library.models.load_model(
+            path, custom_objects=custom_objects, compile=False, safe_mode=safe_mode
+        )
     return rebuild(model) if is_old else model
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
+def _reading(path: pathlib.Path, safe_mode: bool) -> Iterator[None]:
     """Makes a ValueError of whatever readers of files raise, which is anything on damaged ones."""
     try:
         yield
+    except UnsafeFileError:
+        raise
     except Exception as error:
+        # Keras refuses code, and files that a file names, by a ValueError that says how to.
+        if safe_mode and isinstance(error, ValueError) and "safe_mode=False" in str(error):
+            raise _unsafe(path, str(error).partition(". ")[0]) from error
         raise ValueError(
             "`path` must be a model file that Keras reads. Received: "
             f"{str(path)!r}: {type(error).__name__}: {f'{error!s:.500}'.rstrip('.')}. Save the "
@@ -67,23 +87,28 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _is_of_keras2(path: pathlib.Path) -> bool:
-    """Whether a .h5 file was saved by Keras 2.
+def _unsafe(path: pathlib.Path, found: str) -> UnsafeFileError:
+    """The error of a file that safe mode refuses."""
+    return UnsafeFileError(
+        "A model file must hold no code, which reading it would run, and name no other files. "
+        f"Received: {str(path)!r}: {found:.300}. Replace that by a layer or `keras.ops`; or, if "
+        "you trust the file, load it with `safe_mode=False`, which runs its code."
+    )
 
-    Raises:
-        ValueError: for one that holds code.
-    """
+
+def _check_no_code(path: pathlib.Path) -> None:
+    """Raises an UnsafeFileError for a .h5 file that holds code."""
+    # tf_keras, and Keras before 3.11.3, would run it, whatever their `safe_mode` is.
     with h5py.File(path) as file:
-        # tf_keras, and Keras before 3.11.3, would run it, whatever their `safe_mode` is.
         held = sorted(_held_code(json.loads(file.attrs["model_config"])))
-        version = str(file.attrs.get("keras_version", "2"))
     if held:
-        raise ValueError(
-            "A .h5 file must hold no code, which reading it would run. Received: Lambda in "
-            f"{held}. Replace it by a layer or `keras.ops`; or, if you trust the file, load it "
-            "with tf_keras and give quantize_model that model."
-        )
-    return version < "3"
+        raise _unsafe(path, f"Lambda in {held}")
+
+
+def _is_of_keras2(path: pathlib.Path) -> bool:
+    """Whether a .h5 file was saved by Keras 2."""
+    with h5py.File(path) as file:
+        return str(file.attrs.get("keras_version", "2")) < "3"
 
 
 def _is_archive_of_keras2(path: pathlib.Path) -> bool:

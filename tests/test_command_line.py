@@ -281,6 +281,43 @@ def test_samples_of_several_inputs_go_by_name(tmp_path):
     ]
 
 
+def test_files_with_code_are_read_where_they_are_trusted(tmp_path, capsys):
+    """By each command that reads model files, and none does so unless it is told."""
+    image = keras.Input((4,), name="image")
+    # TensorFlow's `cumsum` has no kernel: the quantized model holds the Lambda too.
+    sums = keras.layers.Lambda(lambda x: __import__("tensorflow").cumsum(x, 1), (4,), name="sums")
+    keras.Model(image, keras.layers.Dense(2, name="head")(sums(image))).save(tmp_path / "f.keras")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(8, 4)))
+    lite, page = tmp_path / "q.tflite", tmp_path / "q.html"
+    both = [tmp_path / "q.keras", lite]
+    commands = [
+        ["quantize", tmp_path / "f.keras", f"--out={lite}", f"--keras={both[0]}"],
+        ["compare", *both],
+        ["report", *both, f"--out={page}"],
+        ["report", lite, f"--out={page}", f"--float={tmp_path / 'f.keras'}"],
+    ]
+    for command in commands:
+        arguments = [*map(str, command), f"--data={tmp_path / 'x.npy'}"]
+        capsys.readouterr()
+        assert main(arguments) == 1
+        printed = capsys.readouterr().err
+        assert "must hold no code" in printed and "--safe_mode=false" in printed
+        assert main([*arguments, "--safe_mode=false"]) == 0
+
+
+def test_deploy_refuses_a_model_with_code(files, capsys):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: 2 * x)])
+    model.save(files / "code.keras")
+    arguments = ["deploy", str(files / "model.tflite"), f"--data={files / 'images'}"]
+    arguments += [f"--out={files / 'kit'}", f"--compiled={files / 'model.tflite'}"]
+    arguments += [f"--quantized={files / 'code.keras'}"]
+    assert main(arguments) == 1
+    assert "--safe_mode=false" in capsys.readouterr().err
+    # It is read: what is wrong next is the other file.
+    assert main([*arguments, "--safe_mode=false"]) == 1
+    assert "must be a file that Vela has written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("buffering", [1, -1])  # It breaks at a line, or at the end.
 def test_a_pipe_that_nobody_reads_is_no_message(files, capfd, monkeypatch, buffering):
     reader, writer = os.pipe()

@@ -276,8 +276,10 @@ def test_h5_files_with_code_are_not_run(library, tmp_path):
     ]
     library.Sequential(layers).save(tmp_path / "code.h5")
     os.rmdir(ran)
-    with pytest.raises(ValueError, match=r"must hold no code.*Received: Lambda in \['f'\]"):
-        kerasq.load_model(tmp_path / "code.h5")
+    match = r"must hold no code.*Received: .*code.h5': Lambda in \['f'\].*`safe_mode=False`"
+    for safe in ({}, {"safe_mode": True}, {"safe_mode": None}, {"safe_mode": 0}):
+        with pytest.raises(ValueError, match=match):
+            kerasq.load_model(tmp_path / "code.h5", **safe)
     assert not os.path.exists(ran)
 
 
@@ -285,8 +287,33 @@ def test_h5_files_with_code_are_not_run(library, tmp_path):
 def test_keras_files_with_code_are_not_run(library, tmp_path):
     double = library.layers.Lambda(lambda x: 2 * x)
     library.Sequential([library.Input((4,)), double]).save(tmp_path / "code.keras")
-    with pytest.raises(ValueError, match=r"Received: .*code.keras.*safe_mode"):
-        kerasq.load_model(tmp_path / "code.keras")
+    match = r"must hold no code.*Received: .*code.keras': Requested the .*ambda.*`safe_mode=False`"
+    for safe in ({}, {"safe_mode": True}, {"safe_mode": None}, {"safe_mode": 0}):
+        with pytest.raises(ValueError, match=match):
+            kerasq.load_model(tmp_path / "code.keras", **safe)
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize("library", [keras, tf_keras])
+def test_code_of_a_file_runs_where_it_is_trusted(library, suffix, tmp_path):
+    layers = [library.Input((4,)), library.layers.Dense(3)]
+    layers += [library.layers.Lambda(lambda x: 2 * x, name="double")]
+    model = library.Sequential(layers)
+    model.save(tmp_path / f"code.{suffix}")
+    loaded, x = kerasq.load_model(tmp_path / f"code.{suffix}", safe_mode=False), data(model)
+    np.testing.assert_allclose(networks.run(loaded, x), networks.run(model, x), atol=1e-6)
+
+
+def twice(x):
+    return 2 * x
+
+
+def test_functions_by_name_are_no_code_in_a_file(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(twice)])
+    model.save(tmp_path / "named.keras")
+    loaded = kerasq.load_model(tmp_path / "named.keras", custom_objects={"twice": twice})
+    x = np.ones((2, 4), "f")
+    np.testing.assert_array_equal(networks.run(loaded, x), 2 * x)
 
 
 @pytest.mark.parametrize("make", [pruned, clustered])

@@ -17,9 +17,9 @@ from kerasq.ptq import reference
 from kerasq.ptq.adaround import adaround
 from kerasq.ptq.bias_correction import correct_biases
 from kerasq.ptq.seq_mse import seq_mse
+from kerasq.ptq.units import calls_of_kernels
 from kerasq.quantize import quantize_model
 from kerasq.scales import FREE
-from kerasq.scheme import resolve
 from kerasq.support import tables
 from kerasq.support.data import batches
 from kerasq.support.sqnr import sqnr
@@ -118,9 +118,10 @@ def post_training(
         model: as for `quantize_model`. It is not changed.
         data: as for `calibrate`, two samples or more; all are kept in memory. None for none.
         scheme: as for `quantize_model`.
-        recipe: names of steps; or "auto": "ranges" and "round" where weights have fewer than 8
-            bits, "equalize" and "absorb" where they have one scale a tensor, "correct" in both
-            cases, and "correct_by_statistics": at 8 bits it takes little longer than to calibrate.
+        recipe: names of steps; or "auto": "ranges" and "round" where weights of a layer have fewer
+            than 8 bits, by `scheme` or `overrides`, "equalize" and "absorb" where weights have one
+            scale a tensor, "correct" in both cases, and "correct_by_statistics": at 8 bits it takes
+            little longer than to calibrate.
         overrides: as for `quantize_model`.
         granularity: as for `quantize_model`.
         keep_zeros: as for `quantize_model`: whether "round" must leave weights of 0 at 0.
@@ -153,45 +154,46 @@ def post_training(
         "target": target,
         "scales": scales,
     }
-    names = _recipe(recipe, scheme, granularity, data is not None)
+    names = _named(recipe, data is not None)
     if data is None and input_range is None:
         raise ValueError(
             "`input_range` must be given without data: the ends of what the model is fed, such as "
             "(0, 255). Received: neither."
         )
     quantized = quantize_model(model, **options)
+    if recipe == "auto":
+        names = _automatic(quantized, granularity, data is not None)
     parts = None if data is None else _parts(quantized, data, steps)
     run = _Run(options, parts, input_range, {"iterations": iterations, "seed": seed})
     run.start(model, quantized)
-    for name in names:
-        run.step(name)
+    for name in STEPS:
+        if name in names:
+            run.step(name)
     found = PostTraining(model=run.model, steps=tuple(run.steps), held_back=run.held_back)
     print(found)
     return found
 
 
-def _recipe(
-    recipe: str | Sequence[str], scheme: str, granularity: str, has_data: bool
-) -> list[str]:
-    """The names of the steps, in their order.
+def _automatic(quantized: keras.Model, granularity: str, has_data: bool) -> set[str]:
+    """The steps of "auto", by what the layers of a quantized model have."""
+    names = {"correct_by_statistics"}
+    layers = [call for calls in calls_of_kernels(quantized).values() for call in calls]
+    if any(layer.bits.weight_bits < 8 for layer in layers):
+        names |= {"ranges", "round", "correct"}
+    if granularity == "per_tensor":
+        names |= {*_FLOAT_STEPS, "correct"}
+    return names if has_data else names - {*NEEDS_DATA}
+
+
+def _named(recipe: str | Sequence[str], has_data: bool) -> set[str]:
+    """The steps that a recipe names; none of "auto".
 
     Raises:
         ValueError: for unknown ones, and those that need data without any.
     """
     if recipe == "auto":
-        names = {"correct_by_statistics"}
-        if resolve(scheme).weight_bits < 8:
-            names |= {"ranges", "round", "correct"}
-        if granularity == "per_tensor":
-            names |= {*_FLOAT_STEPS, "correct"}
-        names -= set() if has_data else {*NEEDS_DATA}
-    else:
-        names = {recipe} if isinstance(recipe, str) else {*recipe}
-        _check_recipe(names, has_data)
-    return [name for name in STEPS if name in names]
-
-
-def _check_recipe(names: set[str], has_data: bool) -> None:
+        return set()
+    names = {recipe} if isinstance(recipe, str) else {*recipe}
     if unknown := sorted(names - {*STEPS}):
         raise ValueError(f'`recipe` must be "auto" or names among {[*STEPS]}. Received: {unknown}.')
     if not has_data and (lacking := sorted(names & {*NEEDS_DATA})):
@@ -199,6 +201,7 @@ def _check_recipe(names: set[str], has_data: bool) -> None:
             f"`data` must be given for the steps {[*NEEDS_DATA]}. Received: none, and {lacking} in "
             "`recipe`."
         )
+    return names
 
 
 def _parts(model: keras.Model, data: Any, steps: int | None) -> tuple[Any, Any]:

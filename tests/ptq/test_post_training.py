@@ -150,6 +150,21 @@ def test_at_8_bits_it_is_quick():
     assert [x.name for x in found.steps] == ["calibrate", "correct_by_statistics"]
 
 
+def test_auto_looks_at_the_widths_of_layers():
+    """By `scheme` or by `overrides`, of all layers or of one."""
+    model = networks.mlp()
+
+    def steps(**options):
+        found = kerasq.post_training(model, data(model), iterations=20, **options)
+        return [x.name for x in found.steps]
+
+    narrow = steps(scheme="w3a8")
+    assert narrow[:3] == ["calibrate", "ranges", "round"]
+    assert steps(overrides={"*": "w3a8"}) == narrow
+    assert steps(overrides={"hidden": "w3a8"})[:3] == narrow[:3]
+    assert steps(scheme="w3a8", overrides={"*": "w8a8"}) == ["calibrate"]
+
+
 def untrained():
     return keras.Sequential(
         [keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.ReLU(), L.Dense(2)]
