@@ -220,7 +220,14 @@ ELSEWHERE = {
     layers.Masked,  # tests/prepare/test_masks.py
     "glu",
 }
-ELSEWHERE |= {layers.AddLoss, layers.ArgMax, layers.ArgMin, layers.Divide, layers.Compare}
+ELSEWHERE |= {
+    layers.AddLoss,
+    layers.ActivityRegularizer,
+    layers.ArgMax,
+    layers.ArgMin,
+    layers.Divide,
+    layers.Compare,
+}
 ELSEWHERE |= {layers.Select}
 # Parts of the normalizations in tests/prepare/test_normalization.py, and those.
 ELSEWHERE |= {layers.GridMean, layers.InverseRoot, layers.UnitMatmul, layers.UnitAdd}

@@ -202,7 +202,7 @@ def test_a_token_for_each_sample_is_integer_and_trains(repeat):
     assert not lite.float_ops
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     assert networks.sqnr(model, q, x) > 25
-    (token,) = [x for x in q.trainable_variables if re.match("add.*/bias", x.path)]
+    (token,) = [x for x in q.trainable_variables if re.match("t_add.*/bias", x.path)]
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(q(x, training=True))
     assert np.all(tape.gradient(loss, token.value) != 0.0)
