@@ -46,8 +46,13 @@ class Scale(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(shape, "zeros", name="bias", trainable=trains)
 
+    @property
+    def gain_and_shift(self) -> tuple[Any, ...]:
+        """The weights, the shift if there is one; their order in `weights` is who trains first."""
+        return (self.kernel, self.bias) if self.use_bias else (self.kernel,)
+
     def assign(self, gain: Any, *shift: Any) -> None:
-        """Sets the weights, whose order in `weights` hangs on which of them train."""
+        """Sets them."""
         self.kernel.assign(gain)
         if self.use_bias:
             self.bias.assign(*shift)
@@ -167,15 +172,13 @@ class Constant(keras.layers.Layer):
         self.value = self.add_weight(name="value", initializer="zeros", **options)
 
     def call(self, x: Any) -> Any:
-        """The values, as one sample."""
-        # One sample, which goes with any number of them: that of the batch is not known here.
+        """The values, as one sample, which goes with any number of them."""
         del x
         return keras.ops.expand_dims(self.value, 0)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the values, for any number of samples."""
+        """That of the values, of any number of samples: a sum has as many as what is added."""
         del input_shape
-        # One, which a sum of it and others would pass on, is not what the others have.
         return (None, *self.shape)
 
     def get_config(self) -> dict:

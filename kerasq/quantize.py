@@ -165,6 +165,9 @@ def quantize_model(
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
+    graph, lost = unsupported.without_lost_regularizers(graph)
+    if lost:
+        print(f"Left out in training: activity_regularizer of {', '.join(map(repr, lost))}.")
     check_finite(graph.model)
     _say_unknown_shapes(graph.model)
     check_variances(graph.model)
@@ -272,7 +275,7 @@ def _plan(
     named = {key: fitting(key, layers) for key in overrides or {}}
     schemes, floats = _floats(graph, schemes, named, symmetric)
     if dropped := unsupported.dropped_states(graph, floats):
-        print(f"Left out in training: recurrent_dropout of {', '.join(dropped)}.")
+        print(f"Left out in training: recurrent_dropout of {', '.join(map(repr, dropped))}.")
     fused = graph
     if is_fused:
         fused = fused_recurrence.fuse(graph, floats, schemes, target)

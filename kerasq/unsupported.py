@@ -7,6 +7,7 @@ import keras
 
 from kerasq import convertible, fits, registry
 from kerasq import graph as graphs
+from kerasq.layers import ActivityRegularizer
 from kerasq.prepare import masks, operations
 from kerasq.rule import Output, Rule
 from kerasq.scheme import fitting
@@ -309,6 +310,50 @@ def _moves_samples(node: graphs.Node) -> bool:
     return (moves and x.shape[:1] != y.shape[:1]) or 0 in fits.axes(getattr(layer, "axis", ()), x)
 
 
+def without_lost_regularizers(graph: graphs.Graph) -> tuple[graphs.Graph, list[str]]:
+    """A graph without activity regularizers that are in the way, and the names of their layers.
+
+    In front of what a layer is fused with its own values are none in the quantized model, and
+    outputs of a model keep the names of their layers. Attention and Bidirectional have theirs
+    inside, where their parts are.
+    """
+    ends = {id(y) for y in keras.tree.flatten(graph.model.outputs)}
+    readers: dict[int, list[graphs.Node]] = {}
+    for node in graph.nodes:
+        for x in node.inputs:
+            readers.setdefault(id(x), []).append(node)
+
+    def is_lost(node: graphs.Node) -> bool:
+        y = id(node.outputs[0])
+        is_fused = any(_is_fused(reader.layer) for reader in readers.get(y, []))
+        return isinstance(node.layer, ActivityRegularizer) and (y in ends or is_fused)
+
+    lost = {
+        id(node): graphs.origin(node.inputs[0])[0].name for node in graph.nodes if is_lost(node)
+    }
+    inside = [node.source.name for node in graph.nodes if _regularizes_inside(node.layer)]
+    if not lost:
+        return graph, inside
+    names = [*dict.fromkeys([*lost.values(), *inside])]
+
+    def call(node: graphs.Node, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if id(node) in lost else graphs.copy_call(node.layer, *args, **kwargs)
+
+    return graphs.transform(graph, call), names
+
+
+def _is_fused(layer: keras.layers.Layer) -> bool:
+    """Whether a layer becomes part of the one before it."""
+    is_relu = registry.activation_name(layer).startswith("relu")
+    return is_relu or isinstance(layer, (keras.layers.ReLU, keras.layers.BatchNormalization))
+
+
+def _regularizes_inside(layer: keras.layers.Layer) -> bool:
+    loops = [getattr(layer, f"{way}_layer", None) for way in ("forward", "backward")]
+    own = getattr(layer, "_activity_regularizer", None)  # Of an attention.
+    return bool(own or any(getattr(x, "activity_regularizer", None) for x in loops))
+
+
 def dropped_states(graph: graphs.Graph, floats: frozenset[str]) -> list[str]:
     """The integer layers whose cells drop states in training, which their steps do not."""
     found = []
@@ -318,5 +363,5 @@ def dropped_states(graph: graphs.Graph, floats: frozenset[str]) -> list[str]:
         loops = (layer.forward_layer, layer.backward_layer) if is_both else (layer,)
         cells = [x for loop in loops if type(loop) in fits.RECURRENT for x in fits.cells(loop)]
         if layer.name not in floats and any(x.recurrent_dropout for x in cells):
-            found.append(repr(node.source.name))
+            found.append(node.source.name)
     return found

@@ -68,10 +68,10 @@ class _Wrapping:
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
-        # By name of the layer whose weights they have (`Source.weights_of`), and their shapes.
+        # By name of the layer whose weights they have (`Source.weights_of`), scheme and shapes.
         self.wrappers: dict[tuple, KernelWrapper] = {}
         self.plain: dict[str, keras.Layer] = {}
-        # By the same, their shape and width.
+        # By name of the first layer of the same variable, scheme, shape and width.
         self.constants: dict[tuple, Any] = {}
         # By name of the layer whose range they share (`Source.range_of`), and what must be equal;
         # or by what a concatenation and its inputs share.
@@ -92,7 +92,7 @@ class _Wrapping:
         if not isinstance(layer, Constant) or layer.constant:
             return self._wrapper(node, call)(*args)
         # One variable of the user's is one tensor, whatever it is called on.
-        key = (node.source.weights_of, layer.shape, call.writes)
+        key = (node.source.weights_of, call.scheme, layer.shape, call.writes)
         if key not in self.constants:
             self.constants[key] = self._wrapper(node, call)(*args)
         return self.constants[key]
@@ -174,7 +174,8 @@ class _Wrapping:
         behind = {} if call.batch_norm is None else call.batch_norm.kwargs
         options["fixed_batch_norm"] = behind.get("training") is False
         # One slope of a PReLU is one for each channel here, of which calls may have other numbers.
-        key = (node.source.weights_of, *(tuple(w.shape) for w in layer.weights))
+        shapes = (tuple(w.shape) for w in layer.weights)
+        key = (node.source.weights_of, call.scheme, *shapes)
         first = self.wrappers.get(key)
         if first is not None:
             return KernelWrapper.sharing(first, name=layer.name, **options)

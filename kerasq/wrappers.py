@@ -524,7 +524,7 @@ def preprocessing_of(boundary: Boundary | None) -> Preprocessing | None:
     scale = boundary and _input_scale(boundary)
     if scale is None:
         return None
-    gain, shift = (np.asarray(v, np.float32) for v in scale.get_weights())
+    gain, shift = (np.asarray(v, np.float32) for v in scale.gain_and_shift)
     return Preprocessing(gain=gain, shift=shift)
 
 

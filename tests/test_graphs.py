@@ -909,3 +909,62 @@ def test_what_is_called_twice_trains_one_weight(shape, function):
     lite = kerasq.export_tflite(q)
     for one, other in zip(q.predict_on_batch(x), lite.predict(x).values(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("shape", "functions"),
+    [
+        ((3, 3, 3), [lambda x, w: ops.conv(x, w, padding="same", dilation_rate=2), ops.conv]),
+        (
+            (3, 3),
+            [
+                lambda x, w: ops.einsum("bti,io->bto", x, w),
+                lambda x, w: ops.einsum("bto,io->bti", x, w),
+            ],
+        ),
+        (
+            (3,),
+            [
+                lambda x, w: ops.rms_normalization(x, w, axis=-1, epsilon=1e-3),
+                lambda x, w: ops.rms_normalization(x, w, axis=-1, epsilon=10.0),
+            ],
+        ),
+        ((3,), [lambda x, w: x + w, lambda x, w: w - x, lambda x, w: ops.maximum(x, w)]),
+        ((), [lambda x, w: ops.full_like(x, w) + x, lambda x, w: x * w]),
+    ],
+)
+def test_one_variable_in_several_ways(shape, functions):
+    keras.utils.set_random_seed(0)
+    layer = Own(lambda *_: shape, lambda x, w: [f(x, w) for f in functions])
+    x = keras.Input((6, 3), name="x")
+    model = keras.Model(x, layer(x))
+    for mode in ("auto", "float"):
+        q = kerasq.quantize_model(model, preprocessing=mode)
+        kerasq.calibrate(q, data := networks.data(model, 64, scale=1.0))
+        lite = kerasq.export_tflite(q)
+        for a, b, c in zip(
+            networks.run(model, data), networks.run(q, data), outputs(lite, data), strict=True
+        ):
+            assert np.square(a).sum() > 1000 * np.square(a - b).sum()  # 30 dB
+            np.testing.assert_array_equal(b, c)
+
+
+class Inference(L.Layer):
+    """Calls a layer for inference, always."""
+
+    def __init__(self, inner):
+        super().__init__(name="own")
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x, training=False)
+
+
+@pytest.mark.parametrize("make", [lambda: L.Dropout(0.5), lambda: L.LSTM(3, dropout=0.5)])
+def test_what_is_called_for_inference_drops_nothing(make):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 3), name="x")
+    model = keras.Model(x, Inference(make())(L.Dense(3)(x)))
+    q = networks.quantized(model, data := networks.data(model))
+    assert not [layer for layer in q.layers if isinstance(layer, L.Dropout) and layer.rate]
+    assert networks.sqnr(model, q, data) > 25

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kerasq.graph import internals
-from kerasq.graph.copies import copy_layer, set_weights
+from kerasq.graph.copies import configuration, copy_layer, set_weights
 from kerasq.graph.functional import (
     check,
     is_traced,
@@ -136,7 +136,7 @@ class _Reading:
         output = self.inline(functional, tensors_of(args, kwargs), kwargs.get("training"))
         self._traced.pop()
         self._open.pop()
-        return output
+        return self._regularized(layer, output)
 
     def _split(self, layer: Any, activation: keras.Model, args: tuple, kwargs: dict) -> Any:
         """Calls a copy of a layer without its activation, "<name>_linear", and what that does.
@@ -169,6 +169,7 @@ class _Reading:
     ) -> Any:
         """Calls a copy of a layer, or operation, configuration changed by `changes`."""
         _check_channels(operation, args)
+        changes = self._without_dropout(operation, kwargs) | changes
         if (axes := _squeezed(operation, *args)) is not None:
             changes["axis"] = axes
         layer = copy_layer(operation, name=name, **changes | _known_sizes(operation, args))
@@ -186,16 +187,20 @@ class _Reading:
             refusal=refusal,
             trainable=getattr(operation, "trainable", True) and owner_trains,
         )
-        if isinstance(layer, keras.Layer) and layer.compute_dtype in _HALVES:
-            # Before the call, which builds: layers inside it take their policy from it there.
-            layer.dtype_policy = "float32"
-        if _regularizer_of(operation) is not None:
-            layer.activity_regularizer = None  # `_regularized` has it.
+        _prepare(layer)
         output = layer(*args, **kwargs)
         set_weights(layer, operation)
         self.nodes.append(Node(layer, args, kwargs, output, source))
         is_split = "activation" in changes  # The activation is yet to come.
         return output if is_split else self._regularized(operation, output)
+
+    def _without_dropout(self, operation: Any, kwargs: dict) -> dict[str, Any]:
+        """Changes of a layer that another one calls for inference: it drops nothing, ever."""
+        is_inner = self._traced[-1] and isinstance(operation, keras.layers.Layer)
+        if not is_inner or kwargs.get("training") is not False:
+            return {}
+        config = configuration(operation)
+        return {key: 0.0 for key in ("rate", "dropout", "recurrent_dropout") if config.get(key)}
 
     def _regularized(self, operation: Any, output: Any) -> Any:
         """What a layer returned, behind its `activity_regularizer`, which no wrapper sees."""
@@ -239,6 +244,14 @@ class _Reading:
         name = distinct_name(name, self._names)
         self._names.add(name)
         return name
+
+
+def _prepare(layer: Any) -> None:
+    """Makes a copy what the graph wants, before a call builds it."""
+    if isinstance(layer, keras.Layer) and layer.compute_dtype in _HALVES:
+        layer.dtype_policy = "float32"  # Layers inside it take their policy from it.
+    if _regularizer_of(layer) is not None:
+        layer.activity_regularizer = None  # `_regularized` has it.
 
 
 def _regularizer_of(operation: Any) -> Any:

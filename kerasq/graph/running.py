@@ -72,9 +72,11 @@ def transform(
     # order is that of the new model; of calls that do not read each other, that of the graph.
     place = places(model)
     # What two calls read, such as a cast of labels, was made for the first of them.
-    distinct = {id(node.outputs[0]): node for node in reversed(nodes)}
+    distinct: dict[int, Node] = {}
+    for node in nodes:
+        distinct.setdefault(id(node.outputs[0]), node)
     # Of several outputs of a call, some may be read by nobody.
-    needed = [node for key, node in reversed(distinct.items()) if key in place]
+    needed = [node for key, node in distinct.items() if key in place]
     return Graph(model, sorted(needed, key=lambda node: place[id(node.outputs[0])]))
 
 

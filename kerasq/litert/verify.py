@@ -146,8 +146,7 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if not 0 <= op.opcodeIndex < len(model.operatorCodes):
         yield "whose kind is not there"
         return
-    writes = flatbuffer.op_code(model, op) not in flatbuffer.WITHOUT_OUTPUTS
-    if op.inputs is None or op.outputs is None or min(op.outputs, default=-writes) < 0:
+    if _lacks_ends(model, op):
         yield "without inputs or outputs"
         return
     if not _in_range(graph, _ends(op)):
@@ -159,6 +158,12 @@ def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:
     if any(graph.tensors[i].isVariable for i in op.outputs) and not _is_quantize(model, op):
         yield "which writes a variable"
     yield from _of_known(model, graph, op)
+
+
+def _lacks_ends(model: Any, op: Any) -> bool:
+    """Whether an operator has no lists of what it reads and writes, or writes nothing."""
+    least = 0 if flatbuffer.op_code(model, op) in flatbuffer.WITHOUT_OUTPUTS else -1
+    return op.inputs is None or op.outputs is None or min(op.outputs, default=least) < 0
 
 
 def _is_quantize(model: Any, op: Any) -> bool:

@@ -124,7 +124,7 @@ def scale(graph: graphs.Graph, keep: frozenset[str] = frozenset()) -> graphs.Gra
             return graphs.copy_call(layer, *args, **kwargs)
         new = Scale(name=layer.name, trainable=layer.trainable, dtype="float32")
         output = new(args[0])
-        new.set_weights(gain_and_bias(layer, None))
+        new.assign(*gain_and_bias(layer, None))
         return output
 
     return graphs.transform(graph, call) if alone else graph
@@ -184,7 +184,8 @@ def _folded(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> keras.
     rule = registry.rule(layer)
     gain, bias = gain_and_bias(norm, layer.bias.value if layer.use_bias else None)
     variable = getattr(layer, str(rule.kernel))
-    new = graphs.copy_layer(layer, use_bias=True)
+    whole = {"constant_gain": False} if isinstance(layer, Scale) else {}
+    new = graphs.copy_layer(layer, use_bias=True, **whole)
     new.build(layer.input.shape)  # Its weights must exist before it is called with them.
     kernel = rule.flatten(variable.value) * gain
     getattr(new, str(rule.kernel)).assign(rule.unflatten(kernel, variable.shape))

@@ -150,21 +150,25 @@ class _Decomposition:
         )
         assert equal is not None  # What has none is among those to keep.
         made, x = equal
-        learned = [(i, id(v)) for i, v in enumerate(args) if products.is_learned(v)]
-        count, name = len(self._called), node.layer.name
+        learned, given = _learned(args, node.kwargs)
         if isinstance(made, tuple):
             gain, shift = made
-            one = "shift" if type(node.layer).__name__ in ("Add", "Subtract") else "gain"
-            y = self.scale(name, x, gain, shift, one if learned else "")
+            kind = "gain" if type(node.layer).__name__ in _PRODUCTS else "shift"
+            y = self.scale(node.layer.name, x, gain, shift, kind if learned else "")
         else:
             y = self.call(made, x)
         if learned:
-            # Operations on one variable share the weights that it becomes.
-            inner = [x.layer.name for x in graphs.between(graphs.symbolic(args), x)]
-            names = [*inner, *self._called[count:]]
-            key = (type(node.layer).__name__, len(names), *learned)
-            self._weights.update(zip(names, self._tied.setdefault(key, names), strict=True))
+            made = graphs.between(graphs.symbolic(args), y)
+            self._tie(node.layer, (*learned, *given), made)
         return y
+
+    def _tie(self, operation: Any, arguments: tuple, made: list[graphs.Node]) -> None:
+        """Has an operation share the weights that variables became in one just like it before."""
+        names = [node.layer.name for node in made]
+        options = {k: v for k, v in vars(operation).items() if k[0] != "_" and k != "name"}
+        # Such as strides, an equation, an epsilon.
+        key = (type(operation).__name__, len(names), repr(sorted(options.items())), *arguments)
+        self._weights.update(zip(names, self._tied.setdefault(key, names), strict=True))
 
     def _activated(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
         """Calls a layer with a kernel, and its activation as a layer."""
@@ -228,7 +232,7 @@ class _Decomposition:
     def scale(
         self, name: str, x: Any, gain: Any, shift: Any, learned: str = "", trainable: bool = True
     ) -> Any:
-        """See `Parts`. Of one number a sample "<name>_scaled", of one channel, between Reshape."""
+        """See `Parts`."""
         if len(x.shape) == 1:
             x = self.call(L.Reshape((1,), name=self.name(name, "channel")), x)
             y = self.scale(self.name(name, "scaled"), x, gain, shift, learned, trainable)
@@ -239,6 +243,19 @@ class _Decomposition:
         return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in values])
 
 
+def _learned(args: tuple, kwargs: dict) -> tuple[list[tuple], list[tuple]]:
+    """By place or name, the variables among the arguments of a call that train, and constants."""
+    arguments = [*enumerate(args), *kwargs.items()]
+    constants = [
+        (key, repr(v) if np.ndim(v) == 0 else np.asarray(v).tobytes())
+        for key, v in arguments
+        if not graphs.symbolic(v) and not isinstance(v, keras.Variable)
+    ]
+    return [(key, id(v)) for key, v in arguments if products.is_learned(v)], constants
+
+
+# Operations that multiply by what they learn; others add it.
+_PRODUCTS = ("Multiply", "Divide", "TrueDivide")
 # By what of a Scale is learned, its arguments.
 _LEARNED = {"": {"constant": True}, "gain": {"use_bias": False}, "shift": {"constant_gain": True}}
 

@@ -51,7 +51,7 @@ class Parts(Protocol):
         """`gain * x + shift` along the last axis, both of shape `()` or `(channels,)`.
 
         `learned` is "gain", beside a shift of 0, or "shift": that trains where `trainable`. What is
-        not learned is a constant.
+        not learned is a constant. One number a sample is one channel, between Reshape.
         """
 
 

@@ -98,7 +98,7 @@ def _composed(run: list[graphs.Node]) -> tuple[np.ndarray, np.ndarray]:
     for node in run:
         if isinstance(node.layer, InputCast):
             continue
-        kernel, *bias = (np.asarray(v, np.float64) for v in node.layer.get_weights())
+        kernel, *bias = (np.asarray(v, np.float64) for v in node.layer.gain_and_shift)
         gain, shift = gain * kernel, sum(bias, shift * kernel)
     return gain, shift
 
@@ -152,7 +152,7 @@ def _moved(graph: graphs.Graph, runs: dict[int, list[graphs.Node]]) -> graphs.Gr
             constant=old.constant, name=old.name, trainable=old.trainable, dtype="float32"
         )
         y = layer(args[0])
-        layer.set_weights(_composed(runs[id(node)]))
+        layer.assign(*_composed(runs[id(node)]))
         return y
 
     moved = graphs.transform(graph, call)

@@ -28,7 +28,6 @@ def matmul(node: Node, args: tuple, options: dict) -> Called:
     """A product of two tensors; or of a tensor and a matrix of weights, a Dense."""
     x, y = args
     if len(symbolic((x, y))) == 2:
-        # Behind a sum with a constant Keras takes samples for one.
         fits = len(x.shape) == len(y.shape) >= 3 and x.shape[1:-2] == y.shape[1:-2]
         made = Matmul(**options)
         return (made, [x, y]) if fits and matmul_fits(made, [x, y]) else None

@@ -134,3 +134,17 @@ def test_what_layers_return_is_regularized(make, rule, overrides):
     model(x, training=True), q(x, training=True)
     (want,), (got,) = model.losses, q.losses
     np.testing.assert_allclose(got, want, rtol=0.02)
+
+
+def test_a_regularizer_in_the_way_is_left_out(capsys):
+    """In front of what a layer is fused with, and of an output, which keeps its name."""
+    rule = keras.regularizers.L2(0.1)
+    x = keras.Input((6, 6, 3), name="x")
+    conv = L.Conv2D(4, 3, activity_regularizer=rule, name="conv")(x)
+    y = L.GlobalAveragePooling2D()(L.ReLU()(L.BatchNormalization()(conv)))
+    model = keras.Model(x, L.Dense(2, activity_regularizer=rule, name="head")(y))
+    q = networks.quantized(model)
+    said = "Left out in training: activity_regularizer of 'conv', 'head'."
+    assert said in capsys.readouterr().out and q.output_names == ["head"]
+    kinds = [op.name for op in kerasq.export_tflite(q).ops]
+    assert kinds == ["CONV_2D", "MEAN", "FULLY_CONNECTED"]
