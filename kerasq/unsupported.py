@@ -349,9 +349,13 @@ def _is_fused(layer: keras.layers.Layer) -> bool:
 
 
 def _regularizes_inside(layer: keras.layers.Layer) -> bool:
+    """Whether layers inside of a layer have activity regularizers."""
     loops = [getattr(layer, f"{way}_layer", None) for way in ("forward", "backward")]
-    own = getattr(layer, "_activity_regularizer", None)  # Of an attention.
-    return bool(own or any(getattr(x, "activity_regularizer", None) for x in loops))
+    if any(getattr(loop, "activity_regularizer", None) for loop in loops):
+        return True
+    attentions = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+    is_attention = isinstance(layer, attentions)
+    return is_attention and bool(graphs.configuration(layer).get("activity_regularizer"))
 
 
 def dropped_states(graph: graphs.Graph, floats: frozenset[str]) -> list[str]:

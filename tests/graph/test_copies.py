@@ -136,6 +136,16 @@ def test_what_layers_return_is_regularized(make, rule, overrides):
     np.testing.assert_allclose(got, want, rtol=0.02)
 
 
+def test_a_regularizer_inside_is_left_out(capsys):
+    rule = keras.regularizers.L2(0.1)
+    x = keras.Input((5, 4), name="x")
+    y = L.MultiHeadAttention(2, 4, activity_regularizer=rule, name="attention")(x, x)
+    y = L.Bidirectional(L.LSTM(3, activity_regularizer=rule), name="both")(y)
+    kerasq.quantize_model(keras.Model(x, y))
+    said = "Left out in training: activity_regularizer of 'attention', 'both'."
+    assert said in capsys.readouterr().out
+
+
 def test_a_regularizer_in_the_way_is_left_out(capsys):
     """In front of what a layer is fused with, and of an output, which keeps its name."""
     rule = keras.regularizers.L2(0.1)
