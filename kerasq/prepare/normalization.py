@@ -112,7 +112,8 @@ def rms_operation(node: Node, args: tuple, options: dict) -> Called:
 def _arguments(node: Node, args: tuple, *names: str) -> list[Any]:
     """A tensor, and those behind it that have a name, by which Keras may pass them, or None."""
     found = dict(zip(names, args[1:], strict=False)) | node.kwargs
-    return [args[0], *(found.get(name) for name in names)]
+    # Keras 3.10 keeps them in the operation.
+    return [args[0], *(found.get(name, getattr(node.layer, name, None)) for name in names)]
 
 
 def _operation(make: type, node: Node, x: Any, weights: list, options: dict) -> Called:
