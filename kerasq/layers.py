@@ -53,9 +53,8 @@ class Scale(keras.layers.Layer):
 
     def assign(self, gain: Any, *shift: Any) -> None:
         """Sets them."""
-        self.kernel.assign(gain)
-        if self.use_bias:
-            self.bias.assign(*shift)
+        for variable, values in zip(self.gain_and_shift, (gain, *shift), strict=True):
+            variable.assign(values)
 
     def call(self, x: Any) -> Any:
         """The scaled values."""

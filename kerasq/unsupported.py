@@ -318,15 +318,12 @@ def without_lost_regularizers(graph: graphs.Graph) -> tuple[graphs.Graph, list[s
     inside, where their parts are.
     """
     ends = {id(y) for y in keras.tree.flatten(graph.model.outputs)}
-    readers: dict[int, list[graphs.Node]] = {}
-    for node in graph.nodes:
-        for x in node.inputs:
-            readers.setdefault(id(x), []).append(node)
 
     def is_lost(node: graphs.Node) -> bool:
-        y = id(node.outputs[0])
-        is_fused = any(_is_fused(reader.layer) for reader in readers.get(y, []))
-        return isinstance(node.layer, ActivityRegularizer) and (y in ends or is_fused)
+        if not isinstance(node.layer, ActivityRegularizer):
+            return False
+        readers = graph.consumers(node.output)
+        return id(node.output) in ends or any(_is_fused(reader.layer) for reader in readers)
 
     lost = {
         id(node): graphs.origin(node.inputs[0])[0].name for node in graph.nodes if is_lost(node)

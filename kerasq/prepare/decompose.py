@@ -150,24 +150,25 @@ class _Decomposition:
         )
         assert equal is not None  # What has none is among those to keep.
         made, x = equal
-        learned, given = _learned(args, node.kwargs)
+        arguments = [*enumerate(args), *node.kwargs.items()]
+        is_learned = any(products.is_learned(v) for _, v in arguments)
         if isinstance(made, tuple):
             gain, shift = made
-            kind = "gain" if type(node.layer).__name__ in _PRODUCTS else "shift"
-            y = self.scale(node.layer.name, x, gain, shift, kind if learned else "")
+            learned = "gain" if type(node.layer).__name__ in _PRODUCTS else "shift"
+            y = self.scale(node.layer.name, x, gain, shift, learned if is_learned else "")
         else:
             y = self.call(made, x)
-        if learned:
-            made = graphs.between(graphs.symbolic(args), y)
-            self._tie(node.layer, (*learned, *given), made)
+        if is_learned:
+            self._tie(node.layer, arguments, graphs.between(graphs.symbolic(args), y))
         return y
 
-    def _tie(self, operation: Any, arguments: tuple, made: list[graphs.Node]) -> None:
+    def _tie(self, operation: Any, arguments: list, made: list[graphs.Node]) -> None:
         """Has an operation share the weights that variables became in one just like it before."""
         names = [node.layer.name for node in made]
         options = {k: v for k, v in vars(operation).items() if k[0] != "_" and k != "name"}
         # Such as strides, an equation, an epsilon.
-        key = (type(operation).__name__, len(names), repr(sorted(options.items())), *arguments)
+        given = [(key, _identity(v)) for key, v in arguments if not graphs.symbolic(v)]
+        key = (type(operation).__name__, len(names), repr(sorted(options.items())), *given)
         self._weights.update(zip(names, self._tied.setdefault(key, names), strict=True))
 
     def _activated(self, layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
@@ -243,15 +244,11 @@ class _Decomposition:
         return self.call(layer, x, [np.broadcast_to(np.asarray(v), shape) for v in values])
 
 
-def _learned(args: tuple, kwargs: dict) -> tuple[list[tuple], list[tuple]]:
-    """By place or name, the variables among the arguments of a call that train, and constants."""
-    arguments = [*enumerate(args), *kwargs.items()]
-    constants = [
-        (key, repr(v) if np.ndim(v) == 0 else np.asarray(v).tobytes())
-        for key, v in arguments
-        if not graphs.symbolic(v) and not isinstance(v, keras.Variable)
-    ]
-    return [(key, id(v)) for key, v in arguments if products.is_learned(v)], constants
+def _identity(argument: Any) -> Any:
+    """What tells an argument from others, where it is no tensor: its variable, or its values."""
+    if products.is_learned(argument):
+        return id(argument)
+    return np.asarray(argument).tobytes() if hasattr(argument, "shape") else repr(argument)
 
 
 # Operations that multiply by what they learn; others add it.
