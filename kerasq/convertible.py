@@ -49,6 +49,7 @@ def _refusal(nodes: list[graphs.Node]) -> str | None:
         function = tf.function(run, specs, autograph=False).get_concrete_function()
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
         converter.allow_custom_ops = True  # So that they have names.
+        converter.exclude_conversion_metadata = True
         content = converter.convert()
     except Exception as error:  # TensorFlow's, or of a user's `call`: of any class.
         text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())  # Keras writes in bold.

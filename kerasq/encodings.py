@@ -152,10 +152,10 @@ def _encoding(name: str, grid: Grid, symmetric: bool = False) -> dict[str, Any]:
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
-    text = existing_file(path).read_text()
+    found = existing_file(path).read_bytes()
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = json.loads(found)
+    except (ValueError, RecursionError) as error:  # What is not UTF-8 either.
         raise ValueError(
             f"Encodings must be JSON. Received: {error} in {os.fspath(path)!r}."
         ) from error

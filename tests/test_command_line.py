@@ -13,13 +13,14 @@ import pytest
 
 import kerasq
 from kerasq.command_line import COMMANDS, main, script
+from tests import networks
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with a float model, images of it, and what `quantize` makes of them."""
     folder = tmp_path_factory.mktemp("files")
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     layers = [
         keras.layers.Conv2D(3, 3, activation="relu", name="conv"),
         keras.layers.GlobalAveragePooling2D(name="pool"),

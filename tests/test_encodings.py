@@ -106,7 +106,9 @@ def test_the_layout_is_aimets(tmp_path):
 
 
 CHANGES = {
-    "must be JSON": lambda e: "{",
+    "must be JSON. Received: Expecting": lambda e: b"{",
+    "must be JSON. Received: 'utf-8' codec": lambda e: b"{\xff}",
+    "must be JSON. Received: maximum recursion": lambda e: b"[" * 100_000,
     "must have the version '1.0.0'. Received: '0.6.1'": lambda e: e | {"version": "0.6.1"},
     "'activation_encodings' must be a list of objects": lambda e: e | {"activation_encodings": {}},
     r"must name tensors of the model. Received: \['other'\]": lambda e: _first(e, name="other"),
@@ -148,8 +150,8 @@ def test_bad_files_change_nothing(expected, tmp_path):
     model = keras.Sequential([keras.Input((2,), name="x"), L.Dense(2, "relu", name="d")])
     q = networks.quantized(model)
     found = CHANGES[expected](kerasq.save_encodings(q, tmp_path / "e.json"))
-    text = found if isinstance(found, str) else json.dumps(found)
-    (tmp_path / "e.json").write_text(text)
+    content = found if isinstance(found, bytes) else json.dumps(found).encode()
+    (tmp_path / "e.json").write_bytes(content)
     q.get_layer("x_quantize").output_quantizer.assign_range(-7.0, 7.0)
     before = [v.numpy() for v in q.variables]
     with pytest.raises(ValueError, match=expected):

@@ -4,12 +4,13 @@ import pytest
 import tensorflow as tf
 
 from kerasq.fused_batch_norm import normalize
+from tests import networks
 
 SHAPES = [(16, 5, 4, 3), (16, 7, 3), (32, 3), (4, 3, 3, 3, 3)]
 
 
 def norm(shape, **options):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     made = keras.layers.BatchNormalization(**options)
     made.build((None, *shape[1:]))
     rng = np.random.default_rng(1)

@@ -58,7 +58,7 @@ def tower():
 
 def siamese():
     """A model and a layer called twice, dicts in and out, an inner name that is taken outside."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     a, b = keras.Input((8, 8, 3), name="a"), keras.Input((8, 8, 3), name="b")
     shared, encode = L.Dense(5, activation="relu", name="shared"), tower()
     networks.shake_norms(encode)
@@ -119,7 +119,7 @@ class Subclassed(keras.Model):
 
 
 def test_a_subclassed_model_becomes_functional():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = Subclassed()
     model(images(2))
     q = exact(model, images())
@@ -157,7 +157,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("case", OPERATIONS)
 def test_operations(case):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x, y = L.Conv2D(4, 3, name="x")(image), L.Conv2D(4, 3, name="y")(image)
     model = keras.Model(image, OPERATIONS[case](x, y))
@@ -166,7 +166,7 @@ def test_operations(case):
 
 @pytest.mark.parametrize("layer", [L.Multiply, L.Subtract, L.Maximum, L.Average])
 def test_merges_of_an_image_and_a_vector(layer):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x = L.Conv2D(4, 3, name="x")(image)
     gate = L.Dense(4, activation="sigmoid", name="gate")(L.GlobalAveragePooling2D()(x))
@@ -233,7 +233,7 @@ FAMILIES = {
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_of_operations(family, scheme):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     model = keras.Model(image, family(L.Conv2D(4, 3, name="x")(image)))
     q = exact(model, images(), scheme=scheme)
@@ -251,7 +251,7 @@ def test_families_of_operations(family, scheme):
 @pytest.mark.skipif(not hasattr(keras.ops, "depth_to_space"), reason="Keras 3.10 has neither")
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
 def test_blocks_of_pixels_and_channels(scheme):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x = L.Conv2D(8, 3, padding="same", name="x")(image)
     ends = [keras.ops.depth_to_space(x, 2), keras.ops.space_to_depth(x, 4)]
@@ -280,7 +280,7 @@ class Kernels(L.Layer):
 
 
 def test_kernels_that_are_variables():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     q = exact(keras.Model(image, Kernels(name="own")(image)), images())
     convs = [layer for layer in q.layers if hasattr(layer, "kernel")]
@@ -354,7 +354,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_layers(case):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     layers = LAYERS[case]()
     layers = layers if isinstance(layers, list) else [layers]
     model = keras.Sequential([keras.Input((8, 8, 3), name="image"), *layers])
@@ -393,7 +393,7 @@ STAY_INTEGER = {
 
 @pytest.mark.parametrize("case", STAY_INTEGER)
 def test_operations_stay_integer(case):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x = L.Conv2D(4, 3, padding="same")(image)
     exact(keras.Model(image, STAY_INTEGER[case](x)), images())
@@ -443,7 +443,7 @@ class Inhibited(Gated):
 
 
 def behind_a_convolution(layer):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     return keras.Model(image, layer(L.Conv2D(4, 3, padding="same", name="conv")(image)))
 
@@ -534,7 +534,7 @@ def test_masks_that_would_be_lost_are_an_error(layer):
 
 
 def test_gradients_stop_where_they_did():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((4,), name="x")
     model = keras.Model(x, L.Dense(3, name="end")(ops.stop_gradient(L.Dense(4, name="first")(x))))
     q = exact(model, images(shape=(4,)))
@@ -681,7 +681,7 @@ def made_of(q, start):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_that_are_none_of_keras_s(name):
     function, kinds = ACTIVATIONS[name]
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), L.Conv2D(4, 3, activation=function, name="own")]
     )
@@ -696,7 +696,7 @@ def test_activations_that_are_none_of_keras_s(name):
 @pytest.fixture(scope="module")
 def activated():
     """A network of such activations, one of them called twice, quantized."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     shared, image = L.Dense(4, activation=wavy, name="shared"), keras.Input((8, 8, 3))
     x = L.Conv2D(4, 3, activation=tf.nn.relu6)(image)
     x = L.Activation(halved_relu, name="alone")(L.BatchNormalization()(x))
@@ -731,7 +731,7 @@ def test_an_activation_that_cannot_be_traced_is_named(capsys):
     def inhibited(x):
         return tf.nn.local_response_normalization(x)
 
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     layer = L.Conv2D(2, 3, activation=inhibited, name="own")
     q = networks.quantized(keras.Sequential([keras.Input((8, 8, 3)), layer]))
     assert "'own' (activation 'inhibited of your own')" in capsys.readouterr().out
@@ -764,7 +764,7 @@ class PenalizedByTensorFlow(Penalized):
 
 @pytest.mark.parametrize("layer", [Penalized, PenalizedByTensorFlow])
 def test_losses_of_layers_that_are_opened_are_kept(layer, tmp_path):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((4,)), layer(), layer(), L.Dense(2)])
     x = images(shape=(4,))
     model(x)
@@ -792,7 +792,7 @@ def test_a_loss_of_variables_alone_stays_in_a_float_layer(capsys):
 
 def quotients(ops):
     """A tensor by another, a map by constants, and a number by a tensor; lengths and logarithms."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((4, 3), name="x")
     y = L.Dense(3, name="dense")(x)
     below = ops.abs(x) + 1.0
@@ -896,7 +896,7 @@ class Own(L.Layer):
 def test_what_is_called_twice_trains_one_weight(shape, function):
     """And no more than the float model does."""
     a, b = keras.Input((4, 3), name="a"), keras.Input((4, 3), name="b")
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     layer = Own(shape, function)
     model = keras.Model([a, b], [layer(a), layer(b)])
     x = networks.data(model, 64)
@@ -934,7 +934,7 @@ def test_what_is_called_twice_trains_one_weight(shape, function):
     ],
 )
 def test_one_variable_in_several_ways(shape, functions):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     layer = Own(lambda *_: shape, lambda x, w: [f(x, w) for f in functions])
     x = keras.Input((6, 3), name="x")
     model = keras.Model(x, layer(x))
@@ -962,7 +962,7 @@ class Inference(L.Layer):
 
 @pytest.mark.parametrize("make", [lambda: L.Dropout(0.5), lambda: L.LSTM(3, dropout=0.5)])
 def test_what_is_called_for_inference_drops_nothing(make):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((4, 3), name="x")
     model = keras.Model(x, Inference(make())(L.Dense(3)(x)))
     q = networks.quantized(model, data := networks.data(model))

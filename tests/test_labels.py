@@ -13,7 +13,7 @@ L, K = keras.layers, keras.ops
 
 def heads():
     """Logits, and labels along several axes, one of them cut out of the logits."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((6, 5, 3))
     y = L.Conv2D(4, 3, name="logits")(x)
     outputs = [
@@ -50,7 +50,7 @@ def test_heads_of_labels(scheme, capsys):
 
 
 def classifier(**options):
-    keras.utils.set_random_seed(1)
+    networks.set_seed(1)
     x = keras.Input((4,))
     return keras.Model(x, K.argmax(L.Dense(3, **options)(x), axis=-1))
 

@@ -27,7 +27,7 @@ MASKED = {
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_as_arguments(name, capsys):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inputs = [keras.Input((STEPS, 8), name="x"), keras.Input((STEPS,), name="mask")]
     mask = ops.cast(inputs[1], "bool")
     model = keras.Model(inputs, L.Dense(3, name="head")(MASKED[name](inputs[0], mask)))
@@ -64,7 +64,7 @@ def test_a_product_under_a_mask_is_refused():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_pooling_under_the_mask_of_an_embedding(batch):
     """Keras fills in the argument of a layer that has one, which so is in the file."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     words = keras.Input((STEPS,), dtype="int32", name="words")
     y = L.Embedding(9, 4, mask_zero=True, name="embedding")(words)
     y = L.GlobalAveragePooling1D(name="mean")(L.Dense(4, activation="relu")(y))

@@ -16,7 +16,7 @@ def conv(x, name, **options):
 
 
 def image():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     return keras.Input((6, 6, 3), name="image")
 
 

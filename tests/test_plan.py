@@ -82,7 +82,7 @@ def test_what_has_no_kernel():
 
 def _narrow():
     """Few bits read by a sum, a convolution, a concatenation, an average, a part and a product."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     a = L.Conv2D(6, 3, padding="same", activation="relu", name="a")(image)
     b = L.Conv2D(6, 3, padding="same", activation="relu", name="b")(a)

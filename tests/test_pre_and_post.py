@@ -25,7 +25,7 @@ def boxes_of(x, size):
 
 
 def detector():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = image = keras.Input((16, 16, 3), name="image")
     found = []
     for size in (8, 4):
@@ -54,7 +54,7 @@ def test_a_detection_head_is_integer(target):
 
 def the_best(**options):
     keras.backend.clear_session()  # Operations have names by number.
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((12,), name="x")
     values, places = ops.top_k(L.Dense(10, name="scores")(x), 3, **options)
     rows = L.Embedding(10, 4)(places)
@@ -91,7 +91,7 @@ def test_a_target_without_the_operator_is_told():
 
 
 def test_a_spectrogram_is_a_named_island_of_floats(capsys):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     sound = keras.Input((512,), name="sound")
     options = {"num_mel_bins": 8, "sampling_rate": 8000, "min_freq": 40.0, "max_freq": 3800.0}
     mel = L.MelSpectrogram(fft_length=64, sequence_stride=32, name="mel", **options)

@@ -660,7 +660,7 @@ def run_all(model, scheme="w8a8"):
     ],
 )
 def test_heads(layer, scheme):
-    keras.utils.set_random_seed(5)
+    networks.set_seed(5)
     lite = run_all(attended(layer(), "value", "key"), scheme)
     assert lite.float_ops == []
     names = [op.name for op in lite.ops]

@@ -81,7 +81,7 @@ def high_product(x, mantissa, shift):
 
 def test_tflite_micro_computes_by_them():
     pytest.importorskip("tflite_micro")
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((6,)), L.Dense(3, name="head")])
     x = networks.data(model, 32)
     lite = kerasq.export_tflite(networks.quantized(model, x, target="tflm"))

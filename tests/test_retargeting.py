@@ -41,7 +41,7 @@ def test_there_and_back(make, scheme):
 
 
 def test_steps_that_share_a_range_share_one_there():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((3, 2), name="x")
     model = keras.Model(x, L.SimpleRNN(2, return_sequences=True, name="r")(x))
     data = networks.data(model, 32)

@@ -47,6 +47,8 @@ def converter(
     found = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
     # By way of a SavedModel in a temporary folder it takes more than twice as long.
     found.experimental_lower_to_saved_model = False
+    # TensorFlow's version and options, for which it would read and write the file once more.
+    found.exclude_conversion_metadata = True
     return found
 
 

@@ -103,7 +103,7 @@ def _of_tensor(model: Any, tensor: Any) -> Iterator[str]:
     size, held = _size(tensor.type, shape), flatbuffer.byte_count(model, tensor)
     if held not in (0, size) and tensor.sparsity is None:
         yield f"a constant of {held} bytes whose shape needs {size}"
-    yield from _of_grid(tensor.quantization, shape)
+    yield from _of_grid(tensor.quantization, tensor.type, shape)
 
 
 def _is_text(name: bytes | None) -> bool:
@@ -122,24 +122,31 @@ def _size(kind: int, shape: Any) -> int:
     )
 
 
-def _of_grid(parameters: Any, shape: Any) -> Iterator[str]:
+def _of_grid(parameters: Any, kind: int, shape: Any) -> Iterator[str]:
     scale = None if parameters is None else parameters.scale
     if scale is None or len(scale) == 0:
         return
     scale, axis = np.asarray(scale), parameters.quantizedDimension
     if not np.all(np.isfinite(scale) & (scale >= 0)):
         yield "whose scales are negative or no numbers"
-    if not _are_codes(parameters.zeroPoint, len(scale)):
+    if not _are_codes(parameters.zeroPoint, kind, len(scale)):
         yield "whose zero points are no codes"
     if len(scale) > 1 and not (0 <= axis < len(shape) and shape[axis] == len(scale)):
         yield f"whose {len(scale)} scales do not fit axis {axis}"
 
 
-def _are_codes(zero_point: Any, count: int) -> bool:
-    """Whether there is a zero point for each scale, and none beyond 16 bits."""
+def _are_codes(zero_point: Any, kind: int, count: int) -> bool:
+    """Whether there is a zero point for each scale, a code of the type and of 16 bits at most."""
     if zero_point is None or len(zero_point) not in (1, count):
         return False
-    return bool((np.abs(np.asarray(zero_point, np.float64)) <= 2**15).all())
+    values, dtype = np.asarray(zero_point, np.float64), np.dtype(flatbuffer.NUMPY_TYPES[kind])
+    low, high = -(2.0**15), 2.0**15
+    if kind == flatbuffer.Type.INT4:
+        low, high = -8, 7
+    elif dtype.kind in "iu":
+        ends = np.iinfo(dtype.name)
+        low, high = max(low, ends.min), min(high, ends.max)
+    return bool(((low <= values) & (values <= high)).all())
 
 
 def _of_operator(model: Any, graph: Any, op: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ L = keras.layers
 @pytest.fixture(scope="module")
 def dense():
     """One Dense layer, whose sums need 17 bits or more, and its inputs."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((40,), name="x"), L.Dense(3, name="head")])
     model.layers[0].bias.assign([3.0, -1.0, 0.5])
     x = networks.data(model, 300)

@@ -40,7 +40,7 @@ def own():
 
 @pytest.fixture(scope="module")
 def network():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((6,), name="in")
     y = L.Dense(5, name="dense", bias_initializer="ones")(x)
     y = L.Add(name="add")([y, L.Dense(5, name="other")(x)])

@@ -14,7 +14,7 @@ CANDIDATES = ("w8a8", "w4a4", "w8a16", "w2a2", "float")
 
 def boundaries():
     """Boundaries behind a split, a pooling, a fixed grid, an input and a float layer."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     y = L.Conv2D(6, 3, padding="same", activation="relu", name="first")(image)
     left, right = keras.ops.split(y, 2, axis=-1)

@@ -426,7 +426,7 @@ def test_without_a_method_few_codes_leave_outliers_out():
 @pytest.mark.parametrize("range_gradient", ["lsq", "clip", "none"])
 def test_an_untrained_network_may_be_calibrated_before_training(range_gradient, capsys):
     """In inference mode its BatchNormalization has yet to learn how large values are."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((8, 8, 3))])
     for _ in range(3):
         model.add(keras.layers.Conv2D(8, 3, padding="same", kernel_initializer="he_normal"))

@@ -8,6 +8,7 @@ import kerasq
 from kerasq import graph
 from kerasq.calibration.propagation import propagate
 from kerasq.wrappers import infer_float
+from tests import networks
 
 L = keras.layers
 SAMPLES = 4000
@@ -33,7 +34,7 @@ def normal_layer(x, name="norm"):
 
 
 def network(build, shape=(6, 6, 4)):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input(shape, name="image")
     model = standing(keras.Model(x, build(normal_layer(x))))
     for layer in model.layers:
@@ -157,7 +158,7 @@ def test_epsilon_counts_where_a_channel_is_dead():
 
 def test_a_batch_norm_that_is_new_is_part_of_its_layer():
     """Its statistics say nothing: moments go through it as values do."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     q = network(lambda x: L.BatchNormalization(name="new")(L.Conv2D(3, 1, name="before")(x)))
     norm = q.get_layer("before").batch_norm
     norm.moving_mean.assign(np.zeros(3))
@@ -195,7 +196,7 @@ def test_images_of_any_size():
 
 def test_layers_in_float():
     """What is not wrapped: statistics where they are, draws for the rest, which are printed."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((6, 6, 4), name="image")
     y = L.ReLU(name="relu")(L.BatchNormalization(name="norm")(L.Conv2D(4, 1, name="conv")(x)))
     model = standing(keras.Model(x, L.Dense(3, name="head")(L.Flatten(name="flat")(y))))

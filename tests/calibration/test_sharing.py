@@ -112,7 +112,7 @@ def test_features_of_one_size_are_not_mentioned(factor, capsys):
 )
 def test_an_input_that_is_concatenated_as_it_is(gain, kind, is_shared):
     """Where its own steps are hardly finer, and it is rounded by them, it is rounded only once."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inputs = keras.Input((16,))
     y = L.Rescaling(gain / 16)(L.Dense(16, kernel_initializer="ones")(inputs))
     model = keras.Model(inputs, L.Concatenate(name="both")([inputs, y]))

@@ -20,7 +20,7 @@ def ends(q, name):
 def digits():
     """A small CNN on scikit-learn's digits, with images that it has not seen."""
     data = pytest.importorskip("sklearn.datasets").load_digits()
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = (data.images[..., None] * (255 / 16)).astype("float32")
     image = keras.Input((8, 8, 1), name="image")
     y = L.Rescaling(1 / 255, name="scale")(image)

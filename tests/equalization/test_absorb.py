@@ -13,7 +13,7 @@ L = keras.layers
 
 def high(*behind, beta=(5.0, 1.0, 2.0), gamma=(1.0, -1.0, -0.5), relu=None, shape=(6, 6, 2)):
     """A network whose values are far above 0 in front of a ReLU."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     first = L.Conv2D if len(shape) == 3 else L.Dense
     sizes = (3, 1) if len(shape) == 3 else (3,)
     layers = [keras.Input(shape), first(*sizes, name="first"), L.BatchNormalization(name="norm")]
@@ -95,7 +95,7 @@ def test_all_readers_take_it():
     """Through Add, into two layers; where one of them cannot, none does."""
 
     def model(padding):
-        keras.utils.set_random_seed(0)
+        networks.set_seed(0)
         x = image = keras.Input((6, 6, 2))
         x = L.ReLU()(L.BatchNormalization(name="norm")(L.Conv2D(3, 3)(x)))
         y = L.Conv2D(3, 3, padding=padding, name="a")(L.AveragePooling2D(1)(x))
@@ -127,7 +127,7 @@ def test_limits():
 
 
 def test_shared_layers_are_left_alone():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = image = keras.Input((6, 6, 3))
     last = L.Conv2D(3, 1, name="last")
     y = last(L.ReLU()(L.BatchNormalization(name="norm")(L.Conv2D(3, 1)(x))))

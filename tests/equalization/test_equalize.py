@@ -101,7 +101,7 @@ def layered(x):
 
 
 def test_layers_of_every_kind():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3))
     model = spread(keras.Model(image, layered(image)))
     found = equal(model)
@@ -115,7 +115,7 @@ def test_layers_of_every_kind():
 
 def preactivation():
     """BatchNormalization in front of convolutions, on a residual stream."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = image = keras.Input((8, 8, 3))
     x = L.Conv2D(6, 3, name="stem")(x)
     for i in range(2):
@@ -152,7 +152,7 @@ def test_what_is_added_has_one_factor():
 
 
 def test_shared_layers_and_nested_models():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inner = keras.Sequential(
         [keras.Input((5,)), L.Dense(5, "relu", name="in"), dense(5)], name="inner"
     )
@@ -170,7 +170,7 @@ def test_shared_layers_and_nested_models():
 
 def limited(activation="layer", gamma=1.0):
     """A network whose channels differ by 100 in front of a limit."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = image = keras.Input((6, 6, 2), name="image")
     own = {} if activation == "layer" else {"activation": activation}
     x = L.Conv2D(4, 3, padding="same", name="conv", **own)(x)
@@ -250,7 +250,7 @@ class OneScale(kerasq.WeightQuantizer):
 @pytest.mark.parametrize(("weights", "gain"), [(OneScale(), 20.0), ("uniform", 5.0)])
 def test_it_helps_channels_that_differ_by_orders_of_magnitude(weights, gain):
     """What one layer makes of channels the next one undoes."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((6, 6, 3))
     x = L.BatchNormalization(name="norm")(L.Conv2D(16, 3, name="first")(image))
     x = L.DepthwiseConv2D(3, padding="same", name="middle")(L.ReLU()(x))
@@ -271,7 +271,7 @@ def test_it_helps_channels_that_differ_by_orders_of_magnitude(weights, gain):
 
 
 def test_a_mobilenet():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.applications.MobileNetV2(
         weights=None, alpha=0.35, input_shape=(64, 64, 3), classifier_activation=None
     )

@@ -38,7 +38,7 @@ SUMS = {
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_of_tensors_that_look_like_biases(name):
     shape, make = SUMS[name]
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inner = keras.Input(shape, name="x")
     model = keras.Model(inner, make(inner))
     x = networks.data(model, 16)

@@ -25,7 +25,7 @@ def test_it_computes_what_the_model_does(make, tmp_path):
 
 
 def test_weights_take_the_bytes_of_their_type():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512), keras.layers.Dense(64)])
     x = np.random.default_rng(0).normal(size=(4, 64)).astype("float32")
     expected = networks.run(model, x)

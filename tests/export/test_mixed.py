@@ -27,7 +27,7 @@ HEADS = ["softmax", "sigmoid", "tanh"]
 
 
 def images(channels=3, size=8):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     return keras.Input((size, size, channels), name="image")
 
 
@@ -93,7 +93,7 @@ def concatenation():
 
 def heads():
     """Softmax, sigmoid and tanh at the ends; sigmoid and tanh inside."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     features = keras.Input((6,), name="features")
     x = L.Dense(12, activation="relu", name="hidden")(features)
     gates = [
@@ -188,7 +188,7 @@ def sequence(reshaped):
     """An LSTM behind the input, or behind a Dense layer whose outputs are made a sequence."""
 
     def make():
-        keras.utils.set_random_seed(0)
+        networks.set_seed(0)
         steps = x = keras.Input((3, 4), name="steps")
         if reshaped:
             x = L.Dense(12, name="mix")(L.Flatten(name="flat")(steps))
@@ -752,7 +752,7 @@ def test_types_that_there_are_not(end, dtype):
 
 def curves():
     """A transposed convolution, both kinds of LEAKY_RELU and EXP, and functions by table."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((4, 4, 3), name="image")
     x = L.Conv2DTranspose(6, 3, strides=2, activation="gelu", name="up")(image)
     outputs = [

@@ -58,7 +58,7 @@ def test_a_target_that_names_another_processor(target, capsys):
 
 def test_float_layers_may_round_otherwise():
     """What follows a float layer may be a step off, and is a file all the same."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inner = keras.Input((6, 8), name="x")
     y = L.LayerNormalization()(L.Dense(8, name="front")(inner))
     model = keras.Model(inner, L.Dense(4, name="head")(L.Dense(8, activation="relu")(y)))

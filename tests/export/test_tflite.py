@@ -138,11 +138,11 @@ def test_signature_runner_takes_names():
     ],
 )
 def test_outputs_that_share_a_tensor_have_names_of_their_own(names, found):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inputs = keras.Input((3,), name="x")
     made = {name: L.Dense(i + 2, name=name)(inputs) for i, name in enumerate(sorted(set(names)))}
     q = networks.quantized(keras.Model(inputs, [made[name] for name in names]))
-    lite = kerasq.export_tflite(q)
+    lite = kerasq.export_tflite(q, check=False)
     assert lite.output_names == found
     x = networks.data(q, 5)
     outputs = lite.predict(x)
@@ -203,7 +203,7 @@ def test_no_operator_computes_in_float(make):
     ],
 )
 def test_ends_of_every_kind(make):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inputs = keras.Input((6, 6, 2), name="x")
     model = keras.Model(inputs, make(inputs))
     x = networks.data(model, 24)
@@ -216,14 +216,14 @@ def test_ends_of_every_kind(make):
 
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_pooling_an_image_of_one_pixel_does_not_split_the_partition(keepdims):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((3, 3, 2), name="x")
     y = L.Conv2D(4, 3, name="c")(image)
     y = L.GlobalAveragePooling2D(keepdims=keepdims, name="gap")(y)
     model = keras.Model(image, L.Dense(3, name="out")(L.Flatten(name="flat")(y)))
     x = networks.data(model, 24)
     q = networks.quantized(model, x)
-    lite = kerasq.export_tflite(q)
+    lite = kerasq.export_tflite(q, check=False)
     np.testing.assert_array_equal(lite.predict(x), networks.run(q, x))
     interpreter = Interpreter(model_content=lite.content)
     interpreter.allocate_tensors()

@@ -43,7 +43,7 @@ RULES = {
 
 @pytest.mark.parametrize("overrides", [None, {"d": "float"}])
 def test_rules_of_ones_own(overrides):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="d", **RULES), L.Dense(2)])
     q = networks.quantized(model, overrides=overrides)
     layer = q.get_layer("d")
@@ -128,7 +128,7 @@ def test_classes_without_a_name_in_files_are_named():
 )
 @pytest.mark.parametrize("rule", [keras.regularizers.L1(0.3), Squares(0.3)])
 def test_what_layers_return_is_regularized(make, rule, overrides):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((5, 4)), make(rule), L.Dense(2)])
     q = networks.quantized(model, x := networks.data(model, 32), overrides=overrides)
     model(x, training=True), q(x, training=True)

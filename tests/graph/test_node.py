@@ -5,13 +5,14 @@ import pytest
 
 from kerasq import graph as graphs
 from kerasq.prepare.passes import PASSES, prepare
+from tests import networks
 
 L = keras.layers
 
 
 def _twice():
     """A model called twice, a nested one in it, and a layer without weights called twice."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     inner = keras.Sequential(
         [keras.Input((6, 4)), L.EinsumDense("abc,cd->abd", (6, 3))], name="inner"
     )

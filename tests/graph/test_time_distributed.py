@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kerasq
+from tests import networks
 from tests.test_graphs import exact, images
 
 L = keras.layers
@@ -13,7 +14,7 @@ FRAMES = images(16, (3, 6, 6, 2))
 
 def network():
     """A network on each of three frames, and a layer on what it makes of them."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     frame = keras.Input((6, 6, 2))
     y = L.BatchNormalization(name="norm")(L.Conv2D(4, 3, name="conv")(frame))
     inner = keras.Model(frame, L.GlobalAveragePooling2D()(L.ReLU(name="relu")(y)), name="inner")
@@ -48,7 +49,7 @@ def test_a_network_on_each_step(batch_norm):
     ],
 )
 def test_a_layer_on_each_step(layer, shape):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input(shape)
     model = keras.Model(x, L.TimeDistributed(layer())(L.Dense(2)(x)))
     exact(model, images(16, shape))

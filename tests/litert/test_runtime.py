@@ -386,7 +386,7 @@ def test_evaluate_of_batches_equals_that_of_arrays(classified):
 
 
 def test_evaluate_of_two_classes_and_of_regression():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((6,)), L.Dense(1, activation="sigmoid", name="p")])
     x = networks.data(model, 40)
     y = np.random.default_rng(0).integers(0, 2, (40, 1))

@@ -12,6 +12,7 @@ from flatbuffers.number_types import Float32Flags, Int8Flags, Uint8Flags
 import kerasq
 from kerasq.litert import flatbuffer, preprocessing, report, tflite_metadata
 from kerasq.litert.preprocessing import Preprocessing
+from tests import networks
 
 L = keras.layers
 LABELS = ["cat", "dog", "Bär, grün"]
@@ -71,7 +72,7 @@ def normalization(tensor):
 
 
 def classifier(last, preprocess=()):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((6, 6, 3), name="image")
     x = image
     for layer in (*preprocess, L.Conv2D(4, 3, activation="relu"), L.GlobalAveragePooling2D()):

@@ -47,6 +47,10 @@ def set_zero_point(model):
     tensor(model, b"both").quantization.zeroPoint = np.array([-(2**31)], np.int64)
 
 
+def set_zero_point_of_16_bits(model):
+    tensor(model, b"score").quantization.zeroPoint = np.array([200], np.int64)
+
+
 def set_axis(model):
     tensor(model, b"left_hidden/kernel").quantization.quantizedDimension = 7
 
@@ -105,6 +109,7 @@ def set_signature(model):
         (set_size, "a constant of 24 bytes whose shape needs 30"),
         (set_scale, "whose scales are negative or no numbers"),
         (set_zero_point, "whose zero points are no codes"),
+        (set_zero_point_of_16_bits, "tensor [0-9]+, whose zero points are no codes"),
         (set_axis, "whose 6 scales do not fit axis 7"),
         (drop_grid, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),
         (drop_scale, "FULLY_CONNECTED, which computes on 'left', whose grid is not there"),

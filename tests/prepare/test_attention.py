@@ -23,7 +23,7 @@ L = keras.layers
     ],
 )
 def test_places_of_an_image_attend(shape, axes, target):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input(shape, name="x")
     layer = L.MultiHeadAttention(2, 3, value_dim=2, attention_axes=axes, name="heads")
     model = keras.Model(x, layer(x, x))
@@ -106,13 +106,13 @@ def test_conditions_are_attended_to_in_float(capsys):
     ],
 )
 def test_probabilities_are_dropped_in_training_alone(make):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((6, 8), name="x")
     model = keras.Model(x, make(x))
     q = networks.quantized(model, data := networks.data(model, scale=1.0))
     want = networks.run(q, data)
     one, other = (np.asarray(q(data, training=True)) for _ in range(2))
     assert np.ptp([one, other], axis=0).max() > 0.1 * np.abs(want).max()
-    lite = kerasq.export_tflite(q)
+    lite = kerasq.export_tflite(q, check=False)
     assert lite.float_ops == []
     np.testing.assert_array_equal(lite.predict(data), networks.run(q, data))

@@ -16,7 +16,7 @@ STEPS, FEATURES, UNITS = 5, 3, 4
 
 def series(*layers):
     """A model of recurrent layers, their weights of any size and sign, biases too."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((STEPS, FEATURES), name="x"), *layers])
     rng = np.random.default_rng(1)
     for weight in model.weights:

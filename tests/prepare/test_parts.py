@@ -23,7 +23,7 @@ def _average(parts, layer, name, x):
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setitem(decompose.PARTS, L.Average, _average)
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((5,), name="x")
     a, b = (L.Dense(6, name=name)(x) for name in "ab")
     y = L.Average(name="average")([a, b])

@@ -39,7 +39,7 @@ def test_a_folded_graph_has_no_batch_normalization():
 
 def test_the_kernel_that_is_trained_is_in_units_of_the_gain():
     """Steps are those of a BatchNormalization whose statistics are frozen, but for a root of 2."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     y = L.BatchNormalization(name="norm")(L.Conv2D(4, 3, use_bias=False, name="conv")(image))
     model = keras.Model(image, y)

@@ -23,12 +23,12 @@ L = keras.layers
     ],
 )
 def test_an_average_of_whole_samples_has_a_range_of_its_own(pool, shape, operator):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input(shape, name="x")
     model = keras.Model(x, L.Dense(2)(L.Flatten()(pool(L.Dense(4, activation="relu")(x)))))
     data = networks.data(model)
     q = networks.quantized(model, data)
-    lite = kerasq.export_tflite(q)
+    lite = kerasq.export_tflite(q, check=False)
     assert ("MEAN" in {op.name for op in lite.ops}) == (operator is not None)
     np.testing.assert_array_equal(networks.run(q, data), lite.predict(data))
     np.testing.assert_allclose(networks.run(q, data), networks.run(model, data), atol=0.1)

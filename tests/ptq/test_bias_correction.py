@@ -24,7 +24,7 @@ def float_data(model, count=256, mean=1.5):
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_one_layer_by_hand(activation):
     """Values of one sign: what rounding a weight moves does not cancel out."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((9,)), L.Dense(4, activation=activation, name="d")])
     x = float_data(model)
     q = networks.quantized(model, x, scheme="w4a8")
@@ -86,7 +86,7 @@ def _value(model, path):
 
 
 def test_calls_of_a_shared_layer_have_one_bias():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     a, b = keras.Input((6,)), keras.Input((6,))
     dense = L.Dense(3, name="shared")
     model = keras.Model([a, b], L.Add()([dense(a), dense(b)]))
@@ -100,7 +100,7 @@ def test_calls_of_a_shared_layer_have_one_bias():
 
 def test_twins_have_one_bias():
     """Layers may be reached by their second call first."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     a, b = keras.Input((4, 4, 1), name="a"), keras.Input((4, 4, 1), name="b")
     conv, dense = L.Conv2D(4, 3, activation="relu", name="conv"), L.Dense(4, name="dense")
     one, two = (dense(L.Flatten()(conv(x))) for x in (a, b))
@@ -141,7 +141,7 @@ def test_bad_input_changes_nothing():
 
 def constant_network(build):
     """All channels in front of `build` are constant: their means are no matter of statistics."""
-    keras.utils.set_random_seed(1)
+    networks.set_seed(1)
     image = keras.Input((6, 6, 4), name="image")
     x = L.BatchNormalization(name="norm")(L.Conv2D(4, 1, name="first")(image))
     model = networks.shake_norms(keras.Model(image, build(L.ReLU(4.0, name="relu")(x))))
@@ -190,7 +190,7 @@ def test_without_data_as_with_data(build):
 
 def test_without_data_by_hand():
     """Behind a BatchNormalization and a ReLU: the expectation of the clipped normal."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((6,), name="x")
     y = L.BatchNormalization(name="norm")(L.Dense(6, name="first")(x))
     model = networks.shake_norms(keras.Model(x, L.Dense(4, name="last")(L.ReLU(name="relu")(y))))
@@ -218,7 +218,7 @@ def test_without_data_by_hand():
 
 def test_without_data_it_must_help():
     """On inputs for which the statistics hold, as far as calls are independent."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((8,), name="x")
     y = L.Dense(8, kernel_initializer="identity", use_bias=False, name="first")(x)
     y = L.ReLU(name="relu")(L.BatchNormalization(name="norm", epsilon=1e-6)(y))

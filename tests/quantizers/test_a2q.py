@@ -74,7 +74,7 @@ def test_no_channel_is_beyond_the_bound(make, batch_norm, scheme, bits, gradient
 
 @pytest.mark.parametrize("gradient", ["none", "lsq"])
 def test_no_input_overflows(gradient):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((3, 3, 8)), L.Conv2D(4, 3, name="conv")])
     model.layers[0].bias.assign([5.0, -5.0, 0.3, 0.0])
     x = networks.data(model, 64)

@@ -17,7 +17,7 @@ L = keras.layers
 
 def all_kinds():
     """A layer of each kind with weights, a normalization here and there."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((6, 6, 4), name="image")
     x = L.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(image)
     x = L.ReLU(name="relu")(L.BatchNormalization(name="conv_norm")(x))
@@ -101,7 +101,7 @@ def test_zeros_stay_zero_codes_in_every_kind_of_layer():
 
 
 def test_zeros_of_a_whole_lstm(tmp_path):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = keras.Sequential([keras.Input((3, 4)), L.LSTM(5, name="rnn"), L.Dense(2, name="head")])
     model = with_kernels(model, sparse)
     x = networks.data(model)
@@ -226,7 +226,7 @@ def test_copies_keep_them():
 
 
 def test_a_shared_layer_and_its_own_constraint():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     layer = L.Dense(4, kernel_constraint=keras.constraints.MaxNorm(0.5), name="twice")
     x = keras.Input((4,))
     model = with_kernels(keras.Model(x, layer(layer(x))), sparse)

@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 import pytest
 
@@ -91,7 +90,7 @@ def test_unknown_model_lists_the_legal_ones():
 
 
 def test_the_vision_transformer_is_integer_and_its_positions_are_learned():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = models.build("vit", (8, 8, 1), 3, width=0.25)
     x = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype("float32")
     q = networks.quantized(model, x)

@@ -6,6 +6,7 @@ import pytest
 
 import kerasq
 from kerasq.comparison.accuracy import by_output
+from tests import networks
 
 L = keras.layers
 HALVES = slice(15), slice(15, 30)
@@ -14,7 +15,7 @@ HALVES = slice(15), slice(15, 30)
 @pytest.fixture(scope="module")
 def model():
     """A network of classes, of two classes and of a number; its quantized copy and the file."""
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     x = keras.Input((6,), name="x")
     hidden = L.Dense(8, "relu", name="hidden")(x)
     kind = L.Dense(3, activation="softmax", name="kind")(hidden)

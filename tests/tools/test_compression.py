@@ -6,13 +6,13 @@ import keras
 import numpy as np
 
 import kerasq
-from tests import processes
+from tests import networks, processes
 
 L = keras.layers
 
 
 def network():
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x = L.Conv2D(16, 3, use_bias=False, name="conv")(image)
     x = L.ReLU(name="relu")(L.BatchNormalization(name="norm")(x))

@@ -65,7 +65,7 @@ def test_the_smallest_failure_is_kept():
     assert tally.failures == {"raw: KeyError": ("s", "KeyError")}
 
 
-@pytest.mark.parametrize("name", ["npz", "png"])
+@pytest.mark.parametrize("name", ["npz", "png", "encodings"])
 def test_damaged_files(name, tmp_path):
     reader = files.Reader(name, tmp_path)
     verdicts = [reader.read(0, i) for i in range(30)]

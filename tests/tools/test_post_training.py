@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import kerasq
-from tests import processes
+from tests import networks, processes
 
 L = keras.layers
 SIZE = 8
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     for strides in (2, 1):
         layers += [L.Conv2D(4, 1, strides=strides), L.BatchNormalization(), L.ReLU(6.0)]
     layers += [L.Conv2D(4, 1, activation="relu"), L.GlobalAveragePooling2D(), L.Dense(11)]
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers]).save(path / "network.keras")
     return path
 

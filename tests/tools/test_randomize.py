@@ -18,7 +18,7 @@ def logits(model, x):
 
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet_v2"])
 def test_the_function_stays(name):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = models.build(name, (16, 16, 3), 10)
     x = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype("float32")
     before = logits(model, x)
@@ -51,7 +51,7 @@ def test_tiny_variances_and_no_gamma():
 
 
 def test_command_line(tmp_path):
-    keras.utils.set_random_seed(0)
+    networks.set_seed(0)
     model = models.build("cnn", (8, 8, 1), 10)
     model.save(tmp_path / "a.keras")
     done = processes.script("tools/randomize.py", tmp_path / "a.keras", tmp_path / "b.keras")

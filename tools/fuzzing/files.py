@@ -1,11 +1,13 @@
 """Damaged files of each format that kerasq and the recipes read."""
 
+import functools
 import io
+import json
 import pathlib
 import tempfile
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -42,16 +44,35 @@ def _network() -> keras.Model:
     return keras.Model(x, L.Dense(3, activation="softmax", name="head")(L.Flatten(name="flat")(y)))
 
 
-def _make_tflite(path: pathlib.Path) -> None:
+@functools.cache
+def _quantized() -> tuple[keras.Model, list[np.ndarray]]:
+    """A calibrated network, and its weights and ranges."""
     q = kerasq.quantize_model(_network())
     kerasq.calibrate(q, np.random.default_rng(0).normal(size=(8, 6, 6, 2)))
-    kerasq.export_tflite(q, path)
+    return q, q.get_weights()
+
+
+def _make_tflite(path: pathlib.Path) -> None:
+    kerasq.export_tflite(_quantized()[0], path)
 
 
 def _read_tflite(path: pathlib.Path) -> None:
     lite = kerasq.TFLiteModel(path)
     str(lite)
     lite.predict([np.zeros((1, *tensor.shape[1:]), "float32") for tensor in lite.inputs])
+
+
+def _make_encodings(path: pathlib.Path) -> None:
+    kerasq.save_encodings(_quantized()[0], path)
+
+
+def _read_encodings(path: pathlib.Path) -> None:
+    q, weights = _quantized()
+    try:
+        kerasq.load_encodings(q, path)
+        kerasq.export_tflite(q)
+    finally:
+        q.set_weights(weights)
 
 
 def _make_legacy(path: pathlib.Path) -> None:
@@ -91,6 +112,7 @@ FORMATS = {
     "keras": Format(".keras", lambda path: _network().save(path), kerasq.load_model),
     "h5": Format(".h5", lambda path: _network().save(path), kerasq.load_model),
     "legacy_h5": Format(".h5", _make_legacy, kerasq.load_model),
+    "encodings": Format(".json", _make_encodings, _read_encodings),
     "npz": Format(
         ".npz",
         lambda path: np.savez(path, **_arrays()),  # type: ignore[arg-type]
@@ -101,9 +123,11 @@ FORMATS = {
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """A file of one random damage; of an archive's, every other one is inside a member."""
+    """A file of one random damage, every other one to a member of an archive or a value of JSON."""
     if zipfile.is_zipfile(io.BytesIO(content)) and rng.integers(2):
         return _mutated_member(content, rng)
+    if content.startswith(b"{") and rng.integers(2):
+        return _mutated_value(content, rng)
     return bytes(_MUTATIONS[rng.integers(len(_MUTATIONS))](bytearray(content), rng))
 
 
@@ -168,6 +192,45 @@ def _mutated_member(content: bytes, rng: np.random.Generator) -> bytes:
         for member, data in members.items():
             archive.writestr(member, data)
     return written.getvalue()
+
+
+_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    0.5,
+    1e-300,
+    1e300,
+    2**70,
+    float("nan"),
+    "",
+    "int8",
+    [],
+    {},
+)
+
+
+def _mutated_value(content: bytes, rng: np.random.Generator) -> bytes:
+    """JSON, one value of which is another one, or is missing."""
+    found = json.loads(content)
+    places = [*_places(found)]
+    holder, key = places[rng.integers(len(places))]
+    choice = int(rng.integers(len(_VALUES) + 1))
+    if choice < len(_VALUES):
+        holder[key] = _VALUES[choice]
+    else:
+        del holder[key]
+    return json.dumps(found).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """All dictionaries and lists of some JSON, and the keys and indices of what they hold."""
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])
 
 
 class Reader:

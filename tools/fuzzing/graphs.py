@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Callable, Collection
 
 import hypothesis
+import keras
 from hypothesis import HealthCheck, Phase
 
 from tools.fuzzing import checks, programs
 
 # What making a failing program smaller may take.
 SHRINK_SECONDS = 60.0
+# Programs after which Keras's memory is cleared; with it all that TensorFlow has ready to run.
+_CLEARED = 20
 
 
 class _Enough(KeyboardInterrupt):
@@ -43,6 +46,8 @@ class _Trial:
 
     def _verdict(self, program: str) -> checks.Verdict:
         if program not in self._verdicts:
+            if len(self._verdicts) % _CLEARED == 0:
+                keras.backend.clear_session()
             self.before(program)
             self._verdicts[program] = checks.outcome(program)
             if self._failed_at is None:  # Behind a failure they are not random any more.
