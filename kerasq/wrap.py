@@ -175,7 +175,7 @@ class _Wrapping:
         options["fixed_batch_norm"] = behind.get("training") is False
         # One slope of a PReLU is one for each channel here, of which calls may have other numbers.
         shapes = (tuple(w.shape) for w in layer.weights)
-        key = (node.source.weights_of, call.scheme, *shapes)
+        key = (node.source.weights_of, call.scheme, *shapes, *_fixed(node))
         first = self.wrappers.get(key)
         if first is not None:
             return KernelWrapper.sharing(first, name=layer.name, **options)
@@ -217,6 +217,15 @@ class _Wrapping:
         if name not in self.plain:
             self.plain[name] = graphs.copy_built(node.layer, name=name)
         return self.plain[name]
+
+
+def _fixed(node: graphs.Node) -> tuple:
+    """What calls may differ in that read other sizes: their weights train apart then."""
+    layer = node.layer
+    if isinstance(layer, Scale):  # Such as the epsilon of a normalization, in units of its own.
+        fixed = (x.numpy().tobytes() for x in layer.non_trainable_weights)
+        return (*(node.source.gain or ()), *fixed)
+    return tuple(getattr(layer, "frames", ()))  # Those of a 3D convolution.
 
 
 def _trains(x: keras.KerasTensor) -> bool:

@@ -55,6 +55,20 @@ def test_conv_3d(name, target):
     assert networks.sqnr(model, q, x) > 33
 
 
+@pytest.mark.parametrize("make", [L.Conv3D, L.Conv3DTranspose])
+def test_one_layer_on_images_of_two_sizes(make):
+    networks.set_seed(0)
+    x, layer = keras.Input((4, 5, 6, 3), name="x"), make(3, 3, name="conv")
+    model = keras.Model(x, [layer(x), layer(keras.ops.pad(x, [(0, 0), *[(1, 2)] * 3, (0, 0)]))])
+    data = networks.data(model, 8, scale=1.0)
+    q = networks.quantized(model, data)
+    lite = kerasq.export_tflite(q, check=False)
+    for want, got in zip(networks.run(q, data), lite.predict(data).values(), strict=True):
+        np.testing.assert_array_equal(got, want)
+    for want, got in zip(networks.run(model, data), networks.run(q, data), strict=True):
+        assert np.square(want - got).sum() < 1e-3 * np.square(want).sum()
+
+
 @pytest.mark.parametrize("scheme", ["w8a16", "w4a8", "w4a16"])
 def test_conv_3d_at_other_widths(scheme):
     model = network(groups=2, padding="same", activation="relu")

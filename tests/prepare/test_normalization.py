@@ -76,6 +76,28 @@ def test_as_the_float_layer(name):
     assert networks.sqnr(model, networks.quantized(model, x), x) > 28
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        L.GroupNormalization(2, name="norm"),
+        L.LayerNormalization(axis=[1, 2], center=False, scale=False, name="norm"),
+    ],
+    ids=["group", "layer"],
+)
+def test_one_layer_on_images_of_two_sizes(layer):
+    """Whose epsilon is another number in units of their sums."""
+    x = keras.Input((5, 6, 4), name="x")
+    large = keras.ops.pad(x, [(0, 0), (1, 2), (1, 2), (0, 0)])
+    model = keras.Model(x, [layer(x), layer(large)])
+    data = np.random.default_rng(0).normal(0.0, 1.0, (16, 5, 6, 4)).astype("f")
+    q = networks.quantized(model, data)
+    lite = kerasq.export_tflite(q, check=False)
+    want, simulated = networks.run(model, data), networks.run(q, data)
+    for a, b, c in zip(want, simulated, lite.predict(data).values(), strict=True):
+        np.testing.assert_array_equal(b, c)
+        assert np.square(a - b).sum() < 1e-3 * np.square(a).sum()
+
+
 ROWS = 40
 
 
