@@ -4,10 +4,10 @@
 # It sets TensorFlow's seed too, and TensorFlow forgets with it all that its eager runtime has made ready: kernels of
 # operators, and functions that were traced, also those that draw nothing at random. Nothing is traced again, so that
 # counting traces shows nothing; but the next call of each function instantiates and optimizes it once more, which takes
-# thirty times as long as a call of a small one. `keras.backend.clear_session` does the same. Who seeds before each
-# of many short runs (a sweep over settings, a test suite, a search) pays it each time. Keras 3 draws initial weights and
+# thirty times as long as a call of a small one. Who seeds before each of many short runs (a sweep over settings, a test
+# suite, a search) pays it each time. Keras 3 draws initial weights and
 # dropout from Python's `random`, so where no batches are shuffled `random.seed` gives the same numbers for nothing: in
-# our own tests that saved between a tenth and a fifth of the time.
+# our own tests that saved up to a fifth of the time.
 #
 # Seen: a call of a function of 200 sines takes 0.6 ms, the first one behind `random.seed` as well, and 19 ms behind
 # `set_random_seed`, of one trace; initial weights are the same after either.

@@ -14,7 +14,7 @@ def set_seed(seed: int) -> None:
     """Sets what weights are drawn from, and dropout.
 
     `keras.utils.set_random_seed` sets TensorFlow's seed too, which has TensorFlow forget every
-    kernel and function that was ready to run: a sixth of the time of all tests.
+    kernel and function that was ready to run: up to a fifth of the time of tests.
     """
     random.seed(seed)
 

@@ -85,9 +85,7 @@ def test_layers_that_are_made_anew_compute_in_float32(policy):
     q = kerasq.quantize_model(model, overrides={"wide": "w8a16", "branch_1": "float"})
     x = networks.data(q, 16)
     kerasq.calibrate(q, x)
-    np.testing.assert_allclose(
-        kerasq.export_tflite(q, check=False).predict(x), networks.run(q, x), atol=1e-6
-    )
+    np.testing.assert_allclose(kerasq.export_tflite(q).predict(x), networks.run(q, x), atol=1e-6)
     computing = [layer for layer in q.layers if not isinstance(layer, L.InputLayer)]
     assert {layer.compute_dtype for layer in computing} == {"float32"}
 

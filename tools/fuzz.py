@@ -34,7 +34,7 @@ _PART = flags.DEFINE_multi_enum("part", None, _PARTS, "These only, a flag each."
 _SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.", lower_bound=0)
 _LOG = flags.DEFINE_string("log", "runs/fuzz.jsonl", "A line a process; where to go on.")
 _ONE = flags.DEFINE_string("one", None, "What a process runs: '<part>;<first>;<count>'.")
-# Examples a process, which grows with each model.
+# Examples a process, which grows with each model, to 850 MB after 120.
 SIZES = {"graphs": 120} | dict.fromkeys(files.FORMATS, 250)
 # Bytes of addresses that a process may have, of which TensorFlow alone takes a third.
 MEMORY = 2**34

@@ -85,7 +85,7 @@ def test_as_the_float_layer(name):
     ids=["group", "layer"],
 )
 def test_one_layer_on_images_of_two_sizes(layer):
-    """Whose epsilon is another number in units of their sums."""
+    """Whose sums have units of their own, and epsilon another value in them."""
     x = keras.Input((5, 6, 4), name="x")
     large = keras.ops.pad(x, [(0, 0), (1, 2), (1, 2), (0, 0)])
     model = keras.Model(x, [layer(x), layer(large)])
