@@ -213,8 +213,12 @@ def _refused(nodes: list[graphs.Node]) -> dict[str, str]:
 
 def _way_out(node: graphs.Node) -> str:
     makers = [graphs.origin(x)[0] for x in node.inputs]
-    is_first = all(isinstance(x, keras.layers.InputLayer) for x in makers)
-    return "replace it, or leave it in front of the model" if is_first else "replace it"
+    ways = ["replace it"]
+    if all(isinstance(x, keras.layers.InputLayer) for x in makers):
+        ways.append("leave it in front of the model")
+    if _has_kernel(node):
+        ways.append("give it integers")
+    return ", or ".join(ways)
 
 
 def _returned_inputs(model: keras.Model) -> list[str]:
@@ -227,11 +231,25 @@ def _returned_inputs(model: keras.Model) -> list[str]:
 
 def _is_unknown(node: graphs.Node) -> bool:
     """Whether the table does not say what the file has of a call, in float either."""
-    layer = node.layer
-    if not isinstance(layer, keras.Layer) or registry.complaint(layer) is not None:
-        return True
-    rule = registry.rule(layer)
-    return rule.output != Output.FLOAT and _misfit(node, rule) is not None
+    if _has_kernel(node):
+        # Of five axes few float kernels are; for slopes, the export has others.
+        has_many_axes = any(len(x.shape) > 4 for x in node.inputs)
+        return has_many_axes and not isinstance(node.layer, keras.layers.PReLU)
+    rule = None if _is_refused(node.layer) else registry.find(node.layer)
+    return rule is None or rule.output != Output.FLOAT
+
+
+def _has_kernel(node: graphs.Node) -> bool:
+    """Whether a call of a layer, which stays float, could be integer."""
+    if _is_refused(node.layer):
+        return False
+    rule = registry.rule(node.layer)
+    return rule.output != Output.FLOAT and _misfit(node, rule) is None
+
+
+def _is_refused(operation: Any) -> bool:
+    """Whether the table has no layer like this one."""
+    return not isinstance(operation, keras.Layer) or registry.complaint(operation) is not None
 
 
 def _complaint(node: graphs.Node) -> str | None:

@@ -254,6 +254,9 @@ def _infer(layer: keras.Layer, target: targets.Target, *args: Any, **kwargs: Any
     if isinstance(layer, InputScale):
         # Two operators, each of which rounds.
         return tf.cast(args[0], tf.float32) * layer.kernel + layer.bias
+    if isinstance(layer, keras.layers.PReLU) and args[0].shape.rank > 4:
+        # The converter makes one operator of Keras's, which broadcasts slopes along four axes.
+        return tf.maximum(args[0], 0.0) + layer.alpha * tf.minimum(args[0], 0.0)
     is_nearest = registry.passes_through(layer) and isinstance(layer, keras.layers.UpSampling2D)
     if is_nearest:
         return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")

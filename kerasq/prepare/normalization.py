@@ -122,21 +122,20 @@ def _operation(make: type, node: Node, x: Any, weights: list, options: dict) -> 
     epsilon = keras.config.epsilon() if operation.epsilon is None else operation.epsilon
     layer = make(axis=operation.axis, epsilon=epsilon, **options)
     shape = tuple(x.shape[i] for i in fits.axes(operation.axis, x))
-    # A number is one for all.
-    given = [
-        np.full(shape, v, np.float32) if isinstance(v, (int, float)) else v
-        for v in weights
-        if v is not None
-    ]
-    if not symbolic(x) or not fits.normalization_fits(layer, x) or not _have(shape, given):
+    given = None if symbolic(weights) else _arrays(weights, shape)
+    if given is None or not symbolic(x) or not fits.normalization_fits(layer, x):
         return None
     # Without weights it stays unbuilt: `_scaled` takes 1 for those that a layer always has.
     return products.weighted(layer, x, *given) if given else (layer, x)
 
 
-def _have(shape: tuple, weights: list) -> bool:
-    """Whether all weights are constant, or variables, of a shape."""
-    return not symbolic(weights) and all(tuple(v.shape) == shape for v in weights)
+def _arrays(weights: list, shape: tuple) -> list | None:
+    """The weights that there are as arrays, of lists and numbers too; None for other shapes."""
+    given = [v for v in weights if v is not None]
+    # A number is one for all.
+    given = [np.full(shape, v, np.float32) if isinstance(v, (int, float)) else v for v in given]
+    given = [np.asarray(v, np.float32) if isinstance(v, (list, tuple)) else v for v in given]
+    return given if all(tuple(v.shape) == shape for v in given) else None
 
 
 def _as_rows(parts: Parts, name: str, x: Any, along: list[int]) -> Any:

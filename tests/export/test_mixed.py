@@ -578,6 +578,27 @@ def test_float_layers(name, floats, ends):
     assert types(lite, *floats_read) == ["float32"] * len(floats)
 
 
+@pytest.mark.parametrize("scheme", ["float", "w8a8"])
+def test_slopes_along_five_axes(scheme):
+    x = keras.Input((2, 3, 3, 4), name="x")
+    y = L.PReLU("uniform", name="slopes")(L.Conv3D(4, 2, padding="same", name="conv")(x))
+    model = keras.Model(x, L.Conv3D(2, 1, name="last")(y))
+    q = networks.quantized(model, overrides={"slopes": scheme})
+    x = networks.data(model)
+    np.testing.assert_allclose(kerasq.export_tflite(q).predict(x), networks.run(q, x), atol=1e-6)
+    assert networks.sqnr(model, q, x) > 30.0
+
+
+def test_a_float_layer_of_five_axes_that_no_kernel_is_for():
+    x = keras.Input((4, 4, 4, 3), name="x")
+    y = L.MaxPooling3D(2, name="pool")(L.Conv3D(3, 1, name="conv")(x))
+    model = keras.Model(x, y)
+    text = r"'pool' \(MaxPooling3D\): .* no operator of LiteRT; replace it, or give it integers"
+    with pytest.raises(ValueError, match=text):
+        kerasq.quantize_model(model, overrides={"pool": "float"})
+    assert kerasq.export_tflite(networks.quantized(model)).float_ops == []
+
+
 @pytest.mark.parametrize("name", list(ISLANDS))
 def test_a_layer_type_without_a_rule_as_island(name):
     q, _, lite = exported(name)

@@ -257,6 +257,7 @@ def test_operations():
     y = keras.ops.layer_normalization(y, axis=[1, 2])
     y = keras.ops.rms_normalization(y, None, axis=[1, 2]) + keras.ops.normalize(x, axis=(1, 2))
     y = y + keras.ops.rms_normalization(x, beta) + keras.ops.rms_normalization(x, scale=-0.5)
+    y = y + keras.ops.rms_normalization(x, scale=beta.tolist())
     model = keras.Model(x, y)
     data = networks.data(model)
     q = networks.quantized(model, data)
