@@ -56,7 +56,8 @@ class KernelWrapper(QuantizeWrapper):
         training_dtype: what the layer computes in while training: "float32", or "bfloat16" or
             "float16" where the float model has mixed precision. Fake-quant stays in float32, and
             inference is exact either way.
-        gain_per_channel: whether `kernel_gain` is a vector, not a scalar.
+        gain_per_channel: whether `kernel_gain` is a vector, not a scalar. A further call has one of
+            its own then.
         fixed_batch_norm: whether `batch_norm` normalizes by its statistics in training as well, and
             leaves them as they are, as one that is called with `training=False`.
         granularity: "per_channel", a scale for each output channel, or "per_tensor".
@@ -158,6 +159,8 @@ class KernelWrapper(QuantizeWrapper):
         if self.leader is not None:
             if not self.leader.built:
                 self.leader.build(input_shape)
+            if self.gain_per_channel:
+                self._add_gain()
             return
         if self.batch_norm is not None:
             # Statistics of all replicas together, so that they hold the same model.
@@ -167,6 +170,14 @@ class KernelWrapper(QuantizeWrapper):
                 self.batch_norm.build(self.compute_output_shape(input_shape))
         if self._structure is not None:
             self._structure.start(lambda: self.rule.flatten(self.kernel.value))
+        self._add_gain()
+        self._weight_quantizer.start(self.ranged_kernel)
+        self._check_zero()
+        # A constraint acts inside of the step, behind any optimizer's decay and momentum.
+        if self._structure is not None or isinstance(self._weight_quantizer, PowerOfTwo):
+            self.kernel.constraint = _Keep(self)
+
+    def _add_gain(self) -> None:
         self._kernel_gain = self.add_weight(
             name="kernel_gain",
             shape=self.flat_kernel().shape[-1:] if self.gain_per_channel else (),
@@ -174,11 +185,6 @@ class KernelWrapper(QuantizeWrapper):
             trainable=False,
             autocast=False,
         )
-        self._weight_quantizer.start(self.ranged_kernel)
-        self._check_zero()
-        # A constraint acts inside of the step, behind any optimizer's decay and momentum.
-        if self._structure is not None or isinstance(self._weight_quantizer, PowerOfTwo):
-            self.kernel.constraint = _Keep(self)
 
     def _with_thresholds(self, chosen: str | None) -> ThresholdWeights:
         """The weight quantizer whose scales are powers of two.
@@ -312,7 +318,9 @@ class KernelWrapper(QuantizeWrapper):
     @property
     def kernel_gain(self) -> keras.Variable:
         """What the kernel is multiplied by: `()` or `(channels,)`, of `Source.gain`."""
-        return (self.leader or self)._kernel_gain
+        if self.leader is None or self.gain_per_channel:
+            return self._kernel_gain
+        return self.leader._kernel_gain
 
     @property
     def kernel(self) -> keras.Variable:
@@ -383,7 +391,8 @@ class KernelWrapper(QuantizeWrapper):
         source = self._producers[0]
         # A fixed grid is that of a rule at a width.
         read = (id(source.quantizer or source.rule), source.output_bits)
-        name = f"weights between {read} and {id(self.quantizer)} at {self.scheme}"
+        units = id(self.kernel_gain)
+        name = f"weights of {units} between {read} and {id(self.quantizer)} at {self.scheme}"
         return graph.once(self.leader or self, name, self._integer_weights)
 
     def _integer_weights(self) -> kernels.IntegerWeights:
@@ -490,7 +499,8 @@ class KernelWrapper(QuantizeWrapper):
     def _fake_quant_kernel(self) -> tf.Tensor:
         """The kernel on its grid, in front of a BatchNormalization that is kept."""
         # Once for all calls of the layer, of which a recurrent one has one a step.
-        return graph.once(self.leader or self, "kernel", self._fake_quant)
+        name = f"kernel of {id(self.kernel_gain)}"
+        return graph.once(self.leader or self, name, self._fake_quant)
 
     def _fake_quant(self) -> tf.Tensor:
         kernel = self.ranged_kernel()

@@ -165,6 +165,11 @@ def quantize_model(
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
+    if graph.unread:
+        print(
+            "Left out in training, as what is computed of weights alone is a constant: "
+            f"{', '.join(graph.unread)}."
+        )
     graph, lost = unsupported.without_lost_regularizers(graph)
     if lost:
         print(f"Left out in training: activity_regularizer of {', '.join(map(repr, lost))}.")

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasq import graph as graphs
 from kerasq import one_grid, registry
@@ -53,7 +54,11 @@ def wrap(
         range_penalty: L2 penalty on the ends of ranges that learn.
     """
     ranges = {"range_gradient": range_gradient, "range_penalty": range_penalty, "scales": scales}
-    return graphs.rewrite(plan.graph, _Wrapping(plan, ranges, kernels).call)
+    wrapping = _Wrapping(plan, ranges, kernels)
+    model = graphs.rewrite(plan.graph, wrapping.call)
+    if apart := wrapping.trained_apart():
+        print(f"Train apart, a copy for each size that they read: weights of {', '.join(apart)}.")
+    return model
 
 
 class _Wrapping:
@@ -68,8 +73,9 @@ class _Wrapping:
         # By id of a tensor of the new model, and width: the wrapper, what it returns, the tensor.
         # That is held so that no other gets its id.
         self.boundaries: dict[tuple[int, int], tuple] = {}
-        # By name of the layer whose weights they have (`Source.weights_of`), scheme and shapes.
-        self.wrappers: dict[tuple, KernelWrapper] = {}
+        # First calls, by name of the layer whose weights they have (`Source.weights_of`), scheme
+        # and shapes.
+        self.wrappers: dict[tuple, list[KernelWrapper]] = {}
         self.plain: dict[str, keras.Layer] = {}
         # By name of the first layer of the same variable, scheme, shape and width.
         self.constants: dict[tuple, Any] = {}
@@ -174,26 +180,35 @@ class _Wrapping:
         behind = {} if call.batch_norm is None else call.batch_norm.kwargs
         options["fixed_batch_norm"] = behind.get("training") is False
         # One slope of a PReLU is one for each channel here, of which calls may have other numbers.
+        # Frames are those of a 3D convolution, on images of one size.
         shapes = (tuple(w.shape) for w in layer.weights)
-        key = (node.source.weights_of, call.scheme, *shapes, *_fixed(node))
-        first = self.wrappers.get(key)
+        key = (node.source.weights_of, call.scheme, *shapes, *getattr(layer, "frames", ()))
+        gain = node.source.gain
+        calls = self.wrappers.setdefault(key, [])
+        first = next((x for x in calls if _is_of_one_weight(x, layer, gain)), None)
+        # In units of its own, as of a normalization over images of another size.
+        options["gain_per_channel"] = bool(gain) and (first is None or gain != first.first_gain)
         if first is not None:
-            return KernelWrapper.sharing(first, name=layer.name, **options)
-        kernel, gain = graphs.copy_built(layer), node.source.gain
-        norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
-        options |= {"batch_norm": norm, "gain_per_channel": bool(gain)}
-        if gain:
-            rule = registry.rule(kernel)
-            variable = getattr(kernel, str(rule.kernel))
-            # Powers of two: nothing is rounded.
-            flat = rule.flatten(variable.value) / gain
-            variable.assign(rule.unflatten(flat, variable.shape))
-        wrapper = KernelWrapper(kernel, **options, **self._kernel_options(kernel))
+            wrapper = KernelWrapper.sharing(first, name=layer.name, **options)
+        else:
+            norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
+            kernel = _in_units(graphs.copy_built(layer), gain)
+            wrapper = KernelWrapper(
+                kernel, batch_norm=norm, **options, **self._kernel_options(kernel)
+            )
+            calls.append(wrapper)
         wrapper.first_gain = gain or 1.0
         # Built here, while it is known what its gain begins with.
         wrapper.build(layer.input.shape)
-        self.wrappers[key] = wrapper
         return wrapper
+
+    def trained_apart(self) -> list[str]:
+        """Names of the layers whose weights have become several, as what they read has sizes."""
+        copies: dict[str, list[KernelWrapper]] = {}
+        for (weights_of, *_), wrappers in self.wrappers.items():
+            copies.setdefault(weights_of, []).extend(wrappers)
+        several = [x[0] for x in copies.values() if len(x) > 1 and x[0].layer.trainable_weights]
+        return [*dict.fromkeys(repr(wrapper.source) for wrapper in several)]
 
     def _kernel_options(self, layer: keras.Layer) -> dict[str, Any]:
         """Arguments of a KernelWrapper, of a layer with its weights."""
@@ -219,13 +234,30 @@ class _Wrapping:
         return self.plain[name]
 
 
-def _fixed(node: graphs.Node) -> tuple:
-    """What calls may differ in that read other sizes: their weights train apart then."""
-    layer = node.layer
-    if isinstance(layer, Scale):  # Such as the epsilon of a normalization, in units of its own.
-        fixed = (x.numpy().tobytes() for x in layer.non_trainable_weights)
-        return (*(node.source.gain or ()), *fixed)
-    return tuple(getattr(layer, "frames", ()))  # Those of a 3D convolution.
+def _in_units(layer: keras.Layer, gain: tuple[float, ...]) -> keras.Layer:
+    """The layer with its kernel divided by the units that it trains in (`Source.gain`)."""
+    if gain:
+        rule = registry.rule(layer)
+        variable = getattr(layer, str(rule.kernel))
+        variable.assign(rule.unflatten(rule.flatten(variable.value) / gain, variable.shape))
+    return layer
+
+
+def _is_of_one_weight(first: KernelWrapper, layer: keras.Layer, gain: tuple[float, ...]) -> bool:
+    """Whether a call can compute on the weights of another call of the same user's layer.
+
+    Parts of a layer may have constants that depend on what it reads, such as the number of values
+    that a normalization divides by: in units of their own they are equal, or else they are two.
+    """
+    if not isinstance(layer, Scale):
+        return True
+    # Its range may be that of the kernel times its gain.
+    if first.is_folded and (gain or 1.0) != first.first_gain:
+        return False
+    pairs = [(layer.kernel.numpy() / (gain or 1.0), first.layer.kernel.numpy())]
+    if layer.use_bias:
+        pairs.append((layer.bias.numpy(), first.layer.bias.numpy()))
+    return all(np.allclose(a, b, rtol=1e-5, atol=0.0) for a, b in pairs)
 
 
 def _trains(x: keras.KerasTensor) -> bool:

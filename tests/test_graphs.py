@@ -949,6 +949,67 @@ def test_one_variable_in_several_ways(shape, functions):
             np.testing.assert_array_equal(b, c)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: x + w,
+        lambda x, w: w - x,
+        lambda x, w: x * w,
+        lambda x, w: ops.square(x - w),
+        lambda x, w: ops.minimum(w, ops.maximum(x, -w)),
+    ],
+)
+def test_weights_along_an_axis_that_the_tensor_lacks(function, capsys):
+    """As of the centres of clusters."""
+    networks.set_seed(0)
+    x = keras.Input((4, 3), name="x")
+    layer = Own(lambda t, c: (5, c), lambda x, w: function(x[:, :, None], w))
+    model = keras.Model(x, layer(L.Dense(3, name="dense")(x)))
+    q = exact(model, networks.data(model, 64))
+    assert "Stay in float" not in capsys.readouterr().out
+    assert sum(np.prod(v.shape) for v in q.trainable_variables) == model.count_params()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: x * ops.tanh(w)[0],
+        lambda x, w: ops.softmax(w)[0] * x,
+        lambda x, w: ops.matmul(x, ops.matmul(w, ops.transpose(w))),
+    ],
+)
+def test_what_is_computed_of_weights_alone_is_said(function, capsys):
+    x = keras.Input((4, 3), name="x")
+    model = keras.Model(x, Own(lambda t, c: (c, c), function)(L.Dense(3, name="dense")(x)))
+    networks.quantized(model)
+    said = "Left out in training, as what is computed of weights alone is a constant: own/w.\n"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, w: L.Attention(name="attention")([x, w]),
+        lambda x, w: x * L.Activation("mish", name="float")(w),
+        lambda x, w: L.Reshape((4, 1), name="column")(L.Dense(1, name="dense")(w)) * x,
+        lambda x, w: ops.matmul(L.Dot(axes=2, name="float")([w, w]), x),
+    ],
+)
+def test_layers_that_read_a_constant(read, batch_size):
+    """Which has another shape than the input that it is called on, and is of one sample."""
+    networks.set_seed(0)
+    x = keras.Input((12,), name="x")
+    w = kerasq.layers.Constant((4, 3), name="memory")(x)
+    model = keras.Model(x, read(L.Reshape((4, 3), name="rows")(x), w))
+    model.get_layer("memory").set_weights([np.linspace(-1.0, 1.0, 12).reshape(4, 3)])
+    data = networks.data(model, 64)
+    q = networks.quantized(model, data)
+    lite = kerasq.export_tflite(q, batch_size=batch_size)
+    np.testing.assert_allclose(lite.predict(data), networks.run(q, data), atol=1e-6)
+    assert networks.sqnr(model, q, data) > 25
+
+
 class Inference(L.Layer):
     """Calls a layer for inference, always."""
 

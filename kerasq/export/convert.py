@@ -148,7 +148,7 @@ class Marker:
             return self._recurrent(wrapper, inputs, grid)
         if made := _made(wrapper, grid):
             if isinstance(made, marks.Constant):
-                inputs = tf.cast(inputs, tf.float32)  # Conditions have no markers.
+                inputs = _of_shape(inputs, made.codes.shape)
             # Marked is the input: the converter would compute the marker of a constant, and has
             # no operator of its own for the others.
             return self._mark(inputs, made)
@@ -203,6 +203,12 @@ class Marker:
         weights = LstmWeights(**arrays)
         mark = marks.Recurrent(name=wrapper.name, grid=grid, weights=weights, cell_bits=bits)
         return self._mark(y, mark)
+
+
+def _of_shape(x: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Zeros that the converter cannot compute, whatever tensor of floats or conditions `x` is."""
+    values = tf.reshape(tf.cast(x, tf.float32), [-1])
+    return tf.broadcast_to(tf.reduce_max(values[:1]), shape)
 
 
 def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:

@@ -58,5 +58,10 @@ def _pick(builder: Builder, real: int, code: int) -> str | None:
 
 def drop_unread(builder: Builder) -> None:
     """Drops operators that nothing reads: GATHER from floats whose integers are read instead."""
-    read = {int(i) for op in builder.ops for i in op.inputs} | {*map(int, builder.graph.outputs)}
-    builder.ops = [op for op in builder.ops if read & {*map(int, op.outputs)}]
+    read, kept = {*map(int, builder.graph.outputs)}, []
+    # From the end on, as what only a dropped operator reads goes with it.
+    for op in reversed(builder.ops):
+        if read & {*map(int, op.outputs)}:
+            kept.append(op)
+            read |= {*map(int, op.inputs)}
+    builder.ops = kept[::-1]

@@ -88,10 +88,13 @@ class Graph:
     Attributes:
         model: the copy.
         nodes: the calls, each of a layer of its own.
+        unread: paths of the user's trainable weights that no call reads; none where a pass has been
+            over it.
     """
 
     model: keras.Model
     nodes: list[Node]
+    unread: tuple[str, ...] = ()
 
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:

@@ -55,7 +55,9 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
     copy = keras.Model(inputs, outputs, name=model.name)
     # A call that no output needs would count as a reader of what it reads.
     needed = places(copy)
-    return Graph(copy, [node for node in reading.nodes if id(node.outputs[0]) in needed])
+    unread = [x.path for x in model.trainable_variables if id(x) not in reading.read]
+    nodes = [node for node in reading.nodes if id(node.outputs[0]) in needed]
+    return Graph(copy, nodes, tuple(unread))
 
 
 class _Reading:
@@ -63,6 +65,7 @@ class _Reading:
 
     def __init__(self, closed: Callable[[keras.Layer], bool]) -> None:
         self.nodes: list[Node] = []
+        self.read: set[int] = set()  # ids of the user's variables
         self._closed = closed
         self._open: list[keras.Layer] = []  # the models that the call at hand is in
         self._traced = [False]  # whether they are, from the whole model inwards
@@ -169,6 +172,8 @@ class _Reading:
     ) -> Any:
         """Calls a copy of a layer, or operation, configuration changed by `changes`."""
         _check_channels(operation, args)
+        given = keras.tree.flatten((args, kwargs))
+        self.read |= {id(x) for x in (*getattr(operation, "variables", ()), *given)}
         changes = self._without_dropout(operation, kwargs) | changes
         if (axes := _squeezed(operation, *args)) is not None:
             changes["axis"] = axes

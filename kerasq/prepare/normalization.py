@@ -206,7 +206,7 @@ _unit_dot = functools.partial(UnitMatmul, True)
 def _scaled(parts: Parts, name: str, x: Any, layer: keras.Layer, size: int = 0) -> Any:
     """`x * sqrt(n) * gamma + beta` along the last axis, n = `size`, or that of the axis.
 
-    Gains train in units of about sqrt(n), so that steps are those of gamma.
+    Gains train in units of sqrt(n): steps are those of gamma, which calls on other sizes share.
     """
     # One without weights has none of them before it is built; RMSNormalization's gamma is `scale`.
     gains = [getattr(layer, key, None) for key in ("gamma", "scale")]
@@ -223,4 +223,4 @@ def _scaled(parts: Parts, name: str, x: Any, layer: keras.Layer, size: int = 0) 
         **_TYPE,
     )
     weights = [gain * root] + ([] if beta is None else [np.ravel(beta)])
-    return parts.call(own, x, weights, units=2.0 ** round(math.log2(root)))
+    return parts.call(own, x, weights, units=root)

@@ -139,7 +139,7 @@ def _tensor(
     if value.ndim == rank and value.shape[0] == 1:
         value = value[0]  # One sample, for any number of them.
     shape = (1,) * (rank - 1 - value.ndim) + value.shape
-    fits = all(n in (1, m) for n, m in zip(shape, tensor.shape[1:], strict=False))
+    fits = all(n == m or 1 in (n, m) for n, m in zip(shape, tensor.shape[1:], strict=False))
     if len(shape) != rank - 1 or not fits or "int" in tensor.dtype:
         return None
     layer = Constant(

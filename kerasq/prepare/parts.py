@@ -29,7 +29,7 @@ class Parts(Protocol):
     ) -> Any:
         """Calls a new layer, or its own parts.
 
-        `weights` are its weights, and `units`, a power of two, what its kernel is to be trained in.
+        `weights` are its weights, and `units` what its kernel is to be trained in.
         """
 
     def repeated(self, key: str, call: Callable[[], Any]) -> Any:

@@ -56,12 +56,15 @@ def test_conv_3d(name, target):
 
 
 @pytest.mark.parametrize("make", [L.Conv3D, L.Conv3DTranspose])
-def test_one_layer_on_images_of_two_sizes(make):
+def test_one_layer_on_images_of_two_sizes(make, capsys):
     networks.set_seed(0)
     x, layer = keras.Input((4, 5, 6, 3), name="x"), make(3, 3, name="conv")
     model = keras.Model(x, [layer(x), layer(keras.ops.pad(x, [(0, 0), *[(1, 2)] * 3, (0, 0)]))])
     data = networks.data(model, 8, scale=1.0)
     q = networks.quantized(model, data)
+    assert "Train apart, a copy for each size that they read: weights of 'conv'." in (
+        capsys.readouterr().out
+    )
     lite = kerasq.export_tflite(q, check=False)
     for want, got in zip(networks.run(q, data), lite.predict(data).values(), strict=True):
         np.testing.assert_array_equal(got, want)

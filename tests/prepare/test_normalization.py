@@ -76,26 +76,66 @@ def test_as_the_float_layer(name):
     assert networks.sqnr(model, networks.quantized(model, x), x) > 28
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        L.GroupNormalization(2, name="norm"),
-        L.LayerNormalization(axis=[1, 2], center=False, scale=False, name="norm"),
-    ],
-    ids=["group", "layer"],
-)
-def test_one_layer_on_images_of_two_sizes(layer):
-    """Whose sums have units of their own, and epsilon another value in them."""
+def two_sizes(layer):
+    """Images of 30 and 36 pixels, whose roots are near the same power of two."""
     x = keras.Input((5, 6, 4), name="x")
-    large = keras.ops.pad(x, [(0, 0), (1, 2), (1, 2), (0, 0)])
+    large = keras.ops.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)])
     model = keras.Model(x, [layer(x), layer(large)])
-    data = np.random.default_rng(0).normal(0.0, 1.0, (16, 5, 6, 4)).astype("f")
-    q = networks.quantized(model, data)
+    return model, np.random.default_rng(0).normal(0.0, 1.0, (16, 5, 6, 4)).astype("f")
+
+
+def assert_close(model, q, data):
+    """Simulation and file are equal, and close to the float model."""
     lite = kerasq.export_tflite(q, check=False)
     want, simulated = networks.run(model, data), networks.run(q, data)
     for a, b, c in zip(want, simulated, lite.predict(data).values(), strict=True):
         np.testing.assert_array_equal(b, c)
         assert np.square(a - b).sum() < 1e-3 * np.square(a).sum()
+
+
+LAYERS_OF_IMAGES = {
+    "group": (L.GroupNormalization, {"groups": 2}),
+    "group, no scale": (L.GroupNormalization, {"groups": 2, "scale": False}),
+    "group, alone": (L.GroupNormalization, {"groups": 2, "center": False, "scale": False}),
+    "layer": (L.LayerNormalization, {"axis": [1, 2], "center": False, "scale": False}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_OF_IMAGES)
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_one_layer_on_images_of_two_sizes(name, granularity, capsys):
+    """Whose sums have units of their own, and epsilon another value in them."""
+    make, options = LAYERS_OF_IMAGES[name]
+    layer = make(name="norm", epsilon=0.1, **options)
+    model, data = two_sizes(layer)
+    model.set_weights([np.linspace(0.5, 2.0, len(w)) for w in model.get_weights()])
+    q = networks.quantized(model, data, granularity=granularity)
+    said = "Train apart, a copy for each size that they read: weights of 'norm'."
+    # One range for all channels is that of the gains times the root of a size.
+    is_apart = granularity == "per_tensor" and bool(layer.trainable_weights)
+    assert (said in capsys.readouterr().out) == is_apart
+    assert_close(model, q, data)
+
+
+def test_sizes_train_one_weight(tmp_path):
+    """As of heads that are shared by all levels of a pyramid."""
+    model, data = two_sizes(L.GroupNormalization(2, name="norm"))
+    q = networks.quantized(model, data)
+    trained = [w for w in q.trainable_variables if w.path.endswith(("kernel", "bias"))]
+    assert [w.path for w in trained] == ["norm_scaled/kernel", "norm_scaled/bias"]
+    q.compile(keras.optimizers.SGD(0.1), "mse")
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    for x in (q, model):
+        x.fit(data, networks.run(model, data), batch_size=16, epochs=3, verbose=0)
+        x.fit(data, [0.5 * y for y in networks.run(model, data)], batch_size=16, verbose=0)
+    for a, b in zip(trained, model.trainable_variables, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-2)
+    assert abs(trained[0].numpy() - 1.0).max() > 0.02
+    kerasq.calibrate(q, data)
+    assert_close(model, q, data)
+    q.save(tmp_path / "q.keras")
+    assert_close(model, keras.models.load_model(tmp_path / "q.keras"), data)
+    assert_close(model, kerasq.retarget(q, "litert-x86-64"), data)
 
 
 ROWS = 40
