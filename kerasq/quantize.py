@@ -165,14 +165,7 @@ def quantize_model(
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
-    if graph.unread:
-        print(
-            "Left out in training, as what is computed of weights alone is a constant: "
-            f"{', '.join(graph.unread)}."
-        )
-    graph, lost = unsupported.without_lost_regularizers(graph)
-    if lost:
-        print(f"Left out in training: activity_regularizer of {', '.join(map(repr, lost))}.")
+    graph = _without_lost(graph)
     check_finite(graph.model)
     _say_unknown_shapes(graph.model)
     check_variances(graph.model)
@@ -244,6 +237,19 @@ def _makes_itself(kind: type[keras.Model]) -> bool:
     users = {x for x in kind.__mro__ if not x.__module__.startswith("keras.")} - {object}
     has_own = any({"__init__", "call"} & {*vars(x)} for x in users)
     return has_own or issubclass(kind, keras.Sequential)
+
+
+def _without_lost(graph: graphs.Graph) -> graphs.Graph:
+    """The graph without what the quantized model does not train with, of which it prints."""
+    if graph.unread:
+        print(
+            "Left out in training, as what is computed of weights alone is a constant: "
+            f"{', '.join(graph.unread)}."
+        )
+    graph, lost = unsupported.without_lost_regularizers(graph)
+    if lost:
+        print(f"Left out in training: activity_regularizer of {', '.join(map(repr, lost))}.")
+    return graph
 
 
 def float_model(model: Any) -> Any:
