@@ -132,6 +132,12 @@ def _quantize(values: flags.FlagValues, path: str) -> None:
         check_writable(written)
     if values.keras and pathlib.Path(values.keras).suffix != ".keras":
         raise ValueError(f"--keras must name a .keras file. Received: {values.keras!r}.")
+    files = [pathlib.Path(x).resolve() for x in (path, values.out, values.keras) if x]
+    if len({*files}) < len(files):
+        raise ValueError(
+            "The model, --out and --keras must be files of their own. Received: "
+            f"{path!r}, {values.out!r} and {values.keras!r}."
+        )
     model = _model(values, path)
     x = _samples(values, model.inputs)
     quantized = quantize_model(model, values.scheme, target=values.target)

@@ -11,6 +11,8 @@ import numpy as np
 
 from kerasq.grid import Grid
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.kernels.lstm import CELL_BITS
+from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.threshold import ThresholdWeights
 from kerasq.quantizers.uniform import Uniform
@@ -33,7 +35,8 @@ def save_encodings(
     Specification"): `real = scale * (q + offset)` for q from 0 to `2^bw - 1`, so that offset is
     `qmin - zero_point`, and zero points are `qmin - offset`. Outputs have the name of their layer,
     kernels "<layer>/kernel", with BatchNormalization folded; symmetric weights leave out the lowest
-    code.
+    code. The cell state of a whole LSTM is "<layer>/cell"; its kernels, whose grids follow from
+    their weights, are left out.
 
     Args:
         model: what `quantize_model` returned, calibrated or trained.
@@ -64,6 +67,8 @@ def save_encodings(
     for layer in wrapped(model):
         symmetric = layer.quantizer is not None and layer.quantizer.symmetric
         outputs.append(_encoding(layer.name, layer.checked_grid(), symmetric))
+        if isinstance(layer, LstmWrapper):
+            outputs.append(_cell_encoding(layer))
         if isinstance(layer, KernelWrapper) and layer.leader is None:
             kernels.append(_encoding(f"{layer.name}/kernel", layer.integer_weights().grid))
     found: dict[str, Any] = {"version": VERSION}
@@ -116,7 +121,9 @@ def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
     require_quantized(model)
     content = _read(path)
     layers, ranges = {layer.name: layer for layer in wrapped(model)}, ranged(model)
-    given = _by_name(content, "activation_encodings", layers, required=ranges)
+    cells = {_cell(x): x for x in layers.values() if isinstance(x, LstmWrapper)}
+    known, required = {**layers, **cells}, {*ranges, *cells}
+    given = _by_name(content, "activation_encodings", known, required)
     kernels = {
         f"{name}/kernel": layer
         for name, layer in layers.items()
@@ -127,6 +134,8 @@ def load_encodings(model: keras.Model, path: str | os.PathLike) -> None:
         # Of fixed grids there is nothing to set.
         for name, quantizer in ranges.items():
             _set_range(name, given[name], quantizer)
+        for name, layer in cells.items():
+            _set_cell(name, given[name], layer)
         # Steps of kernels are products with scales that were just set.
         for name, encoding in weights.items():
             _set_kernel(name, encoding, kernels[name])
@@ -149,6 +158,32 @@ def _encoding(name: str, grid: Grid, symmetric: bool = False) -> dict[str, Any]:
         "scale": scale.tolist(),
         "offset": offset.tolist(),
     }
+
+
+def _cell(layer: LstmWrapper) -> str:
+    """The name of the cell state of a whole LSTM."""
+    return f"{layer.name}/cell"
+
+
+def _cell_encoding(layer: LstmWrapper) -> dict[str, Any]:
+    scale = np.float32(2.0 ** (int(layer.cell_bits()) - 15))
+    grid = Grid(scale=scale, zero_point=np.float32(0.0), bits=16)
+    return _encoding(_cell(layer), grid, symmetric=True)
+
+
+def _set_cell(name: str, encoding: Mapping[str, Any], layer: LstmWrapper) -> None:
+    """Gives a whole LSTM the range of its cell state, [-2^n, 2^n)."""
+    for key, wanted in _cell_encoding(layer).items():
+        if key != "scale":
+            _field(name, encoding, key, wanted)
+    (scale,) = _numbers(name, encoding, "scale", 1)
+    legal = [2.0 ** (bits - 15) for bits in range(CELL_BITS + 1)]
+    if scale not in legal:
+        raise ValueError(
+            f"The encoding of {name!r} must have a power of two from {legal[0]} to {legal[-1]} as "
+            f"'scale'. Received: {scale:g}."
+        )
+    layer.assign_cell_bits(legal.index(scale))
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:

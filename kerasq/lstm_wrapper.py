@@ -75,6 +75,10 @@ class LstmWrapper(QuantizeWrapper):
         powers = 2.0 ** tf.range(float(CELL_BITS))
         return tf.reduce_sum(tf.cast(peak > powers, tf.int64))
 
+    def assign_cell_bits(self, bits: int) -> None:
+        """Has the cell state so many integer bits, 0 to `CELL_BITS`."""
+        self.cell_peak.assign(2.0**bits)
+
     def kernels(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The float kernel and recurrent kernel."""
         kernel, recurrent = (variable.value for variable in self._kernels())

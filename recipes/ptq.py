@@ -169,8 +169,13 @@ def _possible(ways: Ways) -> list[str]:
     try:
         ways.data_free()
     except ValueError as error:
+        left = [way for way in asked if way not in _FROM_STATISTICS]
+        if not left:
+            raise ValueError(
+                f"--way={','.join(asked)} needs BatchNormalization. {error}"
+            ) from error
         print(f"Nothing by the statistics of BatchNormalization. {error}")
-        return [way for way in asked if way not in _FROM_STATISTICS]
+        return left
     return asked
 
 

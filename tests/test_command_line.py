@@ -206,6 +206,10 @@ def test_deploy_writes_sources_and_prints_their_names(files, capsys):
             "--keras must name a .keras file",
         ),
         (
+            ["quantize", "{folder}/float.keras", "--data=x.npy", "--out={folder}/float.keras"],
+            "must be files of their own",
+        ),
+        (
             [
                 "report",
                 "{folder}/model.tflite",

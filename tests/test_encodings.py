@@ -47,6 +47,31 @@ def test_another_copy_gets_the_same_grids(name, batch_norm, scheme, tmp_path):
     kerasq.export_tflite(fresh)
 
 
+def test_the_cell_state_of_a_whole_lstm(tmp_path):
+    """That counts beyond what is assumed where no data has told."""
+    layer = L.LSTM(1, name="lstm")
+    model = keras.Sequential([keras.Input((40, 1), name="x"), layer])
+    weights = [[[0.0, 0.0, 4.0, 0.0]], np.zeros((1, 4)), [6.0, 6.0, 0.0, 6.0]]
+    layer.set_weights([np.float32(x) for x in weights])
+    x = np.ones((8, 40, 1), "float32") * np.linspace(0.5, 1.0, 8, dtype="f")[:, None, None]
+    q = networks.quantized(model, x, target="tflm")
+    found = kerasq.save_encodings(q, tmp_path / "e.json")
+    cell = next(x for x in found["activation_encodings"] if x["name"].endswith("/cell"))
+    assert (cell["bw"], cell["scale"], cell["offset"]) == (16, [2.0**-9], [-(2**15)])  # 64 / 2^15
+    other = kerasq.quantize_model(model, target="tflm")
+    kerasq.load_encodings(other, tmp_path / "e.json")
+    np.testing.assert_array_equal(networks.run(other, x), networks.run(q, x))
+    for scale in (0.001, 1.0):
+        cell["scale"] = [scale]
+        (tmp_path / "bad.json").write_text(json.dumps(found))
+        with pytest.raises(ValueError, match="/cell' must have a power of two from"):
+            kerasq.load_encodings(other, tmp_path / "bad.json")
+    found["activation_encodings"].remove(cell)
+    (tmp_path / "bad.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"a file without \['lstm.*/cell'\]"):
+        kerasq.load_encodings(other, tmp_path / "bad.json")
+
+
 def test_multipliers_go_along(tmp_path):
     model = networks.mlp()
     q = networks.quantized(model)

@@ -9,6 +9,7 @@ import numpy as np
 from kerasq import registry, targets
 from kerasq.graph import functional
 from kerasq.kernel_wrapper import KernelWrapper
+from kerasq.layers import Matmul, SequenceLSTM
 from kerasq.scheme import FLOAT_BITS, Scheme
 from kerasq.wrappers import QuantizeWrapper
 
@@ -39,22 +40,35 @@ def fan_in(layer: keras.Layer) -> int:
 def macs(layer: keras.Layer) -> int:
     """Multiply-accumulate operations a sample: output values times `fan_in`.
 
-    Of a transposed convolution, input pixels times the kernel's size.
+    Of a transposed convolution, input pixels times the kernel's size; of a product of two tensors,
+    output values times the length that is summed over; of a whole LSTM, steps times both kernels.
     """
+    inner = _inner(layer)
+    if isinstance(inner, SequenceLSTM):
+        return layer.input.shape[1] * sum(map(math.prod, _lstm_kernels(inner)))
+    if isinstance(inner, Matmul):
+        return math.prod(layer.output.shape[1:]) * layer.input[0].shape[-1]
     per_value = fan_in(layer)
     if not per_value:
         return 0
-    if registry.rule(_inner(layer)).transposed:
+    if registry.rule(inner).transposed:
         return math.prod(layer.input.shape[1:-1]) * math.prod(kernel_shape(layer) or ())
     return math.prod(layer.output.shape[1:]) * per_value
 
 
+def _lstm_kernels(layer: SequenceLSTM) -> list[tuple[int, ...]]:
+    """The shapes of both kernels of a whole LSTM, `(features, 4 units)` and `(units, 4 units)`."""
+    return [tuple(x.shape) for x in (layer.cell.kernel, layer.cell.recurrent_kernel)]
+
+
 def bit_operations(layer: keras.Layer, scheme: Scheme) -> int:
-    """MACs times the bits of weights times the bits of activations (van Baalen et al. 2020).
+    """MACs times the bits of both factors: of weights, and of activations (van Baalen et al. 2020).
 
     Baskin et al. 2018, who came up with the measure, count the additions as well.
     """
-    return macs(layer) * scheme.weight_bits * scheme.activation_bits
+    is_product = isinstance(_inner(layer), Matmul)  # Of activations.
+    bits = scheme.activation_bits if is_product else scheme.weight_bits
+    return macs(layer) * bits * scheme.activation_bits
 
 
 def activation_bytes(tensor: keras.KerasTensor, bits: int) -> int:
@@ -69,6 +83,9 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
         # Operations of `keras.ops` have none.
         weights = getattr(_inner(layer), "weights", ())
         return 4 * sum(math.prod(variable.shape) for variable in weights)
+    if isinstance(_inner(layer), SequenceLSTM):
+        kernels = _lstm_kernels(_inner(layer))
+        return sum(map(math.prod, kernels)) + 4 * kernels[0][-1]  # Codes are int8, biases int32.
     if shape is None:
         return 0
     if getattr(layer, "leader", None) is not None:  # A further call, on the first one's weights.

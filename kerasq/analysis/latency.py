@@ -42,6 +42,11 @@ def latency(
         )
     for model in models:
         require_lite(model, "models")
+        if model.target != "litert":
+            raise ValueError(
+                "`models` must be TFLiteModels that LiteRT runs. Received: one that runs on "
+                f"{model.target!r}. Load the file with kerasq.TFLiteModel(path)."
+            )
     # Not `TFLiteModel.predict`, which checks and quantizes what it is fed.
     interpreters = [loaded(x.content, KERNELS[x.kernels], num_threads) for x in models]
     return medians(interpreters, range(rounds), time.perf_counter)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasq.export.converter import converter
 from kerasq.export.signature import add
-from kerasq.export.tflite import check_shapes, output_names
+from kerasq.export.tflite import check_shapes, input_names, output_names
 from kerasq.graph import functional
 from kerasq.litert import flatbuffer
 from kerasq.litert.runtime import TFLiteModel
@@ -87,7 +87,7 @@ def _named(content: bytes, model: keras.Model) -> bytes:
     found = flatbuffer.read(content)
     add(found)
     signature, graph = found.signatureDefs[0], found.subgraphs[0]
-    names = [*(x.name for x in model.inputs), *output_names(model)]
+    names = [*input_names(model), *output_names(model)]
     for end, name in zip([*signature.inputs, *signature.outputs], names, strict=True):
         end.name = name.encode()
     graph.inputs = np.array([end.tensorIndex for end in signature.inputs], np.int32)

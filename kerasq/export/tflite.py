@@ -224,7 +224,7 @@ def _signature(model: keras.Model, input_dtype: str | None, output_dtype: str | 
         output_dtype=_dtype("output_dtype", output_dtype, output_bits),
         float_inputs=[bits == FLOAT_BITS for bits in input_bits],
         preprocessing=list(map(preprocessing_of, found)),
-        input_names=[x.name for x in model.inputs],
+        input_names=input_names(model),
         output_names=output_names(model),
         output_layers=[_maker(y) for y in model.outputs],
     )
@@ -264,6 +264,13 @@ def _check_observed(model: keras.Model) -> None:
             f"Received: {len(unseen)} layer(s) that have seen none: {unseen}. "
             "Call kerasq.calibrate(model, data), or fit the model."
         )
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """The name of each input: its key in a dict, by which Keras takes it, or its own."""
+    if isinstance(model.input, dict) and len(model.input) == len(model.inputs):
+        return sorted(model.input)  # the order in which Keras flattens it
+    return [x.name for x in model.inputs]
 
 
 def output_names(model: keras.Model) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -118,7 +119,7 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         found = np.load(path, allow_pickle=False)
         is_one = isinstance(found, np.ndarray)
         arrays = {"x": found} if is_one else {x: found[x] for x in found.files}
-    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         # Its own error says how to run what is in the file.
         raise ValueError(
             f"A file must hold arrays as numpy.save writes them. Received: {path}, which is "

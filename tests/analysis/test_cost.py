@@ -35,6 +35,28 @@ def test_depth_multiplier():
     assert cost.weight_bytes(layer, resolve("w8a8")) == 54 + 24
 
 
+def test_products_of_two_tensors():
+    x = keras.Input((5, 8), name="x")
+    q = kerasq.quantize_model(keras.Model(x, L.MultiHeadAttention(2, 3, name="heads")(x, x)))
+    # Query, key, value and output; scores and contexts.
+    assert kerasq.summary(q).macs == 4 * 5 * 8 * 6 + 2 * 2 * 5 * 5 * 3
+    scores = next(layer for layer in q.layers if layer.name.endswith("scores"))
+    assert cost.macs(scores) == 2 * 5 * 5 * 3
+    assert cost.bit_operations(scores, resolve("w4a8")) == 2 * 5 * 5 * 3 * 8 * 8
+
+
+def test_a_whole_lstm():
+    x = keras.Input((5, 3), name="x")
+    q = networks.quantized(keras.Model(x, L.LSTM(4, name="lstm")(x)), target="tflm")
+    layer = next(layer for layer in q.layers if hasattr(layer, "cell_bits"))
+    assert cost.macs(layer) == 5 * (3 + 4) * 16
+    tensors = kerasq.export_tflite(q).tensors
+    codes = sum(x.bytes for x in tensors if x.constant and x.shape[0] == 4 and x.dtype == "int8")
+    assert codes == (3 + 4) * 16
+    # Zeros of biases, which are equal, are in the file once.
+    assert cost.weight_bytes(layer, resolve("w8a8")) == codes + 4 * 16
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a16", "w4a16"])
 def test_bytes_are_those_of_the_file(scheme):
     q = networks.quantized(networks.residual(), scheme=scheme)

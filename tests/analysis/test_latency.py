@@ -2,6 +2,7 @@ import keras
 import pytest
 
 import kerasq
+from tests import networks
 
 
 def test_more_work_takes_longer():
@@ -19,6 +20,14 @@ def test_no_rounds():
         ValueError, match=r"`rounds` must be an integer of at least 1. Received: rounds=0"
     ):
         kerasq.latency([], rounds=0)
+
+
+def test_another_interpreter_has_no_clock():
+    pytest.importorskip("tflite_micro")
+    q = kerasq.quantize_model(networks.mlp(), target="tflm")
+    kerasq.calibrate(q, networks.data(q))
+    with pytest.raises(ValueError, match=r"LiteRT runs\. Received: one that runs on 'tflm'"):
+        kerasq.latency([kerasq.export_tflite(q)])
 
 
 def test_inputs_that_are_indices_are_in_bounds():

@@ -316,3 +316,19 @@ def test_a_full_disk_leaves_the_old_file_whole(mlp, tmp_path, monkeypatch, funct
     assert os.listdir(tmp_path) == ["model.tflite"]
     kerasq.export_tflite(mlp[0], path)
     assert path.read_bytes() == kerasq.export_tflite(mlp[0]).content
+
+
+def test_keys_of_a_dict_are_the_names_of_inputs():
+    """By which Keras takes them, whatever the tensors are called."""
+    a, b = keras.Input((6,), name="b"), keras.Input((6,), name="a")
+    layers = [keras.layers.Dense(3)(a), keras.layers.Dense(3)(b)]
+    with pytest.warns(UserWarning, match="must match the names"):
+        model = keras.Model({"a": a, "b": b}, keras.layers.Subtract()(layers))
+    rng = np.random.default_rng(0)
+    data = {key: rng.normal(size=(16, 6)).astype("float32") for key in "ab"}
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, data)
+    lite = kerasq.export_tflite(q)
+    np.testing.assert_array_equal(lite.predict(data), q.predict_on_batch(data))
+    plain = kerasq.export_float_tflite(model).predict(data)
+    np.testing.assert_allclose(plain, model.predict_on_batch(data), atol=1e-5)

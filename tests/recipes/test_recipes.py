@@ -225,6 +225,16 @@ def test_flags_that_cannot_be(tmp_path, recipe, flags, text):
     assert not (tmp_path / "float.keras").exists()
 
 
+def test_ways_that_need_a_batch_normalization(tmp_path):
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    keras.Sequential(layers).save(tmp_path / "plain.keras")
+    flags = (f"--model={tmp_path / 'plain.keras'}", "--way=data_free,data_free_corrected")
+    done = run("ptq", f"--out={tmp_path / 'run'}", *flags)
+    assert done.returncode != 0
+    assert "--way=data_free,data_free_corrected needs BatchNormalization. " in done.stderr
+    assert not [*(tmp_path / "run").glob("*.tflite")]
+
+
 def test_values_that_cannot_be():
     with pytest.raises(ValueError, match="Received: budget='megabytes=3'"):
         mixed_precision.parsed("megabytes=3")

@@ -34,7 +34,11 @@ def test_what_is_not_read_is_named(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "garbage.npz").write_bytes(b"garbage")
     (tmp_path / "empty.npy").write_bytes(b"")
-    for name in ("objects.npy", "garbage.npz", "empty.npy"):
+    np.savez_compressed(tmp_path / "broken.npz", x=np.arange(999) ** 2)
+    content = bytearray((tmp_path / "broken.npz").read_bytes())
+    content[400:420] = b"\xff" * 20
+    (tmp_path / "broken.npz").write_bytes(content)
+    for name in ("objects.npy", "garbage.npz", "empty.npy", "broken.npz"):
         with pytest.raises(ValueError, match=f"as numpy.save writes them. Received: .*{name}"):
             load_samples(tmp_path / name, inputs, 2)
     np.save(tmp_path / "text.npy", np.array(["a"]))
