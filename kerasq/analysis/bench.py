@@ -163,7 +163,9 @@ class Bench:
         predictions: list[Any] = [run[0] if len(run) == 1 else run for run in outputs]
         pairs = list(zip(self._labels, predictions, strict=True))
         if _is_function(self._metric):
-            return float(np.mean([np.mean(self._metric(y, z)) for y, z in pairs]))
+            # The last batch may have fewer samples than the others.
+            means = [np.mean(self._metric(y, z)) for y, z in pairs]
+            return float(np.average(means, weights=[*map(len, self._labels)]))
         # A user's own object has the state of the last choice, and of what the user did with it.
         metric = keras_metric(self._metric, *pairs[0])
         metric.reset_state()

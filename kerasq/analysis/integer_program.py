@@ -60,6 +60,8 @@ class IntegerProgram:
         one_each = np.kron(np.eye(layers), np.ones(candidates))
         # HiGHS's tolerances are absolute: noise of 1e-9 would be 0 to it.
         scale = max(float(np.abs(objective).max()), 1e-300)
+        if 0.0 < limit < 1.0:
+            rows, limit = rows / limit, 1.0
         result = optimize.milp(
             objective.ravel() / scale + _TIE * self.memory.ravel(),
             constraints=[

@@ -151,7 +151,7 @@ class Search:
         Raises:
             ValueError: where that does not reach the target.
         """
-        found = self.program.least_cost(self._noise(goal))
+        found = None if goal == np.inf else self.program.least_cost(self._noise(goal))
         if found is not None:
             return self._point(found)
         best = self._measured(self._point(self.program.quietest()))

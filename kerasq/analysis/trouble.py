@@ -71,10 +71,13 @@ def observer(model: keras.Model) -> Callable[[Any], None]:
         return found
 
     def observe(data: Any) -> None:
-        found = [statistics(x) for x in batches(model, data, BATCH_SIZE)]
+        found, samples = [], []
+        for x in batches(model, data, BATCH_SIZE):
+            found.append(statistics(x))
+            samples.append(len(keras.tree.flatten(x)[0]))
         for name, quantizer in quantizers.items():
             shares, least, greatest = np.transpose([one[name] for one in found])
-            quantizer.clipped = float(shares.mean())
+            quantizer.clipped = float(np.average(shares, weights=samples))
             quantizer.is_constant = bool(least.min() == greatest.max())
 
     return observe

@@ -116,6 +116,9 @@ class _Absorber:
             norm = limits.norm_in_front(self._graph, relu)
             if norm is None:
                 continue
+            if norm.layer.axis not in (-1, len(norm.output.shape) - 1):
+                left[norm.layer.name] = "its axis, which is none of channels"
+                continue
             mean, deviation = limits.statistics(norm.layer)
             shift = np.maximum(mean - DEVIATIONS * deviation, 0.0)
             if not shift.any():

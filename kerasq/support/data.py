@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+_NO_LABELS = "Where this is `(x, y)`: labels are not needed, give `x` alone."
+
 
 def batches(
     model: keras.Model, data: Any, batch_size: int = 32, steps: int | None = None
@@ -40,8 +42,7 @@ def batches(
         except ValueError as error:
             if not isinstance(data, tuple):
                 raise
-            way_out = "Where this is `(x, y)`: labels are not needed, give `x` alone."
-            raise ValueError(f"{error} {way_out}") from error
+            raise ValueError(f"{error} {_NO_LABELS}") from error
         yield found
     if count < 0:
         raise ValueError(
@@ -241,6 +242,7 @@ def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> I
             "`data` must be an array or an iterable of batches. "
             f"Received: data={data!r}. Load the file first."
         )
+    _check_no_labels(model, data)
     samples = sample_count(model, data)
     if samples is not None:
         batch_size = _batch_size(model, batch_size)
@@ -249,6 +251,18 @@ def _raw(model: keras.Model, data: Any, batch_size: int, steps: int | None) -> I
         return
     for batch in itertools.islice(_iterable(data), steps):
         yield _inputs(model, batch)
+
+
+def _check_no_labels(model: keras.Model, data: Any) -> None:
+    """Raises a ValueError for `(x, y)`, where labels would be taken for a second batch."""
+    if not _is_pair(model, data):
+        return
+    counts = [sample_count(model, part) for part in data]
+    if counts[0] is not None and counts[0] == counts[1]:
+        raise ValueError(
+            "`data` must be samples without labels, or batches. Received: a tuple of two arrays of "
+            f"{counts[0]} samples. {_NO_LABELS} Two batches are a list."
+        )
 
 
 def _inputs(model: keras.Model, batch: Any) -> Any:

@@ -1,6 +1,7 @@
 """`EpochBackup`: training that survives a kill, and keeps its best epoch."""
 
 import json
+import math
 import os
 import pathlib
 import time
@@ -32,7 +33,7 @@ class EpochBackup(keras.callbacks.Callback):
 
     Attributes:
         history: losses and metrics by name, a value for each epoch, those before an interruption
-            included.
+            included; NaN where an epoch has none.
         seconds: what each epoch took.
 
     Example:
@@ -108,7 +109,7 @@ class EpochBackup(keras.callbacks.Callback):
     def best_epoch(self) -> int:
         """The best epoch so far, counted from 1; 0 before there is one."""
         values = np.array(self.history.get(self._monitor, []))[self._best_from :]
-        if not values.size:
+        if np.isnan(values).all():
             return 0
         values = -values if self._monitor.endswith("loss") else values
         # argmax takes a NaN for the largest value; the best epoch is never one that diverged.
@@ -122,7 +123,9 @@ class EpochBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Records the epoch, and writes its state."""
         for name, value in (logs or {}).items():
-            self.history.setdefault(name, []).append(float(value))
+            values = self.history.setdefault(name, [])
+            # Of metrics that are not of each epoch, by `validation_freq`.
+            values += [math.nan] * (epoch - len(values)) + [float(value)]
         self.seconds.append(time.perf_counter() - self._start)
         if is_chief(self.model.distribute_strategy):
             self._seeds.append([x.numpy().tolist() for x in _seed_states(self.model)])

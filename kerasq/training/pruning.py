@@ -215,8 +215,12 @@ def pruned(kernel: np.ndarray, mask: np.ndarray, share: float, pattern: str) -> 
         share: of its weights, or, of "channels", of its channels but one.
         pattern: of `PATTERNS`.
     """
-    order = _ORDERS[pattern](np.abs(kernel))
-    order = np.where(mask.sum(_inner(mask)) == 0 if order.ndim == 1 else mask == 0, -1.0, order)
+    magnitudes = np.abs(kernel)
+    order = _ORDERS[pattern](magnitudes)
+    gone = mask.sum(_inner(mask)) == 0 if order.ndim == 1 else mask == 0
+    if pattern == "2:4":  # A third zero of four is none that another four go without.
+        gone &= order <= magnitudes.max()
+    order = np.where(gone, -1.0, order)
     most = order.size - 1 if order.ndim == 1 else order.size
     # Stable, so that of equal weights the same ones are pruned on every machine.
     chosen = np.argsort(order, axis=None, kind="stable")[: min(round(share * order.size), most)]

@@ -68,6 +68,37 @@ def test_with_data_the_whole_model_reaches_the_metric(model, x, table):
     assert networks.sqnr(model, q, x) == pytest.approx(found.chosen.measured, abs=0.01)
 
 
+def test_tiny_noise_is_noise_as_well():
+    """Beside a large signal, below the tolerance of the solver."""
+    x = keras.Input((16,), name="x")
+    names = [f"d{i}" for i in range(4)]
+    heads = [keras.layers.Dense(16, use_bias=False, name=name)(x) for name in names]
+    model = keras.Model(x, keras.layers.Add(name="sum")([x, *heads]))
+    rng = np.random.default_rng(0)
+    for name in names:
+        model.get_layer(name).kernel.assign(1.1e-3 * rng.normal(size=(16, 16)))
+    data = rng.normal(size=(64, 16)).astype("float32")
+    options = {"target": "litert-x86-64", "candidates": ("w8a16", "w4a16")}
+    table = kerasq.sensitivity(model, data, **options)
+    options = {"target": "litert-x86-64", "sensitivity": table, "unit": "bytes"}
+    found = kerasq.allocate(model, data, budget={"sqnr": 66}, **options)
+    assert found.chosen.measured >= 66
+    assert kerasq.allocate(model, None, budget={"sqnr": 66}, **options).chosen.predicted >= 65.99
+
+
+def test_a_function_is_averaged_over_samples(model, x):
+    """Of which the last batch has one."""
+    x = np.concatenate([x, x])[:33]
+    y = model.predict_on_batch(x).argmax(-1)
+    y[32] = (y[32] + 1) % 3
+    functions = {"accuracy": "accuracy", "own": lambda y, z: y == z.argmax(-1)}
+    found = [
+        kerasq.sensitivity(model, (x, y), metric=metric, candidates=("w8a8",)).reference
+        for metric in functions.values()
+    ]
+    assert found == pytest.approx([32 / 33] * 2)
+
+
 def test_costs_are_those_of_the_summary(model, table):
     for unit in ("bytes", "bit_operations"):
         found = kerasq.allocate(model, None, budget={"sqnr": 25.0}, unit=unit, sensitivity=table)

@@ -126,6 +126,15 @@ def test_limits():
     assert far(model, found.model, x) < 1e-5
 
 
+def test_an_axis_of_steps_is_none_of_channels():
+    x = keras.Input((5, 4), name="x")
+    y = L.BatchNormalization(axis=1, name="norm")(L.Dense(4)(x))
+    model = keras.Model(x, L.Dense(3)(L.ReLU()(y)))
+    model.get_layer("norm").beta.assign([9.0, 8.0, 7.0, 6.0, 5.0])
+    found = kerasq.absorb_biases(model)
+    assert found.left == {"norm": "its axis, which is none of channels"} and not found.layers
+
+
 def test_shared_layers_are_left_alone():
     networks.set_seed(0)
     x = image = keras.Input((6, 6, 3))

@@ -262,8 +262,9 @@ def test_two_inputs_as_converter_users_have_them(is_dict):
         (lambda x: ((v, 0) for v in x), r"take x\[None\], or `.batch\(1\)` of a dataset"),
         (lambda x: x.tolist(), r"make an array of numbers, np.asarray\(data\)"),
         (lambda x: (x, np.zeros(len(x))), r"labels are not needed, give `x` alone"),
+        (lambda x: (x, 2.0 * x), r"of 4 samples. .* give `x` alone. Two batches are a list"),
     ],
-    ids=["a sample", "samples", "labelled samples", "lists", "labels"],
+    ids=["a sample", "samples", "labelled samples", "lists", "labels", "autoencoder"],
 )
 def test_errors_say_the_way_out(model, make, way_out):
     x = np.zeros((4, *model.inputs[0].shape[1:]))

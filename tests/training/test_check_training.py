@@ -50,6 +50,15 @@ def test_values_beyond_a_range_are_told_with_their_share():
     assert "Trouble. head: " in str(kerasq.summary(q))
 
 
+def test_a_batch_counts_by_its_samples():
+    q, (x, _) = model(), data(33)
+    x[32] = 50.0
+    trouble.observer(q)(x)
+    assert q.get_layer("image_quantize").output_quantizer.clipped == pytest.approx(
+        np.mean(np.abs(x) > np.abs(data()[0]).max()), abs=0.01
+    )
+
+
 def test_inputs_unlike_those_that_were_calibrated_on_are_told():
     q, (x, _) = model(), data()
     (first, *_) = found(q, 100 * x)

@@ -68,6 +68,23 @@ def test_the_best_epoch_is_kept(tmp_path):
     ]
 
 
+def test_validation_need_not_be_in_each_epoch(tmp_path):
+    backup = kerasq.EpochBackup(tmp_path, "val_accuracy")
+    model = compiled()
+    model.optimizer.build(model.trainable_variables)
+    backup.set_model(model)
+    model.optimizer.iterations.assign(1)
+    for epoch, logs in enumerate([{}, {"val_accuracy": 0.5}, {}, {"val_accuracy": 0.9}, {}]):
+        model.layers[-1].bias.assign(np.full(4, float(epoch)))
+        backup.on_epoch_begin(epoch)
+        backup.on_epoch_end(epoch, {"loss": 1.0, **logs})
+        assert backup.best_epoch == (0, 2, 2, 4, 4)[epoch]
+    again = kerasq.EpochBackup(tmp_path, "val_accuracy")
+    assert again.restore(model) == 5 and again.restore_best(model) == 4
+    np.testing.assert_array_equal(model.layers[-1].bias.numpy(), 3.0)
+    np.testing.assert_equal(again.history["val_accuracy"], [np.nan, 0.5, np.nan, 0.9])
+
+
 def test_without_an_epoch_there_is_no_best_one(tmp_path):
     model = compiled()
     before = model.get_weights()

@@ -57,6 +57,10 @@ def test_what_goes_first_by_hand():
     gone = np.float32([[1, 1], [1, 1], [0, 1], [1, 0]])
     found = pruned(kernel * gone, gone, 0.5, "unstructured")
     np.testing.assert_array_equal(found, [[1, 0], [1, 1], [0, 1], [0, 0]])
+    # A third and a fourth of four that have gone are none that the other four keep.
+    gone = np.float32([[0, 1], [0, 1], [0, 1], [0, 1]])
+    found = pruned(kernel * gone, gone, 0.5, "2:4")
+    np.testing.assert_array_equal(found, [[0, 0], [0, 1], [0, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
