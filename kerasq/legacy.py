@@ -18,9 +18,6 @@ from kerasq.graph import keras2
 from kerasq.support import hdf5, optional
 from kerasq.support.files import path_of
 
-# Arguments of layers that change nothing here.
-_IGNORED = ("name", "training")
-
 
 class UnsafeFileError(ValueError):
     """A file was not read, since reading it would run code, or read files that it names."""
@@ -152,7 +149,7 @@ def rebuild(model: Any) -> keras.Model:
         # Once for all its calls, which share its weights.
         if id(old) not in made:
             made[id(old)] = old, rebuild(old) if is_legacy(old) else _layer(old)
-        kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in _IGNORED}
+        kwargs = {k: v for k, v in kwargs.items() if v is not None and k != "name"}
         return made[id(old)][1](*args, **kwargs)
 
     rebuilt = keras2.rebuild(model, call)

@@ -190,6 +190,8 @@ def quantize_model(
             "At least one layer must be quantized. Received: a model whose layers all stay float "
             f"(scheme={scheme!r}). Give some of them another scheme with `overrides`."
         )
+    if lost := unsupported.lost_rules(graph, quantized):
+        print(f"Left out in training: regularizers or constraints of weights of {', '.join(lost)}.")
     if others := _not_powers(quantized):
         print(f"Have scales that are no powers of two, as their kernels ask: {', '.join(others)}.")
     if any(node.source.training_dtype == "float16" for node in graph.nodes):

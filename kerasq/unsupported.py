@@ -384,3 +384,29 @@ def dropped_states(graph: graphs.Graph, floats: frozenset[str]) -> list[str]:
         if layer.name not in floats and any(x.recurrent_dropout for x in cells):
             found.append(node.source.name)
     return found
+
+
+def lost_rules(graph: graphs.Graph, quantized: keras.Model) -> list[str]:
+    """The layers whose weights have regularizers or constraints in the float model alone.
+
+    As of layers that are computed in parts, whose weights have other shapes.
+    """
+    wanted: dict[str, set[int]] = {}
+    for node in graph.nodes:
+        own = getattr(node.layer, "weights", ())
+        given = keras.tree.flatten((node.args, node.kwargs))
+        variables = [*own, *(x for x in given if isinstance(x, keras.Variable))]
+        # A further call has a copy of the weights.
+        wanted.setdefault(node.source.name, _ruled(variables))
+    kept: dict[str, set[int]] = {}
+    for layer in quantized.layers:
+        inner = getattr(layer, "layer", layer)
+        kept.setdefault(getattr(layer, "source", layer.name), set()).update(_ruled(inner.weights))
+        if (norm := getattr(layer, "batch_norm", None)) is not None:
+            kept.setdefault(norm.name, set()).update(_ruled(norm.weights))
+    return [repr(name) for name, own in wanted.items() if len(own) > len(kept.get(name, ()))]
+
+
+def _ruled(variables: Any) -> set[int]:
+    """The ids of variables that a regularizer or a constraint is for."""
+    return {id(x) for x in variables if x.regularizer is not None or x.constraint is not None}

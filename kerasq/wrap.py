@@ -57,7 +57,7 @@ def wrap(
     wrapping = _Wrapping(plan, ranges, kernels)
     model = graphs.rewrite(plan.graph, wrapping.call)
     if apart := wrapping.trained_apart():
-        print(f"Train apart, a copy for each size that they read: weights of {', '.join(apart)}.")
+        print(f"Train apart, a copy for each call: weights of {', '.join(apart)}.")
     return model
 
 
@@ -76,6 +76,8 @@ class _Wrapping:
         # First calls, by name of the layer whose weights they have (`Source.weights_of`), scheme
         # and shapes.
         self.wrappers: dict[tuple, list[KernelWrapper]] = {}
+        # By name of a BatchNormalization's first call, the layers that it is part of.
+        self.norms: dict[str, list[str]] = {}
         self.plain: dict[str, keras.Layer] = {}
         # By name of the first layer of the same variable, scheme, shape and width.
         self.constants: dict[tuple, Any] = {}
@@ -191,8 +193,7 @@ class _Wrapping:
         if first is not None:
             wrapper = KernelWrapper.sharing(first, name=layer.name, **options)
         else:
-            norm = call.batch_norm and graphs.copy_built(call.batch_norm.layer)
-            kernel = _in_units(graphs.copy_built(layer), gain)
+            norm, kernel = self._norm(call), _in_units(graphs.copy_built(layer), gain)
             wrapper = KernelWrapper(
                 kernel, batch_norm=norm, **options, **self._kernel_options(kernel)
             )
@@ -202,13 +203,26 @@ class _Wrapping:
         wrapper.build(layer.input.shape)
         return wrapper
 
+    def _norm(self, call: Call) -> keras.Layer | None:
+        """A copy of the BatchNormalization that stays trainable behind a kernel."""
+        if call.batch_norm is None:
+            return None
+        source = call.batch_norm.source
+        self.norms.setdefault(source.weights_of, []).append(source.name)
+        return graphs.copy_built(call.batch_norm.layer)
+
     def trained_apart(self) -> list[str]:
-        """Names of the layers whose weights have become several, as what they read has sizes."""
+        """Names of the layers whose weights have become several.
+
+        As of calls on other sizes, and of a BatchNormalization behind several kernels.
+        """
         copies: dict[str, list[KernelWrapper]] = {}
         for (weights_of, *_), wrappers in self.wrappers.items():
             copies.setdefault(weights_of, []).extend(wrappers)
         several = [x[0] for x in copies.values() if len(x) > 1 and x[0].layer.trainable_weights]
-        return [*dict.fromkeys(repr(wrapper.source) for wrapper in several)]
+        names = [wrapper.source for wrapper in several]
+        names += [names[0] for names in self.norms.values() if len(names) > 1]
+        return [*dict.fromkeys(map(repr, names))]
 
     def _kernel_options(self, layer: keras.Layer) -> dict[str, Any]:
         """Arguments of a KernelWrapper, of a layer with its weights."""

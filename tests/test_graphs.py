@@ -1029,3 +1029,69 @@ def test_what_is_called_for_inference_drops_nothing(make):
     q = networks.quantized(model, data := networks.data(model))
     assert not [layer for layer in q.layers if isinstance(layer, L.Dropout) and layer.rate]
     assert networks.sqnr(model, q, data) > 25
+
+
+def test_a_batch_normalization_behind_two_kernels_is_said_to_train_apart(capsys):
+    x, norm = keras.Input((5,)), L.BatchNormalization(name="norm")
+    kerasq.quantize_model(keras.Model(x, norm(L.Dense(3)(x)) + norm(L.Dense(3)(x))))
+    assert "Train apart, a copy for each call: weights of 'norm'." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: ops.matmul(x, w),
+        lambda x, w: ops.einsum("btc,cd->btd", x, w),
+        lambda x, w: ops.conv(x, w[None]),
+    ],
+)
+def test_constant_kernels_do_not_train(function):
+    """Such as those of a mel scale."""
+    w = np.random.default_rng(0).uniform(size=(3, 5)).astype("float32")
+    x = keras.Input((4, 3), name="x")
+    model = keras.Model(x, function(L.Dense(3, name="dense")(x), w))
+    q = networks.quantized(model)
+    assert [v.path for v in q.trainable_variables] == ["dense/kernel", "dense/bias"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: ops.round(x, decimals=1),
+        lambda x: ops.squareplus(x, b=1),
+        lambda x: ops.clip(x, np.array([-1.0]), np.array([1.0])),
+        lambda x: ops.clip(x, -0.5, np.linspace(0.5, 1.0, 4)),
+        lambda x: ops.maximum(x[..., :1], np.zeros(3, "float32")),
+        L.Conv1D(8, 3, groups=4, padding="causal", dilation_rate=2, name="causal"),
+        lambda x: ops.image.resize(
+            x[..., None], (8, 8), pad_to_aspect_ratio=True, fill_mode="constant", fill_value=3.0
+        ),
+    ],
+    ids=["round", "squareplus", "one", "array", "broadcast", "causal", "resize"],
+)
+def test_all_arguments_count(function):
+    x = keras.Input((6, 4), name="x")
+    model = keras.Model(x, function(x))
+    data = networks.data(model, 64)
+    q = networks.quantized(model, data, scheme="w8a16")
+    assert q.output_shape == model.output_shape
+    assert networks.sqnr(model, q, data) > 45
+
+
+def test_regularizers_that_parts_do_not_have_are_said(capsys):
+    rules = {"kernel_regularizer": "l2", "kernel_constraint": "non_neg"}
+    x = keras.Input((6, 4), name="x")
+    y = L.MultiHeadAttention(2, 2, name="heads", **rules)(x, x)
+    y = L.BatchNormalization(gamma_regularizer="l2", name="norm")(L.Dense(4, "tanh", **rules)(y))
+    y = L.Dense(3, "gelu", name="head", **rules)(y)
+    kerasq.quantize_model(keras.Model(x, y))
+    said = "Left out in training: regularizers or constraints of weights of 'heads', 'norm'.\n"
+    assert said in capsys.readouterr().out
+
+
+def test_lora_is_merged_first():
+    layer = L.Dense(4, name="dense")
+    model = keras.Sequential([keras.Input((5,)), layer])
+    layer.enable_lora(2)
+    with pytest.raises(ValueError, match=r"must be merged .* Received: 'dense' with enable_lora"):
+        kerasq.quantize_model(model)

@@ -345,3 +345,20 @@ def test_what_tfmot_made_stays():
     kernel.assign(np.where(np.abs(kernel) < 0.3, 0.0, kernel))
     q = kerasq.quantize_model(model, keep_zeros=True)
     np.testing.assert_array_equal(q.get_layer("d").mask, np.abs(kernel) >= 0.3)
+
+
+def test_a_call_for_inference_stays_one():
+    """As of a frozen network in front of a new head."""
+    base = tf_keras.Sequential([tf_keras.Input((8,)), L.Dense(5), L.BatchNormalization()])
+    x = tf_keras.Input((8,))
+    model = tf_keras.Model(x, L.Dense(1)(base(x, training=False)))
+    data = np.random.default_rng(0).normal(3.0, 2.0, (64, 8)).astype("float32")
+    q = kerasq.quantize_model(model)
+    kerasq.calibrate(q, data)
+    near = np.abs(np.asarray(q(data, training=True)) - np.asarray(q(data))).max()
+    assert near < 0.05 * np.abs(np.asarray(model(data))).max()
+    statistics = [v for v in q.variables if "moving" in v.path]
+    before = [v.numpy() for v in statistics]
+    q(data, training=True)
+    for old, new in zip(before, statistics, strict=True):
+        np.testing.assert_array_equal(old, new)

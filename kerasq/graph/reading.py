@@ -172,6 +172,7 @@ class _Reading:
     ) -> Any:
         """Calls a copy of a layer, or operation, configuration changed by `changes`."""
         _check_channels(operation, args)
+        _check_merged(operation)
         given = keras.tree.flatten((args, kwargs))
         self.read |= {id(x) for x in (*getattr(operation, "variables", ()), *given)}
         changes = self._without_dropout(operation, kwargs) | changes
@@ -263,6 +264,16 @@ def _regularizer_of(operation: Any) -> Any:
     """The regularizer of what a layer returns; of layers that are there for it alone, None."""
     is_own = isinstance(operation, (keras.layers.ActivityRegularization, ActivityRegularizer))
     return None if is_own else getattr(operation, "activity_regularizer", None)
+
+
+def _check_merged(operation: Any) -> None:
+    """Raises a ValueError for a layer that is fine-tuned beside its kernel, which it adds to."""
+    if getattr(operation, "lora_enabled", False):
+        raise ValueError(
+            "Weights of LoRA must be merged before a layer is quantized. Received: "
+            f"{operation.name!r} with enable_lora. Set `layer.kernel`, which is the sum, as the "
+            "kernel of a layer without."
+        )
 
 
 def _check_channels(operation: Any, args: tuple) -> None:

@@ -49,10 +49,15 @@ def grouped(parts: Parts, layer: keras.Layer, name: str, x: Any) -> Any:
         return None
     depthwise_class = L.DepthwiseConv2D if isinstance(layer, L.Conv2D) else L.DepthwiseConv1D
     multiplier = layer.filters // channels
+    padding = layer.padding
+    if padding == "causal":  # Which a DepthwiseConv1D does not know.
+        zeros = (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0)
+        x = parts.call(L.ZeroPadding1D(zeros, name=parts.name(name, "before")), x)
+        padding = "valid"
     depthwise = depthwise_class(
         layer.kernel_size,
         strides=layer.strides,
-        padding=layer.padding,
+        padding=padding,
         depth_multiplier=multiplier,
         dilation_rate=layer.dilation_rate,
         use_bias=layer.use_bias,

@@ -187,7 +187,8 @@ def _maximum(node: Node, args: tuple, options: dict) -> Equal | None:
     # A ReLU is fused into the layer before it. A variable may not stay 0.
     for x, other in (args, args[::-1]):
         is_constant = not symbolic(other) and not isinstance(other, keras.Variable)
-        if symbolic(x) and is_constant and np.all(np.asarray(other) == 0.0):
+        is_of_shape = symbolic(x) and node.output.shape == x.shape
+        if is_of_shape and is_constant and np.all(np.asarray(other) == 0.0):
             return L.ReLU(**options), x
     return _binary(L.Maximum, _never)(node, args, options)
 
@@ -261,11 +262,14 @@ def _same(node: Node, args: tuple, options: dict) -> Equal | None:
 
 def _clip(node: Node, args: tuple, options: dict) -> Equal | None:
     low, high = node.layer.x_min, node.layer.x_max
-    if None in (low, high) or np.size(low) != 1 or np.size(high) != 1 or symbolic((low, high)):
+    if low is None or high is None or symbolic((low, high)):
         return None
+    if np.size(low) != 1 or np.size(high) != 1:
+        return None
+    low, high = (float(np.reshape(v, ())) for v in (low, high))
     if low == 0.0 and high > 0.0:  # Which is fused into the layer before it.
         return L.ReLU(high, **options), args[0]
-    return Function("clip", {"x_min": float(low), "x_max": float(high)}, **options), args[0]
+    return Function("clip", {"x_min": low, "x_max": high}, **options), args[0]
 
 
 def _reshape(node: Node, args: tuple, options: dict) -> Equal | None:
@@ -384,7 +388,6 @@ FUNCTIONS = {
     "Log2": "log2",
     "LogSigmoid": "log_sigmoid",
     "Reciprocal": "reciprocal",
-    "Round": "round",
     "Rsqrt": "rsqrt",
     "Sign": "sign",
     "Sin": "sin",
@@ -394,7 +397,6 @@ FUNCTIONS = {
     "SparsePlus": "sparse_plus",
     "SparseSigmoid": "sparse_sigmoid",
     "Sqrt": "sqrt",
-    "Squareplus": "squareplus",
     "Tan": "tan",
     "TanhShrink": "tanh_shrink",
     "Trunc": "trunc",
@@ -458,6 +460,8 @@ _TABLE: dict[str, Callable[[Node, tuple, dict], Equal | None]] = {
     "HardShrink": _function("hard_shrink", "threshold"),
     "SoftShrink": _function("soft_shrink", "threshold"),
     "Threshold": _function("threshold", "threshold", "default_value"),
+    "Round": _function("round", "decimals"),
+    "Squareplus": _function("squareplus", "b"),
     **{name: _function(function) for name, function in FUNCTIONS.items()},
     **{name: _compare(function) for name, function in COMPARISONS.items()},
     "Where": _where,

@@ -85,5 +85,5 @@ def weighted(layer: keras.Layer, x: keras.KerasTensor, *weights: Any) -> Called:
     layer.build(x.shape)
     layer.set_weights([value(v) for v in weights])
     variables = [v for v in weights if isinstance(v, keras.Variable)]
-    layer.trainable = not variables or any(v.trainable for v in variables)
+    layer.trainable = any(v.trainable for v in variables)
     return layer, x

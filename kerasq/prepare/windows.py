@@ -80,6 +80,8 @@ def resize(node: Node, args: tuple, options: dict) -> Called:
     """Images of another size."""
     keys = ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias")
     own = {key: getattr(node.layer, key) for key in ("interpolation", "data_format", *keys)}
+    fills = ("fill_mode", "fill_value")
+    own |= {key: getattr(node.layer, key) for key in fills if hasattr(node.layer, key)}
     layer = L.Resizing(*node.layer.size, **own, **options)
     is_batch = len(args[0].shape) == 4  # Without samples it is one image.
     return (layer, args[0]) if is_batch and not registry.complaint(layer) else None

@@ -110,7 +110,7 @@ def test_one_layer_on_images_of_two_sizes(name, granularity, capsys):
     model, data = two_sizes(layer)
     model.set_weights([np.linspace(0.5, 2.0, len(w)) for w in model.get_weights()])
     q = networks.quantized(model, data, granularity=granularity)
-    said = "Train apart, a copy for each size that they read: weights of 'norm'."
+    said = "Train apart, a copy for each call: weights of 'norm'."
     # One range for all channels is that of the gains times the root of a size.
     is_apart = granularity == "per_tensor" and bool(layer.trainable_weights)
     assert (said in capsys.readouterr().out) == is_apart
