@@ -165,7 +165,7 @@ def quantize_model(
     weight_quantizers.find(weights)
     target = targets.find(target)
     graph = graphs.read(model, lambda layer: unsupported.is_closed(layer, overrides))
-    graph = _without_lost(model, graph)
+    graph = _without_lost(graph)
     check_finite(graph.model)
     _say_unknown_shapes(graph.model)
     check_variances(graph.model)
@@ -241,21 +241,21 @@ def _makes_itself(kind: type[keras.Model]) -> bool:
     return has_own or issubclass(kind, keras.Sequential)
 
 
-def _without_lost(model: keras.Model, graph: graphs.Graph) -> graphs.Graph:
+def _without_lost(graph: graphs.Graph) -> graphs.Graph:
     """The graph without what the quantized model does not train with, of which it prints."""
     if graph.unread:
         print(
             "Left out in training, as what is computed of weights alone is a constant: "
             f"{', '.join(graph.unread)}."
         )
+    if graph.masked:
+        print(
+            "Left out in training: masks of outputs, by which Keras leaves steps out of losses and "
+            f"metrics; give `sample_weight` instead. Outputs: {', '.join(graph.masked)}."
+        )
     graph, lost = unsupported.without_lost_regularizers(graph)
     if lost:
         print(f"Left out in training: activity_regularizer of {', '.join(map(repr, lost))}.")
-    if masked := [graphs.tensor_name(y) for y in model.outputs if graphs.has_mask(y)]:
-        print(
-            "Left out in training: masks of outputs, by which Keras leaves steps out of losses and "
-            f"metrics; give `sample_weight` instead. Outputs: {', '.join(masked)}."
-        )
     return graph
 
 

@@ -1095,3 +1095,25 @@ def test_lora_is_merged_first():
     layer.enable_lora(2)
     with pytest.raises(ValueError, match=r"must be merged .* Received: 'dense' with enable_lora"):
         kerasq.quantize_model(model)
+
+
+class Tagger(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.rows = L.Embedding(9, 4, mask_zero=True)
+        self.loop = L.LSTM(3, return_sequences=True, name="loop")
+
+    def call(self, x):
+        return self.loop(self.rows(x))
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_masks_of_outputs_are_said_to_be_lost(is_traced, capsys):
+    x = np.ones((2, 5), "int32")
+    model = Tagger() if is_traced else keras.Sequential([keras.Input((5,)), *Tagger().layers])
+    model(x)
+    kerasq.quantize_model(model)
+    printed = capsys.readouterr().out
+    assert "give `sample_weight` instead. Outputs: loop." in printed
+    kerasq.quantize_model(keras.Sequential([keras.Input((5, 4)), L.LSTM(3)]))
+    assert "masks" not in capsys.readouterr().out

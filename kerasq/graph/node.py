@@ -88,13 +88,15 @@ class Graph:
     Attributes:
         model: the copy.
         nodes: the calls, each of a layer of its own.
-        unread: paths of the user's trainable weights that no call reads; none where a pass has been
-            over it.
+        unread: paths of the user's trainable weights that no call reads.
+        masked: names of the outputs of the user's model that have masks. Of both, none where a pass
+            has been over it.
     """
 
     model: keras.Model
     nodes: list[Node]
     unread: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
 
     @functools.cached_property
     def _readers(self) -> dict[int, list[Node]]:

@@ -20,7 +20,17 @@ from kerasq.graph.functional import (
     own_activation,
     tensors_of,
 )
-from kerasq.graph.node import Graph, Node, Source, call_of, calls, distinct_name, places, symbolic
+from kerasq.graph.node import (
+    Graph,
+    Node,
+    Source,
+    call_of,
+    calls,
+    distinct_name,
+    places,
+    symbolic,
+    tensor_name,
+)
 from kerasq.graph.running import compute
 from kerasq.layers import ActivityRegularizer
 
@@ -52,12 +62,13 @@ def read(model: keras.Model, closed: Callable[[keras.Layer], bool] | None = None
             functional.input,
         )
         outputs = reading.inline(functional, inputs)
+        masked = [tensor_name(y) for y in functional.outputs if internals.has_mask(y)]
     copy = keras.Model(inputs, outputs, name=model.name)
     # A call that no output needs would count as a reader of what it reads.
     needed = places(copy)
     unread = [x.path for x in model.trainable_variables if id(x) not in reading.read]
     nodes = [node for node in reading.nodes if id(node.outputs[0]) in needed]
-    return Graph(copy, nodes, tuple(unread))
+    return Graph(copy, nodes, tuple(unread), tuple(masked))
 
 
 class _Reading:
