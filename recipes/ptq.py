@@ -172,7 +172,7 @@ def _possible(ways: Ways) -> list[str]:
         left = [way for way in asked if way not in _FROM_STATISTICS]
         if not left:
             raise ValueError(
-                f"--way={','.join(asked)} needs BatchNormalization. {error}"
+                f"--way={', '.join(asked)} needs BatchNormalization. {error}"
             ) from error
         print(f"Nothing by the statistics of BatchNormalization. {error}")
         return left
