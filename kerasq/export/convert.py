@@ -206,9 +206,9 @@ class Marker:
 
 
 def _of_shape(x: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Zeros that the converter cannot compute, whatever tensor of floats or conditions `x` is."""
-    values = tf.reshape(tf.cast(x, tf.float32), [-1])
-    return tf.broadcast_to(tf.reduce_max(values[:1]), shape)
+    """Floats that the converter cannot compute: the first of `x`, of floats or conditions."""
+    first = tf.reshape(tf.cast(x, tf.float32), [-1])[:1]
+    return tf.broadcast_to(first, shape)
 
 
 def _made(wrapper: QuantizeWrapper, grid: Grid) -> marks.Made | None:

@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from kerasq.export.converter import converter
 from kerasq.export.signature import add
-from kerasq.export.tflite import check_shapes, input_names, output_names
+from kerasq.export.tflite import check_shapes, output_names
 from kerasq.graph import functional
 from kerasq.litert import flatbuffer
 from kerasq.litert.runtime import TFLiteModel
 from kerasq.quantize import float_model
+from kerasq.support.data import input_names
 from kerasq.support.files import check_writable
 
 # Types of the weights that the converter is asked for; None for its own choice, int8.

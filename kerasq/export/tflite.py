@@ -21,6 +21,7 @@ from kerasq.litert.runtime import TFLiteModel
 from kerasq.litert.runtimes import RUNTIMES
 from kerasq.litert.tflite_metadata import Description, class_count
 from kerasq.scheme import FLOAT_BITS
+from kerasq.support.data import input_names
 from kerasq.support.files import check_writable
 from kerasq.support.finite import check_finite
 from kerasq.support.restore import restored_on_error
@@ -264,13 +265,6 @@ def _check_observed(model: keras.Model) -> None:
             f"Received: {len(unseen)} layer(s) that have seen none: {unseen}. "
             "Call kerasq.calibrate(model, data), or fit the model."
         )
-
-
-def input_names(model: keras.Model) -> list[str]:
-    """The name of each input: its key in a dict, by which Keras takes it, or its own."""
-    if isinstance(model.input, dict) and len(model.input) == len(model.inputs):
-        return sorted(model.input)  # the order in which Keras flattens it
-    return [x.name for x in model.inputs]
 
 
 def output_names(model: keras.Model) -> list[str]:

@@ -189,14 +189,18 @@ def _is_array_each(model: keras.Model, x: Sequence) -> bool:
     return len(x) == len(model.inputs) > 1 and all(hasattr(y, "shape") for y in x)
 
 
-def _keys(model: keras.Model, x: dict) -> list[str]:
-    """The keys of the model's inputs, in their order: their names, or those of its own dict."""
-    # As in `fit`, keys are names of inputs; in the structure's own order they would be sorted.
-    names = [symbol.name for symbol in model.inputs]
-    if not isinstance(model.input, dict) or set(x) == set(names):
-        return names
+def input_names(model: keras.Model) -> list[str]:
+    """The name of each input: its key in a dict, by which Keras takes it, or its own."""
+    if not isinstance(model.input, dict) or _is_nested(model.input):
+        return [symbol.name for symbol in model.inputs]
     own = {id(symbol): key for key, symbol in model.input.items()}
     return [own[id(symbol)] for symbol in model.inputs]
+
+
+def _keys(model: keras.Model, x: dict) -> list[str]:
+    """The keys of the model's inputs, in their order: those of its own dict, or their names."""
+    own, names = input_names(model), [symbol.name for symbol in model.inputs]
+    return names if {*x} == {*names} != {*own} else own
 
 
 def _by_name(x: dict, model: keras.Model) -> list:

@@ -325,10 +325,11 @@ def test_keys_of_a_dict_are_the_names_of_inputs():
     with pytest.warns(UserWarning, match="must match the names"):
         model = keras.Model({"a": a, "b": b}, keras.layers.Subtract()(layers))
     rng = np.random.default_rng(0)
-    data = {key: rng.normal(size=(16, 6)).astype("float32") for key in "ab"}
+    data = {key: rng.normal(0.0, s, (16, 6)).astype("f") for key, s in (("a", 0.1), ("b", 10.0))}
     q = kerasq.quantize_model(model)
     kerasq.calibrate(q, data)
     lite = kerasq.export_tflite(q)
     np.testing.assert_array_equal(lite.predict(data), q.predict_on_batch(data))
+    assert networks.sqnr(model, q, data) > 25  # Calibrated by keys, too.
     plain = kerasq.export_float_tflite(model).predict(data)
     np.testing.assert_allclose(plain, model.predict_on_batch(data), atol=1e-5)
