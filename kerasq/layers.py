@@ -358,12 +358,15 @@ class Compare(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """The answers, bool."""
-        first, second = x if isinstance(x, (list, tuple)) else (x, self.value)
+        return self.answers(*(x if isinstance(x, (list, tuple)) else (x, self.value)))
+
+    def answers(self, first: Any, second: Any) -> Any:
+        """Those to any two operands."""
         return getattr(keras.ops, self.function)(first, second)
 
     def compute_output_spec(self, x: Any) -> Any:
         """Of the shape that the operands broadcast to."""
-        return self.call(x)
+        return Compare.call(self, x)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

@@ -121,8 +121,9 @@ def find(layer: keras.Layer) -> Rule | None:
     # Operations of keras.ops are no layers; their classes are known by name only.
     if not isinstance(layer, keras.Layer):
         return OPERATIONS.get(type(layer).__name__)
-    # By the very class, since a subclass may compute something else.
-    found = _REGISTERED.get(type(layer)) or LAYERS.get(type(layer))
+    # By the very class, since a subclass may compute something else, but for those of our own.
+    kind = getattr(layer, "stands_for", type(layer))
+    found = _REGISTERED.get(kind) or LAYERS.get(kind)
     is_nearest = type(layer) in NEAREST and layer.interpolation == "nearest"
     return NEAREST[type(layer)] if is_nearest else found
 

@@ -10,14 +10,14 @@ import numpy as np
 from kerasq import graph as graphs
 from kerasq import one_grid, registry
 from kerasq.kernel_wrapper import KernelWrapper
-from kerasq.layers import IN_FRONT, Constant, Requantize, Scale, SequenceLSTM
+from kerasq.layers import IN_FRONT, Compare, Constant, Requantize, Scale, SequenceLSTM
 from kerasq.lstm_wrapper import LstmWrapper
 from kerasq.plan import Call, Kind, Plan
 from kerasq.quantizers.activations import ActivationQuantizer
 from kerasq.quantizers.structure import clusters_of
 from kerasq.scales import FREE
 from kerasq.scheme import FLOAT_BITS
-from kerasq.wrappers import Boundary, QuantizeWrapper, quantized_by
+from kerasq.wrappers import Boundary, CompareCodes, QuantizeWrapper, quantized_by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -240,6 +240,8 @@ class _Wrapping:
         """A copy of a layer that is not wrapped, one for all its calls where it has weights."""
         if isinstance(node.layer, Requantize):  # Of values that have their grid already.
             return keras.layers.Identity(name=node.layer.name, dtype="float32")
+        if isinstance(node.layer, Compare):
+            return CompareCodes(**graphs.configuration(node.layer))
         if not getattr(node.layer, "weights", None):
             return graphs.copy_layer(node.layer)
         name = node.source.weights_of

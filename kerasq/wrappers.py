@@ -18,7 +18,7 @@ import tensorflow as tf
 from kerasq import fake_quant, graph, kernels, one_grid, plan, registry, scheme, targets
 from kerasq.grid import Grid
 from kerasq.layer_rules import QUANTIZE
-from kerasq.layers import IN_FRONT, Constant, InputScale
+from kerasq.layers import IN_FRONT, Compare, Constant, InputScale
 from kerasq.litert.operators import fuses_relu
 from kerasq.litert.preprocessing import Preprocessing
 from kerasq.quantizers import activations, threshold
@@ -157,12 +157,10 @@ class QuantizeWrapper(keras.layers.Wrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; on symbolic tensors, also notes which layers they come from."""
-        inputs = on_grids(graph.symbolic((args, kwargs)))
-        # Only symbolic tensors know; those of a step or of eager calls must come from the same.
-        if inputs:
-            self._producers = Wrappers(quantized_by(x) for x in inputs)
-            if not self.reads_float and None in self._producers:
-                names = [graph.origin(x)[0].name for x in inputs]
+        if producers := producers_of(args, kwargs):
+            self._producers = producers
+            if not self.reads_float and None in producers:
+                names = [graph.origin(x)[0].name for x in on_grids(graph.symbolic((args, kwargs)))]
                 raise ValueError(
                     f"Layer {self.name!r} must read quantized values. Received: float ones among "
                     f"the outputs of {names}. Build the model with `kerasq.quantize_model`."
@@ -349,6 +347,8 @@ def infer_float(node: graph.Node, *args: Any, **kwargs: Any) -> Any:
     """
     if isinstance(node.layer, QuantizeWrapper):
         return node.layer.float_output(*args)
+    if isinstance(node.layer, CompareCodes):
+        return node.layer.run_float(*args)
     return graph.infer(node.layer, *args, **kwargs)
 
 
@@ -476,6 +476,50 @@ class Wrappers:
 
     def __getitem__(self, index: int) -> QuantizeWrapper:
         return self._wrappers[index]
+
+
+@keras.saving.register_keras_serializable("kerasq")
+class CompareCodes(Compare):
+    """A `Compare` of a quantized model: its numbers are put on the grid of what it reads.
+
+    What is -1.0 before it is quantized is equal to -1.0 behind it.
+    """
+
+    stands_for = Compare
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._producers: Wrappers | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer; on symbolic tensors, also notes which wrapper they come from."""
+        self._producers = producers_of(args, kwargs) or self._producers
+        return super().__call__(*args, **kwargs)
+
+    def call(self, x: Any) -> Any:
+        """The answers, bool."""
+        if (grid := self.input_grid()) is None:
+            return super().call(x)
+        # In training, values may lie beside their codes.
+        return self.answers(kernels.centre(x, grid), kernels.nearest(self.value, grid))
+
+    def run_float(self, x: Any, numbers: Any = None) -> Any:
+        """The answers on values that lie on no grid; where `numbers` are given, by those."""
+        return super().call(x) if numbers is None else self.answers(x, numbers)
+
+    def input_grid(self) -> Grid | None:
+        """The grid of what is compared; None where that is float."""
+        (producer,) = self._producers or (None,)
+        return None if producer is None else producer.grid()
+
+
+def producers_of(args: tuple, kwargs: dict) -> Wrappers | None:
+    """The wrappers that made what a layer is called on; None where nothing of it is symbolic.
+
+    Only symbolic tensors know; those of a step or of eager calls must come from the same.
+    """
+    inputs = on_grids(graph.symbolic((args, kwargs)))
+    return Wrappers(quantized_by(x) for x in inputs) if inputs else None
 
 
 def quantized_by(tensor: keras.KerasTensor) -> QuantizeWrapper | None:

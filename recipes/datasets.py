@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasq.support import archives
 from kerasq.support.progress import track
 
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -193,18 +194,12 @@ def _npz(path: Path) -> Dataset:
 def _archived(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a NumPy archive, by name."""
     try:
-        with np.load(path) as archive:
-            found = {name: archive[name] for name in archive.files}
-        # Of a member that is no array, NumPy returns the bytes.
-        others = [name for name, values in found.items() if not isinstance(values, np.ndarray)]
-        if others:
-            raise ValueError(f"{', '.join(others)} are no arrays")
-    except Exception as error:  # NumPy and zipfile raise errors of any kind on damaged files.
+        return archives.read(path)
+    except ValueError as error:
         raise ValueError(
             f"A .npz data set must be readable. Received: {path}: {error}. Arrays of Python "
             "objects are not read. Write it again with np.savez."
         ) from error
-    return found
 
 
 def _image_folder(path: Path, size: int | None = None) -> Dataset:

@@ -81,6 +81,40 @@ def test_codes_compare_as_their_values_do(kind, is_first):
         np.testing.assert_array_equal(found, want)
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+@pytest.mark.parametrize("name", ["equal", "not_equal", "greater", "greater_equal", "less_equal"])
+def test_numbers_lie_on_the_grid_of_what_is_compared_with_them(name, scheme, tmp_path):
+    # None of them is a value of a code, but for 0.
+    values = np.float32([-1.0, 0.37, 3.0, -2.5, 4.1, 0.0])
+    rng = np.random.default_rng(0)
+    x = keras.Input((8,), name="x")
+    compare = getattr(K, name)
+    # Nothing is equal to what is beyond the grid, nor 0 to what is less than half a step from it.
+    limits = [-1.0, 0.37, 3.0, -2.5, 50.0, 1e-6, -1e-6]
+    model = keras.Model(x, [K.where(compare(x, limit), x, 0.0) for limit in limits])
+    data = rng.choice(values, (64, 8)).astype("float32")
+    q = networks.quantized(model, data, scheme=scheme)
+    q.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    lite = kerasq.export_tflite(loaded)
+    wanted, found = networks.run(model, data), lite.predict(data)
+    simulated, trained = loaded.predict_on_batch(data), loaded(data, training=True)
+    for output, want, y, t in zip(lite.output_names, wanted, simulated, trained, strict=True):
+        np.testing.assert_allclose(y, want, atol=0.03)
+        np.testing.assert_allclose(t, want, atol=0.03)
+        np.testing.assert_array_equal(found[output], y)
+
+
+def test_masking_of_a_number_that_no_code_has():
+    steps = keras.Input((6, 3))
+    x = L.GlobalAveragePooling1D()(L.Masking(mask_value=-1.0)(steps))
+    model = keras.Model(steps, x)
+    data = np.random.default_rng(0).normal(size=(64, 6, 3)).astype("float32")
+    data[:, 4:] = -1.0
+    lite = kerasq.export_tflite(networks.quantized(model, data))
+    np.testing.assert_allclose(networks.run(model, data), lite.predict(data), atol=0.05)
+
+
 def test_what_is_computed_in_float_around_a_choice(capsys):
     x = keras.Input((4,), name="x")
     y = L.Dense(4, name="dense")(x)

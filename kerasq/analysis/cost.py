@@ -6,12 +6,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from kerasq import registry, targets
+from kerasq import graph, registry, targets
 from kerasq.graph import functional
 from kerasq.kernel_wrapper import KernelWrapper
 from kerasq.layers import Matmul, SequenceLSTM
 from kerasq.scheme import FLOAT_BITS, Scheme
-from kerasq.wrappers import QuantizeWrapper
+from kerasq.wrappers import Boundary, QuantizeWrapper
 
 
 def _inner(layer: keras.Layer) -> keras.Layer:
@@ -77,12 +77,16 @@ def activation_bytes(tensor: keras.KerasTensor, bits: int) -> int:
 
 
 def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
-    """Bytes of kernel and bias in the file; of all variables where the layer stays float."""
+    """Bytes of kernel and bias in the file; of all variables where the layer stays float.
+
+    The table of an Embedding that is read on a grid is codes, and those of what puts it there.
+    """
+    if isinstance(layer, Boundary):
+        table = graph.origin(layer.input)[0]
+        return math.prod(table.embeddings.shape) * scheme.code_bits // 8 if _is_table(table) else 0
+    if scheme.weight_bits == FLOAT_BITS:
+        return _float_bytes(layer)
     shape = kernel_shape(layer)
-    if scheme.weight_bits == FLOAT_BITS:  # Ranges of a quantized layer do not count.
-        # Operations of `keras.ops` have none.
-        weights = getattr(_inner(layer), "weights", ())
-        return 4 * sum(math.prod(variable.shape) for variable in weights)
     if isinstance(_inner(layer), SequenceLSTM):
         kernels = _lstm_kernels(_inner(layer))
         return sum(map(math.prod, kernels)) + 4 * kernels[0][-1]  # Codes are int8, biases int32.
@@ -98,6 +102,20 @@ def weight_bytes(layer: keras.Layer, scheme: Scheme) -> int:
     bits = 4 if is_packed else 8
     # Half a byte at the end counts as one. Biases are int32 behind int8, int64 behind int16.
     return -(-math.prod(shape) * bits // 8) + _channels(layer) * (scheme.code_bits // 2)
+
+
+def _float_bytes(layer: keras.Layer) -> int:
+    """Bytes of what a layer has in float; of a quantized one without its ranges."""
+    if _is_table(layer) and all(isinstance(x, Boundary) for x in graph.readers(layer)):
+        return 0
+    # Operations of `keras.ops` have none.
+    weights = getattr(_inner(layer), "weights", ())
+    return 4 * sum(math.prod(variable.shape) for variable in weights)
+
+
+def _is_table(layer: keras.Layer) -> bool:
+    """Whether a layer picks rows of its weights, which the file may have as codes."""
+    return isinstance(layer, keras.layers.Embedding)
 
 
 def _target(layer: keras.Layer) -> targets.Target:

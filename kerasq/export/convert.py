@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasq import graph, registry, targets
+from kerasq import graph, kernels, registry, targets
 from kerasq.export import marks
 from kerasq.export.converter import converter
 from kerasq.grid import Grid
@@ -27,7 +27,7 @@ from kerasq.kernels.lstm import LstmWeights
 from kerasq.layer_rules import QUANTIZE
 from kerasq.layers import Constant, FrameConv2D, InputScale, InverseRoot, Scale
 from kerasq.lstm_wrapper import LstmWrapper
-from kerasq.wrappers import Boundary, QuantizeWrapper, target_of, wrapped
+from kerasq.wrappers import Boundary, CompareCodes, QuantizeWrapper, target_of, wrapped
 
 # Of all operators without a TFLite form, this one takes a tensor of any type, gives its shape, and
 # has a second operand for a number. It has no kernel here, so that the converter cannot compute it
@@ -257,6 +257,8 @@ def _infer(layer: keras.Layer, target: targets.Target, *args: Any, **kwargs: Any
     if isinstance(layer, keras.layers.Embedding) and not target.negative_places:
         # Keras's has operators for places counted from the end, which the runtime lacks.
         return tf.gather(layer.embeddings, tf.cast(args[0], tf.int32))
+    if isinstance(layer, CompareCodes):
+        return layer.run_float(args[0], _numbers(layer))
     if isinstance(layer, InputScale):
         # Two operators, each of which rounds.
         return tf.cast(args[0], tf.float32) * layer.kernel + layer.bias
@@ -267,6 +269,13 @@ def _infer(layer: keras.Layer, target: targets.Target, *args: Any, **kwargs: Any
     if is_nearest:
         return tf.image.resize(args[0], layer.compute_output_shape(args[0].shape)[1:3], "nearest")
     return graph.infer(layer, *args, **kwargs)
+
+
+def _numbers(layer: CompareCodes) -> np.ndarray | None:
+    """The numbers that values are compared with, as the grid of the values has them."""
+    with tf.init_scope():
+        grid = layer.input_grid()
+        return None if grid is None else (kernels.nearest(layer.value, grid) * grid.scale).numpy()
 
 
 def _scale(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

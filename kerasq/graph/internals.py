@@ -61,6 +61,11 @@ def without_masks(tensors: Any) -> Any:
     return keras.tree.map_structure(lambda x: tf.identity(x) if has_mask(x) else x, tensors)
 
 
+def readers(operation: Any) -> list[Any]:
+    """The layers and operations that read what one returns, in any graph."""
+    return [record.operation for record in operation._outbound_nodes]
+
+
 def takes_training(layer: Any) -> bool:
     """Whether the `call` of a layer has an argument `training`; that of an operation has none."""
     return getattr(layer, "_call_has_training_arg", False)

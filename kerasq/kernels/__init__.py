@@ -10,7 +10,7 @@ Which function an operator runs on at which width is the target's to say (`keras
 """
 
 from kerasq.kernels.accumulators import IntegerWeights, accumulate
-from kerasq.kernels.codes import centre, clip, quantize, quantize_weights
+from kerasq.kernels.codes import centre, clip, nearest, quantize, quantize_weights
 from kerasq.kernels.kernel import AccumulatorKernel, Kernel
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "accumulate",
     "centre",
     "clip",
+    "nearest",
     "quantize",
     "quantize_weights",
 ]

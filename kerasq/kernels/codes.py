@@ -1,5 +1,7 @@
 """Centred codes: `code - zero_point` as float32 tensors, on which all simulated kernels work."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -12,6 +14,18 @@ def centre(x: tf.Tensor, grid: Grid) -> tf.Tensor:
     # x is a code times the scale in float32, off by far less than half a step: any rounding finds
     # the code again.
     return tf.round(x / grid.scale)
+
+
+def nearest(values: Any, grid: Grid) -> tf.Tensor:
+    """Centred codes of numbers that codes are compared with, as those of equal values.
+
+    Not rounded, and so equal to none, are numbers beyond the grid, and those that only 0 is near:
+    it has a code of its own.
+    """
+    steps = values / grid.scale
+    codes = tf.round(steps)
+    is_one = tf.equal(clip(codes, grid), codes) & (tf.equal(codes, 0.0) == tf.equal(steps, 0.0))
+    return tf.where(is_one, codes, steps)
 
 
 def clip(codes: tf.Tensor, grid: Grid) -> tf.Tensor:

@@ -5,13 +5,12 @@ import io
 import json
 import os
 import pathlib
-import zipfile
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasq.support import files
+from kerasq.support import archives, files
 
 _HEADER = "header"
 
@@ -65,11 +64,10 @@ class Backup:
 
     def _read(self, path: pathlib.Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as found:
-                header = json.loads(str(found[_HEADER]))
-                kernels = {name: found[name] for name in found.files if name != _HEADER}
+            kernels = archives.read(path)
+            header = json.loads(str(kernels.pop(_HEADER)))
             same = header["model"] == self._print
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 "`backup` must name a file of an earlier run, or a new one. Received: "
                 f"{str(path)!r}, which cannot be read ({error}). Remove it, or name another one."

@@ -2,13 +2,13 @@
 
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+from kerasq.support import archives
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 
@@ -116,16 +116,11 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"Received: {str(path)!r}. Write arrays by numpy.save."
         )
     try:
-        found = np.load(path, allow_pickle=False)
-        is_one = isinstance(found, np.ndarray)
-        arrays = {"x": found} if is_one else {x: found[x] for x in found.files}
-    except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        # Its own error says how to run what is in the file.
+        return archives.read(path)
+    except ValueError as error:
         raise ValueError(
-            f"A file must hold arrays as numpy.save writes them. Received: {path}, which is "
-            "damaged, or holds Python objects."
+            f"A file must hold arrays as numpy.save writes them. Received: {path}: {error}."
         ) from error
-    return arrays
 
 
 def _real(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:

@@ -49,7 +49,8 @@ def epoch_batches(
         (3, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
     _check(x, y, batch_size, multiple)
-    steps = -(-len(x) // batch_size)
+    more = -len(x) % multiple
+    steps = -(-(len(x) + more) // batch_size)
     # As tensors, since a data set of TensorFlow cannot be read by index.
     samples, targets = tf.constant(x), tf.constant(y)
     root = tf.constant(seed, tf.int64)
@@ -57,7 +58,7 @@ def epoch_batches(
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         draws = tf.random.stateless_uniform([len(x)], tf.stack([root, epoch]))
         order = tf.argsort(draws)
-        order = tf.concat([order, order[: -len(x) % multiple]], axis=0)
+        order = tf.concat([order, order[:more]], axis=0)
         batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
         return batches.enumerate(epoch * steps)
 

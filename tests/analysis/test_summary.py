@@ -44,6 +44,25 @@ def test_peak_memory_of_a_residual_block():
     assert row(kerasq.summary(q), "flat").activation_bytes == 0
 
 
+@pytest.mark.parametrize(("scheme", "size"), [("w8a8", 1), ("w8a16", 2)])
+def test_the_table_of_an_embedding_counts_as_the_file_has_it(scheme, size):
+    words = keras.Input((6,), dtype="int32", name="words")
+    x = L.Embedding(50, 4, name="table")(words)
+    model = keras.Model(words, L.Dense(3, name="dense")(x))
+    data = np.random.default_rng(0).integers(0, 50, (64, 6))
+    q = networks.quantized(model, data, scheme=scheme)
+    lite = kerasq.export_tflite(q)
+    (table,) = [x for x in lite.tensors if x.name.endswith("/table")]
+    summary = kerasq.summary(q)
+    dense = 4 * 3 + 3 * 4 * size
+    assert summary.weight_bytes == table.bytes + dense == 50 * 4 * size + dense
+    # Read in float as well, there is a table of floats beside it.
+    both = keras.Model(words, [model.output, L.Dense(3, name="float")(x)])
+    q = kerasq.quantize_model(both, scheme=scheme, overrides={"float": "float"})
+    floats = 4 * (50 * 4 + 4 * 3 + 3)
+    assert kerasq.summary(q).weight_bytes == 50 * 4 * size + dense + floats
+
+
 def test_accumulators_need_data():
     q = kerasq.quantize_model(networks.mlp())
     assert row(kerasq.summary(q), "hidden").accumulator_bits is None

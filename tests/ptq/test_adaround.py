@@ -235,8 +235,10 @@ def test_a_backup_of_something_else_is_refused(tmp_path):
     q.get_layer("head").kernel.assign(2.0 * q.get_layer("head").kernel)
     with pytest.raises(ValueError, match=r"which is of others\. Remove it"):
         kerasq.adaround(q, x, iterations=2, backup=path)
-    path.write_bytes(b"PK" + path.read_bytes()[:50])
-    with pytest.raises(ValueError, match="which cannot be read"):
-        kerasq.adaround(q, x, iterations=2, backup=path)
+    content = path.read_bytes()
+    for damaged in (b"PK" + content[:50], content[:200] + b"?" * 20 + content[220:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="which cannot be read"):
+            kerasq.adaround(q, x, iterations=2, backup=path)
     with pytest.raises(FileNotFoundError, match="directory of the file must exist"):
         kerasq.adaround(q, x, iterations=2, backup=tmp_path / "no" / "rounding.npz")

@@ -46,3 +46,6 @@ def test_epochs_are_filled_up_for_replicas():
     assert steps == 3 and [len(y) for y in found] == [16, 16, 4, 16]
     np.testing.assert_array_equal(np.sort(np.concatenate(found[:3])[:35]), Y[:35])
     assert found[2][-1] == found[0][0]
+    # Which may take one batch more.
+    batches, steps = kerasq.epoch_batches(X[:9], Y[:9], batch_size=3, multiple=4)
+    assert steps == 4 and [len(y) for _, y in batches.take(steps + 1)] == [3, 3, 3, 3, 3]
